@@ -1,0 +1,1 @@
+"""Batch effects normalization for plate-based microscopy screens."""

@@ -1,0 +1,150 @@
+"""The Screen: one table, a row an image, plus the pixels that belong to the rows.
+
+Whatever the source of a screen, everything behind it sees only this table and :class:`Pixels`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from biomass.errors import ConfigError, DataError
+
+COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split", "control")
+"""The canonical columns, in this order, of every screen's table."""
+
+PLATE = ("experiment", "plate")
+"""The columns that together name a plate."""
+
+CONTROLS = ("", "negative", "positive")
+"""The values of the column ``control``; the empty one is a perturbed (treated) well."""
+
+UNLABELLED = -1
+"""The value of the column ``label`` where nothing is known."""
+
+
+class Pixels(Protocol):
+    """Where a screen's pixels come from. An implementation must survive pickling (loader workers)."""
+
+    channels: tuple[str, ...]
+    """Names of the C channels, in the order in which they are read."""
+    size: tuple[int, int]
+    """Height and width (H, W) of every image, in pixels."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Read the images of ``rows`` (N,) into an array (N, C, H, W), in the source's own integer (or float) type.
+
+        Raises:
+            BadImageError: an image cannot be read or has another shape; carries its row.
+        """
+
+    def name(self, row: int) -> str:
+        """What a person would look for to find the image of ``row``: a file name, mostly."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A plate-based microscopy screen.
+
+    Attributes:
+        table: one row an image, ``RangeIndex``; the canonical columns (see :data:`COLUMNS`), the dense integer
+            ``plate_id`` of (experiment, plate) over the *whole* screen, and any further column of the source.
+        pixels: the images of the rows.
+        classes: names of the labels: ``classes[label]``.
+    """
+
+    table: pd.DataFrame
+    pixels: Pixels
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def plate_names(self) -> tuple[str, ...]:
+        """A readable name, ``experiment/plate``, for every ``plate_id``."""
+        first = self.table.drop_duplicates("plate_id").sort_values("plate_id")
+        return tuple(f"{e}/{p}" for e, p in zip(first["experiment"], first["plate"], strict=True))
+
+    @cached_property
+    def plate_ids(self) -> np.ndarray:
+        """``plate_id`` of every row, (N,) int64."""
+        return self.table["plate_id"].to_numpy(np.int64)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """``label`` of every row, (N,) int64."""
+        return self.table["label"].to_numpy(np.int64)
+
+    @cached_property
+    def negative_controls(self) -> np.ndarray:
+        """Which rows are negative controls, (N,) bool: the rows that plate statistics may be taken from."""
+        return (self.table["control"] == "negative").to_numpy(bool)
+
+    @cached_property
+    def treated(self) -> np.ndarray:
+        """Which rows are perturbed wells, neither positive nor negative control, (N,) bool."""
+        return (self.table["control"] == "").to_numpy(bool)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows, sorted."""
+        return tuple(sorted(s for s in self.table["split"].unique() if s))
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of a split, ascending, (n,) int64.
+
+        Raises:
+            ConfigError: the split has no rows.
+        """
+        rows = np.flatnonzero((self.table["split"] == split).to_numpy())
+        if not len(rows):
+            raise ConfigError(f"split '{split}' has no rows; this screen has: {', '.join(self.splits) or 'none'}")
+        return rows
+
+    def groups(self, columns: Sequence[str]) -> np.ndarray:
+        """Dense group number of every row by the values of ``columns``, over the whole screen, (N,) int64.
+
+        Raises:
+            ConfigError: a column is not in the table.
+        """
+        if tuple(columns) == PLATE:
+            return self.plate_ids
+        missing = [c for c in columns if c not in self.table]
+        if missing:
+            raise ConfigError(f"cannot group by '{missing[0]}'; columns of this screen: {', '.join(self.table)}")
+        return self.table.groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
+
+
+def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> Screen:
+    """Check a source's table, number its plates and return the Screen.
+
+    Args:
+        table: the canonical columns but ``plate_id``; identity columns may be of any type and become strings.
+        pixels: the images, in the order of the rows.
+        classes: names of the labels.
+
+    Raises:
+        DataError: a canonical column is missing, a label has no class, a control is unknown, or the table is empty.
+    """
+    missing = [c for c in COLUMNS if c not in table]
+    if missing:
+        raise DataError(f"the table has no column '{missing[0]}'; it has: {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise DataError("the table has no rows; a screen needs at least one image")
+    table = table.reset_index(drop=True)
+    for column in ("experiment", "plate", "well", "site", "cell_type", "split", "control"):
+        table[column] = table[column].astype(str).astype("category")
+    table["label"] = table["label"].astype(np.int64)
+    bad = table.index[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
+    if len(bad):
+        raise DataError(f"row {bad[0]} has label {table['label'][bad[0]]}, but there are {len(classes)} classes")
+    unknown = sorted(set(table["control"].cat.categories) - set(CONTROLS))
+    if unknown:
+        raise DataError(f"column 'control' says '{unknown[0]}'; it may say negative, positive, or nothing")
+    table["plate_id"] = table.groupby(list(PLATE), sort=True, observed=True).ngroup().astype(np.int64)
+    rest = [c for c in table if c not in COLUMNS and c != "plate_id"]
+    return Screen(table[[*COLUMNS, "plate_id", *rest]], pixels, tuple(map(str, classes)))
