@@ -38,3 +38,9 @@ class CheckpointError(BiomassError):
 
 class TrainingError(BiomassError):
     """Training cannot go on, for example because the loss is not a number."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """The message of any error, or its type where it has none, on a single line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines) or type(error).__name__

@@ -66,8 +66,7 @@ class Screen:
     @cached_property
     def plate_names(self) -> tuple[str, ...]:
         """A readable name, ``experiment/plate``, for every ``plate_id``."""
-        first = self.table.drop_duplicates("plate_id").sort_values("plate_id")
-        return tuple(f"{e}/{p}" for e, p in zip(first["experiment"], first["plate"], strict=True))
+        return self.group_names(PLATE)
 
     @cached_property
     def plate_ids(self) -> np.ndarray:
@@ -115,8 +114,15 @@ class Screen:
             return self.plate_ids
         missing = [c for c in columns if c not in self.table]
         if missing:
-            raise ConfigError(f"cannot group by '{missing[0]}'; columns of this screen: {', '.join(self.table)}")
+            columns = ", ".join(map(str, self.table.columns))
+            raise ConfigError(f"cannot group by '{missing[0]}'; columns of this screen: {columns}")
         return self.table.groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
+
+    def group_names(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """A readable name, the values joined by ``/``, for every group number of :meth:`groups`."""
+        groups = self.groups(columns)
+        first = self.table.loc[np.unique(groups, return_index=True)[1], list(columns)].astype(str)
+        return tuple(first.agg("/".join, axis=1))
 
 
 def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> Screen:

@@ -1,0 +1,104 @@
+"""Running a network over a split, plate by plate, with the statistics that a method asks for."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from biomass.errors import ConfigError
+from biomass.loader import Batch, Loader
+from biomass.norms import plate_statistics, whole_plate_forward
+
+Transform = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Where batch norm takes its mean and variance from.
+
+    Attributes:
+        source: ``batch`` (the rows at hand) or ``running`` (averages kept in training).
+        by_group: statistics for each group (plate) of a batch, or one set for the whole batch whatever is in it.
+        rows: ``all`` rows, or the negative ``controls`` alone.
+        names: readable names of the groups, for messages.
+    """
+
+    source: Literal["batch", "running"]
+    by_group: bool = True
+    rows: Literal["all", "controls"] = "all"
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("all", "controls"):
+            raise ConfigError(f"statistics_rows '{self.rows}' is unknown; choose all or controls")
+
+    def of(self, network: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+        """The context under which ``network`` runs on ``batch``."""
+        return plate_statistics(
+            network,
+            batch.groups if self.by_group else None,
+            source=self.source,
+            controls=batch.controls if self.rows == "controls" else None,
+            names=self.names,
+        )
+
+
+def infer(
+    network: nn.Module,
+    loader: Loader,
+    transform: Transform,
+    statistics: Statistics,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Run the network over all batches of a loader, without gradients and without moving a buffer.
+
+    Where statistics come from the rows at hand and are taken by group, consecutive batches of the same group are
+    chunks of one plate: they are normalized together, exactly as if the whole plate were one batch
+    (:func:`biomass.norms.whole_plate_forward`), whatever the size of the chunks.
+
+    Yields:
+        Each batch as it was read, on the host, and the network's output (N, D) for it, on the device.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode(), autocast():
+            for chunks in _plates(loader, statistics):
+                yield from _run(network, chunks, transform, statistics, device)
+    finally:
+        network.train(was_training)
+
+
+def _plates(loader: Loader, statistics: Statistics) -> Iterator[list[Batch]]:
+    batches = (batch for batch in loader if len(batch))
+    if statistics.source == "batch" and statistics.by_group:
+        for _, chunks in itertools.groupby(batches, key=lambda batch: tuple(batch.groups.unique().tolist())):
+            yield list(chunks)
+    else:
+        yield from ([batch] for batch in batches)
+
+
+def _run(
+    network: nn.Module, chunks: list[Batch], transform: Transform, statistics: Statistics, device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    if len(chunks) == 1:
+        with statistics.of(network, chunks[0]):
+            outputs = [network(transform(chunks[0].to(device).images))]
+    else:
+        outputs = whole_plate_forward(
+            network,
+            [transform(chunk.to(device).images) for chunk in chunks],
+            controls=[chunk.controls for chunk in chunks] if statistics.rows == "controls" else None,
+        )
+    yield from zip(chunks, outputs, strict=True)
+
+
+def share_of_rank(rows: np.ndarray, groups: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The rows whose group this rank evaluates: whole groups, dealt out in turn. All of them for one rank."""
+    return rows[np.unique(groups[rows], return_inverse=True)[1] % world_size == rank]

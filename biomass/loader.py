@@ -1,0 +1,147 @@
+"""Batches of raw integer images on their way from a Screen to the device."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from biomass.errors import BadImageError, BiomassError, ConfigError
+from biomass.screen import Screen
+
+OnBadImage = Literal["error", "skip"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images and what is known of them.
+
+    Attributes:
+        images: (N, C, H, W), as the source stores them; integers stay integers until they are on the device.
+        labels: (N,) int64, -1 where unknown.
+        rows: (N,) int64, the rows of the screen; on the host.
+        groups: (N,) int64, the plates (or whatever the statistics are taken over); on the host.
+        controls: (N,) bool, which rows are negative controls; on the host.
+        skipped: (M,) int64, rows left out because their image could not be read; on the host.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    groups: Tensor
+    controls: Tensor
+    skipped: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pin_memory(self) -> "Batch":
+        """Called by the DataLoader where transfers to the device shall not block."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """Images (as float32) and labels on the device; what steers the computation stays on the host."""
+        images = self.images.to(device, non_blocking=True).to(torch.float32)
+        return replace(self, images=images, labels=self.labels.to(device, non_blocking=True))
+
+
+class BatchReader(Dataset[Batch | BiomassError]):
+    """Reads the batch whose rows a sampler names: ``reader[rows]``.
+
+    An error of the user's is returned, not raised: raised in a worker process it would arrive as a traceback.
+    """
+
+    def __init__(self, screen: Screen, groups: np.ndarray, on_bad_image: OnBadImage = "error") -> None:
+        if on_bad_image not in ("error", "skip"):
+            raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip")
+        self.pixels = screen.pixels
+        self.labels = screen.labels
+        self.controls = screen.negative_controls
+        self.groups = groups
+        self.on_bad_image = on_bad_image
+
+    def __getitem__(self, rows: np.ndarray) -> Batch | BiomassError:
+        skipped: list[int] = []
+        while True:
+            try:
+                images = self._read(rows)
+                break
+            except BadImageError as error:
+                if self.on_bad_image == "error":
+                    return error
+                skipped.append(error.row)
+                rows = rows[rows != error.row]
+            except BiomassError as error:
+                return error
+        return Batch(
+            images=torch.from_numpy(images),
+            labels=torch.from_numpy(self.labels[rows]),
+            rows=torch.from_numpy(rows),
+            groups=torch.from_numpy(self.groups[rows]),
+            controls=torch.from_numpy(self.controls[rows]),
+            skipped=torch.tensor(skipped, dtype=torch.int64),
+        )
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows):
+            return self.pixels.read(rows)
+        return np.empty((0, len(self.pixels.channels), *self.pixels.size), np.uint8)
+
+
+class Loader:
+    """Yields one :class:`Batch` for every array of rows that ``batches`` yields, in that order.
+
+    Args:
+        reader: reads the rows.
+        batches: a batch sampler; it is asked anew at every pass.
+        num_workers: processes that read ahead; 0 reads in this one.
+        pin_memory: whether transfers to the device shall not block.
+    """
+
+    def __init__(
+        self, reader: BatchReader, batches: Sampler[np.ndarray], num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        self.batches = batches
+        self._loader = DataLoader(
+            reader,
+            sampler=batches,
+            batch_size=None,  # the sampler's items already are batches
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._loader:
+            if isinstance(item, BiomassError):
+                raise item
+            yield item
+
+
+class SkippedImages:
+    """Counts and lists the images that a run leaves out (``on_bad_image: skip``), each once."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self.rows: set[int] = set()
+
+    def note(self, batch: Batch) -> None:
+        """Remember what this batch had to leave out."""
+        self.rows.update(batch.skipped.tolist())
+
+    def report(self, folder: Path) -> None:
+        """Count the images left out in the log and list them in ``skipped_images.txt``; nothing if there were none."""
+        if not self.rows:
+            return
+        path = folder / "skipped_images.txt"
+        path.write_text("".join(f"{self.screen.pixels.name(row)}\n" for row in sorted(self.rows)))
+        log.warning("left out %d images that cannot be read; they are listed in %s", len(self.rows), path)

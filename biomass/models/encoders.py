@@ -1,0 +1,81 @@
+"""Encoders of torchvision and timm for images with any number of channels."""
+
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from biomass.errors import ConfigError, one_line
+
+
+def build_encoder(key: str, in_channels: int = 3, pretrained: bool = False) -> tuple[nn.Module, int]:
+    """A convolutional network without its classification layer: (N, C, H, W) → (N, D).
+
+    Args:
+        key: a network's name in torchvision (``resnet50``) or else in timm (``resnet50d``); ``timm/<name>`` asks timm
+            even where torchvision has a network of that name.
+        in_channels: C. The first convolution is widened or narrowed where it differs from 3; pretrained kernels are
+            then repeated over the channels and scaled by 3/C, which keeps the size of its responses.
+        pretrained: start from ImageNet weights (torchvision's first published set, timm's default set).
+
+    Returns:
+        The module and D.
+
+    Raises:
+        ConfigError: nobody knows the name, or the weights cannot be fetched.
+    """
+    name = key.removeprefix("timm/")
+    if name == key and key in torchvision.models.list_models(module=torchvision.models):
+        return _torchvision_encoder(name, in_channels, pretrained)
+    import timm
+
+    if not timm.is_model(name):
+        close = [*torchvision.models.list_models(include=f"*{name[:6]}*"), *timm.list_models(f"*{name[:6]}*")][:3]
+        hint = f"did you mean {', '.join(close)}?" if close else "see torchvision.models and timm.list_models()"
+        raise ConfigError(f"model.key '{key}' is neither a torchvision nor a timm network; {hint}")
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ConfigError(
+            f"cannot fetch the pretrained weights of '{key}' ({one_line(error)}); fetch them once where there is a "
+            f"network (they are kept in HF_HOME), or set model.pretrained=false"
+        ) from error
+    return encoder, int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)
+
+
+def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> tuple[nn.Module, int]:
+    weights = next(iter(torchvision.models.get_model_weights(name))) if pretrained else None
+    try:
+        encoder = torchvision.models.get_model(name, weights=weights)
+    except (OSError, RuntimeError) as error:
+        if weights is None:
+            raise
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ConfigError(
+            f"cannot fetch the pretrained weights of '{name}' ({one_line(error)}); put the file "
+            f"{Path(weights.url).name} into {folder}, or set model.pretrained=false"
+        ) from error
+    last = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]
+    num_features = encoder.get_submodule(last).in_features
+    encoder.set_submodule(last, nn.Identity())
+    if in_channels != 3:
+        first = next(path for path, module in encoder.named_modules() if isinstance(module, nn.Conv2d))
+        encoder.set_submodule(first, _with_channels(encoder.get_submodule(first), in_channels))
+    return encoder, int(num_features)  # type: ignore[arg-type]
+
+
+def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+    """The same convolution for another number of input channels, its kernels repeated and scaled."""
+    new = nn.Conv2d(
+        in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None  # type: ignore[arg-type]
+    )
+    repeats = -(-in_channels // conv.in_channels)
+    with torch.no_grad():
+        kernels: Tensor = conv.weight.repeat(1, repeats, 1, 1)[:, :in_channels]
+        new.weight.copy_(kernels * (conv.in_channels / in_channels))
+        if conv.bias is not None and new.bias is not None:
+            new.bias.copy_(conv.bias)
+    return new

@@ -1,0 +1,69 @@
+"""A network is an encoder with a head behind it, and an architecture that a checkpoint can carry."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biomass.models.encoders import build_encoder
+from biomass.norms import convert
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All it takes to build a network again.
+
+    Attributes:
+        key: the encoder's name, see :func:`biomass.models.build_encoder`.
+        in_channels: number of image channels C.
+        head: widths of the layers behind the encoder, ReLU between them; one number is a linear layer, none is no
+            head at all. ``(d_out,)`` classifies, ``(2048, 2048, 128)`` projects.
+    """
+
+    key: str
+    in_channels: int
+    head: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {**asdict(self), "head": list(self.head)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Architecture":
+        """The inverse of :meth:`to_dict`."""
+        return cls(str(values["key"]), int(values["in_channels"]), tuple(values["head"]))
+
+
+class Network(nn.Module):
+    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(images))
+
+
+def build_network(architecture: Architecture, pretrained: bool = False, seed: int = 0) -> Network:
+    """Build a network whose batch norms are plate-aware (see :mod:`biomass.norms`).
+
+    The initial weights depend on ``seed`` alone; the global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder, num_features = build_encoder(architecture.key, architecture.in_channels, pretrained)
+        return Network(convert(encoder), multilayer(num_features, architecture.head))
+
+
+def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:
+    """Linear layers of the given widths with ReLU between them; the identity for no widths."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.ReLU()] if layers else []
+        layers.append(nn.Linear(in_features, width))
+        in_features = width
+    return nn.Sequential(*layers) if len(layers) != 1 else layers[0]

@@ -1,0 +1,88 @@
+"""The contrastive loss of SimCLR and MinCLR, for any number of views."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from biomass.errors import ConfigError
+from biomass.loader import Batch
+
+
+def contrastive_loss(
+    projections: Tensor, instances: Tensor, temperature: float, chunk_size: int = 2048
+) -> Tensor:
+    """Normalized temperature-scaled cross-entropy with several positives an anchor.
+
+    For an anchor i with positives P(i), the other views of its instance, and s the cosine similarity::
+
+        l(i) = - 1/|P(i)| * sum over p in P(i) of s(i, p) / t  +  log sum over all j != i of exp(s(i, j) / t)
+
+    averaged over all anchors that have a positive. With two views it is the NT-Xent loss of SimCLR (Chen et al.
+    2020), with more the outer form of Khosla et al. 2020 (eq. 2). Computed in float32 (or float64) whatever the
+    precision of the network; anchors are taken in chunks whose similarities are recomputed in the backward pass, so
+    that memory grows with ``chunk_size * M`` and not with M squared.
+
+    Args:
+        projections: (M, D), need not be normalized.
+        instances: (M,) integers; rows with the same number are views of the same instance.
+        temperature: t > 0.
+        chunk_size: anchors at a time.
+
+    Returns:
+        A scalar; 0 where no row has a positive.
+    """
+    if temperature <= 0:
+        raise ConfigError(f"temperature is {temperature}; it must be positive (published: 0.05)")
+    with torch.autocast(projections.device.type, enabled=False):
+        wide = projections if projections.dtype == torch.float64 else projections.float()
+        unit = F.normalize(wide, dim=1)
+        if len(unit) <= chunk_size:
+            losses, counts = _anchor_losses(unit, instances, 0, len(unit), temperature)
+            return (losses.sum() / counts.sum().clamp(min=1)).to(wide.dtype)
+        parts = [
+            checkpoint(
+                _anchor_losses, unit, instances, start, min(start + chunk_size, len(unit)), temperature,
+                use_reentrant=False, preserve_rng_state=False,
+            )
+            for start in range(0, len(unit), chunk_size)
+        ]  # fmt: skip
+        losses = torch.stack([part[0].sum() for part in parts]).sum()
+        return losses / torch.stack([part[1].sum() for part in parts]).sum().clamp(min=1)
+
+
+def _anchor_losses(
+    unit: Tensor, instances: Tensor, start: int, stop: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Loss of the anchors start…stop (0 for those without a positive), and which of them have one."""
+    similarity = unit[start:stop] @ unit.T / temperature
+    itself = torch.arange(start, stop, device=unit.device)[:, None] == torch.arange(len(unit), device=unit.device)
+    positive = (instances[start:stop, None] == instances) & ~itself
+    count = positive.sum(1)
+    log_sum = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
+    mean_positive = (similarity * positive).sum(1) / count.clamp(min=1)
+    has_positive = count > 0
+    return torch.where(has_positive, log_sum - mean_positive, 0.0), has_positive
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Pull the views of an instance together, push all other rows of the batch away.
+
+    Negatives are the other instances of the same (plate) batch; batches are not gathered over ranks, so that BEN's
+    negatives stay on one plate.
+
+    Attributes:
+        temperature: of the similarities.
+        num_views: K; the batch's rows are instance by instance, K views each.
+    """
+
+    temperature: float
+    num_views: int
+
+    def __call__(self, network: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss for images (N * K, C, H, W)."""
+        instances = torch.arange(len(images), device=images.device) // self.num_views
+        return contrastive_loss(network(images), instances, self.temperature), {}

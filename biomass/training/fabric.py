@@ -1,0 +1,42 @@
+"""Device and precision, by the words that a configuration uses."""
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from biomass.errors import ConfigError
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def make_fabric(device: str = "auto", precision: str | int = "32", devices: int = 1) -> Fabric:
+    """Fabric for ``device`` (auto, cpu, cuda), ``precision`` (32, bf16, 16) and a number of devices; launched.
+
+    Raises:
+        ConfigError: an unknown word, no such device, or 16 bit floats on the CPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device '{device}' is unknown; choose auto, cpu or cuda")
+    if str(precision) not in PRECISIONS:
+        raise ConfigError(f"trainer.precision '{precision}' is unknown; choose 32, bf16 or 16")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is not available here; set device=cpu or device=auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if str(precision) == "16" and not on_gpu:
+        raise ConfigError("trainer.precision 16 needs a GPU; use bf16 or 32 on the CPU")
+    fabric = Fabric(
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=devices,
+        precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def set_up(
+    fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False
+) -> tuple[nn.Module, Any]:
+    """The network and its optimizer on the device, compiled where asked for."""
+    return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[return-value, arg-type]

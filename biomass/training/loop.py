@@ -1,0 +1,313 @@
+"""The training loop: one for all objectives."""
+
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from biomass.errors import ConfigError, TrainingError
+from biomass.inference import Statistics, Transform
+from biomass.loader import Batch, Loader, SkippedImages
+from biomass.objectives import Objective
+from biomass.training.checkpoint import Checkpoints, check_architecture
+from biomass.training.logger import RunLogger
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[int, int], dict[str, float]]
+"""From (epoch, step) to the metrics of all evaluation splits."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and what to do how often.
+
+    Attributes:
+        num_epochs: passes over the training split.
+        clip: largest gradient norm, None for no clipping.
+        log_every: steps between two lines of the log; the device is waited for only there.
+        evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
+        max_steps: stop after so many steps in all, to try things out; None for no such bound.
+        monitor: the metric that names the best checkpoint and that a sweep may optimize, ``<split>/<metric>``;
+            larger is better, or smaller where the name ends in ``loss``.
+    """
+
+    num_epochs: int
+    clip: float | None = None
+    log_every: int = 50
+    evaluate_every: int = 1
+    max_steps: int | None = None
+    monitor: str = "val/accuracy"
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.clip is not None and self.clip <= 0:
+            raise ConfigError(f"trainer.clip is {self.clip}; give a positive norm, or null for no clipping")
+
+    def check_monitor(self, splits: Collection[str]) -> None:
+        """Raises ConfigError when the monitored metric is of a split that is not evaluated (if any is)."""
+        if splits and self.monitor.split("/")[0] not in splits:
+            raise ConfigError(f"trainer.monitor '{self.monitor}' names none of the splits {', '.join(splits)}")
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether ``value`` of the monitored metric beats ``best``."""
+        if best is None:
+            return value == value
+        return value < best if self.monitor.endswith("loss") else value > best
+
+
+@dataclass
+class Training:
+    """All parts of a run, put together by a root script.
+
+    Attributes:
+        fabric: device and precision.
+        network: as set up by ``fabric``.
+        optimizer: as set up by ``fabric``.
+        schedule: learning rate per step.
+        loader: the training batches; its sampler's ``set_epoch`` is called here.
+        transform: augmentation on the device, ``(images, generator) -> images``.
+        objective: what a step minimizes.
+        statistics: where batch norm takes its statistics from in training; the source is always the batch.
+        logger: TensorBoard and JSON-lines.
+        checkpoints: where ``last`` and ``best`` go.
+        skipped: counts the images that cannot be read.
+        about: what a checkpoint carries beside the weights: ``architecture``, ``config``, …, plain values.
+    """
+
+    fabric: Fabric
+    network: nn.Module
+    optimizer: Any
+    schedule: LRScheduler
+    loader: Loader
+    transform: Transform
+    objective: Objective
+    statistics: Statistics
+    logger: RunLogger
+    checkpoints: Checkpoints
+    skipped: SkippedImages
+    about: dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    monitored: float | None = None
+
+
+def fit(
+    run: Training,
+    plan: Schedule,
+    evaluate: Evaluate | None = None,
+    resume: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Progress:
+    """Train, evaluate and save until the plan is fulfilled.
+
+    On the CPU a resumed run ends with exactly the weights of an uninterrupted one: the order of batches and the
+    augmentation depend on (seed, epoch, step) alone, and every other random state is in the checkpoint.
+
+    Args:
+        run: the parts.
+        plan: how long, and how often.
+        evaluate: called after an epoch, returns metrics named ``<split>/<metric>``; None trains without evaluation.
+        resume: a checkpoint's state to go on from.
+        seed: of the augmentation, and of the global random state while the run lasts.
+
+    Returns:
+        Where the run ended, with the best and the last value of the monitored metric.
+
+    Raises:
+        TrainingError: the loss is not a number; the last good checkpoint stays.
+        ConfigError: the monitored metric is not among those that ``evaluate`` returns.
+    """
+    progress = Progress()
+    with _random_state(seed):
+        if resume is not None:
+            progress = _restore(run, resume)
+        for epoch in range(progress.epoch, plan.num_epochs):
+            if plan.max_steps is not None and progress.step >= plan.max_steps:
+                break
+            _train_epoch(run, plan, progress, epoch, seed)
+            progress.epoch = epoch + 1
+            finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
+            is_best = False
+            if evaluate is not None and (progress.epoch % plan.evaluate_every == 0 or finished):
+                metrics = evaluate(progress.epoch, progress.step)
+                run.logger.scalars(progress.step, progress.epoch, metrics)
+                progress.monitored = _monitored(metrics, plan.monitor)
+                is_best = plan.better(progress.monitored, progress.best)
+                progress.best = progress.monitored if is_best else progress.best
+                shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
+                log.info("epoch %d/%d  %s", progress.epoch, plan.num_epochs, _format(shown))
+            if run.fabric.is_global_zero:
+                run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None)
+    run.skipped.report(run.logger.folder)
+    return progress
+
+
+def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, seed: int) -> None:
+    run.network.train()
+    run.loader.batches.set_epoch(epoch)
+    generator = torch.Generator(run.fabric.device)
+    window = Window(run.statistics.names)
+    bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not sys.stderr.isatty())
+    for batch in bar:
+        if plan.max_steps is not None and progress.step >= plan.max_steps:
+            break
+        run.skipped.note(batch)
+        if not len(batch):
+            continue
+        generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank))
+        progress.step += 1
+        logged = progress.step % plan.log_every == 0
+        if progress.step == 1:
+            run.logger.images(0, "train/images by plate", batch.images, batch.groups)
+        loss, scalars = _forward(run, batch, generator)
+        run.fabric.backward(loss)
+        norm = _clip(run, plan.clip, logged)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        window.add(progress.step, batch, loss, scalars)
+        if logged:
+            values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
+            values["train/learning_rate"] = run.schedule.get_last_lr()[0]
+            run.logger.scalars(progress.step, epoch, values)
+            bar.set_postfix_str(_format(values))
+            if bar.disable:
+                log.info("epoch %d/%d  step %d  %s", epoch + 1, plan.num_epochs, progress.step, _format(values))
+        run.schedule.step()
+    rest = window.flush(epoch, run.checkpoints)
+    if rest:
+        run.logger.scalars(progress.step, epoch, rest)
+
+
+def _forward(run: Training, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    batch = batch.to(run.fabric.device)
+    images = run.transform(batch.images, generator)
+    with run.statistics.of(run.network, batch), run.fabric.autocast():
+        return run.objective(run.network, images, batch)
+
+
+def _clip(run: Training, clip: float | None, logged: bool) -> Tensor | None:
+    """Clip before the step; where only the norm is asked for, an infinite bound leaves the gradients as they are."""
+    if clip is None and not logged:
+        return None
+    bound = float("inf") if clip is None else clip
+    return run.fabric.clip_gradients(run.network, run.optimizer, max_norm=bound, error_if_nonfinite=False)  # type: ignore[arg-type]
+
+
+class Window:
+    """Collects the loss and the scalars of some steps on the device, and waits for the device once to read them."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names = names
+        self.steps: list[tuple[int, Tensor]] = []
+        self.losses: list[Tensor] = []
+        self.scalars: list[dict[str, Tensor]] = []
+
+    def add(self, step: int, batch: Batch, loss: Tensor, scalars: dict[str, Tensor]) -> None:
+        """Remember a step's results without looking at them."""
+        self.steps.append((step, batch.groups))
+        self.losses.append(loss.detach())
+        self.scalars.append(scalars)
+
+    def flush(self, epoch: int, checkpoints: Checkpoints) -> dict[str, float]:
+        """Means over the steps since the last flush, named ``train/<name>``; empty where there were none.
+
+        Raises:
+            TrainingError: a loss is not finite; names the first such step and its plates.
+        """
+        if not self.losses:
+            return {}
+        losses = torch.stack(self.losses).float().cpu()
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).nonzero()[0])
+            step, groups = self.steps[first]
+            plates = groups.unique().tolist()
+            shown = ", ".join(self.names[p] if self.names else str(p) for p in plates[:3]) + " …" * (len(plates) > 3)
+            kept = f"kept '{checkpoints.last}'" if checkpoints.last.exists() else "no checkpoint yet"
+            raise TrainingError(
+                f"loss is {losses[first].item()} at step {step} of epoch {epoch + 1}, plate {shown}; "
+                f"lower learning_rate or look at these images ({kept})"
+            )
+        means = {"train/loss": float(losses.mean())}
+        for name in self.scalars[0]:
+            means[f"train/{name}"] = float(torch.stack([s[name] for s in self.scalars]).float().mean())
+        self.steps, self.losses, self.scalars = [], [], []
+        return means
+
+
+def _monitored(metrics: dict[str, float], name: str) -> float:
+    if name not in metrics:
+        known = ", ".join(k for k in metrics if k.count("/") == 1)
+        raise ConfigError(f"trainer.monitor '{name}' is not measured; choose one of: {known}")
+    return metrics[name]
+
+
+def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
+    return {
+        **run.about,
+        "network": unwrapped(run.network).state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "progress": vars(progress).copy(),
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+
+
+def _restore(run: Training, state: dict[str, Any]) -> Progress:
+    check_architecture(state, run.about["architecture"], "resume")
+    unwrapped(run.network).load_state_dict(state["network"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.schedule.load_state_dict(state["schedule"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return Progress(**state["progress"])
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, out of the wrappers of Fabric, DDP and ``torch.compile``."""
+    while True:
+        inner = getattr(network, "_orig_mod", None) or getattr(network, "_forward_module", None)
+        inner = inner or (network.module if isinstance(network, nn.parallel.DistributedDataParallel) else None)
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Seed what networks draw from (dropout, stochastic depth) and leave the global state as it was."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers, far apart for neighbouring ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _format(values: dict[str, float]) -> str:
+    return "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())

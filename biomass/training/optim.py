@@ -1,0 +1,28 @@
+"""The published optimization recipe: Adam, linear warm-up, cosine decay, both counted in steps."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def adam(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015) with L2 weight decay on all parameters that are trained."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Learning rate factor per step: k/warmup_steps in the k-th warm-up step, then half a cosine down to 0.
+
+    Loshchilov & Hutter 2017, without restarts. The first step uses 1/warmup_steps, the last one nearly 0.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
