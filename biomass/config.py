@@ -75,9 +75,11 @@ class Config:
         Raises:
             ConfigError: a key that nothing has read, with the nearest key that exists.
         """
+        referred = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(self._node)))  # read through interpolation
+        known = self._read | referred
         for path in _leaves(self._node, ""):
-            if not any(path == read or path.startswith(f"{read}.") for read in self._read):
-                near = difflib.get_close_matches(path, self._read, 1)
+            if not any(path == read or path.startswith(f"{read}.") for read in known):
+                near = difflib.get_close_matches(path, known, 1)
                 hint = f"did you mean '{near[0]}'?" if near else "remove it"
                 raise ConfigError(f"unknown key '{path}'; {hint}")
 
@@ -176,6 +178,6 @@ def run_name(name: str | None, job: str) -> str:
 
 def _explain(error: Exception) -> str:
     unknown = re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", str(error))
-    if unknown and "is not in struct" in str(error):
+    if unknown:
         return f"unknown key '{unknown[1]}'; the option --cfg job lists every key"
     return one_line(error)

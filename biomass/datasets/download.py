@@ -127,13 +127,14 @@ def extract(archive: Path, folder: Path) -> None:
         else:
             _extract_tar(archive, folder, zipped=kind == b"\x1f\x8b")
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"archive '{archive}' is damaged ({one_line(error)}): delete it and download it again") from error
+        raise DataError(f"archive '{archive}' is damaged ({one_line(error)}): download it again") from error
 
 
 def _extract_tar(archive: Path, folder: Path, zipped: bool) -> None:
     label = f"Extracting {archive.name}"
     with archive.open("rb") as raw, tqdm.wrapattr(raw, "read", _size(archive), desc=label, disable=None) as watched:
-        stream = gzip.GzipFile(fileobj=watched) if zipped else cast(BinaryIO, watched)
+        source = cast(BinaryIO, watched)
+        stream = gzip.GzipFile(fileobj=source) if zipped else source
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as tar:
             for member in tar:
                 if not (member.isfile() or member.isdir()):

@@ -110,7 +110,7 @@ def _describe(array: np.ndarray) -> str:
     return f"{' x '.join(map(str, array.shape))} {array.dtype}"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FilePixels:
     """The images of a screen as files; implements :class:`biomass.screen.Pixels`. Made by :func:`open_files`.
 
@@ -241,7 +241,7 @@ def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> 
         return "CHW" if first < last else "HWC"
     if first == last == channels:
         raise ConfigError(f"image '{file}' is {_describe(array)}, whose channels may be first or last: set "
-                          "dataloaders.axes to CHW or HWC")
+                          "dataloaders.source.axes to CHW or HWC")
     if channels not in (first, last):
         raise _wrong_channels(array, channels, file, row, "HWC or CHW")
     return "CHW" if first == channels else "HWC"
@@ -249,7 +249,7 @@ def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> 
 
 def _wrong_channels(array: np.ndarray, channels: int | None, file: str, row: int, axes: str) -> BadImageError:
     expected = f"{axes} with {channels} channel(s)" if channels is not None else axes
-    remedy = "correct dataloaders.channels (their names) or dataloaders.axes"
+    remedy = "correct dataloaders.source.channels (their names) or dataloaders.source.axes"
     return BadImageError(f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}", row)
 
 
@@ -293,7 +293,8 @@ def missing_files(root: str | Path, files: Any) -> np.ndarray:
 
 def _listing(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -311,15 +312,16 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
         file = column[missing[0]].as_py()
         if not file:
             raise DataError(_no_file(int(missing[0]), c, channels or ("channel_0",)))
-        raise DataError(f"image '{Path(root) / file}' is missing (and {len(missing) - 1} more of {len(column)}): {REMEDY}")
+        more = f", and {len(missing) - 1} more of {len(column)}" if len(missing) > 1 else ""
+        raise DataError(f"image '{Path(root) / file}' is missing{more}: {REMEDY}")
 
 
-def check_unique(files: Sequence[Any], labels: Sequence[Any]) -> None:
+def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
     """Make sure that no file is listed twice.
 
     Args:
         files: columns of N file names, as :func:`open_files` takes them.
-        labels: what is known of the N images, for the message.
+        labels: (N,) what is known of the images, for the message.
 
     Raises:
         DataError: one is; names both rows, and both labels where they differ.
@@ -329,10 +331,9 @@ def check_unique(files: Sequence[Any], labels: Sequence[Any]) -> None:
     again = codes.duplicated().to_numpy() & pc.not_equal(every, "").to_numpy(zero_copy_only=False)
     if not again.any():
         return
-    second = int(np.argmax(again))
-    first = int(np.argmax(codes.to_numpy() == codes[second]))
-    file = every[second].as_py()
-    first, second = sorted((first % len(labels), second % len(labels)))
+    place = int(np.argmax(again))
+    file = every[place].as_py()
+    first, second = sorted((int(np.argmax(codes.to_numpy() == codes[place])) % len(labels), place % len(labels)))
     one, other = labels[first], labels[second]
     how = f"twice, with the labels '{one}' and '{other}'" if one != other else "twice"
     raise DataError(f"image '{file}' is listed {how}, in rows {first} and {second} (from 0): remove one of them")

@@ -8,6 +8,7 @@
 import logging
 import os
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -39,9 +40,9 @@ log = logging.getLogger(__name__)
 def prepare_rxrx1(root_dir: str | Path = "data", download: bool = True) -> Path:
     """Make sure that RxRx1-WILDS lies below ``root_dir``; download it (7 GB) if it does not.
 
-    First from the address that wilds knows, then from the mirror. Work in progress stays in ``<root_dir>/rxrx1_v1.0.part``
-    and is taken up again by the next call; the folder itself appears when every image of its metadata is there. Several
-    processes that ask for it at once wait for the first of them.
+    First from the address that wilds knows, then from the mirror. What has arrived waits in
+    ``<root_dir>/rxrx1_v1.0.part`` for the next call; the folder itself appears when every image of its metadata is
+    there, and not before. Several processes that ask for it at once wait for the first of them.
 
     Returns:
         The folder, ``<root_dir>/rxrx1_v1.0``.
@@ -54,7 +55,7 @@ def prepare_rxrx1(root_dir: str | Path = "data", download: bool = True) -> Path:
     if _is_prepared(folder):
         return folder
     if not download:
-        raise DataError(f"no RxRx1-WILDS in '{folder}': {_by_hand(folder)}, or set dataloaders.download=true")
+        raise DataError(f"no RxRx1-WILDS in '{folder}': {_by_hand(folder)}, or set dataloaders.source.download=true")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{_FOLDER}.lock"):
@@ -77,8 +78,8 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def _by_hand(folder: Path) -> str:
-    return (f"unpack RxRx1-WILDS (https://wilds.stanford.edu, or https://huggingface.co/datasets/{MIRROR}) there by hand "
-            f"so that '{folder / _METADATA}' exists, or use dataloaders=simulated")
+    return (f"unpack RxRx1-WILDS (https://wilds.stanford.edu or https://huggingface.co/datasets/{MIRROR}) by hand, so "
+            f"that '{folder / _METADATA}' exists, or use dataloaders=simulated")
 
 
 def _download(folder: Path) -> None:
@@ -104,6 +105,9 @@ def _move_into_place(found: Path, staging: Path, folder: Path) -> None:
     """Move what makes up the dataset, and nothing that a download left beside it, in one step."""
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    for pieces in find_archives(found / _IMAGES).values():
+        for piece in pieces:
+            piece.unlink()
     for name in (_METADATA, _IMAGES):
         (found / name).rename(staging / name)
     (staging / _RELEASE).write_text("RxRx1-WILDS 1.0\n")  # the sign of wilds that a download has ended
@@ -126,7 +130,10 @@ def _from_wilds(work: Path) -> Path:
 def _from_mirror(work: Path) -> Path:
     """Fetch the Hugging Face dataset: the folder itself, or archives of it, in pieces or whole."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     downloaded = work / "downloaded"
     try:
         # Returns a folder begun earlier, with a mere warning, when the network is down: _download checks all images.
@@ -159,7 +166,7 @@ def _find_layout(folder: Path) -> Path:
     raise DataError(f"no '{_METADATA}' beside '{_IMAGES}/' in what was downloaded")
 
 
-def rxrx1(root_dir: str | Path = "data", *, download: bool = True, check_files: bool = True) -> Screen:
+def load_rxrx1(root_dir: str | Path = "data", *, download: bool = True, on_bad_image: str = "error") -> Screen:
     """Read RxRx1-WILDS, or a screen of any size in its layout, as a Screen.
 
     Splits (``train, val, test, id_test``) and labels (``sirna_id``) are those of wilds, official split scheme. Further
@@ -168,7 +175,7 @@ def rxrx1(root_dir: str | Path = "data", *, download: bool = True, check_files: 
     Args:
         root_dir: the folder that holds ``rxrx1_v1.0``.
         download: fetch it if it is absent, see :func:`prepare_rxrx1`.
-        check_files: make sure that all images are there; without it a missing one is an error when it is read.
+        on_bad_image: with ``error``, make sure now that all images are there; with ``skip``, leave it to the reading.
 
     Raises:
         DataError: the dataset is absent and cannot be downloaded, its metadata is damaged, or images are missing.
@@ -177,8 +184,8 @@ def rxrx1(root_dir: str | Path = "data", *, download: bool = True, check_files: 
     metadata = _read_metadata(folder)
     _check_metadata(folder / _METADATA, metadata)
     paths = _paths(metadata)
-    check_unique([paths], metadata["sirna_id"])
-    if check_files:
+    check_unique([paths], metadata["sirna_id"].to_numpy())
+    if on_bad_image == "error":
         check_present(folder, [paths])
     split, label = _official(folder.parent)
     table = metadata[["experiment", "plate", "well", "site", "cell_type", "sirna"]].assign(

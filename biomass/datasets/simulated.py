@@ -21,9 +21,9 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from biomass.errors import ConfigError, DataError
+from biomass.screen import Screen
 
 CHANNELS = ("nuclei", "er", "actin")
 """The channels of a simulated image, in the order of RxRx1-WILDS."""
@@ -714,3 +715,23 @@ def simulate_rxrx1(root: str | Path, design: Design | None = None, *, workers: i
             "point dataloaders.root_dir (or BIOMASS_DATA) to a folder that can be written"
         ) from error
     return folder
+
+
+def load_simulated(root_dir: str | Path = "data", **design: Any) -> Screen:
+    """A simulated screen as a Screen, written below ``root_dir`` on first use.
+
+    Args:
+        root_dir: the folder that data sources read from.
+        design: parameters of :class:`Design` that differ from its defaults.
+
+    Raises:
+        ConfigError: an unknown parameter, or one out of range.
+        DataError: the folder cannot be written.
+    """
+    from biomass.datasets.rxrx1 import load_rxrx1
+
+    unknown = set(design) - {field.name for field in fields(Design)}
+    if unknown:
+        known = ", ".join(field.name for field in fields(Design))
+        raise ConfigError(f"a simulated screen has no parameter '{min(unknown)}'; it has: {known}")
+    return load_rxrx1(simulate_rxrx1(root_dir, Design(**design)), download=False)

@@ -45,7 +45,7 @@ def feature_matrix(features: Features) -> np.ndarray:
     if isinstance(features, pd.DataFrame):
         names = feature_columns(features)
         for name in names:
-            if not (pd.api.types.is_numeric_dtype(features[name]) and not pd.api.types.is_complex_dtype(features[name])):
+            if not pd.api.types.is_any_real_numeric_dtype(features[name]):
                 raise DataError(
                     f"column '{name}' is not numeric, so it is no feature; call it '{METADATA}{name}' or drop it"
                 )
@@ -104,10 +104,7 @@ def row_values(features: Features, values: object, name: str) -> np.ndarray:
         raise DataError(f"there are {len(items)} {name} for {len(features)} rows of features; give one a row")
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
-        if isinstance(item, bytes):
-            out[i] = item.decode()
-        else:
-            out[i] = None if pd.api.types.is_scalar(item) and pd.isna(item) else item  # type: ignore[call-overload]
+        out[i] = None if pd.api.types.is_scalar(item) and pd.isna(item) else _decoded(item)
     return out
 
 
@@ -135,7 +132,10 @@ def group_numbers(profiles: pd.DataFrame, by: str | Sequence[str]) -> tuple[np.n
         DataError: a row has no value in one of the columns.
     """
     columns = require(profiles, [by] if isinstance(by, str) else by)
-    keys = profiles[columns].map(lambda v: v.decode() if isinstance(v, bytes) else v)
+    keys = profiles[columns].copy()
+    for column in columns:
+        if keys[column].dtype == object:
+            keys[column] = keys[column].map(_decoded)
     absent = keys.isna()
     if absent.to_numpy().any():
         row, column = np.argwhere(absent.to_numpy())[0]
@@ -218,7 +218,7 @@ def aggregate(
     return pd.concat([metadata, values.reset_index(drop=True)], axis=1)
 
 
-def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str] = "Metadata_plate") -> pd.DataFrame:
+def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str]) -> pd.DataFrame:
     """Standardize every plate to its own controls: ``(x - mean) / sd`` of the plate's control rows.
 
     The standard deviation is the sample's (divisor n - 1), as published for BBBC021. Where a plate's controls all
@@ -227,7 +227,8 @@ def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str] 
     Args:
         profiles: a profile table.
         controls: a bool for every row, or the name of a boolean column.
-        by: the metadata columns that name a plate.
+        by: the metadata columns that together name a plate; its number alone is not enough where every experiment
+            has a plate 1.
 
     Returns:
         The table with the features replaced.
@@ -248,7 +249,7 @@ def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str] 
         )
     grouped = pd.DataFrame(matrix[mask]).groupby(numbers[mask], sort=True)
     mean, spread = grouped.mean().to_numpy(), grouped.std(ddof=1).to_numpy()
-    spread[spread <= _ROUNDING * np.abs(mean)] = 1.0
+    spread = np.where(spread <= _ROUNDING * np.abs(mean), 1.0, spread)
     matrix -= mean[numbers]
     matrix /= spread[numbers]
     return cast("pd.DataFrame", like(profiles, matrix))
@@ -294,7 +295,7 @@ def prune_correlated(profiles: pd.DataFrame, threshold: float = 0.95) -> list[st
     """Choose features of which no two are correlated (Pearson, absolute) above the threshold.
 
     From every pair above it, the one with the larger mean absolute correlation to all features goes; of equals
-    (to 12 decimals: duplicates of one another) the later goes. Depends on nothing but the table.
+    (duplicates of one another, within 1e-12) the later goes. Depends on nothing but the table.
 
     Args:
         profiles: a profile table.
@@ -311,9 +312,9 @@ def prune_correlated(profiles: pd.DataFrame, threshold: float = 0.95) -> list[st
         raise ConfigError(f"threshold={threshold} is no correlation; it must be between 0 and 1")
     unit = _standard_score(feature_matrix(profiles).astype(np.float64, copy=False))
     correlation = np.abs(unit.T @ unit)
-    burden = correlation.mean(0).round(12)
+    burden = correlation.mean(0)
     earlier, later = np.nonzero(np.triu(correlation, 1) > threshold)
-    gone = np.where(burden[earlier] > burden[later], earlier, later)
+    gone = np.where(burden[earlier] > burden[later] + _ROUNDING, earlier, later)
     stays = np.ones(len(burden), bool)
     stays[gone] = False
     return [name for name, stay in zip(feature_columns(profiles), stays, strict=True) if stay]
@@ -325,3 +326,7 @@ def _standard_score(matrix: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(centred, axis=0)
     constant = length <= _ROUNDING * np.linalg.norm(matrix, axis=0)
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
+
+
+def _decoded(value: object) -> object:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,81 @@
+"""The whole training loop (read, batch, augment, plate statistics, step, log) against the bare network step.
+
+The bare step uses the same network and optimizer on one batch that stays where it is. Both run in this process, in
+turn; the figure is the share of the loop's time that the bare step would have taken, 1.0 at best.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+
+from benchmarks.timing import ratio
+from biomass import training
+from biomass.datasets import simulated
+from biomass.inference import Statistics
+from biomass.loader import BatchReader, Loader, SkippedImages
+from biomass.models import Architecture, build_network
+from biomass.norms import plate_statistics
+from biomass.objectives import Classification
+from biomass.samplers import PlateBatches
+from biomass.transforms import Compose, RandomHorizontalFlip, RandomRotate90, Standardize
+
+STEPS, BATCH = 12, 64
+
+
+def main() -> None:
+    """Print the ratio for ResNet-18 on the simulated screen."""
+    device = Fabric(devices=1).device
+    with tempfile.TemporaryDirectory() as folder:
+        screen = simulated(folder, experiments=6)
+        rows = screen.rows("train")
+        batches = PlateBatches(rows, screen.plate_ids[rows], batch_size=BATCH, seed=0)
+        architecture = Architecture("resnet18", len(screen.pixels.channels), (len(screen.classes),))
+        fabric = Fabric(accelerator=device.type, devices=1)
+        network = build_network(architecture)
+        optimizer = training.adam(network, 1e-3, 1e-5)
+        decay = training.warmup_cosine(optimizer, 0, 1000)
+        network, optimizer = training.set_up(fabric, network, optimizer)
+        loader = Loader(BatchReader(screen, screen.plate_ids), batches, num_workers=2)
+        augment = Compose([RandomRotate90(), RandomHorizontalFlip(), Standardize()])
+        steps = min(STEPS, len(batches))
+        plan = training.Schedule(num_epochs=1, max_steps=steps, log_every=10)
+
+        def whole_loop() -> None:
+            logger = training.RunLogger(Path(folder) / "run", {}, enabled=False)
+            checkpoints = training.Checkpoints(Path(folder), enabled=False)
+            run = training.Training(
+                fabric, network, optimizer, decay, loader, augment, Classification(True), Statistics("batch"), logger,
+                checkpoints, SkippedImages(screen), {},
+            )  # fmt: skip
+            network.train()
+            training.fit(run, plan)
+
+        batches.set_epoch(0)
+        sizes = [len(b) for b, _ in zip(batches, range(steps), strict=False)]
+        images = torch.randn(max(sizes), len(screen.pixels.channels), *screen.pixels.size, device=device)
+        labels = torch.from_numpy(np.zeros(max(sizes), np.int64)).to(device)
+
+        def bare_steps() -> None:
+            network.train()
+            for n in sizes:
+                with plate_statistics(network, None):
+                    loss = F.cross_entropy(network(images[:n]), labels[:n])
+                fabric.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        bare, loop, share = ratio(bare_steps, whole_loop)
+        print(
+            f"resnet18, {screen.pixels.size[0]} px, {sum(sizes) / steps:.0f} images a step, {steps} steps, {device}: "
+            f"bare {bare / steps * 1e3:.0f} ms/step, loop {loop / steps * 1e3:.0f} ms/step, bare/loop {share:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""BBBC021 as a Screen (Caie et al. 2010; Ljosa et al. 2012): MCF-7 cells, 38 compounds with known mechanism of action.
+
+Read from what pybbbc has made of it (:mod:`.bbbc021_h5`) or from the files of the Broad Bioimage Benchmark Collection
+(:mod:`.bbbc021_raw`); both give the same images to half precision.
+"""
+
+import logging
+import os
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from biomass.datasets import bbbc021_h5, bbbc021_raw
+from biomass.datasets.channels import match_channels
+from biomass.errors import ConfigError, DataError
+from biomass.screen import Screen, make_screen
+
+CACHE = Path("~/.cache")
+"""Where pybbbc puts the dataset unless it is told otherwise."""
+
+DMSO = "DMSO"
+"""The compound, and the mechanism, of the negative control."""
+
+CONTROL_COLUMNS = ("02", "11")
+"""The columns of every plate that hold controls only: six wells of DMSO, six of taxol."""
+
+_H5 = "bbbc021.h5"
+_FOLDERS = ("", "bbbc021", "data")  # below root_dir: pybbbc has changed its mind
+
+log = logging.getLogger(__name__)
+
+
+def load_bbbc021(
+    root_dir: str | Path | None = None,
+    *,
+    channels: Sequence[str] = ("DAPI", "tubulin", "actin"),
+    fields: Literal["ljosa", "all"] = "ljosa",
+    plates: Collection[str] | None = None,
+    cache_dir: str | Path | None = None,
+    check_files: bool = True,
+) -> Screen:
+    """Read BBBC021 as a Screen: a row a field of view, images float16 in 0…1.
+
+    Below ``root_dir``, and there in ``bbbc021/`` and ``data/``, the file ``bbbc021.h5`` of pybbbc is looked for first,
+    then the tables of the raw collection (also in ``raw/`` of these), see :mod:`.bbbc021_raw`.
+
+    The table's ``experiment`` is the week (``Week1`` of plate ``Week1_22123``), ``label`` the mechanism of action
+    (DMSO is one; unlabelled where nothing is known), ``split`` is ``test`` throughout. Negative controls are the wells
+    with DMSO, positive ones those with taxol in the :data:`CONTROL_COLUMNS`. Further columns: ``compound``,
+    ``concentration`` (µM), ``moa`` (empty where unknown), ``replicate``.
+
+    Args:
+        root_dir: where the dataset is; ``~/.cache``, as with pybbbc, if left out.
+        channels: names of the channels, in the order in which they are wanted. What a screen that a network was
+            trained on calls them may be used as well, see :func:`biomass.datasets.channels.match_channels`.
+        fields: ``ljosa`` takes the fields that Ljosa et al. (2013) evaluated: treatments of known mechanism and DMSO,
+            without the positive controls, whose taxol would outnumber every other treatment (632 wells, 103
+            treatments); ``all`` takes all of them.
+        plates: names of the plates to read; all if left out. Files of the others need not be there.
+        cache_dir: raw files only: where measured corrections are kept; ``illumination/`` beside the tables if left out.
+        check_files: raw files only: make sure that all images are there; without it a missing one is an error when it
+            is read.
+
+    Raises:
+        ConfigError: a plate or channel is not there, or ``fields`` is unknown.
+        DataError: no dataset is found, or it is incomplete or damaged.
+    """
+    if fields not in ("ljosa", "all"):
+        raise ConfigError(f"fields '{fields}' is unknown; choose ljosa or all")
+    if isinstance(plates, str):
+        plates = [plates]
+    root = Path(root_dir if root_dir is not None else CACHE).expanduser()
+    file, folder = _find(root)
+    table: pd.DataFrame
+    pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
+    if file is not None:
+        order = match_channels(channels, bbbc021_h5.CHANNELS)
+        table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates), order, plates)
+        _check_plates(plates, table, file)
+    else:
+        order = match_channels(channels, bbbc021_raw.CHANNELS)
+        table = bbbc021_raw.read_tables(folder)
+        _check_plates(plates, table, folder / bbbc021_raw.IMAGE_TABLE)
+        table = bbbc021_raw.select_plates(table, plates)
+        cache = folder / "illumination" if cache_dir is None else Path(cache_dir).expanduser()
+        pixels = bbbc021_raw.open_raw(folder, table, order, cache, min(4, os.cpu_count() or 1), check_files)
+    table, classes = annotate(table)
+    rows = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive")) if fields == "ljosa" else None
+    if rows is not None:
+        log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(rows), len(table))
+        table, pixels = table.iloc[rows], pixels.take(rows)
+    return make_screen(table, pixels, classes)
+
+
+def _find(root: Path) -> tuple[Path | None, Path]:
+    """The file of pybbbc, or None and the folder of the raw tables."""
+    places = [root / folder for folder in _FOLDERS]
+    for place in places:
+        if (place / _H5).is_file():
+            return place / _H5, place
+    for place in (*places, *(place / "raw" for place in places)):
+        if any((place / f"{bbbc021_raw.IMAGE_TABLE}{ending}").is_file() for ending in ("", ".gz")):
+            return None, place
+    raise DataError(f"no BBBC021 below '{root}': neither '{_H5}' of pybbbc nor '{bbbc021_raw.IMAGE_TABLE}' of the raw "
+                    "collection; set root_dir to the folder that holds one of them")
+
+
+def _check_plates(plates: Collection[str] | None, table: pd.DataFrame, file: Path) -> None:
+    known = sorted(table["plate"].unique())
+    for plate in plates if plates is not None else ():
+        if plate not in known:
+            close = get_close_matches(str(plate), known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known[:8])} …"
+            raise ConfigError(f"plates lists '{plate}', which '{file}' does not have; {hint}")
+
+
+def annotate(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Add the canonical columns of a Screen to a table of fields.
+
+    Args:
+        table: ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown).
+
+    Returns:
+        The table, and the names of the classes: the known mechanisms, sorted.
+
+    Raises:
+        DataError: no mechanism is known of any treatment.
+    """
+    table = table[["plate", "well", "site", "replicate", "compound", "concentration", "moa"]].copy()
+    table["replicate"] = table["replicate"].astype(np.int64)
+    dmso = table["compound"] == DMSO
+    table.loc[dmso, "moa"] = DMSO  # whatever the moa table says, or does not
+    treated = table.loc[~dmso].drop_duplicates(["compound", "concentration"])
+    known = int((treated["moa"] != "").sum())
+    if not known and len(treated):
+        raise DataError(f"the mechanism of none of the {len(treated)} treatments is known: compounds and "
+                        f"concentrations of '{bbbc021_raw.MOA_TABLE}' must be those of '{bbbc021_raw.IMAGE_TABLE}'")
+    log.info("BBBC021: the mechanism of %d of %d treatments is known", known, len(treated))
+    classes = sorted(set(table["moa"]) - {""})
+    column = table["well"].str.extract(r"(\d+)$", expand=False).str.zfill(2)
+    table["control"] = ""
+    table.loc[(table["compound"] == "taxol") & column.isin(CONTROL_COLUMNS), "control"] = "positive"
+    table.loc[dmso, "control"] = "negative"
+    table["experiment"] = table["plate"].str.partition("_")[0]
+    table["label"] = pd.Categorical(table["moa"], categories=classes).codes.astype(np.int64)
+    return table.assign(cell_type="MCF7", split="test"), classes

@@ -1,0 +1,216 @@
+"""BBBC021 as pybbbc stores it: an HDF5 file of virtual datasets over one file a plate.
+
+Every plate file holds ``images`` (n, 3, H, W) float16 in 0…1, channels :data:`CHANNELS`, and of every image ``site``
+and ``replicate`` (uint8), ``concentration`` (float16, µM), ``well``, ``plate``, ``compound`` and ``moa`` (text; moa
+``null`` where unknown).
+
+The virtual datasets are read only for the list of plate files; the images are read from those. HDF5 fills in zeros,
+without a word, for a plate file that is not there, and pybbbc lays the plates out as if all held as many images as the
+first one.
+"""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from biomass.datasets.handles import Handles
+from biomass.errors import BadImageError, DataError, one_line
+
+CHANNELS = ("actin", "tubulin", "DAPI")
+"""The channels of an image, in the order of the files."""
+
+UNKNOWN = "null"
+"""What the files say where the mechanism of action is not known."""
+
+_TEXT = ("well", "plate", "compound", "moa")
+_NUMBERS = {"site": np.uint8, "replicate": np.uint8, "concentration": np.float16}
+_REMEDY = "make it again with pybbbc, or leave the plate out with plates=[…]"
+
+
+def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]:
+    """The plate files behind a pybbbc file, in its order; the file itself where its datasets are not virtual.
+
+    They are looked for where the file says, and in the folder ``hdf5`` beside it, in case it has been moved.
+
+    Args:
+        file: the file with the virtual datasets.
+        plates: names of the plates that are wanted; all if left out. The others' files need not be there.
+
+    Raises:
+        DataError: the file cannot be read, or a plate's file is missing.
+    """
+    with _open(file) as h5:
+        images = _dataset(h5, "images", file)
+        if not images.is_virtual:
+            return [file]
+        sources = sorted((s.vspace.get_select_bounds()[0][0], s.file_name) for s in images.virtual_sources())
+    found = []
+    for name in dict.fromkeys(name for _, name in sources):
+        places = [file.parent / name, file.parent / "hdf5" / Path(name).name]
+        there = next((place for place in places if place.is_file()), None)
+        if there is not None:
+            found.append(there)
+        elif plates is None or Path(name).stem in plates:
+            raise DataError(f"plate file '{places[0]}' of '{file}' is missing (nor is it '{places[1]}'): {_REMEDY}")
+    return found
+
+
+def _open(file: Path) -> h5py.File:
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be read ({one_line(error)}): {_REMEDY}") from error
+
+
+def _dataset(h5: h5py.File, name: str, file: Path) -> h5py.Dataset:
+    if name not in h5:
+        raise DataError(f"'{file}' has no dataset '{name}'; it has: {', '.join(h5)}. {_REMEDY.capitalize()}")
+    return h5[name]
+
+
+def read_fields(
+    files: Sequence[Path], channels: Sequence[int] = range(len(CHANNELS)), plates: Collection[str] | None = None
+) -> tuple[pd.DataFrame, "H5Pixels"]:
+    """What is known of all images in some plate files, and the images.
+
+    Args:
+        files: plate files, as :func:`plate_files` gives them.
+        channels: positions of the channels to read, in their order.
+        plates: names of the plates to read; all if left out.
+
+    Returns:
+        A table with the columns ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown),
+        and the pixels of its rows.
+
+    Raises:
+        DataError: a file cannot be read, a dataset is missing, or one is not as long as the others.
+    """
+    tables, sizes = [], []
+    for number, file in enumerate(files):
+        with _open(file) as h5:
+            images = _dataset(h5, "images", file)
+            if images.ndim != 4 or images.shape[1] != len(CHANNELS):
+                raise DataError(f"'{file}' holds images {images.shape}, expected (n, {len(CHANNELS)}, H, W): {_REMEDY}")
+            columns = {name: _column(h5, name, file, len(images)) for name in (*_TEXT, *_NUMBERS)}
+            tables.append(pd.DataFrame(columns).assign(file=number, index=np.arange(len(images))))
+            sizes.append(images.shape[2:])
+    table = pd.concat(tables, ignore_index=True)
+    if plates is not None:
+        table = table[table["plate"].isin(plates)].reset_index(drop=True)
+    table["moa"] = table["moa"].where(table["moa"] != UNKNOWN, "")
+    other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+    if other is not None:
+        raise DataError(f"images of '{files[other]}' are {sizes[other]}, those of '{files[0]}' {sizes[0]}: {_REMEDY}")
+    pixels = H5Pixels(
+        tuple(files), table.pop("file").to_numpy(np.int32), table.pop("index").to_numpy(np.int64),
+        tuple(channels), tuple(CHANNELS[c] for c in channels), sizes[0],
+    )
+    return table, pixels
+
+
+def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
+    dataset = _dataset(h5, name, file)
+    if dataset.shape != (n,):
+        raise DataError(f"'{file}' has {n} images, but '{name}' has the shape {dataset.shape}: {_REMEDY}")
+    values = dataset[()]
+    if name in _TEXT:
+        return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], dtype=object)
+    if values.dtype == np.float16:
+        # The shortest decimal number that rounds to the stored one: 0.003, not 0.0030002593994140625.
+        return np.array([float(str(value)) for value in values])
+    return values
+
+
+@dataclass(eq=False)
+class H5Pixels:
+    """Images in plate files; implements :class:`biomass.screen.Pixels`. Made by :func:`read_fields`.
+
+    Attributes:
+        files: the plate files.
+        file: (N,) int32, which file an image is in.
+        index: (N,) int64, its number there.
+        order: positions of the channels in the files.
+        channels: their names.
+        size: (H, W) of every image, pixels.
+    """
+
+    files: tuple[Path, ...]
+    file: np.ndarray
+    index: np.ndarray
+    order: tuple[int, ...]
+    channels: tuple[str, ...]
+    size: tuple[int, int]
+    _handles: Handles[h5py.File] = field(default_factory=lambda: Handles(_open), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Read the images of ``rows`` (N,): (N, C, H, W) float16 in 0…1.
+
+        Raises:
+            BadImageError: a file has gone or is damaged.
+        """
+        rows = np.asarray(rows, np.int64)
+        images = np.empty((len(rows), len(self.order), *self.size), np.float16)
+        for image, row in zip(images, rows, strict=True):
+            try:
+                source = self._handles(self.files[self.file[row]])["images"]
+                for channel, position in enumerate(self.order):
+                    source.read_direct(image, np.s_[int(self.index[row]), position], np.s_[channel])
+            except (OSError, DataError) as error:
+                raise BadImageError(f"{self.name(int(row))} cannot be read ({one_line(error)}): {_REMEDY}",
+                                    int(row)) from error
+        return images
+
+    def name(self, row: int) -> str:
+        """The plate file and the image's number in it."""
+        return f"image {self.index[row]} of '{self.files[self.file[row]]}'"
+
+    def take(self, rows: np.ndarray) -> "H5Pixels":
+        """The pixels of some rows, in that order."""
+        return H5Pixels(self.files, self.file[rows], self.index[rows], self.order, self.channels, self.size)
+
+
+def write_plate(file: Path, images: np.ndarray, table: pd.DataFrame) -> None:
+    """Write a plate file as pybbbc does. It appears under its name when it is complete, and not before.
+
+    Args:
+        file: its path, by custom ``hdf5/<plate>.h5``.
+        images: (n, 3, H, W) float16 in 0…1, channels in the order of :data:`CHANNELS`.
+        table: of every image ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown).
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with h5py.File(partial, "w") as h5:
+        h5.create_dataset("images", data=images.astype(np.float16, copy=False))
+        for name in _TEXT:
+            values: list[Any] = table[name].replace("", UNKNOWN).tolist()
+            h5.create_dataset(name, data=values, dtype=h5py.string_dtype("utf-8"))
+        for name, dtype in _NUMBERS.items():
+            h5.create_dataset(name, data=table[name].to_numpy().astype(dtype))
+    partial.rename(file)
+
+
+def link_plates(file: Path, plates: Sequence[Path]) -> None:
+    """Write the file of virtual datasets over plate files, which it names relative to its own folder."""
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    lengths = []
+    for plate in plates:
+        with h5py.File(plate, "r") as h5:
+            lengths.append(len(h5["images"]))
+            shapes = shapes or {name: (h5[name].shape[1:], h5[name].dtype) for name in h5}
+    ends = np.cumsum(lengths).tolist()
+    with h5py.File(file, "w") as h5:
+        for name, (shape, dtype) in shapes.items():
+            layout = h5py.VirtualLayout((ends[-1], *shape), dtype)
+            for plate, n, end in zip(plates, lengths, ends, strict=True):
+                source = h5py.VirtualSource(str(plate.relative_to(file.parent)), name, (n, *shape), dtype)
+                layout[end - n : end] = source
+            h5.create_virtual_dataset(name, layout)

@@ -1,0 +1,396 @@
+"""BBBC021 as the Broad Bioimage Benchmark Collection publishes it: two tables, and a folder or archive a plate::
+
+    BBBC021_v1_image.csv            a row a field of view: a file name a channel, plate, well, compound, concentration
+    BBBC021_v1_moa.csv              compound, concentration, moa
+    BBBC021_v1_images_<plate>.zip   16-bit TIFFs, one file a channel; or unpacked, in <plate>/ or <week>/<plate>/
+
+The images stay where they are. What the correction of illumination and intensity needs (:mod:`.illumination`) is
+measured once a plate and kept in a small file; images are corrected when they are read.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from biomass.datasets.handles import Handles
+from biomass.datasets.illumination import SIGMA, Correction, measure_channel
+from biomass.errors import BadImageError, DataError, one_line
+
+CHANNELS = ("DAPI", "tubulin", "actin")
+"""The channels of a field, in the order of the image table (w1, w2, w4)."""
+
+IMAGE_TABLE = "BBBC021_v1_image.csv"
+MOA_TABLE = "BBBC021_v1_moa.csv"
+
+_FILES = tuple(f"Image_FileName_{channel.capitalize() if channel != 'DAPI' else channel}" for channel in CHANNELS)
+_FOLDER = "Image_PathName_DAPI"
+_COLUMNS = {
+    "Image_Metadata_Plate_DAPI": "plate",
+    "Image_Metadata_Well_DAPI": "well",
+    "Replicate": "replicate",
+    "Image_Metadata_Compound": "compound",
+    "Image_Metadata_Concentration": "concentration",
+}
+_SITE = r"_s(\d+)_"  # nowhere in the table, but in every file name
+_VERSION = 1  # of the measured corrections: raise it with every change of their values
+_REMEDY = "download the plate again, or leave it out with plates=[…]"
+
+log = logging.getLogger(__name__)
+
+
+def read_csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a published table, packed with gzip or not, all of it as text.
+
+    Raises:
+        DataError: it is missing, damaged, or lacks a column.
+    """
+    found = next((f for f in (file, file.with_name(f"{file.name}.gz")) if f.is_file()), None)
+    if found is None:
+        raise DataError(f"no table '{file}': download it from https://bbbc.broadinstitute.org/BBBC021")
+    try:
+        table = pd.read_csv(found, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"'{found}' cannot be read ({one_line(error)}): download it again") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(f"'{found}' has no column '{missing[0]}'; it has: {', '.join(table.columns)}")
+    return table
+
+
+def _concentrations(values: pd.Series, file: Path) -> np.ndarray:
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().any():
+        row = int(np.argmax(numbers.isna()))
+        raise DataError(f"'{file}' says concentration '{values.iloc[row]}' in row {row} (from 0): it must be a number")
+    return numbers.to_numpy(np.float64)
+
+
+def read_tables(folder: Path) -> pd.DataFrame:
+    """The image table, with what the moa table says of its treatments.
+
+    Returns:
+        A row a field: ``plate, well, site, replicate, compound, concentration, moa`` (empty for a treatment that the
+        moa table does not list), ``folder``, and a file name for each of the :data:`CHANNELS`.
+
+    Raises:
+        DataError: a table is missing or damaged, or lists something twice.
+    """
+    raw = read_csv(folder / IMAGE_TABLE, [*_COLUMNS, _FOLDER, *_FILES])
+    table = raw[list(_COLUMNS)].rename(columns=_COLUMNS)
+    table["concentration"] = _concentrations(table["concentration"], folder / IMAGE_TABLE)
+    table["site"] = raw[_FILES[0]].str.extract(_SITE, expand=False)
+    if table["site"].isna().any():
+        name = raw.loc[table["site"].isna(), _FILES[0]].iloc[0]
+        raise DataError(f"file name '{name}' in '{folder / IMAGE_TABLE}' does not say its site (such as _s1_)")
+    twice = table.duplicated(["plate", "well", "site"])
+    if twice.any():
+        plate, well, site = table.loc[twice, ["plate", "well", "site"]].iloc[0]
+        raise DataError(f"'{folder / IMAGE_TABLE}' lists plate {plate}, well {well}, site {site} twice: remove one row")
+    table["moa"] = _moas(folder / MOA_TABLE, table)
+    table["folder"] = raw[_FOLDER].str.replace("\\", "/")
+    for channel, column in zip(CHANNELS, _FILES, strict=True):
+        table[channel] = raw[column]
+    return table
+
+
+def _moas(file: Path, table: pd.DataFrame) -> np.ndarray:
+    """The mechanism of every row's treatment, empty where the moa table does not list it, (N,) object."""
+    raw = read_csv(file, ["compound", "concentration", "moa"])
+    moas = raw[["compound", "moa"]].assign(concentration=_concentrations(raw["concentration"], file).round(6))
+    moas = moas.drop_duplicates()
+    twice = moas.duplicated(["compound", "concentration"])
+    if twice.any():
+        compound, concentration = moas.loc[twice, ["compound", "concentration"]].iloc[0]
+        raise DataError(f"'{file}' gives two mechanisms for {compound} at {concentration:g}: remove one row")
+    keys = table[["compound"]].assign(concentration=table["concentration"].round(6))
+    return keys.merge(moas, how="left", on=["compound", "concentration"])["moa"].fillna("").to_numpy(object)
+
+
+def find_plate(root: Path, plate: str, folder: str) -> Path:
+    """Where the images of a plate lie: a folder, or a zip archive.
+
+    Args:
+        root: the folder of the tables; ``images/`` in it is searched too.
+        plate: its name, such as ``Week1_22123``.
+        folder: its folder according to the image table, such as ``Week1/Week1_22123``.
+
+    Raises:
+        DataError: there is none.
+    """
+    for place in (root, root / "images"):
+        for path in (place / folder, place / plate):
+            if path.is_dir():
+                return path
+        for path in (place / f"BBBC021_v1_images_{plate}.zip", place / f"{plate}.zip"):
+            if path.is_file():
+                return path
+    raise DataError(f"no images of plate {plate} below '{root}': neither a folder '{plate}' nor "
+                    f"'BBBC021_v1_images_{plate}.zip'; download it, or leave the plate out with plates=[…]")
+
+
+class _Archive:
+    """An open zip archive, whose files go by their names without folders."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._zip = zipfile.ZipFile(file)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"'{file}' cannot be read ({one_line(error)}): {_REMEDY}") from error
+        self.members = {name.rpartition("/")[2]: name for name in self._zip.namelist() if not name.endswith("/")}
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(self.members[name])
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+def _names(source: Path) -> set[str]:
+    """Names of the files of a plate."""
+    if source.is_dir():
+        return {entry.name for entry in os.scandir(source)}
+    archive = _Archive(source)
+    archive.close()
+    return set(archive.members)
+
+
+def check_plate(source: Path, table: pd.DataFrame) -> None:
+    """Make sure that all images of a plate are there.
+
+    Args:
+        source: as :func:`find_plate` gives it.
+        table: the rows of the plate, as :func:`read_tables` gives them.
+
+    Raises:
+        DataError: some are not; names the first, its channel, well and site, and how many there are.
+    """
+    names = _names(source)
+    missing = [(row, channel) for channel in CHANNELS for row in np.flatnonzero(~table[channel].isin(names))]
+    if missing:
+        row, channel = missing[0]
+        first = table.iloc[row]
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(
+            f"plate {first['plate']} has no {channel} image of well {first['well']}, site {first['site']}: "
+            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}"
+        )
+
+
+class _Reader:
+    """Reads single images of plates, from folders and archives."""
+
+    def __init__(self) -> None:
+        self._archives: Handles[_Archive] = Handles(_Archive)
+
+    def __call__(self, source: Path, name: str) -> np.ndarray:
+        """One channel of a field, (H, W) uint8 or uint16.
+
+        Raises:
+            OSError, ValueError, KeyError, BadZipFile: it is missing or damaged.
+        """
+        data = (source / name).read_bytes() if source.suffix != ".zip" else self._archives(source).read(name)
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            array = np.asarray(image)
+        if array.ndim != 2 or array.dtype.kind != "u":
+            raise ValueError(f"it is {' x '.join(map(str, array.shape))} {array.dtype}, expected one gray channel")
+        return array
+
+
+def _check_size(image: np.ndarray, size: tuple[int, ...]) -> None:
+    if image.shape != size:
+        raise ValueError(f"it is {image.shape[0]} x {image.shape[1]}, the others {size[0]} x {size[1]}")
+
+
+_DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, SyntaxError, EOFError)
+
+
+@dataclass(eq=False)
+class RawPixels:
+    """Corrected images of a raw BBBC021; implements :class:`biomass.screen.Pixels`. Made by :func:`open_raw`.
+
+    Attributes:
+        sources: folder or archive of every plate.
+        corrections: file with the correction of every plate.
+        plate: (N,) int32, which plate an image is on.
+        sites: (N,) the name of its site.
+        files: (N, C) file names, one a channel.
+        order: position of every channel among :data:`CHANNELS`.
+        channels: their names.
+        size: (H, W) of every image, pixels.
+    """
+
+    sources: tuple[Path, ...]
+    corrections: tuple[Path, ...]
+    plate: np.ndarray
+    sites: np.ndarray
+    files: np.ndarray
+    order: tuple[int, ...]
+    channels: tuple[str, ...]
+    size: tuple[int, int]
+    _reader: _Reader = field(default_factory=_Reader, repr=False)
+    _measured: Handles["_Measured"] = field(default_factory=lambda: Handles(_Measured), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.plate)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Read the images of ``rows`` (N,), corrected: (N, C, H, W) float16 in 0…1.
+
+        Raises:
+            BadImageError: a file is missing, damaged, or of another size; it is named, with its channel.
+        """
+        images = np.empty((len(rows), len(self.order), *self.size), np.float16)
+        for image, row in zip(images, rows, strict=True):
+            correction = self._measured(self.corrections[self.plate[row]]).correction
+            for channel, position in enumerate(self.order):
+                found = self._read_one(int(row), channel)
+                image[channel] = correction.apply(found, self.sites[row], position)
+        return images
+
+    def _read_one(self, row: int, channel: int) -> np.ndarray:
+        source, name = self.sources[self.plate[row]], self.files[row, channel]
+        try:
+            found = self._reader(source, name)
+            _check_size(found, self.size)
+        except _DAMAGED as error:
+            raise BadImageError(f"{self.channels[channel]} image '{source / name}' cannot be read "
+                                f"({one_line(error)}): {_REMEDY}", row) from error
+        return found
+
+    def name(self, row: int) -> str:
+        """The path of the first channel's file."""
+        return str(self.sources[self.plate[row]] / self.files[row, 0])
+
+    def take(self, rows: np.ndarray) -> "RawPixels":
+        """The pixels of some rows, in that order."""
+        return RawPixels(self.sources, self.corrections, self.plate[rows], self.sites[rows], self.files[rows],
+                         self.order, self.channels, self.size)
+
+
+def open_raw(
+    root: Path, table: pd.DataFrame, channels: Sequence[int], cache: Path, workers: int, check_files: bool = True
+) -> RawPixels:
+    """The corrected images of a raw BBBC021.
+
+    What the correction needs and is not in the cache yet is measured now, plate by plate, which reads every image
+    of a plate twice (a minute a plate); one image a thread is in memory at a time.
+
+    Args:
+        root: the folder of the tables.
+        table: as :func:`read_tables` gives it; all rows of its plates, since the correction depends on them.
+        channels: positions among :data:`CHANNELS` of the channels to read, in their order.
+        cache: the folder that keeps the measured corrections, ``<plate>.h5``.
+        workers: plates that are measured at a time.
+        check_files: make sure that all images are there; without it a missing one is an error when it is read.
+
+    Raises:
+        DataError: a plate or an image is missing or damaged, or the cache cannot be written.
+    """
+    groups = dict(iter(table.groupby("plate", sort=False)))
+    sources = {plate: find_plate(root, plate, rows["folder"].iloc[0]) for plate, rows in groups.items()}
+    if check_files:
+        for plate, rows in groups.items():
+            check_plate(sources[plate], rows)
+    files = {plate: cache / f"{plate}.h5" for plate in groups}
+    todo = [plate for plate in groups if not _is_measured(files[plate], groups[plate])]
+    with ThreadPoolExecutor(workers) as pool:  # decoding and arithmetic let go of the interpreter
+        jobs = [pool.submit(measure_plate, files[plate], sources[plate], groups[plate]) for plate in todo]
+        try:
+            for job in tqdm(as_completed(jobs), "Measuring illumination", len(jobs), unit="plate", disable=None):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    with h5py.File(files[table["plate"].iloc[0]], "r") as h5:
+        height, width = h5["light"].shape[2:]
+    names = list(groups)
+    return RawPixels(
+        tuple(sources[plate] for plate in names), tuple(files[plate] for plate in names),
+        table["plate"].map({plate: i for i, plate in enumerate(names)}).to_numpy(np.int32),
+        table["site"].to_numpy(object), table[[CHANNELS[c] for c in channels]].to_numpy(object),
+        tuple(channels), tuple(CHANNELS[c] for c in channels), (height, width),
+    )
+
+
+def _fingerprint(table: pd.DataFrame) -> str:
+    """What a plate's correction depends on, short."""
+    names = "\n".join(table[list(CHANNELS)].to_numpy(object).ravel())
+    return hashlib.sha256(f"{_VERSION} {SIGMA}\n{names}".encode()).hexdigest()
+
+
+def _is_measured(file: Path, table: pd.DataFrame) -> bool:
+    try:
+        with h5py.File(file, "r") as h5:
+            return str(h5.attrs.get("fingerprint", "")) == _fingerprint(table)
+    except OSError:  # not there, or damaged
+        return False
+
+
+def measure_plate(file: Path, source: Path, table: pd.DataFrame) -> None:
+    """Measure the correction of a plate and write it to a file, which appears when it is complete.
+
+    Args:
+        file: where to.
+        source: as :func:`find_plate` gives it.
+        table: the rows of the plate, as :func:`read_tables` gives them.
+
+    Raises:
+        DataError: an image is missing or damaged, or the file cannot be written.
+    """
+    reader = _Reader()
+    numbers, sites = pd.factorize(table["site"], sort=True)
+
+    def images(channel: str) -> Iterator[tuple[int, np.ndarray]]:
+        size = None
+        for number, name in zip(numbers, table[channel], strict=True):
+            try:
+                image = reader(source, name)
+                size = size or image.shape
+                _check_size(image, size)
+            except _DAMAGED as error:
+                raise DataError(f"{channel} image '{source / name}' cannot be read ({one_line(error)}): "
+                                f"{_REMEDY}") from error
+            yield int(number), image
+
+    measured = [measure_channel(lambda c=channel: images(c), len(sites)) for channel in CHANNELS]  # type: ignore[misc]
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial, "w") as h5:
+            h5["light"] = np.stack([light for light, _, _ in measured], axis=1)
+            h5["low"], h5["high"] = (np.array([m[i] for m in measured], np.float32) for i in (1, 2))
+            h5.attrs["sites"] = list(sites)
+            h5.attrs["fingerprint"] = _fingerprint(table)
+        partial.rename(file)
+    except OSError as error:
+        raise DataError(f"cannot write '{file}' ({error.strerror or one_line(error)}): "
+                        "set cache_dir to a folder that can be written") from error
+
+
+class _Measured:
+    """An open file with a measured correction; the light, the bulk of it, stays on disk until it is needed."""
+
+    def __init__(self, file: Path) -> None:
+        self._h5 = h5py.File(file, "r")
+        low, high = (self._h5[name][()] for name in ("low", "high"))
+        self.correction = Correction(tuple(self._h5.attrs["sites"]), self._h5["light"], low, high)
+
+    def close(self) -> None:
+        self._h5.close()
+
+
+def select_plates(table: pd.DataFrame, plates: Collection[str] | None) -> pd.DataFrame:
+    """The rows of some plates; all if left out."""
+    return table if plates is None else table[table["plate"].isin(plates)].reset_index(drop=True)

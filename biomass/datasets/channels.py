@@ -1,0 +1,66 @@
+"""Matching the channels of one screen to those of another by name."""
+
+from collections.abc import Sequence
+
+from biomass.errors import ConfigError
+
+SYNONYMS = (
+    ("nuclei", "nucleus", "nuclear", "dna", "dapi", "hoechst", "h33342"),
+    ("er", "endoplasmic reticulum", "concanavalin a"),
+    ("tubulin", "beta-tubulin", "microtubules"),
+    ("actin", "f-actin", "phalloidin"),
+)
+"""Names of the same structure or its stain, without regard to case."""
+
+STAND_INS = (("er", "tubulin"),)
+"""Structures that stand in for each other where there is nothing closer: both fill the cell around the nucleus.
+
+The published transfer from RxRx1 to BBBC021 feeds tubulin where the network has seen the endoplasmic reticulum
+(Lin & Lu 2022).
+"""
+
+
+def _key(name: str) -> str:
+    """The first of the synonyms, or the name itself."""
+    name = name.strip().lower().replace("_", " ")
+    return next((group[0] for group in SYNONYMS if name in group), name)
+
+
+def match_channels(wanted: Sequence[str], available: Sequence[str]) -> tuple[int, ...]:
+    """Find the wanted channels among the available ones.
+
+    Synonyms count as the same name (``nuclei``, ``DNA`` and ``DAPI``); only where a name is not found under any of
+    them does one of the :data:`STAND_INS` take its place (``tubulin`` for ``ER``).
+
+    Args:
+        wanted: names of the channels that, say, a network expects, in its order.
+        available: names of the channels that a screen has, in its order.
+
+    Returns:
+        For every wanted channel its position among the available ones: ``images[:, match_channels(...)]``.
+
+    Raises:
+        ConfigError: a channel is not there, is there twice, or would be used twice.
+    """
+    keys = [_key(name) for name in available]
+    found = [_position(name, keys, available) for name in wanted]
+    for position in found:
+        if found.count(position) > 1:
+            both = " and ".join(f"'{w}'" for w, p in zip(wanted, found, strict=True) if p == position)
+            raise ConfigError(f"channel '{available[position]}' would be used for {both}: name each channel once")
+    return tuple(found)
+
+
+def _position(name: str, keys: Sequence[str], available: Sequence[str]) -> int:
+    key = _key(name)
+    others = [b if key == a else a for a, b in STAND_INS if key in (a, b)]
+    for candidate in (key, *others):
+        if candidate in keys:
+            first = keys.index(candidate)
+            if keys.count(candidate) > 1:
+                second = keys.index(candidate, first + 1)
+                raise ConfigError(
+                    f"channel '{name}' may be '{available[first]}' or '{available[second]}': rename one of them"
+                )
+            return first
+    raise ConfigError(f"no channel '{name}'; there is: {', '.join(available)}. Rename one of them, or leave it out")

@@ -1,0 +1,135 @@
+"""Where the nuclei are: the published tables of BBBC021, or found in a stain of DNA."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+from scipy import ndimage
+from skimage.feature import peak_local_max
+from skimage.filters import threshold_otsu
+from skimage.segmentation import watershed
+
+from biomass.errors import ConfigError, DataError, one_line
+
+IMAGE_TABLE = "supplement_Image.txt"
+OBJECT_TABLE = "supplement_Object.txt"
+
+DIAMETER = 36.0
+"""Diameter of a typical MCF-7 nucleus in BBBC021, pixels."""
+
+_IMAGE_COLUMNS = {0: "table", 1: "image", 2: "file", 10: "plate", 11: "well"}
+_OBJECT_COLUMNS = {0: "table", 1: "image", 3: "x", 4: "y", 7: "area"}
+_SITE = r"_s(\d+)_"  # nowhere in the table, but in every file name
+_NOISE = 6  # a nucleus is brighter than the background by this many standard deviations of its noise
+_SMALLEST, _LARGEST = 0.15, 6.0  # areas of what counts as a nucleus, in areas of a typical one
+
+
+def find_nuclei(image: np.ndarray, diameter: float = DIAMETER) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nuclei in an image of a DNA stain (DAPI, Hoechst).
+
+    The image is smoothed a little and thresholded (Otsu 1979, of the logarithm of what is above the background, so
+    that a few bright nuclei in mitosis do not hide the dim ones; but never within the background's noise). Touching
+    nuclei are parted at the necks between them (watershed of the distance to the edge). What is much smaller or larger
+    than a nucleus is left out. Brightness and offset of the image do not matter. At least a quarter of the image must
+    be background.
+
+    Args:
+        image: (H, W), of any numeric type; bright nuclei on a dark background.
+        diameter: of a typical nucleus, pixels; up to a factor of 1.5 off does little harm.
+
+    Returns:
+        The nuclei's centroids, y and x in pixels, (n, 2) float64, from top to bottom, and their areas in pixels,
+        (n,) int64; n = 0 where there are none.
+
+    Raises:
+        ConfigError: the diameter is below 4 pixels.
+    """
+    if not diameter >= 4:
+        raise ConfigError(f"nuclei of a diameter of {diameter} pixels cannot be told from noise: use at least 4")
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), diameter / 20)
+    # Quantiles of the background alone, whatever the nuclei are like; of a normal distribution these two lie 0.97
+    # standard deviations apart.
+    low, background = np.percentile(smooth, (5, 25))
+    signal = smooth - background
+    noise = max(background - low, 1e-3 * signal.max())
+    if noise <= 0:
+        return np.zeros((0, 2)), np.zeros(0, np.int64)
+    logs = np.log(np.maximum(signal, 0) + 3 * noise)
+    mask = logs > max(threshold_otsu(logs), np.log(_NOISE * noise + 3 * noise))
+    mask = ndimage.binary_fill_holes(mask)
+    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), diameter / 20)  # one peak a nucleus
+    blobs, _ = ndimage.label(mask)
+    peaks = peak_local_max(depth, min_distance=max(1, round(diameter / 3)), labels=blobs, exclude_border=False)
+    seeds = np.zeros(mask.shape, np.int32)
+    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    nuclei = watershed(-depth, seeds, mask=mask)
+    areas = np.bincount(nuclei.ravel(), minlength=len(peaks) + 1)[1:]
+    typical = np.pi / 4 * diameter**2
+    numbers = 1 + np.flatnonzero((areas >= _SMALLEST * typical) & (areas <= _LARGEST * typical))
+    centres = np.array(ndimage.center_of_mass(mask, nuclei, numbers)).reshape(-1, 2)
+    order = np.lexsort((centres[:, 1], centres[:, 0]))
+    return centres[order], areas[numbers - 1][order]
+
+
+def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the tables of Ljosa et al. (2013), Data S2: tab-separated, without header.
+
+    Args:
+        folder: holds ``supplement_Image.txt`` and ``supplement_Object.txt``.
+
+    Returns:
+        The fields, ``plate, well, site`` (text), a row each; and the nuclei, ``field`` (row of the fields), ``x, y``
+        (centre, pixels) and ``area`` (pixels), in the order of the table. A field may have no nuclei.
+
+    Raises:
+        DataError: a table is missing or damaged, a field is listed twice, or a nucleus lies in none of the fields.
+    """
+    folder = Path(folder).expanduser()
+    images = _read(folder / IMAGE_TABLE, _IMAGE_COLUMNS)
+    objects = _read(folder / OBJECT_TABLE, _OBJECT_COLUMNS)
+    fields = images[["plate", "well"]].assign(site=images["file"].str.extract(_SITE, expand=False))
+    if fields["site"].isna().any():
+        name = images["file"][fields["site"].isna()].iloc[0]
+        raise DataError(f"file name '{name}' in '{folder / IMAGE_TABLE}' does not say its site (such as _s1_)")
+    for columns, table in ((["plate", "well", "site"], fields), (["table", "image"], images)):
+        twice = table.duplicated(columns)
+        if twice.any():
+            what = ", ".join(f"{c} {v}" for c, v in table.loc[twice, columns].iloc[0].items())
+            raise DataError(f"'{folder / IMAGE_TABLE}' lists {what} twice: remove one of the rows")
+    keys = images[["table", "image"]].assign(field=np.arange(len(images)))
+    nuclei = objects.merge(keys, how="left", on=["table", "image"])
+    lost = nuclei["field"].isna()
+    if lost.any():
+        first = nuclei[lost].iloc[0]
+        raise DataError(f"{lost.sum()} of {len(lost)} nuclei in '{folder / OBJECT_TABLE}' lie in no image of "
+                        f"'{folder / IMAGE_TABLE}', the first in table {first['table']}, image {first['image']}: "
+                        "both files must come from the same download")
+    numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce")
+    bad = ~np.isfinite(numbers).all(axis=1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(f"nucleus {row} (from 0) in '{folder / OBJECT_TABLE}' has the centre "
+                        f"({nuclei['x'][row]}, {nuclei['y'][row]}) and area {nuclei['area'][row]}: all must be numbers")
+    return fields, numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
+
+
+def _read(file: Path, columns: dict[int, str]) -> pd.DataFrame:
+    """Some columns of a table without header, as text; the others, hundreds of them, take no memory."""
+    wanted = [f"f{number}" for number in columns]
+    try:
+        table = pyarrow.csv.read_csv(
+            file,
+            read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=True),
+            parse_options=pyarrow.csv.ParseOptions(delimiter="\t"),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
+            ),
+        )
+    except FileNotFoundError:
+        raise DataError(f"no table '{file}': get Data S2 of Ljosa et al. (2013), PMC3884769, or let nuclei be found "
+                        "in the DAPI channel") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"'{file}' cannot be read ({one_line(error)}): download it again") from error
+    return table.rename_columns(list(columns.values())).to_pandas()

@@ -1,0 +1,25 @@
+"""Plate-aware batch norm: the layer, where its statistics come from, and their calibration over whole plates."""
+
+from biomass.norms.calibration import (
+    Store,
+    calibrate,
+    calibration_state,
+    forget_calibration,
+    load_calibration,
+    whole_plate_forward,
+)
+from biomass.norms.plate_batch_norm import PlateBatchNorm, PlateContext, Source, convert, plate_statistics
+
+__all__ = [
+    "PlateBatchNorm",
+    "PlateContext",
+    "Source",
+    "Store",
+    "calibrate",
+    "calibration_state",
+    "convert",
+    "forget_calibration",
+    "load_calibration",
+    "plate_statistics",
+    "whole_plate_forward",
+]

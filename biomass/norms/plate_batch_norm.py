@@ -1,0 +1,452 @@
+"""Batch norm that knows which plate each row of a batch belongs to.
+
+The layer keeps the parameters, the buffers and the state-dict keys of batch norm; only the origin of the mean and the
+variance changes, and :func:`plate_statistics` says, for everything that runs inside it, what that origin is.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from biomass.errors import ConfigError, DataError
+
+Source = Literal["batch", "calibrated", "running"]
+"""Where mean and variance come from: the rows at hand, the stored statistics of each row's plate, running averages."""
+
+
+@dataclass(frozen=True)
+class PlateRows:
+    """What the layers of a network must know of the rows of one batch; made once a batch, on the host.
+
+    Attributes:
+        source: where mean and variance come from.
+        group: (N,) dense group of each row, on the host; read for its length only, as a tensor because torch.compile
+            takes the size of a tensor, but not a number, as dynamic. None where any number of rows is fine.
+        lone: some plate's statistics rest on a single row.
+        lone_plate: the name of that plate, for the message.
+        average: (G, N) float64, row g averages the rows that the statistics of group g come from. None where one
+            group with all its rows makes up the whole batch.
+        spread: (N, G) float64, hands every row the statistics of its group. None together with ``average``.
+        slots: (N,) or (1,) int64, where the calibrated statistics of each row (or of all rows) are stored.
+    """
+
+    source: Source
+    group: Tensor | None = None
+    lone: bool = False
+    lone_plate: str = ""
+    average: Tensor | None = None
+    spread: Tensor | None = None
+    slots: Tensor | None = None
+
+
+class PlateContext:
+    """What all plate-aware norms of one network share: the rows of the current batch, and the calibrated plates.
+
+    Attributes:
+        rows: the rows of the batch that runs now; None outside of :func:`plate_statistics`.
+        slots: position of each calibrated plate id in the storage of every layer.
+    """
+
+    def __init__(self) -> None:
+        self.rows: PlateRows | None = None
+        self.slots: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"rows": None, "slots": dict(self.slots)}  # a copy or a file of the network outlives the batch
+
+
+def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each row and channel of ``x`` (N, C, *S), both (N, C) float64.
+
+    They are computed in two passes in at least float32, which no common offset of the values disturbs.
+    """
+    x = at_least_float32(x.unsqueeze(-1) if x.dim() == 2 else x)
+    dims = tuple(range(2, x.dim()))
+    if x.is_cuda:
+        var, mean = torch.var_mean(x, dims, correction=0)
+    else:  # four times as fast as var_mean there
+        centre = x.mean(dims, keepdim=True)
+        mean, var = centre.flatten(1), (x - centre).square_().mean(dims)
+    return mean.double(), var.double()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` itself in float32 or float64, a float32 copy of anything shorter."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _GroupedNorm(torch.autograd.Function):
+    """Batch norm of several groups at once, their statistics averaged over any of their rows.
+
+    Written out because ``F.batch_norm`` does not differentiate through statistics that it is given. All sums over rows
+    are products with matrices in float64: deterministic on every device, and out of reach of autocast and TF32. Only
+    ``x`` itself is kept for the backward pass, as in the native kernel.
+
+    Let m, v be mean and biased variance of each row. A group has mean ``mu = A m`` and, by the law of total variance,
+    ``var = A (v + (m - mu)^2)``; y = (x - mu) / sqrt(var + eps) * weight + bias. As A averages ``x - mu`` to zero, the
+    variance does not depend on the mean in first order, which gives the gradient its short form.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        average: Tensor,
+        spread: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        row_mean, row_var = row_moments(x)
+        mean = spread @ (average @ row_mean)
+        rstd = (spread @ (average @ (row_var + (row_mean - mean).square())) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, rstd, average, spread)
+        ctx.mark_non_differentiable(row_mean, row_var)
+        return affine(x, mean, rstd, weight, bias), row_mean, row_var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd, average, spread = ctx.saved_tensors
+        dims = tuple(range(2, x.dim()))
+        work = torch.promote_types(x.dtype, torch.float32)
+
+        def to_rows(coefficients: Tensor) -> Tensor:
+            return coefficients.to(work).view(*coefficients.shape, *(1 for _ in dims))
+
+        centred = x.to(work) - to_rows(mean)
+        grad_sum = grad.to(work).sum(dims).double()
+        grad_dot = (grad * centred).sum(dims).double()
+        grad_bias = grad_sum.sum(0)
+        grad_weight = (grad_dot * rstd).sum(0)
+        scale = rstd if weight is None else rstd * weight.double()
+        values = x[0, 0].numel()  # a row and channel
+        from_mean = average.T @ (spread.T @ (-grad_sum * scale)) / values
+        from_var = average.T @ (spread.T @ (-grad_dot * scale * rstd.square())) / values
+        grad_x = torch.addcmul(to_rows(from_mean), centred, to_rows(from_var)).addcmul_(grad.to(work), to_rows(scale))
+        return (
+            grad_x.to(x.dtype),
+            None if weight is None else grad_weight.to(weight.dtype),
+            None if weight is None or not ctx.needs_input_grad[2] else grad_bias.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def affine(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``(x - mean) * rstd * weight + bias`` in one pass over ``x`` (N, C, *S), in the type of ``x``.
+
+    ``mean`` and ``rstd`` are (C,), (1, C) or (N, C) float64; so the two coefficients of each channel are rounded once.
+    """
+    scale = rstd if weight is None else rstd * weight.double()
+    shift = -mean * scale if bias is None else bias.double() - mean * scale
+    shape = (-1, x.shape[1], *(1 for _ in x.shape[2:]))
+    wide = at_least_float32(x)
+    return torch.addcmul(shift.to(wide.dtype).view(shape), wide, scale.to(wide.dtype).view(shape)).to(x.dtype)
+
+
+class PlateBatchNorm(_BatchNorm):
+    """Batch norm over (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W) with the statistics of each row's plate.
+
+    Outside of :func:`plate_statistics` it is plain batch norm. Inside:
+
+    - ``batch``: biased variance and mean of each plate's rows in this batch, or of its control rows only, with the
+      gradient flowing through them, in training and in evaluation mode alike (Lin & Lu 2022). One plate without
+      controls runs the native kernel.
+    - ``calibrated``: the stored statistics of each row's plate, see :func:`biomass.norms.calibrate`.
+    - ``running``: the running averages.
+
+    In training mode the source must be ``batch``, and only in training mode do the running averages move: as those of
+    plain batch norm over the same batch, whatever the plates in it. Evaluation moves nothing.
+
+    A norm of timm that carries an activation keeps it, as the submodules ``drop`` and ``act``.
+
+    Attributes:
+        context: what all norms of one network share.
+        calibrated: (2, P, C) mean and variance of P plates in the order of ``context.slots``; follows the network to
+            its device, is no buffer and not in the state dict. None before calibration.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.context = PlateContext()
+        self.calibrated: Tensor | None = None
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"batch norm takes (N, C) or more dimensions, but got {tuple(input.shape)}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PlateBatchNorm":
+        super()._apply(fn, recurse)
+        if self.calibrated is not None:  # to the new device, but never to a shorter type
+            self.calibrated = self.calibrated.to(fn(self.calibrated.new_empty(0)).device)
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input`` (N, C, *S); the output has its shape, type and memory format.
+
+        Raises:
+            DataError: the batch has another length than its plates, or a plate's statistics rest on one value a channel.
+            ConfigError: a layer in training mode is asked for calibrated statistics or running averages.
+        """
+        self._check_input_dim(input)
+        rows = self.context.rows
+        if rows is None:
+            return self._finish(super().forward(input))
+        if self.training and rows.source != "batch":
+            raise ConfigError(
+                f"source '{rows.source}' is for evaluation, but the network is in training mode; call network.eval() "
+                "or take source 'batch'"
+            )
+        if rows.source == "running":
+            return self._finish(super().forward(input))
+        if rows.group is not None and input.shape[0] != rows.group.shape[0]:
+            raise DataError(
+                f"{len(rows.group)} plates were given for a batch norm over {input.shape[0]} rows; give one plate a row "
+                "(repeat them for several views or tokens of an image)"
+            )
+        if rows.slots is not None:
+            return self.normalize(input, *self._calibrated_of(rows.slots))
+        if (rows.lone or input.shape[0] == 1) and input[0, 0].numel() == 1:
+            raise DataError(
+                f"plate '{rows.lone_plate}' has one value a channel to take statistics from; give it two images or more, "
+                "larger images, or evaluate with calibrated statistics or running averages"
+            )
+        if rows.average is not None and rows.spread is not None:
+            return self._finish(self._grouped(input, rows.average, rows.spread))
+        if self.training:
+            return self._finish(super().forward(input))
+        return self._finish(F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps))
+
+    def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The layer's output for ``x`` (N, C, *S) with given ``mean`` and biased ``var``: (C,), (1, C) or (N, C)."""
+        rstd = (var.double() + self.eps).rsqrt()
+        return self._finish(affine(x, mean.double(), rstd, self.weight, self.bias))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        drop, act = getattr(self, "drop", None), getattr(self, "act", None)
+        x = x if drop is None else drop(x)
+        return x if act is None else act(x)
+
+    def _calibrated_of(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        if self.calibrated is None:
+            raise ConfigError(
+                f"a batch norm of {self.num_features} channels has no calibrated statistics; it did not run in "
+                "calibration: calibrate the network again, or take source 'batch'"
+            )
+        mean, var = self.calibrated[:, slots]
+        return mean, var
+
+    def _grouped(self, x: Tensor, average: Tensor, spread: Tensor) -> Tensor:
+        wide = x.unsqueeze(-1) if x.dim() == 2 else x
+        y, row_mean, row_var = _GroupedNorm.apply(wide, self.weight, self.bias, average, spread, self.eps)
+        if self.training and self.track_running_stats:
+            self._track(row_mean, row_var, values=wide[:, 0].numel())
+        return y.view(x.shape) if x.dim() == 2 else y
+
+    @torch.no_grad()
+    def _track(self, row_mean: Tensor, row_var: Tensor, values: int) -> None:
+        """Move the running averages as batch norm over all rows at once, of ``values`` values a channel, would."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        mean = row_mean.mean(0)
+        var = (row_var + (row_mean - mean).square()).mean(0) * (values / (values - 1))
+        factor = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        for running, new in ((self.running_mean, mean), (self.running_var, var)):
+            running.copy_(running.double() * (1 - factor) + new * factor)
+
+
+def convert(network: nn.Module) -> nn.Module:
+    """Make every batch norm of ``network`` plate-aware, in place, and let all of them share one context.
+
+    Layers keep their identity, parameters, buffers, hooks and flags: it is their class that changes. Norms of timm
+    with an activation keep it; frozen batch norms stay as they are. Converting twice changes nothing; converting a
+    network put together from converted parts makes one of them (and forgets their calibration).
+
+    Returns:
+        The same network.
+
+    Raises:
+        ConfigError: a layer is a SyncBatchNorm, or of a class whose forward pass is unknown here. Nothing is changed.
+    """
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    known = _known_classes(norms)
+    for name, norm in norms:
+        if isinstance(norm, nn.SyncBatchNorm) or "SyncBatchNorm" in type(norm).__name__:
+            raise ConfigError(
+                f"layer '{name}' is a {type(norm).__name__}, which mixes the plates of all processes; use plain "
+                "BatchNorm, plate batches need no synchronization"
+            )
+        if type(norm) not in known:
+            raise ConfigError(
+                f"layer '{name}' is a {type(norm).__module__}.{type(norm).__name__}, whose forward pass is unknown; "
+                "replace it by BatchNorm1d, 2d or 3d before converting"
+            )
+    converted = [norm for _, norm in norms if isinstance(norm, PlateBatchNorm)]
+    contexts = {id(norm.context): norm.context for norm in converted}
+    if len(contexts) > 1:
+        for norm in converted:
+            norm.calibrated = None
+    context = next(iter(contexts.values())) if len(contexts) == 1 else PlateContext()
+    for _, norm in norms:
+        if not isinstance(norm, PlateBatchNorm):
+            norm.__class__ = PlateBatchNorm
+            norm.calibrated = None
+        norm.context = context
+    return network
+
+
+def _known_classes(norms: Sequence[tuple[str, nn.Module]]) -> set[type[nn.Module]]:
+    known: set[type[nn.Module]] = {PlateBatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+    if any(type(norm).__module__.startswith("timm.") for _, norm in norms):
+        from timm.layers import BatchNormAct2d  # slow to import; a network that holds one has already done so
+
+        known.add(BatchNormAct2d)
+    return known
+
+
+def shared_context(network: nn.Module) -> PlateContext | None:
+    """The context of the plate-aware norms of ``network``, None if it has none.
+
+    Raises:
+        ConfigError: the norms belong to several contexts.
+    """
+    contexts = {id(m.context): m.context for m in network.modules() if isinstance(m, PlateBatchNorm)}
+    if len(contexts) > 1:
+        raise ConfigError(
+            f"the network is put together from {len(contexts)} parts that were converted one by one; call "
+            "biomass.norms.convert on the whole network"
+        )
+    return next(iter(contexts.values()), None)
+
+
+@contextmanager
+def plate_statistics(
+    network: nn.Module,
+    plates: Tensor | None,
+    *,
+    source: Source = "batch",
+    controls: Tensor | None = None,
+    names: Sequence[str] | None = None,
+) -> Iterator[None]:
+    """Run ``network`` with the statistics of plates: ``with plate_statistics(network, plates): network(images)``.
+
+    All bookkeeping happens here, on the host; inside, no layer waits for the device. ``plates`` and ``controls``
+    belong on the host therefore. Contexts nest, and end with whatever was in force before, also after an error. With
+    activation checkpointing call ``backward`` inside as well: it runs the layers again.
+
+    Args:
+        network: holds layers of :func:`convert`; may be wrapped by ``torch.compile``, DDP or Fabric.
+        plates: (N,) integer group of each row of the batch; None takes the whole batch as one group (vanilla).
+        source: where statistics come from, see :class:`PlateBatchNorm`.
+        controls: (N,) bool; with source ``batch``, statistics come from these rows of each plate only. None: all rows.
+        names: readable name of each plate id, for error messages.
+
+    Raises:
+        ConfigError: an unknown source; or statistics by plate are asked of a network without plate-aware norms.
+        DataError: lengths differ; a plate has no control row; a plate is not calibrated.
+    """
+    if source not in get_args(Source):
+        raise ConfigError(f"source '{source}' is unknown; choose {', '.join(get_args(Source))}")
+    context = shared_context(network)
+    if context is None:
+        if source == "running" or (plates is None and controls is None):
+            yield  # nothing in the network depends on it
+            return
+        raise ConfigError("the network has no plate-aware batch norm; call biomass.norms.convert on it first")
+    before = context.rows
+    if source == "running":
+        rows = PlateRows(source)
+    elif source == "calibrated":
+        rows = _calibrated_rows(context, plates, names, device_of(network))
+    else:
+        rows = _batch_rows(plates, controls, names, device_of(network))
+    context.rows = rows
+    try:
+        yield
+    finally:
+        context.rows = before
+
+
+def plate_name(plate: int, names: Sequence[str] | None) -> str:
+    """What to call plate id ``plate`` in a message."""
+    return str(names[plate]) if names is not None and 0 <= plate < len(names) else str(plate)
+
+
+def _batch_rows(
+    plates: Tensor | None, controls: Tensor | None, names: Sequence[str] | None, device: torch.device
+) -> PlateRows:
+    if plates is None and controls is None:
+        return PlateRows("batch", lone_plate="the whole batch")
+    if plates is None:
+        assert controls is not None
+        ids, group = ["the whole batch"], torch.zeros(len(controls), dtype=torch.long)
+    else:
+        unique, group = _unique(plates)
+        ids = [plate_name(plate, names) for plate in unique]
+    if controls is not None and controls.shape != group.shape:
+        raise DataError(f"{len(controls)} control flags were given for {len(group)} plates; give one flag a row")
+    used = torch.ones(len(group), dtype=torch.float64) if controls is None else controls.cpu().double()
+    count = torch.bincount(group, weights=used, minlength=len(ids))
+    smallest = int(count.argmin())
+    if count[smallest] == 0:
+        raise DataError(
+            f"plate '{ids[smallest]}' has no control row among its {int((group == smallest).sum())} rows of this batch; "
+            "draw controls into every batch of a plate, or take statistics from all rows"
+        )
+    lone = bool(count[smallest] == 1)
+    if len(ids) == 1 and controls is None:
+        return PlateRows("batch", group, lone, ids[0])
+    spread = (group[:, None] == torch.arange(len(ids))).double()
+    average = (spread * used[:, None] / count).T.contiguous()
+    return PlateRows("batch", group, lone, ids[smallest], _send(average, device), _send(spread, device))
+
+
+def _calibrated_rows(
+    context: PlateContext, plates: Tensor | None, names: Sequence[str] | None, device: torch.device
+) -> PlateRows:
+    if plates is None:
+        raise ConfigError("source 'calibrated' needs the plate of every row; give plates")
+    unique, group = _unique(plates)
+    missing = [plate for plate in unique if plate not in context.slots]
+    if missing:
+        raise DataError(
+            f"plate '{plate_name(missing[0], names)}' is not among the {len(context.slots)} calibrated plates; run "
+            "biomass.norms.calibrate over its images first, or take source 'batch'"
+        )
+    slots = torch.tensor([context.slots[plate] for plate in unique])
+    return PlateRows("calibrated", group, slots=_send(slots if len(unique) == 1 else slots[group], device))
+
+
+def _unique(plates: Tensor) -> tuple[list[int], Tensor]:
+    """The plate ids of a batch, ascending, and the position in them of every row (N,)."""
+    if plates.dim() != 1 or not len(plates):
+        raise DataError(f"plates have the shape {tuple(plates.shape)}; give one plate a row, (N,), of at least one row")
+    unique, group = torch.unique(plates.cpu(), return_inverse=True)
+    return unique.tolist(), group
+
+
+def _send(x: Tensor, device: torch.device) -> Tensor:
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the first parameter or buffer of ``network`` is."""
+    some = next(itertools.chain(network.parameters(), network.buffers()), None)
+    return torch.device("cpu") if some is None else some.device

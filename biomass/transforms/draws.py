@@ -1,0 +1,26 @@
+"""Random numbers for a batch, drawn on its device."""
+
+import torch
+from torch import Tensor
+
+from biomass.errors import ConfigError
+
+
+def uniform(
+    images: Tensor, generator: torch.Generator | None, *shape: int, low: float = 0.0, high: float = 1.0
+) -> Tensor:
+    """Uniform numbers in [low, high) for every sample of ``images`` (N, …): (N, *shape) float64.
+
+    Raises:
+        ValueError: there is no generator.
+    """
+    if generator is None:
+        raise ValueError("this transform is random: call it with a torch.Generator on the device of the images")
+    draws = torch.rand(len(images), *shape, generator=generator, device=images.device, dtype=torch.float64)
+    return draws * (high - low) + low
+
+
+def check_probability(p: float, name: str) -> None:
+    """Raise ConfigError unless ``p`` is a probability."""
+    if not 0 <= p <= 1:
+        raise ConfigError(f"{name}(p={p}): p must lie in 0 … 1")

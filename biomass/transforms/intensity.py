@@ -1,0 +1,153 @@
+"""Transforms of pixel values: standardization and color jitter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from biomass.errors import ConfigError
+from biomass.transforms.draws import check_probability, uniform
+
+LUMA = (0.2989, 0.587, 0.114)
+"""Shares of red, green and blue in the gray value (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True)
+class Standardize:
+    """Give every channel of every image mean 0 and standard deviation 1 (unbiased, over its pixels).
+
+    A constant channel becomes 0: its standard deviation counts as 1. So does one below 16 units in the last place of
+    the channel's mean, which is what earlier transforms leave of a constant channel by rounding.
+    Computed in float32 or better.
+    """
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Standardize ``images`` (N, C, H, W); the generator is not used."""
+        pixels = images.to(torch.promote_types(images.dtype, torch.float32)).flatten(2)
+        mean = pixels.mean(2, keepdim=True)
+        pixels = pixels - mean
+        # two passes: the sum of squares of raw 16-bit counts would lose all digits of a faint channel
+        std = torch.linalg.vector_norm(pixels, dim=2, keepdim=True) / max(pixels.shape[2] - 1, 1) ** 0.5
+        varies = std > 16 * torch.finfo(pixels.dtype).eps * mean.abs()
+        return pixels.mul_(torch.where(varies, 1 / std, 0)).view(images.shape)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue at random, for every sample in a random order of its own.
+
+    As in torchvision, a factor of the sample multiplies the pixels (brightness), their distance to the image's mean
+    gray value (contrast), or their distance to their own gray value (saturation); then values are cut off at 0 and
+    ``maximum``. The hue is turned on the color circle. Three channels are taken for red, green and blue; with any
+    other number the gray value is the mean of the channels, and saturation and hue are a ConfigError.
+    Computed in float32 or better.
+
+    Args:
+        brightness: range of the factor: [smallest, largest], or d >= 0 for [max(0, 1 - d), 1 + d].
+        contrast: likewise.
+        saturation: likewise.
+        hue: range of the turn: [smallest, largest] within -0.5 … 0.5 (half the circle), or d for [-d, d].
+        maximum: largest value a pixel can have: 255 or 65535 for raw counts of 8 or 16 bits.
+        p: probability that a sample is changed at all.
+    """
+
+    brightness: float | Sequence[float] = 0.0
+    contrast: float | Sequence[float] = 0.0
+    saturation: float | Sequence[float] = 0.0
+    hue: float | Sequence[float] = 0.0
+    maximum: float = field(kw_only=True)
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.maximum > 0:
+            raise ConfigError(f"ColorJitter(maximum={self.maximum}): give the largest pixel value, e.g. 255 or 65535")
+        for name, low, high in self._factors():
+            if not 0 <= low <= high:
+                raise ConfigError(f"ColorJitter({name}={getattr(self, name)}): give [smallest, largest] >= 0")
+        low, high = self._turn()
+        if not -0.5 <= low <= high <= 0.5:
+            raise ConfigError(f"ColorJitter(hue={self.hue}): give [smallest, largest] within -0.5 … 0.5")
+        check_probability(self.p, "ColorJitter")
+
+    def _factors(self) -> list[tuple[str, float, float]]:
+        """Name and range of every factor that is not always 1."""
+        ranges = []
+        for name in ("brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            low, high = value if isinstance(value, Sequence) else (max(0.0, 1 - value), 1 + value)
+            if (low, high) != (1, 1):
+                ranges.append((name, low, high))
+        return ranges
+
+    def _turn(self) -> tuple[float, float]:
+        if isinstance(self.hue, Sequence):
+            low, high = self.hue
+            return low, high
+        return -self.hue, self.hue
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Change ``images`` (N, C, H, W)."""
+        ranges = self._factors()
+        names = [name for name, _, _ in ranges]
+        low, high = self._turn()
+        turns = (low, high) != (0, 0)
+        if (turns or "saturation" in names) and images.shape[1] != 3:
+            what = "hue" if turns else "saturation"
+            raise ConfigError(f"ColorJitter({what}=…) needs 3 channels, images have {images.shape[1]}; leave it out")
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        changed = uniform(images, generator) < self.p
+        factors = uniform(images, generator, len(names))
+        for i, (_, smallest, largest) in enumerate(ranges):
+            factors[:, i].mul_(largest - smallest).add_(smallest)
+        turn = uniform(images, generator, low=low, high=high)
+        order = uniform(images, generator, len(names) + turns).argsort(1)  # which change comes at each step
+
+        # Turning the hue is costly: all samples do it together, between the steps before their turn and those after it.
+        # A step that is not due multiplies with 1.
+        turn_step = (order == len(names)).int().argmax(1) if turns else torch.full_like(order[:, 0], len(names))
+        for step in range(len(names)):
+            images = self._blend(images, names, factors, order[:, step], changed & (step < turn_step))
+        if turns:
+            images = _turn_hue(images, torch.where(changed, turn, 0))
+            for step in range(1, len(names) + 1):
+                images = self._blend(images, names, factors, order[:, step], changed & (step > turn_step))
+        return images
+
+    def _blend(self, images: Tensor, names: list[str], factors: Tensor, which: Tensor, due: Tensor) -> Tensor:
+        """Multiply with factor number ``which`` (N,) of ``factors`` (N, K), where ``due`` (N,)."""
+        chosen = due[:, None] & (which[:, None] == torch.arange(len(names), device=images.device))
+        excess = torch.where(chosen, factors - 1, 0).to(images.dtype)[..., None, None]  # over 1; (N, K, 1, 1)
+        held = torch.zeros_like(excess[:, :1])  # what the factor has no hold on
+        if "contrast" in names:
+            means = images.mean((2, 3), keepdim=True)
+            held = held - excess[:, names.index("contrast"), None] * _gray(means)
+        if "saturation" in names:
+            held = torch.addcmul(held, excess[:, names.index("saturation"), None], _gray(images), value=-1)
+        return torch.addcmul(held, images, 1 + excess.sum(1, keepdim=True)).clamp_(0, self.maximum)
+
+
+def _gray(images: Tensor) -> Tensor:
+    """Gray value of ``images`` (N, C, …): (N, 1, …)."""
+    if images.shape[1] != len(LUMA):
+        return images.mean(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of ``images`` (N, 3, H, W) by ``turn`` (N,) circles (Smith 1978, "Color gamut transform pairs")."""
+    red, green, blue = images.unbind(1)
+    value = images.amax(1)
+    chroma = value - images.amin(1)
+    is_red, is_green = value == red, value == green
+    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    hue.div_(torch.where(chroma > 0, chroma, 1))
+    hue.add_(torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)))
+    hue = hue.add_((6 * turn).to(hue.dtype)[:, None, None]).remainder_(6)  # in sixths of the circle
+    turned = torch.empty_like(images)
+    # a color's share of the chroma is 1 within a sixth of its own place on the circle and falls to 0 in the next
+    torch.addcmul(value - 2 * chroma, (hue - 3).abs_().clamp_(1, 2), chroma, out=turned[:, 0])
+    torch.addcmul(value + chroma, (hue - 2).abs_().clamp_(1, 2), chroma, value=-1, out=turned[:, 1])
+    torch.addcmul(value + chroma, (hue - 4).abs_().clamp_(1, 2), chroma, value=-1, out=turned[:, 2])
+    return turned

@@ -1,0 +1,328 @@
+"""Transforms that move pixels: rotations, flips, crops, blur.
+
+All of them are separable: an image X becomes R X Cᵀ, flipped, then transposed, with small matrices R and C for each
+sample (or none, where pixels only change places). Such maps multiply, so that a chain of them costs one pass over the
+pixels: :class:`~biomass.transforms.Compose` draws the map of each transform, merges neighbours, applies the product.
+
+With reduced precision of float32 products allowed (TF32), pixel values keep 3 digits on the devices that have it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+
+from biomass.errors import ConfigError
+from biomass.transforms.draws import check_probability, uniform
+
+Size = tuple[int, int]
+"""Height and width of an image, in pixels."""
+
+
+@dataclass(frozen=True)
+class Warp:
+    """For each of N samples a separable linear map: X becomes R X Cᵀ, flipped, then transposed.
+
+    Attributes:
+        rows: R, (N, H', H); None is the identity. ``rows`` and ``columns`` are both given or both None.
+        columns: C, (N, W', W).
+        flip_rows: (N,) bool, which samples are turned upside down; None is no sample.
+        flip_columns: (N,) bool, which samples are mirrored, left to right.
+        transpose: (N,) bool, which samples are transposed; only if H' = W'.
+    """
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    flip_rows: Tensor | None = None
+    flip_columns: Tensor | None = None
+    transpose: Tensor | None = None
+
+    def then(self, other: "Warp") -> "Warp":
+        """The map that does this one first, ``other`` second."""
+        rows, columns = other.rows, other.columns
+        flip_rows, flip_columns = other.flip_rows, other.flip_columns
+        if self.transpose is not None:  # done last instead of first: what was rows to `other` is columns before it
+            flip_rows, flip_columns = _swap(self.transpose, flip_rows, flip_columns)
+            rows, columns = _swap(self.transpose, rows, columns)
+        transpose = _xor(self.transpose, other.transpose)
+        if rows is None or columns is None:
+            flip_rows, flip_columns = _xor(self.flip_rows, flip_rows), _xor(self.flip_columns, flip_columns)
+            return Warp(self.rows, self.columns, flip_rows, flip_columns, transpose)
+        rows, columns = _flip(rows, self.flip_rows, 2), _flip(columns, self.flip_columns, 2)
+        if self.rows is not None and self.columns is not None:
+            with _own_precision(rows):
+                rows, columns = rows @ self.rows, columns @ self.columns
+        return Warp(rows, columns, flip_rows, flip_columns, transpose)
+
+    def size_after(self, size: Size) -> Size:
+        """Height and width of the result for images of ``size``."""
+        if self.rows is None or self.columns is None:
+            return size
+        return self.rows.shape[1], self.columns.shape[1]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Map ``images`` (N, C, H, W) to (N, C, H', W')."""
+        if self.rows is None or self.columns is None:
+            return self._permute(images)
+        rows, columns = _flip(self.rows, self.flip_rows, 1), _flip(self.columns, self.flip_columns, 1)
+        with _own_precision(images):
+            images = images.to(rows.dtype)
+            images = (images.flatten(1, 2) @ columns.mT).unflatten(1, images.shape[1:3])
+            images = rows[:, None] @ images
+        if self.transpose is not None:
+            images = torch.where(self.transpose[:, None, None, None], images.mT, images)
+        return images
+
+    def _permute(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        # where the pixels come from under every combination of flips and transposition, and each sample's combination
+        table = torch.arange(height * width, device=images.device).view(1, height, width)
+        combination = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        changes: tuple[tuple[Tensor | None, Callable[[Tensor], Tensor]], ...] = (
+            (self.flip_rows, lambda t: t.flip(1)),
+            (self.flip_columns, lambda t: t.flip(2)),
+            (self.transpose, lambda t: t.mT),
+        )
+        for chosen, change in changes:
+            if chosen is not None:
+                combination = combination + len(table) * chosen
+                table = torch.cat([table, change(table)])
+        if len(table) == 1:
+            return images
+        source = table.flatten(1)[combination][:, None].expand(-1, images.shape[1], -1)
+        return images.flatten(2).gather(2, source).view_as(images)
+
+
+class SpatialTransform(ABC):
+    """A transform that is one :class:`Warp` for each sample."""
+
+    @abstractmethod
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        """Draw the parameters for every sample.
+
+        Args:
+            images: (N, C, …), gives only their number, device and type.
+            size: height and width of the images that the warp will see.
+            generator: on the device of ``images``.
+        """
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Transform ``images`` (N, C, H, W) with the parameters of :meth:`draw`."""
+        height, width = images.shape[2:]
+        return self.draw(images, (height, width), generator).apply(images)
+
+
+@dataclass(frozen=True)
+class RandomRotate90(SpatialTransform):
+    """Rotate by 0, 90, 180 or 270 degrees counterclockwise, equally likely. Images must be square (ConfigError)."""
+
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        if size[0] != size[1]:
+            raise ConfigError(f"RandomRotate90: images are {size[0]} x {size[1]} pixels, not square; crop them first")
+        quarters = (4 * uniform(images, generator)).long()
+        return Warp(
+            flip_rows=quarters >= 2, flip_columns=(quarters == 1) | (quarters == 2), transpose=quarters % 2 == 1
+        )
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip(SpatialTransform):
+    """Mirror left to right with probability ``p``."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p, "RandomHorizontalFlip")
+
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        return Warp(flip_columns=uniform(images, generator) < self.p)
+
+
+@dataclass(frozen=True)
+class RandomVerticalFlip(SpatialTransform):
+    """Turn upside down with probability ``p``."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p, "RandomVerticalFlip")
+
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        return Warp(flip_rows=uniform(images, generator) < self.p)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(SpatialTransform):
+    """Crop a random box and resize it to ``size`` x ``size`` pixels, bilinear and antialiased.
+
+    The box is drawn as in torchvision (after Szegedy 2015, "Going deeper with convolutions", section 6): its share of
+    the image's area is uniform in ``scale``, its width over height log-uniform in ``ratio``, its place uniform among
+    whole pixels; if ten draws do not fit into the image, the largest centred box with a permitted ratio is taken.
+
+    Args:
+        size: side of the result, in pixels.
+        scale: smallest and largest area, as a share of the image's, in 0 … 1.
+        ratio: smallest and largest width over height, > 0.
+    """
+
+    size: int
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"RandomResizedCrop(size={self.size}): the result needs a side of at least 1 pixel")
+        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise ConfigError(f"RandomResizedCrop(scale={self.scale}): give [smallest, largest] share within 0 … 1")
+        if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise ConfigError(f"RandomResizedCrop(ratio={self.ratio}): give [smallest, largest], both above 0")
+
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        top, left, height, width = self.draw_boxes(images, size, generator)
+        dtype = _precise(images)
+        return Warp(_resize(top, height, size[0], self.size, dtype), _resize(left, width, size[1], self.size, dtype))
+
+    def draw_boxes(
+        self, images: Tensor, size: Size, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Top, left, height and width of the box of every sample: whole pixels, each (N,) float64."""
+        area = uniform(images, generator, 10, low=self.scale[0], high=self.scale[1]) * size[0] * size[1]
+        ratio = uniform(images, generator, 10, low=log(self.ratio[0]), high=log(self.ratio[1])).exp()
+        heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+        fits = (heights > 0) & (heights <= size[0]) & (widths > 0) & (widths <= size[1])
+        first = fits.int().argmax(1, keepdim=True)
+        found = fits.gather(1, first)
+        centred = self._largest_box(size)
+        height, width = (
+            torch.where(found, drawn.gather(1, first), fallback)[:, 0]
+            for drawn, fallback in zip((heights, widths), centred, strict=True)
+        )
+        place = uniform(images, generator, 2)
+        top, left = (
+            torch.where(found[:, 0], (place[:, axis] * (size[axis] - extent + 1)).floor(), (size[axis] - extent) // 2)
+            for axis, extent in enumerate((height, width))
+        )
+        return top, left, height, width
+
+    def _largest_box(self, size: Size) -> tuple[float, float]:
+        height, width = size
+        if width / height < self.ratio[0]:
+            return round(width / self.ratio[0]), width
+        if width / height > self.ratio[1]:
+            return height, round(height * self.ratio[1])
+        return height, width
+
+
+@dataclass(frozen=True)
+class GaussianBlur(SpatialTransform):
+    """Blur with a Gaussian of a random width; the image is mirrored beyond its edge, without repeating the edge pixel.
+
+    Args:
+        kernel_size: extent of the kernel, in pixels, odd; its half must be smaller than the image (ConfigError).
+        sigma: standard deviation, in pixels: [smallest, largest], uniform between them, or one number.
+        p: probability that a sample is blurred at all.
+    """
+
+    kernel_size: int
+    sigma: float | Sequence[float] = (0.1, 2.0)
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ConfigError(f"GaussianBlur(kernel_size={self.kernel_size}): give an odd number of pixels")
+        low, high = self._sigma
+        if not 0 < low <= high:
+            raise ConfigError(f"GaussianBlur(sigma={self.sigma}): give one number or [smallest, largest], above 0")
+        check_probability(self.p, "GaussianBlur")
+
+    @property
+    def _sigma(self) -> tuple[float, float]:
+        if isinstance(self.sigma, Sequence):
+            low, high = self.sigma
+            return low, high
+        return self.sigma, self.sigma
+
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        low, high = self._sigma
+        sigma = uniform(images, generator, 1, low=low, high=high)
+        blurred = uniform(images, generator, 1) < self.p
+        reach = self.kernel_size // 2
+        if reach >= min(size):
+            raise ConfigError(
+                f"GaussianBlur(kernel_size={self.kernel_size}) reaches {reach} pixels beyond the edge of an image of "
+                f"{size[0]} x {size[1]}; choose a kernel_size of at most {2 * min(size) - 1}"
+            )
+        offset = torch.arange(-reach, reach + 1, device=images.device)
+        kernel = torch.where(blurred, (-0.5 * (offset / sigma) ** 2).exp(), (offset == 0).double())
+        kernel = (kernel / kernel.sum(1, keepdim=True)).to(_precise(images))
+        rows = _convolve(kernel, size[0])
+        return Warp(rows, rows if size[0] == size[1] else _convolve(kernel, size[1]))
+
+
+def _resize(start: Tensor, length: Tensor, source: int, target: int, dtype: torch.dtype) -> Tensor:
+    """Matrices (N, target, source) that stretch the pixels [start, start + length) of ``source`` to ``target`` pixels.
+
+    Each new pixel is the mean under a triangle around its centre that reaches one new or one old pixel to
+    either side, whichever is larger: bilinear interpolation when enlarging, antialiased when shrinking.
+    """
+    step = length / target
+    reach = step.clamp(min=1)[:, None]
+    old = torch.arange(source, device=start.device)
+    inside = (old >= start[:, None]) & (old < (start + length)[:, None])
+    old_place = torch.where(inside, old / reach, torch.inf).to(dtype)
+    new = torch.arange(target, device=start.device) + 0.5
+    new_place = ((start[:, None] + step[:, None] * new - 0.5) / reach).to(dtype)
+    weights = old_place[:, None, :] - new_place[:, :, None]
+    weights = weights.abs_().clamp_(max=1).neg_().add_(1)
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+def _convolve(kernel: Tensor, size: int) -> Tensor:
+    """Matrices (N, size, size) that convolve with ``kernel`` (N, K), mirrored about the first and the last pixel."""
+    reach = kernel.shape[1] // 2
+    place = torch.arange(size, device=kernel.device)
+    source = place[:, None] + torch.arange(-reach, reach + 1, device=kernel.device)
+    source = (size - 1 - (source.abs() - (size - 1)).abs()).T  # (K, size): which pixel each kernel value meets
+    meets = (source[:, :, None] == place).to(kernel.dtype)
+    with _own_precision(kernel):
+        return (kernel @ meets.flatten(1)).unflatten(1, (size, size))
+
+
+def _precise(images: Tensor) -> torch.dtype:
+    """The type to compute in: that of the images, but at least float32."""
+    return torch.promote_types(images.dtype, torch.float32)
+
+
+def _own_precision(tensor: Tensor) -> torch.autocast:
+    """Matrix products in the tensor's own type, also within an autocast region."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _expand(chosen: Tensor, like: Tensor) -> Tensor:
+    return chosen.view(-1, *[1] * (like.ndim - 1))
+
+
+def _flip(matrices: Tensor, chosen: Tensor | None, dim: int) -> Tensor:
+    if chosen is None:
+        return matrices
+    return torch.where(_expand(chosen, matrices), matrices.flip(dim), matrices)
+
+
+def _xor(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first ^ second
+
+
+def _swap(chosen: Tensor, first: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Exchange the two where ``chosen`` (N,); None stands for all False."""
+    if first is second:
+        return first, second
+    if first is None or second is None:
+        none = torch.zeros_like(chosen)
+        first, second = none if first is None else first, none if second is None else second
+    chosen = _expand(chosen, first)
+    return torch.where(chosen, second, first), torch.where(chosen, first, second)

@@ -1,0 +1,106 @@
+"""What BEN does, in minutes: train vanilla and BEN on a simulated screen, compare them on plates they have not seen.
+
+    make demo        or        python misc/demo.py [further overrides of train_erm.py]
+
+Writes a picture beside the runs and prints a table of accuracies.
+"""
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+
+from biomass.screen import Screen
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("vanilla", "ben")
+TITLES = {"vanilla": "vanilla batch norm", "ben": "BEN", "adabn": "AdaBN"}
+
+
+def main(overrides: list[str]) -> None:
+    """One Hydra multirun over the methods, then the table and the picture."""
+    name = f"demo-{datetime.now():%Y-%m-%d-%H-%M-%S}"
+    command = [sys.executable, "train_erm.py", "-m", "+experiment=demo", f"+method={','.join(METHODS)}"]
+    subprocess.run([*command, f"run_name={name}", *overrides], cwd=ROOT, check=True)
+    folders = {method: ROOT / "runs" / f"{name}-{job}" for job, method in enumerate(METHODS)}
+    table = pd.DataFrame({TITLES[method]: accuracies(folder) for method, folder in folders.items()}).T
+    picture = ROOT / "runs" / f"{name}.png"
+    draw(folders, picture)
+    print("\nAccuracy (%) on a simulated screen. id_test: plates seen in training, other sites; val, test: unseen plates.\n")
+    print((100 * table).round(1).to_string())
+    gain = 100 * (table["test"].iloc[1] - table["test"].iloc[0])
+    print(f"\nBEN minus vanilla on the unseen test plates: {gain:+.1f} points. Picture: {picture.relative_to(ROOT)}")
+
+
+def accuracies(folder: Path) -> dict[str, float]:
+    """Accuracy of every evaluation split after the last epoch of a run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "test/accuracy" in line][-1]
+    return {split: last[f"{split}/accuracy"] for split in ("id_test", "val", "test")}
+
+
+def draw(folders: dict[str, Path], path: Path) -> None:
+    """Left: one perturbation on several plates. Right: accuracy of every unseen plate under both methods."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from biomass.config import build
+
+    config = (next(iter(folders.values())) / "config.yaml").read_text()
+    from omegaconf import OmegaConf
+
+    screen = build(OmegaConf.to_container(OmegaConf.create(config).dataloaders.source, resolve=True))
+    figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
+    _draw_cells(left, screen)
+    axes = right.subplots()
+    plates = {m: pd.read_csv(f / "plates.csv").query("split == 'test'").set_index("plate") for m, f in folders.items()}
+    values = np.stack([100 * plates[m]["accuracy"].reindex(plates[METHODS[0]].index).to_numpy() for m in METHODS])
+    axes.plot([0, 1], values, color="0.75", lw=0.8, zorder=1)
+    for x, method in enumerate(METHODS):
+        axes.scatter(np.full(values.shape[1], x), values[x], s=22, zorder=2, color=("C7", "C0")[x])
+        axes.hlines(values[x].mean(), x - 0.18, x + 0.18, color="k", lw=2, zorder=3)
+        axes.text(x, values[x].max() + 2, f"{values[x].mean():.0f} %", ha="center")
+    axes.set_xticks([0, 1], [TITLES[m] for m in METHODS])
+    axes.set_xlim(-0.4, 1.4)
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("accuracy on an unseen plate (%)")
+    axes.set_title("one dot a test plate, bar: their mean", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_cells(figure: object, screen: Screen) -> None:
+    """Rows: three perturbations; columns: plates, trained on and unseen."""
+    table = screen.table
+    train = list(dict.fromkeys(table.loc[table["split"] == "train", "plate_id"]))[:: 5][:3]
+    test = list(dict.fromkeys(table.loc[table["split"] == "test", "plate_id"]))[:: 3][:3]
+    labels = _shared_labels(table, [*train, *test])
+    axes = figure.subplots(len(labels), len(train) + len(test), squeeze=False)  # type: ignore[attr-defined]
+    for i, label in enumerate(labels):
+        for j, plate in enumerate([*train, *test]):
+            row = np.flatnonzero((table["plate_id"] == plate) & (table["label"] == label))[0]
+            image = screen.read(np.array([row]))[0].astype(float)
+            rgb = np.stack([image[2], image[1], image[0]], -1)[..., :3] / 255
+            axes[i, j].imshow(np.clip(rgb * 1.6, 0, 1))
+            axes[i, j].set_xticks([])
+            axes[i, j].set_yticks([])
+            if i == 0:
+                axes[i, j].set_title("trained on" if j < len(train) else "unseen", fontsize=9)
+        axes[i, 0].set_ylabel(screen.classes[label], fontsize=8)
+    figure.suptitle("columns: plates, rows: perturbations", fontsize=10)  # type: ignore[attr-defined]
+
+
+def _shared_labels(table: pd.DataFrame, plates: list[int], count: int = 3) -> list[int]:
+    """Labels that stand on all of these plates: controls do, and as many of them as are asked for."""
+    sets = [set(table.loc[table["plate_id"] == plate, "label"]) for plate in plates]
+    return sorted(set.intersection(*sets))[-count:]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,63 @@
+"""What several test files share: a tiny simulated screen, and running a script's configuration in this process."""
+
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from biomass.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY_SCREEN = (
+    "dataloaders=simulated",
+    "dataloaders.num_workers=0",
+    "dataloaders.source.experiments=4",
+    "dataloaders.source.plates=2",
+    "dataloaders.source.treatments=4",
+    "dataloaders.source.positive_controls=1",
+    "dataloaders.source.wells=4",
+    "dataloaders.source.negative_wells=2",
+    "dataloaders.source.size=48",
+)
+"""4 experiments x 2 plates x 7 wells x 2 sites, 6 classes."""
+
+TINY_RUN = ("model.key=test_resnet", "model.pretrained=false", "model.d_out=6", "device=cpu", "num_warmup_epochs=1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the simulated screens of a test session are made, once each."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path) -> Callable[..., float | None]:
+    """``run("train_erm", "key=value", …)``: the script in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BIOMASS_DATA", str(data_root))
+
+    def _run(script: str, *overrides: str) -> float | None:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose(script, list(overrides))
+        return importlib.import_module(script).main.__wrapped__(Config(config))
+
+    return _run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images and profiles, or a skip where it is not."""
+    folder = os.environ.get("BIOMASS_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("BIOMASS_REAL_DATA does not name the folder of real data")
+    return Path(folder)

@@ -1,0 +1,201 @@
+"""Aggregation, normalization and choice of features; the whole published recipe on the real BBBC021 wells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from biomass.errors import ConfigError, DataError
+from biomass.evaluation import (
+    aggregate,
+    feature_columns,
+    normalize,
+    nsc,
+    nscb,
+    prune_correlated,
+    replicate_correlation,
+)
+
+TREATMENT = ["Metadata_compound", "Metadata_concentration"]
+
+
+def wells(seed=0, plates=4, treatments=5, controls=3, d=4):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for p in range(plates):
+        rows += [(f"p{p}", f"w{p // 2}", "DMSO", 0.0, True)] * controls
+        rows += [(f"p{p}", f"w{p // 2}", f"c{t // 2}", float(t % 2), False) for t in range(treatments)]
+    names = ["plate", "batch", "compound", "concentration", "control"]
+    table = pd.DataFrame(rows, columns=[f"Metadata_{n}" for n in names])
+    features = pd.DataFrame(rng.normal(size=(len(rows), d)) * 3 + 7, columns=[f"f{i}" for i in range(d)])
+    return pd.concat([table, features], axis=1).sample(frac=1, random_state=seed)
+
+
+@pytest.mark.parametrize("how", ["mean", "median"])
+def test_aggregate_agrees_with_a_loop(how):
+    table = wells()
+    out = aggregate(table, TREATMENT, how, keep=["Metadata_control"], collect=["Metadata_batch"])
+    assert list(out.columns) == [*TREATMENT, "Metadata_control", "Metadata_batch", "f0", "f1", "f2", "f3"]
+    keys = sorted({tuple(k) for k in table[TREATMENT].to_numpy().tolist()})
+    assert [tuple(k) for k in out[TREATMENT].to_numpy().tolist()] == keys
+    for i, (compound, concentration) in enumerate(keys):
+        part = table[(table["Metadata_compound"] == compound) & (table["Metadata_concentration"] == concentration)]
+        for f in feature_columns(table):
+            assert out.loc[i, f] == pytest.approx(getattr(np, how)(part[f].to_numpy()))
+        assert out.loc[i, "Metadata_control"] == (compound == "DMSO")
+        assert out.loc[i, "Metadata_batch"] == ("w0", "w1")
+
+
+def test_aggregate_of_categories_and_bytes():
+    table = pd.DataFrame({"Metadata_well": [b"A1", b"B1", b"A1"], "f": [1, 2, 5]})
+    table["Metadata_kind"] = pd.Categorical(["x", "y", "x"], categories=["z", "y", "x"])
+    assert aggregate(table, "Metadata_well")["f"].tolist() == [3, 2]
+    by_kind = aggregate(table, "Metadata_kind", collect=["Metadata_well"])
+    assert by_kind["Metadata_kind"].tolist() == ["y", "x"]
+    assert by_kind["Metadata_well"].tolist() == [("B1",), ("A1",)]
+
+
+def test_aggregate_names_bad_input():
+    table = wells()
+    with pytest.raises(DataError, match=r"column 'Metadata_plate' says both 'p\d' and 'p\d' for c0/0.0"):
+        aggregate(table[~table["Metadata_control"]], TREATMENT, keep=["Metadata_plate"])
+    with pytest.raises(ConfigError, match="no column 'Metadata_site'"):
+        aggregate(table, "Metadata_site")
+    with pytest.raises(ConfigError, match="how='max'"):
+        aggregate(table, TREATMENT, "max")
+    table.loc[7, "Metadata_compound"] = None
+    with pytest.raises(DataError, match="row 7 has nothing in column 'Metadata_compound'"):
+        aggregate(table, TREATMENT)
+    table = wells()
+    table.loc[9, "f2"] = np.nan
+    with pytest.raises(DataError, match="row 9 has nan in feature 'f2'"):
+        aggregate(table, TREATMENT)
+
+
+def test_normalize_agrees_with_a_loop():
+    table = wells()
+    out = normalize(table, "Metadata_control", "Metadata_plate")
+    assert list(out.columns) == list(table.columns)
+    assert out.index.equals(table.index)
+    assert out.filter(like="Metadata_").equals(table.filter(like="Metadata_"))
+    for plate in table["Metadata_plate"].unique():
+        here = (table["Metadata_plate"] == plate).to_numpy()
+        reference = table[here & table["Metadata_control"].to_numpy()]
+        for f in feature_columns(table):
+            expected = (table.loc[here, f] - np.mean(reference[f])) / np.std(reference[f], ddof=1)
+            np.testing.assert_allclose(out.loc[here, f], expected, atol=1e-10)
+
+
+def test_normalize_agrees_with_pycytominer_up_to_the_divisor():
+    import pycytominer
+
+    table = wells(plates=1, controls=6).reset_index(drop=True)
+    names = feature_columns(table)
+    theirs = pycytominer.normalize(
+        table, names, meta_features=["Metadata_plate"], samples="Metadata_control == True", method="standardize"
+    )
+    ours = normalize(table, "Metadata_control", "Metadata_plate")
+    np.testing.assert_allclose(ours[names] * np.sqrt(6 / 5), theirs[names], atol=1e-9)
+
+
+def test_normalize_is_safe_for_features_that_are_constant_in_controls():
+    table = wells()
+    control = table["Metadata_control"].to_numpy()
+    table["f0"] = np.where(control, 1e6 / 3, table["f0"])
+    out = normalize(table, control, ["Metadata_batch", "Metadata_plate"])
+    np.testing.assert_allclose(out["f0"][control], 0, atol=1e-6)
+    np.testing.assert_allclose(out["f0"][~control], table["f0"][~control] - 1e6 / 3, atol=1e-6)
+
+
+def test_a_plate_without_controls_is_named():
+    table = wells()
+    keep = ~((table["Metadata_plate"] == "p2") & table["Metadata_control"])
+    with pytest.raises(DataError, match="plate 'p2' has 0 control rows"):
+        normalize(table[keep], "Metadata_control", "Metadata_plate")
+    with pytest.raises(DataError, match="plate 'w1/p2' has 0 control rows"):
+        normalize(table[keep], "Metadata_control", ["Metadata_batch", "Metadata_plate"])
+
+
+def test_replicate_correlation_agrees_with_a_loop():
+    table = wells(plates=3, treatments=6)
+    table["f1"] = 0.1
+    got = replicate_correlation(table, TREATMENT, replicates=3)
+    treated = table[table["Metadata_compound"] != "DMSO"]
+    replicate = {f: [[], [], []] for f in feature_columns(table)}
+    for _, part in treated.groupby(TREATMENT):
+        for f, lists in replicate.items():
+            for k in range(3):
+                lists[k].append(part[f].iloc[k])
+    for f, (a, b, c) in replicate.items():
+        if f != "f1":
+            expected = np.median([np.corrcoef(a, b)[0, 1], np.corrcoef(a, c)[0, 1], np.corrcoef(b, c)[0, 1]])
+            assert got[f] == pytest.approx(expected)
+    assert got["f1"] == 0
+    with pytest.raises(DataError, match="0 of 7 treatments have exactly 4 rows"):
+        replicate_correlation(table, TREATMENT, replicates=4)
+
+
+def test_prune_correlated_leaves_no_correlated_pair_and_drops_the_busier_one():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(200, 3))
+    x = np.repeat(base, 4, axis=1) + 0.1 * rng.normal(size=(200, 12)) * np.tile([1, 2, 3, 4], 3)
+    table = pd.DataFrame(x, columns=[f"f{i}" for i in range(12)])
+    table["minus"], table["twin"], table["flat"] = -table["f3"], table["f0"], 0.1
+    table["Metadata_x"] = "text"
+    kept = prune_correlated(table, 0.9)
+    left = np.abs(table[[k for k in kept if k != "flat"]].corr().to_numpy())
+    assert np.triu(left, 1).max() <= 0.9
+    assert "flat" in kept
+    burden = table.drop(columns=["Metadata_x", "flat"]).corr().abs()
+    mean = burden.sum()
+    expected = set(burden.columns)
+    for i, a in enumerate(burden.columns):
+        for b in burden.columns[i + 1 :]:
+            if burden.loc[a, b] > 0.9:
+                expected.discard(a if mean[a] > mean[b] + 1e-9 else b)
+    assert set(kept) - {"flat"} == expected
+    assert prune_correlated(table.sample(frac=1, random_state=1), 0.9) == kept
+    assert prune_correlated(pd.DataFrame({"a": table["f0"], "b": table["f0"]})) == ["a"]
+    with pytest.raises(ConfigError, match=r"threshold=1\.5"):
+        prune_correlated(table, 1.5)
+
+
+def test_the_published_recipe_from_the_wells_up(real_data):
+    folder = real_data / "bbbc021_profiles"
+    names = {
+        "Image_Metadata_Plate_DAPI": "Metadata_plate",
+        "Image_Metadata_Well_DAPI": "Metadata_well",
+        "Image_Metadata_Compound": "Metadata_compound",
+        "Image_Metadata_Concentration": "Metadata_concentration",
+    }
+    images = pd.read_csv(folder / "BBBC021_v1_image.csv.gz", usecols=list(names)).rename(columns=names)
+    moas = pd.read_csv(folder / "BBBC021_v1_moa.csv").add_prefix("Metadata_")
+    layout = images.drop_duplicates(["Metadata_plate", "Metadata_well"])
+    table = pd.read_csv(folder / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz")
+    table = table.rename(columns={"Image_Metadata_Plate": "Metadata_plate", "Image_Metadata_Well": "Metadata_well"})
+    table = table.merge(layout, on=["Metadata_plate", "Metadata_well"], validate="one_to_one")
+    table = table.merge(moas, on=TREATMENT, validate="many_to_one")
+    table = pd.concat([table, table["Metadata_plate"].str.split("_").str[0].rename("Metadata_batch")], axis=1)
+    control = table["Metadata_compound"] == "DMSO"
+    assert (len(table), control.sum()) == (632, 330)
+    metadata = [c for c in table if c.startswith("Metadata_")]
+
+    reproducible = replicate_correlation(table, TREATMENT, replicates=3)
+    table = table[metadata + list(reproducible.index[reproducible >= 0.5])]
+    table = table[metadata + prune_correlated(table, 0.95)]
+    table = normalize(table, control, "Metadata_plate")
+    profiles = aggregate(table[~control], TREATMENT, keep=["Metadata_moa"], collect=["Metadata_batch"])
+
+    published = pd.read_csv(folder / "treatment_profiles.csv.gz").sort_values(["compound", "concentration"])
+    assert profiles["Metadata_compound"].tolist() == published["compound"].tolist()
+    ours = profiles[feature_columns(profiles)].to_numpy()
+    theirs = published.drop(columns=["compound", "concentration", "moa", "batch"]).to_numpy()
+    assert ours.shape == theirs.shape == (103, 177)
+    # up to which of two identical features was kept, every feature is the published one
+    nearest = np.abs(ours[:, :, None] - theirs[:, None, :]).max(0).min(0)
+    assert nearest.max() < 1e-6
+
+    matrix = nsc(profiles, "Metadata_compound", "Metadata_moa", "correlation").confusion_matrix()
+    expected = pd.read_csv(folder / "published_confusion_matrix.csv", index_col=0)
+    assert list(matrix.columns) == list(expected.columns)
+    np.testing.assert_array_equal(matrix, expected)
+    assert nscb(profiles, "Metadata_compound", "Metadata_moa", "Metadata_batch").scorable.sum() == 92

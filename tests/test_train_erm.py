@@ -1,0 +1,236 @@
+"""train_erm.py from its configuration to its checkpoints."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_RUN, TINY_SCREEN
+
+from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, TrainingError
+from biomass.training import load_checkpoint
+
+TINY = (*TINY_SCREEN, *TINY_RUN)
+
+
+def metrics(name):
+    return [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+
+
+def evaluation(name):
+    return [line for line in metrics(name) if "val/accuracy" in line][-1]
+
+
+@pytest.mark.parametrize("method", ["vanilla", "ben", "ben_experiment", "ben_controls", "adabn"])
+def test_every_method_trains_evaluates_and_saves(run, method):
+    best = run("train_erm", *TINY, f"+method={method}", "num_epochs=2", "train_batch_size=14", f"run_name={method}",
+               "trainer.log_every=2")  # fmt: skip
+    last = evaluation(method)
+    assert best is not None
+    assert 0 <= best <= 1
+    for split in ("val", "test", "id_test"):
+        assert {f"{split}/accuracy", f"{split}/top5", f"{split}/treatments", f"{split}/loss"} <= set(last)
+        assert math.isfinite(last[f"{split}/loss"])
+    logged = {name for line in metrics(method) for name in line}
+    assert {"train/loss", "train/accuracy", "train/gradient_norm", "train/learning_rate"} <= logged
+    for file in ("config.yaml", "environment.json", "plates.csv"):
+        assert (Path("runs") / method / file).exists()
+    assert list((Path("runs") / method).glob("events.out.tfevents.*"))
+    state = load_checkpoint(Path(f"checkpoints/{method}/last.pt"))
+    assert state["architecture"] == {"key": "test_resnet", "in_channels": 3, "head": [6]}
+    assert state["progress"]["epoch"] == 2
+
+
+def test_the_published_vanilla_recipe_by_overrides_equals_the_preset(run):
+    common = (*TINY, "num_epochs=1", "train_batch_size=14", "eval_batch_size=75")
+    run("train_erm", *common, "~dataloaders.train_groupby", "~dataloaders.max_groups",
+        "dataloaders.eval_plate_sampler=False", "use_train_at_eval=False", "run_name=edited")  # fmt: skip
+    run("train_erm", *common, "+method=vanilla", "run_name=preset")
+    edited, preset = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("edited", "preset"))
+    assert all(torch.equal(edited["network"][k], v) for k, v in preset["network"].items())
+    assert evaluation("edited")["test/loss"] == evaluation("preset")["test/loss"]
+
+
+def test_same_seed_same_bits_and_another_seed_another_run(run):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run("train_erm", *TINY, "num_epochs=1", f"seed={seed}", f"run_name={name}", "train_batch_size=7")
+    a, b, c = (load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"] for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["head.weight"], c["head.weight"])
+
+
+def test_a_run_leaves_the_global_random_state_alone(run):
+    torch.manual_seed(5)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    run("train_erm", *TINY, "num_epochs=1", "run_name=a", "trainer.max_steps=2")
+    assert torch.equal(before, torch.get_rng_state())
+    assert (numpy_before == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_evaluation_does_not_depend_on_the_size_of_its_chunks(run):
+    for name, size in (("whole", "null"), ("chunks", "3")):
+        run("train_erm", *TINY, "+method=ben", "num_epochs=1", f"eval_batch_size={size}", f"run_name={name}")
+    whole, chunks = evaluation("whole"), evaluation("chunks")
+    for split in ("val", "test", "id_test"):
+        assert chunks[f"{split}/loss"] == pytest.approx(whole[f"{split}/loss"], rel=1e-4)
+
+
+def test_two_steps_and_no_evaluation(run):
+    assert run("train_erm", *TINY, "trainer.max_steps=2", "dataloaders.eval_splits=[]", "run_name=a") is None
+    assert load_checkpoint(Path("checkpoints/a/last.pt"))["progress"]["step"] == 2
+    assert not any("val/accuracy" in line for line in metrics("a"))
+
+
+def test_save_model_false_writes_no_checkpoint(run):
+    run("train_erm", *TINY, "trainer.max_steps=1", "save_model=false", "run_name=a")
+    assert not Path("checkpoints").exists()
+
+
+def test_resume_auto_of_a_finished_run_changes_nothing(run):
+    run("train_erm", *TINY, "num_epochs=1", "run_name=a")
+    before = load_checkpoint(Path("checkpoints/a/last.pt"))
+    best = run("train_erm", *TINY, "num_epochs=1", "run_name=a", "resume=auto")
+    assert best == before["progress"]["best"]
+    after = load_checkpoint(Path("checkpoints/a/last.pt"))
+    assert all(torch.equal(before["network"][k], v) for k, v in after["network"].items())
+
+
+def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path, data_root):
+    overrides = [*TINY, "+method=ben", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1"]
+    run("train_erm", *overrides, "run_name=whole")
+    command = [sys.executable, str(ROOT / "train_erm.py"), *overrides, "run_name=killed"]
+    environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = tmp_path / "runs/killed/metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:  # kill it in the middle of the third epoch or later
+        lines = log.read_text().splitlines() if log.exists() else []
+        if any(json.loads(line)["epoch"] >= 2 for line in lines[:-1]):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL, process.stdout.read().decode()
+    assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
+    run("train_erm", *overrides, "run_name=killed", "resume=auto")
+    whole, killed = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "killed"))
+    assert all(torch.equal(whole["network"][k], v) for k, v in killed["network"].items())
+    assert whole["progress"] == killed["progress"]
+    curves = [[(m["step"], m.get("train/loss"), m.get("val/loss")) for m in metrics(n)] for n in ("whole", "killed")]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["model.d_out=3"], ConfigError, r"label \d .* is outside model.d_out=3; set model.d_out=6"),
+        (["dataloaders.eval_splits=[val,tset]"], ConfigError, "split 'tset' has no rows; this screen has: "),
+        (["dataloaders.max_groups=50"], ConfigError, "max_groups is 50, but these rows have only"),
+        (["dataloaders.train_groupby=[week]"], ConfigError, "cannot group by 'week'"),
+        (["+lerning_rate=1"], ConfigError, "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        (["model.key=resnet19"], ConfigError, "model.key 'resnet19' is neither"),
+        (["trainer.precision=8"], ConfigError, "precision '8' is unknown"),
+        (["device=tpu"], ConfigError, "device 'tpu' is unknown"),
+        (["trainer.monitor=train/accuracy"], ConfigError, "trainer.monitor 'train/accuracy'"),
+        (["resume=nowhere.pt"], CheckpointError, "there is no checkpoint 'nowhere.pt'"),
+        (["statistics_rows=some"], ConfigError, "statistics_rows 'some' is unknown"),
+        (["dataloaders.on_bad_image=ignore"], ConfigError, "on_bad_image 'ignore' is unknown"),
+        (["num_epochs=0"], ConfigError, "num_epochs is 0"),
+        (["run_name=a/b"], ConfigError, "run_name 'a/b'"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(run, overrides, error, message):
+    with pytest.raises(error, match=message) as caught:
+        run("train_erm", *TINY, *overrides)
+    assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()
+    assert not Path("checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_architecture(run):
+    run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
+    with pytest.raises(CheckpointError, match=r"head \[6\], this run has \[7\]"):
+        run("train_erm", *TINY, "model.d_out=7", "run_name=b", "resume=checkpoints/a/last.pt")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(run):
+    run("train_erm", *TINY, "num_epochs=1", "run_name=a", "train_batch_size=14")
+    before = Path("checkpoints/a/last.pt").read_bytes()
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+ of epoch \d+, plate .*/\d.*kept"):
+        run("train_erm", *TINY, "num_epochs=9", "learning_rate=1e30", "run_name=a", "resume=auto", "train_batch_size=14")
+    assert Path("checkpoints/a/last.pt").read_bytes() == before
+
+
+def spoil(data_root, tmp_path, count):
+    """A copy of the tiny screen with truncated images; the folder to use as root, and the images' names."""
+    import shutil
+
+    source = next((data_root / "simulated").glob("*/rxrx1_v1.0"))
+    shutil.copytree(source, tmp_path / "spoilt" / "rxrx1_v1.0")
+    images = sorted((tmp_path / "spoilt").glob("rxrx1_v1.0/images/*/*/*_s1.png"))[:count]
+    for image in images:
+        image.write_bytes(image.read_bytes()[:200])
+    return tmp_path / "spoilt", images
+
+
+def test_truncated_images_stop_a_run_or_are_left_out_and_listed(run, data_root, tmp_path):
+    run("train_erm", *TINY, "trainer.max_steps=1", "run_name=makes_the_screen")
+    root, images = spoil(data_root, tmp_path, 3)
+    rxrx1 = ("dataloaders=rxrx1", f"dataloaders.root_dir={root}", "dataloaders.num_workers=0", *TINY_RUN, "num_epochs=1")
+    with pytest.raises(BadImageError, match=images[0].name) as caught:
+        run("train_erm", *rxrx1, "run_name=stops")
+    assert "\n" not in str(caught.value)
+    run("train_erm", *rxrx1, "run_name=skips", "dataloaders.on_bad_image=skip")
+    listed = Path("runs/skips/skipped_images.txt").read_text().splitlines()
+    assert sorted(Path(name).name for name in listed) == sorted(image.name for image in images)
+
+
+def test_the_family_has_one_base():
+    assert issubclass(BadImageError, BiomassError)
+
+
+def script(tmp_path, data_root, *arguments):
+    environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    command = [sys.executable, str(ROOT / "train_erm.py"), *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lerning_rate=1"], "error: unknown key 'lerning_rate'"),
+        ([*TINY, "model.d_out=3"], "error: label"),
+        (["dataloaders=nothing"], "error: "),
+    ],
+)
+def test_errors_reach_the_user_as_one_line_and_an_exit_code(tmp_path, data_root, arguments, message):
+    done = script(tmp_path, data_root, *arguments)
+    assert done.returncode != 0
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unwritable_output_folder(tmp_path, data_root):
+    (tmp_path / "outputs").write_text("a file in the way")
+    done = script(tmp_path, data_root, *TINY)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: cannot write")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_sweep_gives_every_job_its_own_name(tmp_path, data_root):
+    done = script(tmp_path, data_root, "-m", *TINY, "seed=0,1", "trainer.max_steps=1", "run_name=sweep",
+                  "dataloaders.eval_splits=[val]")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for job in ("sweep-0", "sweep-1"):
+        assert (tmp_path / "runs" / job / "metrics.jsonl").exists()
+        assert (tmp_path / "checkpoints" / job / "last.pt").exists()
+    assert len(list((tmp_path / "outputs").glob("*/*/[01]/.hydra/config.yaml"))) == 2
