@@ -49,11 +49,11 @@ def main(cfg: Config) -> float | None:
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )
-    options = {"num_workers": data.num_workers, "pin_memory": fabric.device.type == "cuda"}
-    loader = Loader(BatchReader(screen, groups, data.on_bad_image), batches, **options)
+    reader = BatchReader(screen, groups, data.on_bad_image)
+    loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
     eval_reader = BatchReader(screen, plates, data.on_bad_image)
     eval_loaders = training.evaluation_loaders(
-        fabric, screen, eval_reader, data.eval_splits, data.eval_plate_sampler, cfg.eval_batch_size, options
+        fabric, screen, eval_reader, data.eval_splits, data.eval_plate_sampler, cfg.eval_batch_size, data.num_workers
     )
     plan = training.Schedule(
         cfg.num_epochs, trainer.clip, trainer.log_every, trainer.evaluate_every, trainer.max_steps, trainer.monitor

@@ -2,16 +2,17 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError
-from biomass.loader import Batch, Loader
+from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import plate_statistics, whole_plate_forward
 
 Transform = Callable[..., Tensor]
@@ -49,12 +50,12 @@ class Statistics:
 
 
 def infer(
+    fabric: Fabric,
     network: nn.Module,
     loader: Loader,
     transform: Transform,
     statistics: Statistics,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    skipped: SkippedImages,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run the network over all batches of a loader, without gradients and without moving a buffer.
 
@@ -62,26 +63,41 @@ def infer(
     chunks of one plate: they are normalized together, exactly as if the whole plate were one batch
     (:func:`biomass.norms.whole_plate_forward`), whatever the size of the chunks.
 
+    Args:
+        fabric: device and precision.
+        network: on that device.
+        loader: what to run over.
+        transform: applied on the device.
+        statistics: where batch norm takes its statistics from.
+        skipped: counts the images that cannot be read.
+
     Yields:
         Each batch as it was read, on the host, and the network's output (N, D) for it, on the device.
     """
     was_training = network.training
     network.eval()
     try:
-        with torch.inference_mode(), autocast():
-            for chunks in _plates(loader, statistics):
-                yield from _run(network, chunks, transform, statistics, device)
+        with torch.inference_mode(), fabric.autocast():
+            for chunks in _plates(loader, statistics, skipped):
+                yield from _run(network, chunks, transform, statistics, fabric.device)
     finally:
         network.train(was_training)
 
 
-def _plates(loader: Loader, statistics: Statistics) -> Iterator[list[Batch]]:
-    batches = (batch for batch in loader if len(batch))
+def _plates(loader: Loader, statistics: Statistics, skipped: SkippedImages) -> Iterator[list[Batch]]:
+    batches = _noted(loader, skipped)
     if statistics.source == "batch" and statistics.by_group:
         for _, chunks in itertools.groupby(batches, key=lambda batch: tuple(batch.groups.unique().tolist())):
             yield list(chunks)
     else:
         yield from ([batch] for batch in batches)
+
+
+def _noted(loader: Loader, skipped: SkippedImages) -> Iterator[Batch]:
+    for batch in loader:
+        skipped.note(batch)
+        if len(batch):
+            yield batch
 
 
 def _run(
@@ -91,10 +107,12 @@ def _run(
         with statistics.of(network, chunks[0]):
             outputs = [network(transform(chunks[0].to(device).images))]
     else:
+        group = int(chunks[0].groups[0])
         outputs = whole_plate_forward(
             network,
-            [transform(chunk.to(device).images) for chunk in chunks],
+            (transform(chunk.to(device).images) for chunk in chunks),
             controls=[chunk.controls for chunk in chunks] if statistics.rows == "controls" else None,
+            plate=statistics.names[group] if statistics.names else str(group),
         )
     yield from zip(chunks, outputs, strict=True)
 

@@ -28,6 +28,8 @@ class Batch:
         labels: (N,) int64, -1 where unknown.
         rows: (N,) int64, the rows of the screen; on the host.
         groups: (N,) int64, the plates (or whatever the statistics are taken over); on the host.
+        instances: (N,) int64, the field of view or well that a cell belongs to: rows with the same number are views
+            of one thing; on the host.
         controls: (N,) bool, which rows are negative controls; on the host.
         skipped: (M,) int64, rows left out because their image could not be read; on the host.
     """
@@ -36,6 +38,7 @@ class Batch:
     labels: Tensor
     rows: Tensor
     groups: Tensor
+    instances: Tensor
     controls: Tensor
     skipped: Tensor
 
@@ -56,15 +59,28 @@ class BatchReader(Dataset[Batch | BiomassError]):
     """Reads the batch whose rows a sampler names: ``reader[rows]``.
 
     An error of the user's is returned, not raised: raised in a worker process it would arrive as a traceback.
+
+    Args:
+        screen: labels, controls and pixels.
+        groups: (rows of the screen,) what statistics are taken over.
+        on_bad_image: ``error``, or ``skip`` to leave unreadable images out of their batch.
+        instances: (rows of the screen,) what a row is a view of; every row stands for itself if left out.
     """
 
-    def __init__(self, screen: Screen, groups: np.ndarray, on_bad_image: OnBadImage = "error") -> None:
+    def __init__(
+        self,
+        screen: Screen,
+        groups: np.ndarray,
+        on_bad_image: OnBadImage = "error",
+        instances: np.ndarray | None = None,
+    ) -> None:
         if on_bad_image not in ("error", "skip"):
             raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip")
         self.pixels = screen.pixels
         self.labels = screen.labels
         self.controls = screen.negative_controls
         self.groups = groups
+        self.instances = np.arange(len(screen)) if instances is None else instances
         self.on_bad_image = on_bad_image
 
     def __getitem__(self, rows: np.ndarray) -> Batch | BiomassError:
@@ -85,13 +101,15 @@ class BatchReader(Dataset[Batch | BiomassError]):
             labels=torch.from_numpy(self.labels[rows]),
             rows=torch.from_numpy(rows),
             groups=torch.from_numpy(self.groups[rows]),
+            instances=torch.from_numpy(self.instances[rows]),
             controls=torch.from_numpy(self.controls[rows]),
             skipped=torch.tensor(skipped, dtype=torch.int64),
         )
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         if len(rows):
-            return self.pixels.read(rows)
+            once, where = np.unique(rows, return_inverse=True)  # a cell that several views are made of is read once
+            return self.pixels.read(once)[where] if len(once) < len(rows) else self.pixels.read(rows)
         return np.empty((0, len(self.pixels.channels), *self.pixels.size), np.uint8)
 
 

@@ -98,12 +98,13 @@ def test_normalize_agrees_with_pycytominer_up_to_the_divisor():
 
 
 def test_normalize_is_safe_for_features_that_are_constant_in_controls():
-    table = wells()
+    table = wells(controls=7)
     control = table["Metadata_control"].to_numpy()
-    table["f0"] = np.where(control, 1e6 / 3, table["f0"])
-    out = normalize(table, control, ["Metadata_batch", "Metadata_plate"])
-    np.testing.assert_allclose(out["f0"][control], 0, atol=1e-6)
-    np.testing.assert_allclose(out["f0"][~control], table["f0"][~control] - 1e6 / 3, atol=1e-6)
+    for constant in (0.0, 0.1, 1e6 / 3, np.where(np.arange(len(table)) % 2, 0.1, np.nextafter(0.1, 1))):
+        part = table.assign(f0=np.where(control, constant, table["f0"]))
+        out = normalize(part, control, ["Metadata_batch", "Metadata_plate"])
+        np.testing.assert_allclose(out["f0"][control], 0, atol=1e-6)
+        np.testing.assert_allclose(out["f0"][~control], table["f0"][~control] - np.max(constant), atol=1e-6)
 
 
 def test_a_plate_without_controls_is_named():
@@ -154,7 +155,9 @@ def test_prune_correlated_leaves_no_correlated_pair_and_drops_the_busier_one():
                 expected.discard(a if mean[a] > mean[b] + 1e-9 else b)
     assert set(kept) - {"flat"} == expected
     assert prune_correlated(table.sample(frac=1, random_state=1), 0.9) == kept
-    assert prune_correlated(pd.DataFrame({"a": table["f0"], "b": table["f0"]})) == ["a"]
+    wide = pd.DataFrame(rng.normal(size=(50, 40))).add_prefix("f")
+    twins = pd.concat([wide, (3 * wide).add_prefix("twin_")], axis=1)
+    assert prune_correlated(twins) == list(wide.columns)  # of equals the first, whatever the rounding
     with pytest.raises(ConfigError, match=r"threshold=1\.5"):
         prune_correlated(table, 1.5)
 

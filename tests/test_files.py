@@ -59,11 +59,10 @@ def write_all(folder: Path, images: np.ndarray, ending: str) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("ending", list(WRITERS))
+@pytest.mark.parametrize(
+    ("ending", "channels"), [(e, c) for e in WRITERS for c in (1, 2, 3, 4, 6) if e != "png" or c < 5]
+)
 def test_reads_what_was_written(tmp_path: Path, ending: str, channels: int, dtype: type) -> None:
-    if ending == "png" and channels > 4:
-        pytest.skip("a PNG has no more than 4 channels")
     images = draw(channels, dtype)
     names = [f"stain {i}" for i in range(channels)]
     pixels = open_files(tmp_path, [write_all(tmp_path, images, ending)], names)
@@ -151,15 +150,15 @@ def test_tiff_flavours(tmp_path: Path) -> None:
 def test_ome_tiff_reads_its_own_file_only(tmp_path: Path) -> None:
     """The metadata of a multi-file OME-TIFF names sister files, whose planes are no channels of this file."""
     images = draw(2, np.uint16, 1)[0]
-    blocks = "".join(
-        f'<TiffData FirstC="{c}" PlaneCount="1"><UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>' for c in (0, 1)
-    )
+    planes = "".join(f"""<TiffData FirstC="{c}" PlaneCount="1">
+        <UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>""" for c in range(2))
     for c in range(2):
-        xml = ('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-               f'UUID="urn:uuid:{c}"><Image ID="Image:0"><Pixels DimensionOrder="XYCZT" ID="Pixels:0" SizeC="2" SizeT="1" SizeX="{W}" '
-               f'SizeY="{H}" SizeZ="1" Type="uint16"><Channel ID="C:0" SamplesPerPixel="1"/><Channel ID="C:1" '
-               f'SamplesPerPixel="1"/>{blocks}</Pixels></Image></OME>')
-        tifffile.imwrite(tmp_path / f"{c}.ome.tif", images[c], description=xml, metadata=None, photometric="minisblack")
+        ome = f"""<?xml version="1.0"?>
+        <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{c}"><Image ID="Image:0">
+        <Pixels DimensionOrder="XYCZT" ID="Pixels:0" Type="uint16" SizeX="{W}" SizeY="{H}" SizeZ="1" SizeC="2"
+        SizeT="1">
+        <Channel ID="C:0" SamplesPerPixel="1"/><Channel ID="C:1" SamplesPerPixel="1"/>{planes}</Pixels></Image></OME>"""
+        tifffile.imwrite(tmp_path / f"{c}.ome.tif", images[c], description=ome, metadata=None, photometric="minisblack")
     assert tifffile.imread(tmp_path / "0.ome.tif").shape == (2, H, W)  # what would happen
     pixels = open_files(tmp_path, [["0.ome.tif"], ["1.ome.tif"]])
     np.testing.assert_array_equal(pixels.read(np.array([0]))[0], images)

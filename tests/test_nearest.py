@@ -149,6 +149,14 @@ def test_profiles_without_direction_are_at_distance_one(metric, flat):
     assert np.isfinite(result.distances).all()
 
 
+def test_rounding_is_no_direction():
+    x = np.random.default_rng(0).normal(size=(5, 7))
+    x[1], x[3] = 0.1, -0.3
+    x[[1, 3], 4] = np.nextafter(x[[1, 3], 4], 1)  # as a mean over replicates may leave it
+    result = nsc(x, list("abcde"), ["m"] * 5, "correlation")
+    assert result.distances[[1, 3]].tolist() == [1, 1]
+
+
 def test_neighbours_do_not_hang_on_units():
     x = np.random.default_rng(0).normal(size=(12, 5))
     scale = 10.0 ** np.linspace(-200, 200, 12)[:, None]

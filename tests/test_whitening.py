@@ -39,6 +39,11 @@ def test_whitening_is_the_formula():
     np.testing.assert_allclose(whiten(x, mask), whiten(x, mask, default), atol=1e-9)
 
 
+def test_a_vanishing_lambda_does_not_magnify_rounding():
+    x, mask, _ = screen()
+    np.testing.assert_allclose(whiten(x, mask, 1e-24), whiten(x, mask, 0.0), rtol=0, atol=1e-10)
+
+
 def test_whitened_controls_have_unit_covariance_and_zero_mean():
     x, mask, _ = screen(seed=1)
     white = whiten(x, mask, 0.0)[mask]

@@ -298,7 +298,7 @@ def open_raw(
     Raises:
         DataError: a plate or an image is missing or damaged, or the cache cannot be written.
     """
-    groups = dict(iter(table.groupby("plate", sort=False)))
+    groups = {str(plate): rows for plate, rows in table.groupby("plate", sort=False)}
     sources = {plate: find_plate(root, plate, rows["folder"].iloc[0]) for plate, rows in groups.items()}
     if check_files:
         for plate, rows in groups.items():

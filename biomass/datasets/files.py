@@ -219,7 +219,8 @@ def _learn(
     if not file:
         raise BadImageError(_no_file(row, 0, channels or ("channel_0",)), row)
     array = _decode(root / file, row)
-    expected = len(channels) if channels is not None and len(columns) == 1 else None if len(columns) == 1 else 1
+    named = None if channels is None else len(channels)
+    expected = named if len(columns) == 1 else 1
     axes = axes or _find_axes(array, expected, file, row)
     found = _channels_first(array, axes)
     if found is None or (expected is not None and len(found) != expected):

@@ -37,11 +37,12 @@ class Architecture:
 
 
 class Network(nn.Module):
-    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out)."""
+    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out); ``num_features`` is D."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, num_features: int, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+        self.num_features = num_features
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def build_network(architecture: Architecture, pretrained: bool = False, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder, num_features = build_encoder(architecture.key, architecture.in_channels, pretrained)
-        return Network(convert(encoder), multilayer(num_features, architecture.head))
+        return Network(convert(encoder), num_features, multilayer(num_features, architecture.head))
 
 
 def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:

@@ -1,14 +1,8 @@
 """Plate-aware batch norm: the layer, where its statistics come from, and their calibration over whole plates."""
 
-from biomass.norms.calibration import (
-    Store,
-    calibrate,
-    calibration_state,
-    forget_calibration,
-    load_calibration,
-    whole_plate_forward,
-)
+from biomass.norms.calibration import calibrate, calibration_state, forget_calibration, load_calibration
 from biomass.norms.plate_batch_norm import PlateBatchNorm, PlateContext, Source, convert, plate_statistics
+from biomass.norms.whole_plate import Store, whole_plate_forward
 
 __all__ = [
     "PlateBatchNorm",

@@ -29,8 +29,8 @@ class PlateRows:
         source: where mean and variance come from.
         group: (N,) dense group of each row, on the host; read for its length only, as a tensor because torch.compile
             takes the size of a tensor, but not a number, as dynamic. None where any number of rows is fine.
-        lone: some plate's statistics rest on a single row.
-        lone_plate: the name of that plate, for the message.
+        lone: the statistics of one of several groups, or of controls, rest on a single row.
+        smallest: name of the plate with the fewest rows for its statistics, for the message.
         average: (G, N) float64, row g averages the rows that the statistics of group g come from. None where one
             group with all its rows makes up the whole batch.
         spread: (N, G) float64, hands every row the statistics of its group. None together with ``average``.
@@ -40,7 +40,7 @@ class PlateRows:
     source: Source
     group: Tensor | None = None
     lone: bool = False
-    lone_plate: str = ""
+    smallest: str = ""
     average: Tensor | None = None
     spread: Tensor | None = None
     slots: Tensor | None = None
@@ -126,7 +126,7 @@ class _GroupedNorm(torch.autograd.Function):
         grad_bias = grad_sum.sum(0)
         grad_weight = (grad_dot * rstd).sum(0)
         scale = rstd if weight is None else rstd * weight.double()
-        values = x[0, 0].numel()  # a row and channel
+        values = x.shape[2:].numel()  # a row and channel
         from_mean = average.T @ (spread.T @ (-grad_sum * scale)) / values
         from_var = average.T @ (spread.T @ (-grad_dot * scale * rstd.square())) / values
         grad_x = torch.addcmul(to_rows(from_mean), centred, to_rows(from_var)).addcmul_(grad.to(work), to_rows(scale))
@@ -202,7 +202,7 @@ class PlateBatchNorm(_BatchNorm):
         """Normalize ``input`` (N, C, *S); the output has its shape, type and memory format.
 
         Raises:
-            DataError: the batch has another length than its plates, or a plate's statistics rest on one value a channel.
+            DataError: the batch and its plates differ in length; a plate's statistics rest on one value a channel.
             ConfigError: a layer in training mode is asked for calibrated statistics or running averages.
         """
         self._check_input_dim(input)
@@ -217,15 +217,13 @@ class PlateBatchNorm(_BatchNorm):
         if rows.source == "running":
             return self._finish(super().forward(input))
         if rows.group is not None and input.shape[0] != rows.group.shape[0]:
-            raise DataError(
-                f"{len(rows.group)} plates were given for a batch norm over {input.shape[0]} rows; give one plate a row "
-                "(repeat them for several views or tokens of an image)"
-            )
+            _check_multiple(rows, rows.group.shape[0], input.shape[0])
         if rows.slots is not None:
             return self.normalize(input, *self._calibrated_of(rows.slots))
-        if (rows.lone or input.shape[0] == 1) and input[0, 0].numel() == 1:
+        lone = input.shape[0] == 1 if rows.average is None else rows.lone
+        if lone and input.shape[2:].numel() == 1:
             raise DataError(
-                f"plate '{rows.lone_plate}' has one value a channel to take statistics from; give it two images or more, "
+                f"plate '{rows.smallest}' has one value a channel to take statistics from; give it two images or more, "
                 "larger images, or evaluate with calibrated statistics or running averages"
             )
         if rows.average is not None and rows.spread is not None:
@@ -263,13 +261,25 @@ class PlateBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _track(self, row_mean: Tensor, row_var: Tensor, values: int) -> None:
         """Move the running averages as batch norm over all rows at once, of ``values`` values a channel, would."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         mean = row_mean.mean(0)
         var = (row_var + (row_mean - mean).square()).mean(0) * (values / (values - 1))
         factor = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
             running.copy_(running.double() * (1 - factor) + new * factor)
+
+
+def _check_multiple(rows: PlateRows, plates: int, length: int) -> None:
+    """Layers over the tokens of images have several rows an image, which do no harm where all rows share statistics."""
+    one = rows.average is None and (rows.slots is None or len(rows.slots) == 1)
+    if not one or length % plates:
+        raise DataError(
+            f"{plates} plates were given for a batch norm over {length} rows; give one plate a row (repeat them for "
+            "several views of an image), and networks that normalize tokens one plate at a time"
+        )
 
 
 def convert(network: nn.Module) -> nn.Module:
@@ -307,8 +317,8 @@ def convert(network: nn.Module) -> nn.Module:
     for _, norm in norms:
         if not isinstance(norm, PlateBatchNorm):
             norm.__class__ = PlateBatchNorm
-            norm.calibrated = None
-        norm.context = context
+            vars(norm)["calibrated"] = None
+        vars(norm)["context"] = context
     return network
 
 
@@ -393,7 +403,7 @@ def _batch_rows(
     plates: Tensor | None, controls: Tensor | None, names: Sequence[str] | None, device: torch.device
 ) -> PlateRows:
     if plates is None and controls is None:
-        return PlateRows("batch", lone_plate="the whole batch")
+        return PlateRows("batch", smallest="the whole batch")
     if plates is None:
         assert controls is not None
         ids, group = ["the whole batch"], torch.zeros(len(controls), dtype=torch.long)
@@ -407,14 +417,14 @@ def _batch_rows(
     smallest = int(count.argmin())
     if count[smallest] == 0:
         raise DataError(
-            f"plate '{ids[smallest]}' has no control row among its {int((group == smallest).sum())} rows of this batch; "
+            f"plate '{ids[smallest]}' has no control row among its {int((group == smallest).sum())} rows in the batch; "
             "draw controls into every batch of a plate, or take statistics from all rows"
         )
-    lone = bool(count[smallest] == 1)
     if len(ids) == 1 and controls is None:
-        return PlateRows("batch", group, lone, ids[0])
+        return PlateRows("batch", group, smallest=ids[0])
     spread = (group[:, None] == torch.arange(len(ids))).double()
     average = (spread * used[:, None] / count).T.contiguous()
+    lone = bool(count[smallest] == 1)
     return PlateRows("batch", group, lone, ids[smallest], _send(average, device), _send(spread, device))
 
 

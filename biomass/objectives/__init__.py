@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from biomass.loader import Batch
 from biomass.objectives.classification import Classification, class_ranks
+from biomass.objectives.contrastive import Contrastive, contrastive_loss
 
 Objective = Callable[[nn.Module, Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 
-__all__ = ["Classification", "Objective", "class_ranks"]
+__all__ = ["Classification", "Contrastive", "Objective", "class_ranks", "contrastive_loss"]

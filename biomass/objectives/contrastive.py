@@ -76,13 +76,10 @@ class Contrastive:
 
     Attributes:
         temperature: of the similarities.
-        num_views: K; the batch's rows are instance by instance, K views each.
     """
 
     temperature: float
-    num_views: int
 
     def __call__(self, network: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss for images (N * K, C, H, W)."""
-        instances = torch.arange(len(images), device=images.device) // self.num_views
-        return contrastive_loss(network(images), instances, self.temperature), {}
+        """Loss for the views (N, C, H, W) of ``batch.instances`` (N,)."""
+        return contrastive_loss(network(images), batch.instances.to(images.device), self.temperature), {}

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from biomass.errors import ConfigError, TrainingError
 from biomass.inference import Statistics, Transform
 from biomass.loader import Batch, Loader, SkippedImages
+from biomass.norms.whole_plate import unwrap
 from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints, check_architecture
 from biomass.training.logger import RunLogger
@@ -176,7 +177,7 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
         generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank))
         progress.step += 1
         logged = progress.step % plan.log_every == 0
-        if progress.step == 1:
+        if progress.step == 1 and batch.images.dim() == 4:
             run.logger.images(0, "train/images by plate", batch.images, batch.groups)
         loss, scalars = _forward(run, batch, generator)
         run.fabric.backward(loss)
@@ -263,7 +264,7 @@ def _monitored(metrics: dict[str, float], name: str) -> float:
 def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
     return {
         **run.about,
-        "network": unwrapped(run.network).state_dict(),
+        "network": unwrap(run.network).state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.schedule.state_dict(),
         "progress": vars(progress).copy(),
@@ -276,23 +277,13 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
     check_architecture(state, run.about["architecture"], "resume")
-    unwrapped(run.network).load_state_dict(state["network"])
+    unwrap(run.network).load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return Progress(**state["progress"])
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network itself, out of the wrappers of Fabric, DDP and ``torch.compile``."""
-    while True:
-        inner = getattr(network, "_orig_mod", None) or getattr(network, "_forward_module", None)
-        inner = inner or (network.module if isinstance(network, nn.parallel.DistributedDataParallel) else None)
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
 
 
 @contextmanager

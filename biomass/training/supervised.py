@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +45,7 @@ def evaluation_loaders(
     splits: Sequence[str],
     by_plate: bool,
     batch_size: int | None,
-    options: Mapping[str, Any],
+    num_workers: int = 0,
 ) -> dict[str, Loader]:
     """A loader for each split, in a fixed order; every rank gets whole plates.
 
@@ -57,7 +56,7 @@ def evaluation_loaders(
         splits: names of the splits, none for no evaluation.
         by_plate: batches hold images of one plate each; else they follow the order of the table.
         batch_size: images a batch, at most; None for whole plates.
-        options: further arguments of :class:`biomass.loader.Loader`.
+        num_workers: processes that read ahead.
 
     Raises:
         ConfigError: a split has no rows.
@@ -66,7 +65,8 @@ def evaluation_loaders(
     for split in splits:
         rows = share_of_rank(screen.rows(split), reader.groups, fabric.global_rank, fabric.world_size)
         plates = reader.groups[rows] if by_plate else None
-        loaders[split] = Loader(reader, PlateBatches(rows, plates, batch_size=batch_size, shuffle=False), **options)
+        batches = PlateBatches(rows, plates, batch_size=batch_size, shuffle=False)
+        loaders[split] = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
     return loaders
 
 
@@ -114,8 +114,9 @@ class SplitEvaluation:
         n, device = len(self.screen), self.fabric.device
         ranks = torch.zeros(n, dtype=torch.int64, device=device)  # 0 is "not seen"; seen ranks are shifted by 1
         losses = torch.zeros(n, dtype=torch.float32, device=device)
-        for batch, logits in infer(self.network, loader, self.transform, self.statistics, device, self.fabric.autocast):
-            self.skipped.note(batch)
+        for batch, logits in infer(
+            self.fabric, self.network, loader, self.transform, self.statistics, self.skipped
+        ):
             rows = batch.rows.to(device, non_blocking=True)
             labels = batch.labels.clamp(min=0).to(device, non_blocking=True)
             ranks[rows] = class_ranks(logits.float(), labels) + 1

@@ -1,4 +1,6 @@
-"""Random numbers for a batch, drawn on its device."""
+"""Random numbers for a batch, drawn on its device, and checks of what is to be drawn."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +20,19 @@ def uniform(
         raise ValueError("this transform is random: call it with a torch.Generator on the device of the images")
     draws = torch.rand(len(images), *shape, generator=generator, device=images.device, dtype=torch.float64)
     return draws * (high - low) + low
+
+
+def as_range(value: float | Sequence[float], spread: bool = False) -> tuple[float, float]:
+    """Smallest and largest value of ``[low, high]``, or of one number d: (d, d), or (-d, d) if ``spread``.
+
+    Raises:
+        ConfigError: a list that does not have two numbers.
+    """
+    if not isinstance(value, Sequence):
+        return (-value if spread else value), value
+    if len(value) != 2:
+        raise ConfigError(f"{value} is no range; give [smallest, largest]")
+    return value[0], value[1]
 
 
 def check_probability(p: float, name: str) -> None:

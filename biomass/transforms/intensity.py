@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from biomass.errors import ConfigError
-from biomass.transforms.draws import check_probability, uniform
+from biomass.transforms.draws import as_range, check_probability, uniform
 
 LUMA = (0.2989, 0.587, 0.114)
 """Shares of red, green and blue in the gray value (ITU-R BT.601)."""
@@ -17,7 +17,7 @@ LUMA = (0.2989, 0.587, 0.114)
 class Standardize:
     """Give every channel of every image mean 0 and standard deviation 1 (unbiased, over its pixels).
 
-    A constant channel becomes 0: its standard deviation counts as 1. So does one below 16 units in the last place of
+    A constant channel becomes 0: its standard deviation counts as 1. So does one below 8 units in the last place of
     the channel's mean, which is what earlier transforms leave of a constant channel by rounding.
     Computed in float32 or better.
     """
@@ -29,7 +29,7 @@ class Standardize:
         pixels = pixels - mean
         # two passes: the sum of squares of raw 16-bit counts would lose all digits of a faint channel
         std = torch.linalg.vector_norm(pixels, dim=2, keepdim=True) / max(pixels.shape[2] - 1, 1) ** 0.5
-        varies = std > 16 * torch.finfo(pixels.dtype).eps * mean.abs()
+        varies = std > 8 * torch.finfo(pixels.dtype).eps * mean.abs()
         return pixels.mul_(torch.where(varies, 1 / std, 0)).view(images.shape)
 
 
@@ -65,7 +65,7 @@ class ColorJitter:
         for name, low, high in self._factors():
             if not 0 <= low <= high:
                 raise ConfigError(f"ColorJitter({name}={getattr(self, name)}): give [smallest, largest] >= 0")
-        low, high = self._turn()
+        low, high = as_range(self.hue, spread=True)
         if not -0.5 <= low <= high <= 0.5:
             raise ConfigError(f"ColorJitter(hue={self.hue}): give [smallest, largest] within -0.5 … 0.5")
         check_probability(self.p, "ColorJitter")
@@ -75,22 +75,16 @@ class ColorJitter:
         ranges = []
         for name in ("brightness", "contrast", "saturation"):
             value = getattr(self, name)
-            low, high = value if isinstance(value, Sequence) else (max(0.0, 1 - value), 1 + value)
+            low, high = as_range(value) if isinstance(value, Sequence) else (max(0.0, 1 - value), 1 + value)
             if (low, high) != (1, 1):
                 ranges.append((name, low, high))
         return ranges
-
-    def _turn(self) -> tuple[float, float]:
-        if isinstance(self.hue, Sequence):
-            low, high = self.hue
-            return low, high
-        return -self.hue, self.hue
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Change ``images`` (N, C, H, W)."""
         ranges = self._factors()
         names = [name for name, _, _ in ranges]
-        low, high = self._turn()
+        low, high = as_range(self.hue, spread=True)
         turns = (low, high) != (0, 0)
         if (turns or "saturation" in names) and images.shape[1] != 3:
             what = "hue" if turns else "saturation"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from biomass.errors import ConfigError
-from biomass.transforms.draws import check_probability, uniform
+from biomass.transforms.draws import as_range, check_probability, uniform
 
 Size = tuple[int, int]
 """Height and width of an image, in pixels."""
@@ -233,20 +233,13 @@ class GaussianBlur(SpatialTransform):
     def __post_init__(self) -> None:
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ConfigError(f"GaussianBlur(kernel_size={self.kernel_size}): give an odd number of pixels")
-        low, high = self._sigma
+        low, high = as_range(self.sigma)
         if not 0 < low <= high:
             raise ConfigError(f"GaussianBlur(sigma={self.sigma}): give one number or [smallest, largest], above 0")
         check_probability(self.p, "GaussianBlur")
 
-    @property
-    def _sigma(self) -> tuple[float, float]:
-        if isinstance(self.sigma, Sequence):
-            low, high = self.sigma
-            return low, high
-        return self.sigma, self.sigma
-
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        low, high = self._sigma
+        low, high = as_range(self.sigma)
         sigma = uniform(images, generator, 1, low=low, high=high)
         blurred = uniform(images, generator, 1) < self.p
         reach = self.kernel_size // 2

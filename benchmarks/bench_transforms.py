@@ -1,0 +1,80 @@
+"""Batched augmentation against torchvision's transforms on one image after the other, on one core.
+
+Run: ``python benchmarks/bench_transforms.py`` (the batch of a plate: 616 images of 3 x 48 x 48 pixels).
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from biomass.transforms import (
+    ColorJitter,
+    Compose,
+    GaussianBlur,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomRotate90,
+    Standardize,
+    Transform,
+)
+
+Single = Callable[[Tensor], Tensor]
+
+
+def rotate(image: Tensor) -> Tensor:
+    """Rotate one image (C, H, W) by a random multiple of 90 degrees."""
+    return torch.rot90(image, int(torch.randint(4, ())), (1, 2))
+
+
+def standardize(image: Tensor) -> Tensor:
+    """Standardize one image (C, H, W) per channel."""
+    mean, std = image.mean((1, 2), keepdim=True), image.std((1, 2), keepdim=True)
+    std[std == 0] = 1
+    return (image - mean) / std
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Shortest processor time of ``repeats`` runs: other processes on the machine only ever make it longer."""
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        run()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def main() -> None:
+    """Print milliseconds for the batch, ours and one by one, and their ratio."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(616, 3, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (48, 48), mode="bilinear").mul(255).round() / 255
+
+    pairs: dict[str, tuple[Transform, Single]] = {
+        "rotate": (RandomRotate90(), rotate),
+        "flip": (RandomHorizontalFlip(), v2.RandomHorizontalFlip()),
+        "crop": (RandomResizedCrop(48), v2.RandomResizedCrop(48, antialias=True)),
+        "blur": (GaussianBlur(25, [0.1, 0.5]), v2.GaussianBlur(25, (0.1, 0.5))),
+        "jitter": (ColorJitter(0.4, 0.4, 0.4, 0.1, maximum=1.0), v2.ColorJitter(0.4, 0.4, 0.4, 0.1)),
+        "standardize": (Standardize(), standardize),
+    }
+    chains = {
+        "supervised": ["rotate", "flip", "standardize"],
+        "self-supervised": ["rotate", "flip", "crop", "blur", "standardize"],
+        "with jitter": ["rotate", "flip", "crop", "blur", "jitter", "standardize"],
+    }
+    for title, keys in chains.items():
+        pairs[title] = Compose([pairs[key][0] for key in keys]), v2.Compose([pairs[key][1] for key in keys])
+
+    print(f"{'':16} {'batched':>9} {'one by one':>11} {'ratio':>6}   (ms for 616 images)")
+    for title, (batched, single) in pairs.items():
+        ours = seconds(lambda batched=batched: batched(images, generator), 15)  # type: ignore[misc]
+        theirs = seconds(lambda single=single: [single(image) for image in images], 3)  # type: ignore[misc]
+        print(f"{title:16} {1e3 * ours:9.1f} {1e3 * theirs:11.1f} {theirs / ours:6.1f}")
+
+
+if __name__ == "__main__":
+    main()

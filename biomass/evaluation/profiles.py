@@ -1,0 +1,127 @@
+"""From the network's outputs for cells to one profile for each field of view (or well)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biomass.errors import DataError
+from biomass.loader import Batch
+from biomass.models.poolers import pool
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """One vector for each instance that has cells.
+
+    Attributes:
+        vectors: (M, D) float32; rows of instances without cells are zero, see ``counts``.
+        counts: (M,) number of cells behind each vector.
+    """
+
+    vectors: np.ndarray
+    counts: np.ndarray
+
+
+def mean_profiles(outputs: Iterable[tuple[Batch, Tensor]], num_instances: int, normalize: bool = True) -> Profiles:
+    """Average the outputs of the cells of each instance, as they come: memory is that of the M profiles.
+
+    Args:
+        outputs: batches of cells and the network's output (n, D) for each, as :func:`biomass.inference.infer` yields.
+        num_instances: M; ``Batch.instances`` are below it.
+        normalize: scale the vector of every cell to length 1 first.
+
+    Raises:
+        DataError: there are no cells at all.
+    """
+    total: Tensor | None = None
+    counts = torch.zeros(num_instances, dtype=torch.int64)
+    for batch, output in outputs:
+        vectors = _vectors(output, normalize)
+        if total is None:
+            total = torch.zeros(num_instances, vectors.shape[1], dtype=torch.float64, device=vectors.device)
+        total.index_add_(0, batch.instances.to(vectors.device), vectors.double())
+        counts.index_add_(0, batch.instances, torch.ones_like(batch.instances))
+    if total is None:
+        raise DataError("there are no cells to make profiles of; choose other splits, or look at on_bad_image")
+    return Profiles((total.cpu() / counts.clamp(min=1)[:, None]).float().numpy(), counts.numpy())
+
+
+class Bags:
+    """The vectors of all cells, kept by instance; ``read`` pads the cells of each instance to the same number.
+
+    It stands in for the pixels of a screen whose rows are instances.
+
+    Args:
+        outputs: as in :func:`mean_profiles`.
+        num_instances: M.
+        normalize: scale the vector of every cell to length 1.
+    """
+
+    channels: tuple[str, ...] = ("cells",)
+
+    def __init__(self, outputs: Iterable[tuple[Batch, Tensor]], num_instances: int, normalize: bool = True) -> None:
+        vectors, owners = [], []
+        for batch, output in outputs:
+            vectors.append(_vectors(output, normalize).cpu().numpy())
+            owners.append(batch.instances.numpy())
+        if not vectors:
+            raise DataError("there are no cells to make bags of; choose other splits, or look at on_bad_image")
+        owner = np.concatenate(owners)
+        order = np.argsort(owner, kind="stable")
+        self.vectors = np.concatenate(vectors)[order]
+        self.counts = np.bincount(owner, minlength=num_instances)
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.size = (int(self.counts.max()), self.vectors.shape[1])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Bags of instances (n,), padded with zero vectors: (n, K, D), K the largest number of cells among them."""
+        counts = self.counts[rows]
+        bags = np.zeros((len(rows), max(1, int(counts.max())), self.vectors.shape[1]), np.float32)
+        bag = np.repeat(np.arange(len(rows)), counts)
+        place = np.arange(len(bag)) - np.repeat(np.cumsum(counts) - counts, counts)
+        bags[bag, place] = self.vectors[np.repeat(self.starts[rows], counts) + place]
+        return bags
+
+    def name(self, row: int) -> str:
+        """The number of an instance, for messages."""
+        return f"instance {row}"
+
+    def median_profiles(self, chunk: int = 256) -> Profiles:
+        """The median over the cells of each instance, feature by feature."""
+        vectors = np.zeros((len(self.counts), self.vectors.shape[1]), np.float32)
+        rows = np.flatnonzero(self.counts)
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            bags = torch.from_numpy(self.read(part))
+            present = torch.arange(bags.shape[1]) < torch.from_numpy(self.counts[part])[:, None]
+            vectors[part] = pool(bags, present, "median").numpy()
+        return Profiles(vectors, self.counts)
+
+
+@dataclass(frozen=True)
+class ArrayPixels:
+    """An array in memory in the place of a screen's images, one entry (of any shape) a row."""
+
+    array: np.ndarray
+    channels: tuple[str, ...] = ("feature",)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The last two extents of the array."""
+        return (self.array.shape[-2], self.array.shape[-1])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The entries of ``rows``."""
+        return self.array[rows]
+
+    def name(self, row: int) -> str:
+        """The number of the row."""
+        return f"row {row}"
+
+
+def _vectors(output: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(output.float(), dim=1) if normalize else output.float()

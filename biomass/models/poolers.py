@@ -1,0 +1,51 @@
+"""From the cells of an image to one vector: mean, median, or learnt attention."""
+
+import torch
+from torch import Tensor, nn
+
+from biomass.errors import ConfigError
+
+POOLERS = ("mean", "median", "attention")
+
+
+def pool(bags: Tensor, present: Tensor, pooler: str) -> Tensor:
+    """Mean or median over the cells of each image, (N, K, D) and (N, K) bool → (N, D).
+
+    The median of an even number of cells is the mean of the middle two, as elsewhere in the field.
+    """
+    if pooler == "mean":
+        return (bags * present[..., None]).sum(1) / present.sum(1, keepdim=True)
+    if pooler == "median":
+        ordered = bags.masked_fill(~present[..., None], torch.inf).sort(1).values
+        count = present.sum(1)[:, None, None].expand(-1, 1, bags.shape[2])
+        low, high = ordered.gather(1, (count - 1) // 2), ordered.gather(1, count // 2)
+        return ((low + high) / 2).squeeze(1)
+    raise ConfigError(f"pooler '{pooler}' is unknown; choose {', '.join(POOLERS)}")
+
+
+class AttentionPooler(nn.Module):
+    """Weighted mean over the cells of an image, weights learnt: attention-based pooling of Ilse et al. 2018, eq. 8.
+
+    ``weight_k = softmax_k(w . tanh(V h_k))``; V is (hidden, D).
+    """
+
+    def __init__(self, in_features: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(in_features, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    def forward(self, bags: Tensor, present: Tensor) -> Tensor:
+        """(N, K, D) and (N, K) bool, at least one present cell an image → (N, D)."""
+        scores = self.score(bags).squeeze(-1).masked_fill(~present, -torch.inf)
+        return (scores.softmax(1)[..., None] * bags).sum(1)
+
+
+class BagClassifier(nn.Module):
+    """Attention pooling and a linear layer, over bags padded with zero vectors: (N, K, D) → (N, d_out)."""
+
+    def __init__(self, in_features: int, d_out: int) -> None:
+        super().__init__()
+        self.pooler = AttentionPooler(in_features)
+        self.classifier = nn.Linear(in_features, d_out)
+
+    def forward(self, bags: Tensor) -> Tensor:
+        return self.classifier(self.pooler(bags, bags.ne(0).any(-1)))

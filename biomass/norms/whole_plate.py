@@ -1,0 +1,450 @@
+"""Running a network over a whole plate in bounded memory, exactly.
+
+A network runs *layer-synchronously* over the chunks of a plate: all chunks advance to the input of a batch norm, the
+moments of the chunks are pooled into those of the plate, and only then do the chunks go on. So every layer sees the
+statistics of the whole plate, in one pass over the network, while the operations themselves only ever hold one chunk.
+"""
+
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from biomass.errors import ConfigError, DataError
+from biomass.norms.plate_batch_norm import PlateBatchNorm, device_of, row_moments
+
+Store = Literal["auto", "device", "host"]
+"""Where values wait for the other chunks: on the device while half of its free memory lasts, always, never."""
+
+
+def whole_plate_forward(
+    network: nn.Module,
+    chunks: Iterable[Tensor],
+    *,
+    controls: Sequence[Tensor] | None = None,
+    store: Store = "auto",
+    plate: str = "of these images",
+) -> list[Any]:
+    """Run ``network`` over the chunks of one plate as if they were one batch: every norm sees the whole plate.
+
+    The network runs in evaluation mode but for its norms, without gradients, and no buffer moves; modes are restored.
+    Equal to the forward pass over the concatenated chunks under :func:`biomass.norms.plate_statistics` up to rounding.
+    Autocast applies as set by the caller. Memory on the device is that of the forward pass over one chunk plus what
+    waits there (``store``) and the outputs.
+
+    Args:
+        network: converted by :func:`biomass.norms.convert`; may be wrapped by ``torch.compile``, DDP or Fabric (it is
+            run unwrapped). It must treat each image by itself outside of its norms, and be traceable by ``torch.fx``
+            down to the modules that hold norms.
+        chunks: images (n, C, H, W) of the plate, n free for each chunk, on any device. An iterator is read chunk by
+            chunk, so that what was read can already wait in host memory.
+        controls: for each chunk which rows are controls, (n,) bool; statistics come from these only. None: all rows.
+        store: where values wait between the norms.
+        plate: name of the plate, for error messages.
+
+    Returns:
+        The network's output for each chunk, in order, on the network's device.
+
+    Raises:
+        ConfigError: the network has no plate-aware norm, or plain ones beside them, or cannot be traced.
+        DataError: no chunk; no control row; flags that do not fit; statistics that rest on one value a channel.
+    """
+    network = unwrap(network)
+    with evaluating(network):
+        run = WholePlate(network, store, plate)
+        for chunk, flags in itertools.zip_longest(chunks, controls or ()):
+            if chunk is None:
+                raise DataError("there are more sets of control flags than chunks; give one set a chunk")
+            run.add(chunk, flags)
+        return run.to_the_end()
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of ``torch.compile``, of data parallel training and of Fabric."""
+    inner = {
+        "OptimizedModule": "_orig_mod",
+        "DistributedDataParallel": "module",
+        "DataParallel": "module",
+        "_FabricModule": "module",
+    }
+    while type(network).__name__ in inner:
+        network = getattr(network, inner[type(network).__name__])
+    return network
+
+
+# --- tracing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The traced network, cut at its norms.
+
+    Attributes:
+        image: the node of the input.
+        segments: nodes in the order of execution, which run chunk by chunk. Every segment but the first begins with a
+            norm: what it needs of all chunks must be known by then.
+        dead: values that nothing needs any more once a node has run.
+        constants: tensors that tracing found outside of the network's parameters and buffers.
+        norms: names of the norm layers in the order of execution.
+    """
+
+    image: fx.Node
+    segments: tuple[tuple[fx.Node, ...], ...]
+    dead: dict[fx.Node, tuple[fx.Node, ...]]
+    constants: dict[str, Tensor]
+    norms: tuple[str, ...]
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[tuple[str, type]], _Plan]] = weakref.WeakKeyDictionary()
+
+
+class _Tracer(fx.Tracer):
+    """Looks into those modules only that hold a norm; all others run as they are, whatever is inside."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PlateBatchNorm) or not any(isinstance(part, PlateBatchNorm) for part in m.modules())
+
+
+class _Root(nn.Module):
+    """Calls the network with one input, so that other arguments of its forward keep their defaults; and holds what
+    constants the tracer puts into its root, which leaves the network untouched."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Any:
+        return self.network(image)
+
+
+def _plan(network: nn.Module) -> _Plan:
+    """The plan of ``network``, which is in evaluation mode; made anew only if its modules changed."""
+    modules = [(name, type(module)) for name, module in network.named_modules()]
+    known = _plans.get(network)
+    if known is None or known[0] != modules:
+        known = modules, _make_plan(network)
+        _plans[network] = known
+    return known[1]
+
+
+def _make_plan(network: nn.Module) -> _Plan:
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    plain = [name for name, norm in norms if not isinstance(norm, PlateBatchNorm)]
+    if plain or not norms:
+        found = f"layer '{plain[0]}' is a plain batch norm" if plain else "the network has no batch norm"
+        raise ConfigError(f"{found}, whole-plate statistics need plate-aware ones; call biomass.norms.convert first")
+    root = _Root(network)
+    before = set(vars(root))
+    try:
+        graph = _Tracer(autowrap_functions=_opaque_functions(network)).trace(root)
+    except Exception as error:  # whatever the network's own code raises when it meets a proxy
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{type(network).__name__} cannot be traced by torch.fx ({type(error).__name__}: {reason}), so a plate "
+            "cannot be run in chunks; take the whole-plate forward instead, one batch a plate (eval_batch_size: null)"
+        ) from error
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
+    segments: list[list[fx.Node]] = [[]]
+    for node in nodes:
+        if _is_norm(node, network):
+            segments.append([])
+        segments[-1].append(node)
+    last_use: dict[fx.Node, fx.Node] = {node: node for node in nodes}
+    for node in nodes:
+        last_use.update(dict.fromkeys(node.all_input_nodes, node))
+    dead: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    for value, node in last_use.items():
+        dead[node].append(value)
+    return _Plan(
+        next(node for node in graph.nodes if node.op == "placeholder"),
+        tuple(map(tuple, segments)),
+        {node: tuple(values) for node, values in dead.items()},
+        {name: value for name, value in vars(root).items() if name not in before},
+        tuple(_path(segment[0]) for segment in segments[1:]),
+    )
+
+
+def _opaque_functions(network: nn.Module) -> tuple[Any, ...]:
+    """Functions that cannot be traced into, as timm registers them."""
+    if not any(type(module).__module__.startswith("timm.") for module in network.modules()):
+        return ()
+    from timm.layers import get_notrace_functions  # slow to import; a network of timm has already done so
+
+    return tuple(get_notrace_functions())
+
+
+def _path(node: fx.Node) -> str:
+    """Name in the network of the module that a node calls."""
+    return str(node.target).partition(".")[2]
+
+
+def _is_norm(node: fx.Node, network: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(network.get_submodule(_path(node)), PlateBatchNorm)
+
+
+def norm_at(network: nn.Module, name: str) -> PlateBatchNorm:
+    """The norm called ``name`` in ``network``."""
+    norm = network.get_submodule(name)
+    assert isinstance(norm, PlateBatchNorm)
+    return norm
+
+
+def norms_in_order(network: nn.Module) -> tuple[str, ...]:
+    """Names of the norms that a forward pass of ``network``, in evaluation mode, runs; one as often as it is used."""
+    return _plan(network).norms
+
+
+# --- values that wait -------------------------------------------------------------------------------------------------
+
+
+class Slot:
+    """A tensor that may wait, on the device or in host memory, while other chunks run."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+        self.host: Tensor | None = None
+        self.version = 0  # of the tensor, when it was last equal to what is in host memory
+        self.kept = 0  # bytes it takes on the device while it waits there
+
+
+class Depot:
+    """Decides where tensors wait, and moves them."""
+
+    def __init__(self, device: torch.device, store: Store) -> None:
+        self.device = device
+        self.room: float
+        if store == "host":
+            self.room = 0
+        elif store == "device" or (store == "auto" and device.type != "cuda"):
+            self.room = float("inf")
+        elif store == "auto":
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            self.room = (torch.cuda.mem_get_info(device)[0] + cached) / 2
+        else:
+            raise ConfigError(f"store '{store}' is unknown; choose {', '.join(get_args(Store))}")
+
+    def receive(self, image: Tensor) -> Slot:
+        """A chunk of images from the caller, wherever it is."""
+        slot = Slot(image)
+        if image.device != self.device:
+            slot.tensor, slot.host = None, image
+        self.park(slot)
+        return slot
+
+    def park(self, slot: Slot) -> None:
+        """Let the tensor wait, out of the device's memory if there is no room."""
+        if slot.tensor is None or slot.kept:
+            return
+        size = slot.tensor.numel() * slot.tensor.element_size()
+        if size <= self.room:
+            self.room -= size
+            slot.kept, slot.host = size, None
+            return
+        if slot.host is None or slot.version != _version(slot.tensor):  # changed in place since it came from there
+            slot.host = _to_host(slot.tensor)
+        slot.tensor = None
+
+    def take(self, slot: Slot) -> Tensor:
+        """The tensor on the device."""
+        self.room += slot.kept
+        slot.kept = 0
+        if slot.tensor is None:
+            assert slot.host is not None
+            slot.tensor = _to_device(slot.host, self.device)
+            slot.version = _version(slot.tensor)
+        return slot.tensor
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # nothing here can change the former in place
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)  # the copies then run beside the computation
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; every module's own mode comes back at the end."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor does not tell when it is changed
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Pool:
+    """Mean and biased variance of each channel over chunks, merged pairwise in float64 (Chan, Golub & LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.values = 0
+        self.mean = self.var = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Tensor, rows: int, weights: Tensor | None) -> None:
+        """Add the ``rows`` rows of ``x`` (n, C, *S) that have the weight 1 / rows, all n if ``weights`` is None."""
+        if rows == 0:
+            return
+        row_mean, row_var = row_moments(x)
+        if weights is None:
+            weights = row_mean.new_full((rows,), 1 / rows)
+        mean = weights @ row_mean
+        var = weights @ (row_var + (row_mean - mean).square())
+        values = rows * x.shape[2:].numel()
+        share = values / (self.values + values)
+        step = mean - self.mean
+        self.var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
+        self.mean = self.mean + step * share
+        self.values += values
+
+
+class WholePlate:
+    """One plate on its way through the network."""
+
+    def __init__(self, network: nn.Module, store: Store, plate: str) -> None:
+        self.network, self.plate = network, plate
+        self.plan = _plan(network)
+        self.depot = Depot(device_of(network), store)
+        self.values: list[dict[fx.Node, Any]] = []  # of each chunk
+        self.controls: list[Tensor | None] = []
+        self.lengths: list[int] = []
+        self.pools: dict[fx.Node, _Pool] = {}
+
+    def add(self, images: Tensor, controls: Tensor | None) -> None:
+        """Take in a chunk: images (n, C, H, W), and which of them are controls, (n,) bool."""
+        self.values.append({self.plan.image: self.depot.receive(images)})
+        self.controls.append(controls)
+        self.lengths.append(len(images))
+
+    def to_the_last_norm(self) -> dict[str, Tensor]:
+        """Mean and biased variance (2, C) of every norm, float64, by the name of the layer."""
+        rows, weights = _weights(self.controls, self.lengths, self.depot.device, self.plate)
+        for segment, following in itertools.pairwise(self.plan.segments):
+            self._advance(segment, following[0], rows, weights)
+        return {_path(node): torch.stack([pool.mean, pool.var]) for node, pool in self.pools.items()}
+
+    def to_the_end(self) -> list[Any]:
+        """The output of the network for every chunk."""
+        self.to_the_last_norm()
+        outputs = []
+        for values in self.values:
+            for node in self.plan.segments[-1]:
+                output = self._execute(node, values)
+            outputs.append(output)
+        return outputs
+
+    def _advance(
+        self, segment: tuple[fx.Node, ...], norm: fx.Node, rows: list[int], weights: list[Tensor | None]
+    ) -> None:
+        """Run a segment chunk by chunk, and pool the moments that the norm behind it needs."""
+        pool = self.pools[norm] = _Pool()
+        for values, count, weight in zip(self.values, rows, weights, strict=True):
+            for node in segment:
+                self._execute(node, values)
+            x = self._arguments(norm, values)[0][0]
+            if weight is not None and len(x) != len(weight):
+                raise ConfigError(
+                    f"layer '{_path(norm)}' normalizes {len(x)} rows for {len(weight)} images, so controls cannot be "
+                    "told apart there; take statistics from all rows"
+                )
+            pool.add(x, len(x) if weight is None else count, weight)
+            del x  # or it would not leave the device
+            for value in values.values():
+                pytree.tree_map_only(Slot, self.depot.park, value)
+        if pool.values == 1:
+            raise DataError(
+                f"plate '{self.plate}' has one value a channel at layer '{_path(norm)}' to take statistics from; give "
+                "it two images or more, larger images, or evaluate with running averages"
+            )
+
+    def _execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        args, kwargs, slots = self._arguments(node, values)
+        result: Any
+        if node in self.pools:
+            pool = self.pools[node]
+            result = norm_at(self.network, _path(node)).normalize(args[0], pool.mean, pool.var)
+        elif node.op == "call_module":
+            result = self.network.get_submodule(_path(node))(*args, **kwargs)
+        elif node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        elif node.op == "output":
+            return args[0]
+        else:
+            assert callable(node.target)
+            result = node.target(*args, **kwargs)
+
+        def hold(tensor: Tensor) -> Slot:  # one slot a tensor: an operation in place returns its argument
+            return next((slot for slot in slots if slot.tensor is tensor), None) or Slot(tensor)
+
+        values[node] = pytree.tree_map_only(Tensor, hold, result)
+        for dead in self.plan.dead[node]:
+            values.pop(dead, None)
+        return result
+
+    def _arguments(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[list[Any], dict[str, Any], list[Slot]]:
+        """Arguments of a node for one chunk, a norm's all positional, and the slots that they were taken from."""
+        slots: list[Slot] = []
+
+        def take(slot: Slot) -> Tensor:
+            slots.append(slot)
+            return self.depot.take(slot)
+
+        def value_of(other: fx.Node) -> Any:
+            if other.op == "get_attr":
+                return self._attribute(str(other.target))
+            return pytree.tree_map_only(Slot, take, values[other])
+
+        args = list(fx.map_arg(node.args, value_of))
+        kwargs = dict(fx.map_arg(node.kwargs, value_of))
+        if node in self.pools:
+            args, kwargs = [*args, *kwargs.values()], {}
+        return args, kwargs, slots
+
+    def _attribute(self, target: str) -> Any:
+        if target in self.plan.constants:
+            return self.plan.constants[target].to(self.depot.device)
+        module, _, name = target.partition(".")[2].rpartition(".")
+        return getattr(self.network.get_submodule(module), name)
+
+
+def _weights(
+    controls: Sequence[Tensor | None], lengths: list[int], device: torch.device, plate: str
+) -> tuple[list[int], list[Tensor | None]]:
+    """Of each chunk: how many rows its statistics come from, and the weight of each row, None if it is all rows."""
+    if not sum(lengths):
+        raise DataError(f"plate '{plate}' has no images; give at least one chunk with one")
+    if all(flags is None for flags in controls):
+        return lengths, [None] * len(lengths)
+    rows: list[int] = []
+    weights: list[Tensor | None] = []
+    for flags, length in zip(controls, lengths, strict=True):
+        if flags is None or flags.shape != (length,):
+            given = "no control flags" if flags is None else f"{len(flags)} control flags"
+            raise DataError(f"plate '{plate}' has a chunk of {length} rows with {given}; give one flag a row")
+        flags = flags.cpu().double()
+        rows.append(int(flags.sum()))
+        weights.append((flags / max(rows[-1], 1)).to(device))
+    if not sum(rows):
+        raise DataError(
+            f"plate '{plate}' has no control row among its {sum(lengths)} rows; take statistics from all rows instead"
+        )
+    return rows, weights
