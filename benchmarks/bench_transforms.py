@@ -1,15 +1,16 @@
 """Batched augmentation against torchvision's transforms on one image after the other, on one core.
 
-Run: ``python benchmarks/bench_transforms.py`` (the batch of a plate: 616 images of 3 x 48 x 48 pixels).
+Run: ``python -m benchmarks transforms`` (the cells of a plate's images: 616 of 3 x 48 x 48 pixels).
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from benchmarks.timing import ratio
 from biomass.transforms import (
     ColorJitter,
     Compose,
@@ -36,18 +37,14 @@ def standardize(image: Tensor) -> Tensor:
     return (image - mean) / std
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Shortest processor time of ``repeats`` runs: other processes on the machine only ever make it longer."""
-    times = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        run()
-        times.append(time.process_time() - begin)
-    return min(times)
+def one_by_one(transform: Single, images: Tensor) -> Tensor:
+    """Transform one image after the other, and stack the results."""
+    return torch.stack([transform(image) for image in images])
 
 
 def main() -> None:
     """Print milliseconds for the batch, ours and one by one, and their ratio."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(616, 3, 8, 8, generator=generator)
@@ -69,11 +66,13 @@ def main() -> None:
     for title, keys in chains.items():
         pairs[title] = Compose([pairs[key][0] for key in keys]), v2.Compose([pairs[key][1] for key in keys])
 
-    print(f"{'':16} {'batched':>9} {'one by one':>11} {'ratio':>6}   (ms for 616 images)")
+    print(f"{'':16} {'one by one':>11} {'batched':>9} {'ratio':>6}   (ms for {len(images)} images)")
     for title, (batched, single) in pairs.items():
-        ours = seconds(lambda batched=batched: batched(images, generator), 15)  # type: ignore[misc]
-        theirs = seconds(lambda single=single: [single(image) for image in images], 3)  # type: ignore[misc]
-        print(f"{title:16} {1e3 * ours:9.1f} {1e3 * theirs:11.1f} {theirs / ours:6.1f}")
+        theirs, ours, faster = ratio(
+            partial(one_by_one, single, images), partial(batched, images, generator), rounds=3
+        )
+        print(f"{title:16} {1e3 * theirs:11.1f} {1e3 * ours:9.1f} {faster:6.1f}", flush=True)
+    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(overrides: list[str]) -> None:
     table = pd.DataFrame({TITLES[method]: accuracies(folder) for method, folder in folders.items()}).T
     picture = ROOT / "runs" / f"{name}.png"
     draw(folders, picture)
-    print("\nAccuracy (%) on a simulated screen. id_test: plates seen in training, other sites; val, test: unseen plates.\n")
+    print("\nAccuracy (%) on a simulated screen (id_test: other sites of training plates; val, test: unseen plates)\n")
     print((100 * table).round(1).to_string())
     gain = 100 * (table["test"].iloc[1] - table["test"].iloc[0])
     print(f"\nBEN minus vanilla on the unseen test plates: {gain:+.1f} points. Picture: {picture.relative_to(ROOT)}")
@@ -62,7 +62,7 @@ def draw(folders: dict[str, Path], path: Path) -> None:
     plates = {m: pd.read_csv(f / "plates.csv").query("split == 'test'").set_index("plate") for m, f in folders.items()}
     values = np.stack([100 * plates[m]["accuracy"].reindex(plates[METHODS[0]].index).to_numpy() for m in METHODS])
     axes.plot([0, 1], values, color="0.75", lw=0.8, zorder=1)
-    for x, method in enumerate(METHODS):
+    for x in range(len(METHODS)):
         axes.scatter(np.full(values.shape[1], x), values[x], s=22, zorder=2, color=("C7", "C0")[x])
         axes.hlines(values[x].mean(), x - 0.18, x + 0.18, color="k", lw=2, zorder=3)
         axes.text(x, values[x].max() + 2, f"{values[x].mean():.0f} %", ha="center")

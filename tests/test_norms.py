@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import timm
@@ -83,12 +84,7 @@ def test_one_plate_is_batch_norm_in_training_mode_bit_by_bit(kind: str, training
     expected = gradients(F.batch_norm(x, None, None, norm.weight, norm.bias, True), x, norm)
     with plate_statistics(ours, torch.full((6,), 7)):
         found = gradients(ours(x), x, ours)
-    assert all(torch.equal(a, b) for a, b in zip([found[0], found[1]], [expected[0], expected[1]], strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(found[2:], gradients_of(norm, x), strict=True))
-
-
-def gradients_of(norm: _BatchNorm, x: Tensor) -> list[Tensor]:
-    return gradients(F.batch_norm(x, None, None, norm.weight, norm.bias, True), x, norm)[2:]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @settings(max_examples=40, deadline=None)
@@ -157,7 +153,7 @@ def test_the_whole_batch_is_one_group_without_plates() -> None:
         assert torch.equal(norm(x), F.batch_norm(x, None, None, norm.weight, norm.bias, True))
     controls = torch.tensor([1, 0, 1, 1, 0]).bool()
     with plate_statistics(norm, None, controls=controls):
-        torch.testing.assert_close(norm(x), reference(norm, x, torch.zeros(5), controls))
+        torch.testing.assert_close(norm(x), reference(norm, x, torch.zeros(5, dtype=torch.long), controls))
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
@@ -167,9 +163,10 @@ def test_running_averages_move_as_in_plain_batch_norm(momentum: float | None, us
     plain = make_norm(kind, momentum=momentum)
     ours = convert(copy.deepcopy(plain))
     for step in range(3):
-        x = torch.randn(8, 3, *SHAPES[kind], dtype=torch.float64, generator=seeded(step)) * (step + 1) + step
+        x = torch.randn(9, 3, *SHAPES[kind], dtype=torch.float64, generator=seeded(step)) * (step + 1) + step
         plain(x)
-        with plate_statistics(ours, torch.arange(8) % (step + 1), controls=torch.arange(8) > 2 if use_controls else None):
+        controls = torch.arange(9) > 2 if use_controls else None
+        with plate_statistics(ours, torch.arange(9) % (step + 1), controls=controls):
             ours(x)
         for key, value in plain.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-12)
@@ -245,7 +242,8 @@ def test_convert_keeps_everything_but_the_class() -> None:
 def test_norms_of_timm_keep_their_activation() -> None:
     from timm.layers import BatchNormAct2d
 
-    plain = nn.Sequential(BatchNormAct2d(3, act_layer=nn.SiLU, drop_layer=nn.Identity), BatchNormAct2d(3, apply_act=False))
+    active = BatchNormAct2d(3, act_layer=nn.SiLU, drop_layer=nn.Identity)
+    plain = nn.Sequential(active, BatchNormAct2d(3, apply_act=False))
     network = convert(copy.deepcopy(plain)).eval()
     x = torch.randn(6, 3, 4, 4, generator=seeded())
     plates = torch.arange(6) % 2
@@ -296,7 +294,7 @@ def test_layers_that_cannot_be_converted_are_named_and_nothing_changes(layer: nn
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
-def test_copies_share_a_context_of_their_own(duplicate) -> None:  # noqa: ANN001
+def test_copies_share_a_context_of_their_own(duplicate: Callable[[nn.Module], nn.Module]) -> None:
     network = convert(small_network())
     x = torch.randn(4, 3, 8, 8, generator=seeded())
     calibrate(network, [(x, torch.full((4,), 3), None)])
@@ -322,7 +320,7 @@ def test_parts_converted_one_by_one_are_refused_until_converted_together() -> No
 
 def test_calibrated_statistics_follow_to_a_device_but_not_to_a_shorter_type() -> None:
     norm = convert(nn.BatchNorm1d(3))
-    calibrate(norm, [(torch.randn(4, 3, generator=seeded()), torch.zeros(4), None)])
+    calibrate(norm, [(torch.randn(4, 3, generator=seeded()), torch.zeros(4, dtype=torch.long), None)])
     assert norm.half().calibrated.dtype == torch.float32
     assert norm.to("meta").calibrated.device.type == "meta"
 
@@ -336,9 +334,11 @@ def test_contexts_nest_and_end_after_an_error() -> None:
     plain = norm(x)
     with plate_statistics(norm, torch.tensor([0, 0, 1, 1])):
         outer = norm(x)
-        with pytest.raises(RuntimeError, match="on purpose"), plate_statistics(norm, None):
+        with plate_statistics(norm, None):
             assert not torch.equal(norm(x), outer)
-            raise RuntimeError("on purpose")
+        assert torch.equal(norm(x), outer)
+        with pytest.raises(RuntimeError), plate_statistics(norm, None):
+            norm(x[:, :2])
         assert torch.equal(norm(x), outer)
     assert torch.equal(norm(x), plain)
 
@@ -354,8 +354,8 @@ NAMES = ["HUVEC-01/1", "HUVEC-01/2"]
         ({"source": "calibrated"}, DataError, "'HUVEC-01/1' is not among the 0 calibrated plates"),
         ({"source": "calibrated", "plates": None}, ConfigError, "needs the plate of every row"),
         ({"source": "batches"}, ConfigError, "'batches' is unknown; choose batch, calibrated, running"),
-        ({"plates": torch.zeros(2, 2)}, DataError, r"shape \(2, 2\)"),
-        ({"plates": torch.zeros(0)}, DataError, "at least one row"),
+        ({"plates": torch.zeros(2, 2, dtype=torch.long)}, DataError, r"shape \(2, 2\)"),
+        ({"plates": torch.zeros(0, dtype=torch.long)}, DataError, "at least one row"),
     ],
 )
 def test_errors_on_entering(arguments: dict, error: type[Exception], message: str) -> None:
@@ -378,10 +378,11 @@ def test_errors_in_the_forward_pass() -> None:
         with plate_statistics(norm.eval(), plates, names=NAMES), pytest.raises(DataError, match="one value a channel"):
             norm(torch.randn(1, 3, generator=seeded()))
     with plate_statistics(norm, torch.tensor([1, 1]), controls=torch.tensor([True, False]), names=NAMES):
+        x = torch.randn(2, 3, generator=seeded())
         with pytest.raises(DataError, match="'HUVEC-01/2' has one value"):
-            norm(torch.randn(2, 3, generator=seeded()))
+            norm(x)
     for source in ("running", "calibrated"):
-        calibrate(norm, [(torch.randn(4, 3, generator=seeded()), torch.ones(4), None)])
+        calibrate(norm, [(torch.randn(4, 3, generator=seeded()), torch.ones(4, dtype=torch.long), None)])
         with plate_statistics(norm.train(), torch.tensor([1, 1]), source=source):
             with pytest.raises(ConfigError, match=f"source '{source}' is for evaluation"):
                 norm(torch.randn(2, 3, generator=seeded()))
@@ -390,7 +391,7 @@ def test_errors_in_the_forward_pass() -> None:
 
 def test_networks_without_plate_aware_norms() -> None:
     network = nn.Sequential(nn.BatchNorm1d(3))
-    with pytest.raises(ConfigError, match="call biomass.norms.convert"), plate_statistics(network, torch.tensor([0])):
+    with pytest.raises(ConfigError, match="no plate-aware batch norm"), plate_statistics(network, torch.tensor([0])):
         pass
     for plates, source in ((None, "batch"), (torch.tensor([0]), "running")):  # nothing is asked of them
         with plate_statistics(network, plates, source=source):
@@ -400,16 +401,16 @@ def test_networks_without_plate_aware_norms() -> None:
 def test_layers_over_tokens_serve_one_plate_at_a_time() -> None:
     norm = convert(nn.BatchNorm1d(3)).eval()
     tokens = torch.randn(4 * 5, 3, generator=seeded())
-    with plate_statistics(norm, torch.zeros(4)):
+    with plate_statistics(norm, torch.zeros(4, dtype=torch.long)):
         torch.testing.assert_close(norm(tokens), F.batch_norm(tokens, None, None, training=True))
-    with plate_statistics(norm, torch.tensor([0, 0, 1, 1])), pytest.raises(DataError, match="4 plates .* over 20 rows"):
+    with plate_statistics(norm, torch.tensor([0, 0, 1, 1])), pytest.raises(DataError, match="4 plates were given"):
         norm(tokens)
 
 
 # --- precision, memory format, wrappers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plates", [torch.zeros(64), torch.arange(64) % 4])
+@pytest.mark.parametrize("plates", [torch.zeros(64, dtype=torch.long), torch.arange(64) % 4])
 def test_statistics_are_float32_at_least_under_autocast(plates: Tensor) -> None:
     norm = convert(nn.BatchNorm2d(3)).train()
     x = (20 + torch.randn(64, 3, 8, 8, generator=seeded())).bfloat16().requires_grad_()
@@ -417,7 +418,7 @@ def test_statistics_are_float32_at_least_under_autocast(plates: Tensor) -> None:
         y = norm(x)
     assert y.dtype == torch.bfloat16
     right = reference(norm, x.detach().double(), plates, torch.ones(64, dtype=torch.bool))
-    assert (y - right).abs().max() < 2**-7  # rounding of the output; bfloat16 statistics of 20 +- 1 would be off by 2**-4
+    assert (y - right).abs().max() < 2**-6  # rounding of outputs below 4; bfloat16 rounds a mean of 20 to 2**-4
     (gradient,) = torch.autograd.grad(y.float().square().sum(), x)
     assert gradient.dtype == torch.bfloat16
     assert norm.running_mean.dtype == torch.float32
@@ -425,7 +426,7 @@ def test_statistics_are_float32_at_least_under_autocast(plates: Tensor) -> None:
 
 
 @pytest.mark.parametrize("source", ["batch", "calibrated"])
-@pytest.mark.parametrize("plates", [torch.zeros(4), torch.tensor([0, 0, 1, 1])])
+@pytest.mark.parametrize("plates", [torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 1, 1])])
 def test_channels_last_is_kept(source: str, plates: Tensor) -> None:
     norm = convert(nn.BatchNorm2d(3)).eval()
     x = torch.randn(4, 3, 5, 5, generator=seeded())
@@ -441,7 +442,13 @@ def test_channels_last_is_kept(source: str, plates: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("case", "training"),
-    [("one", True), ("several", True), ("controls", True), ("several", False), ("calibrated", False)],
+    [
+        ("one", True),
+        ("several", True),
+        ("calibrated", False),
+        pytest.param("controls", True, marks=pytest.mark.slow),
+        pytest.param("several", False, marks=pytest.mark.slow),
+    ],
 )
 def test_compiles_without_graph_breaks_and_again_only_once_for_other_batch_sizes(case: str, training: bool) -> None:
     torch._dynamo.reset()
@@ -449,11 +456,11 @@ def test_compiles_without_graph_breaks_and_again_only_once_for_other_batch_sizes
     images = torch.randn(12, 3, 4, 4, generator=seeded())
     calibrate(network, [(images[:4], torch.full((4,), plate), None) for plate in range(3)])
     eager = copy.deepcopy(network).train(training)
-    counter = CompileCounterWithBackend("aot_eager" if case == "one" else "eager")
+    counter = CompileCounterWithBackend("aot_eager" if case == "controls" else "eager")
     compiled = torch.compile(network.train(training), backend=counter, fullgraph=True)
-    for length in (6, 8, 9, 12):
-        plates = torch.arange(length) % (1 if case == "one" else 3)
-        controls = torch.arange(length) != 2 * (length - 9) if case == "controls" else None
+    for length in (6, 8, 12):
+        plates = torch.arange(length) % {"one": 1, "controls": 2}.get(case, 3)
+        controls = torch.arange(length) != length // 2 if case == "controls" else None
         outputs = []
         for one in (compiled, eager):
             source = "calibrated" if case == "calibrated" else "batch"
@@ -469,14 +476,15 @@ def test_compiles_without_graph_breaks_and_again_only_once_for_other_batch_sizes
         torch.testing.assert_close(network.state_dict(), eager.state_dict())
 
 
-def test_data_parallel_and_fabric_wrappers_are_transparent(tmp_path) -> None:  # noqa: ANN001
+def test_data_parallel_and_fabric_wrappers_are_transparent(tmp_path: Path) -> None:
     from lightning_fabric import Fabric
 
     x, plates = torch.randn(6, 3, 8, 8, generator=seeded()), torch.arange(6) % 2
     plain = convert(small_network())
     with plate_statistics(plain, plates):
         plain(x).pow(3).sum().backward()
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), rank=0, world_size=1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
         fabric = Fabric(accelerator="cpu", devices=1).setup(copy.deepcopy(plain))
@@ -494,7 +502,8 @@ def test_data_parallel_and_fabric_wrappers_are_transparent(tmp_path) -> None:  #
 def test_no_layer_waits_for_the_device() -> None:
     network = convert(small_network()).cuda()
     x = torch.randn(6, 3, 8, 8, device="cuda")
-    for plates, controls in ((None, None), (torch.zeros(6), None), (torch.arange(6) % 2, torch.arange(6) < 4)):
+    one, two = torch.zeros(6, dtype=torch.long), torch.arange(6) % 2
+    for plates, controls in ((None, None), (one, None), (two, None), (two, torch.arange(6) < 4)):
         torch.cuda.set_sync_debug_mode("error")
         try:
             with plate_statistics(network, plates, controls=controls):

@@ -119,7 +119,7 @@ class _BlockWriter:
                     bad[int(row)] = str(error)
         if bad and not self.skip_bad:
             return _Done(block, None, bad)
-        data = np.ascontiguousarray(images, self.plan.dtype).reshape(-1).view(np.uint8)
+        data = np.ascontiguousarray(images, self.plan.dtype).reshape(-1).view(np.uint8).data
         with self.file.open("r+b") as file:
             file.seek(self.offset + int(rows[0]) * self.plan.image_bytes)
             file.write(data)
@@ -316,7 +316,7 @@ def _take_up(part: Path, plan: _Plan) -> dict[int, _Done] | None:
         except ValueError:
             continue  # the line that was being written when it was stopped
         rows = plan.rows(block)
-        if zlib.crc32(values[rows[0] : rows[-1] + 1]) == crc32:
+        if zlib.crc32(values[rows[0] : rows[-1] + 1].data) == crc32:
             done[block] = _Done(block, crc32, {int(row): why for row, why in bad.items()})
     return done
 

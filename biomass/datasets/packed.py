@@ -82,12 +82,12 @@ class Store:
             DataError: there is none, or none of this version.
         """
         try:
-            values = json.loads((path / ABOUT).read_text())
+            values: dict[str, Any] = json.loads((path / ABOUT).read_text())
             version = values.pop("format")
             if version != FORMAT:
                 raise _unusable(path, f"is of version {version}, this program reads version {FORMAT}")
-            bad = {int(row): str(why) for row, why in values.pop("bad").items()}
-            return cls(bad=bad, **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            values["bad"] = {int(row): str(why) for row, why in values["bad"].items()}
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unusable(path, f"has no usable {ABOUT} ({one_line(error)})") from error
 
@@ -293,6 +293,6 @@ def verify(path: str | Path) -> None:
     numbers = tqdm(range(len(store.crc32)), f"Checking {path.name}", unit="block", disable=None)
     for number in numbers:
         rows = slice(number * store.block, (number + 1) * store.block)
-        if zlib.crc32(pixels._array[rows]) != store.crc32[number]:
+        if zlib.crc32(pixels._array[rows].data) != store.crc32[number]:
             last = min(rows.stop, store.images) - 1
             raise _unusable(path, f"is damaged: images {rows.start} to {last} have changed since they were packed")

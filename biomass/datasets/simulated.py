@@ -52,7 +52,7 @@ _CHUNK_CELLS = 96  # cells drawn at once: their arrays stay in a core's cache
 _CHUNK_PIXELS = 2**21  # pixels of the fields composed at once: bounds the memory of a plate of any size
 _RESPONDERS = 0.85  # share of the cells of a well that respond to its perturbation
 _ACTIVE = 0.5  # share of the traits that a perturbation changes
-_WELL_SPREAD = 0.15  # well-to-well spread of a trait, as a share of the spread of the perturbations' effects
+_WELL_SPREAD = 0.10  # well-to-well spread of a trait, as a share of the spread of the perturbations' effects
 _POSITIVE = 1.5  # how much stronger a positive control acts than a treatment
 _EXPERIMENT_SHARE = 0.6  # share of the nuisance's variance that the plates of an experiment have in common
 _FLAT = np.arange(_STAMP, dtype=np.float32) - (_STAMP - 1) / 2
@@ -76,27 +76,27 @@ class Trait(NamedTuple):
 
 TRAITS: dict[str, Trait] = {
     #                             base  cells  effect drift  type   shape
-    "crowding": Trait(            1.00, 0.00,  0.15,  0.20,  0.15,  True),   # cells an area
-    "nucleus_radius": Trait(      4.60, 0.09,  0.13,  0.05,  0.08,  True),   # pixels
-    "nucleus_elongation": Trait(  1.25, 0.08,  0.14,  0.05,  0.05,  True),   # ratio of the axes
-    "nucleus_lobes": Trait(       0.05, 0.30,  0.60,  0.15,  0.20,  True),   # ripple of the outline, of the radius
-    "nucleus_brightness": Trait(  0.90, 0.12,  0.22,  0.20,  0.10,  False),
-    "chromatin_contrast": Trait(  0.30, 0.15,  0.50,  0.30,  0.20,  True),
-    "chromatin_grain": Trait(     3.20, 0.10,  0.25,  0.05,  0.10,  True),   # wavelength, pixels
-    "nucleoli": Trait(            0.30, 0.25,  0.55,  0.20,  0.20,  True),   # depth of the dark spots
-    "cell_radius": Trait(         9.50, 0.10,  0.13,  0.08,  0.12,  True),   # pixels
-    "cell_elongation": Trait(     1.30, 0.12,  0.18,  0.08,  0.12,  True),
-    "cell_ripple": Trait(         0.09, 0.30,  0.50,  0.15,  0.20,  True),
-    "er_brightness": Trait(       0.80, 0.15,  0.25,  0.25,  0.10,  False),
-    "er_spread": Trait(           4.50, 0.15,  0.35,  0.25,  0.15,  False),  # decay length from the nucleus, pixels
-    "er_contrast": Trait(         0.30, 0.15,  0.50,  0.30,  0.20,  True),
-    "er_grain": Trait(            4.00, 0.10,  0.25,  0.05,  0.10,  True),
-    "er_polarity": Trait(         0.25, 0.30,  0.50,  0.20,  0.20,  True),   # more of it on one side of the nucleus
-    "actin_brightness": Trait(    0.35, 0.15,  0.25,  0.25,  0.10,  False),  # of the cell's body
-    "rim_brightness": Trait(      0.60, 0.15,  0.40,  0.30,  0.15,  False),  # of its cortex
-    "rim_width": Trait(           0.12, 0.12,  0.30,  0.15,  0.10,  True),   # of the radius
-    "fibres": Trait(              0.45, 0.20,  0.50,  0.30,  0.20,  True),   # contrast of the stress fibres
-    "fibre_spacing": Trait(       4.20, 0.08,  0.22,  0.05,  0.10,  True),   # pixels
+    "crowding": Trait(            1.00, 0.00,  0.20,  0.20,  0.15,  True),   # cells an area
+    "nucleus_radius": Trait(      4.60, 0.09,  0.20,  0.05,  0.08,  True),   # pixels
+    "nucleus_elongation": Trait(  1.25, 0.08,  0.22,  0.05,  0.05,  True),   # ratio of the axes
+    "nucleus_lobes": Trait(       0.05, 0.30,  0.80,  0.15,  0.20,  True),   # ripple of the outline, of the radius
+    "nucleus_brightness": Trait(  0.90, 0.12,  0.35,  0.20,  0.10,  False),
+    "chromatin_contrast": Trait(  0.30, 0.15,  0.75,  0.30,  0.20,  True),
+    "chromatin_grain": Trait(     3.20, 0.10,  0.38,  0.05,  0.10,  True),   # wavelength, pixels
+    "nucleoli": Trait(            0.30, 0.25,  0.80,  0.20,  0.20,  True),   # depth of the dark spots
+    "cell_radius": Trait(         9.50, 0.10,  0.20,  0.08,  0.12,  True),   # pixels
+    "cell_elongation": Trait(     1.30, 0.12,  0.28,  0.08,  0.12,  True),
+    "cell_ripple": Trait(         0.09, 0.30,  0.70,  0.15,  0.20,  True),
+    "er_brightness": Trait(       0.80, 0.15,  0.40,  0.25,  0.10,  False),
+    "er_spread": Trait(           4.50, 0.15,  0.55,  0.25,  0.15,  False),  # decay length from the nucleus, pixels
+    "er_contrast": Trait(         0.30, 0.15,  0.75,  0.30,  0.20,  True),
+    "er_grain": Trait(            4.00, 0.10,  0.38,  0.05,  0.10,  True),
+    "er_polarity": Trait(         0.25, 0.30,  0.75,  0.20,  0.20,  True),   # more of it on one side of the nucleus
+    "actin_brightness": Trait(    0.35, 0.15,  0.40,  0.25,  0.10,  False),  # of the cell's body
+    "rim_brightness": Trait(      0.60, 0.15,  0.60,  0.30,  0.15,  False),  # of its cortex
+    "rim_width": Trait(           0.12, 0.12,  0.45,  0.15,  0.10,  True),   # of the radius
+    "fibres": Trait(              0.45, 0.20,  0.75,  0.30,  0.20,  True),   # contrast of the stress fibres
+    "fibre_spacing": Trait(       4.20, 0.08,  0.34,  0.05,  0.10,  True),   # pixels
 }
 """The traits that make up the look of a cell."""
 
@@ -250,7 +250,7 @@ def _outline(v: np.ndarray, u: np.ndarray, ripple: np.ndarray, random: np.ndarra
     c3, s3 = c1 * c2 - s1 * s2, s1 * c2 + c1 * s2
     c5, s5 = c2 * c3 - s2 * s3, s2 * c3 + c2 * s3
     p = (2 * np.pi * random)[:, :, None, None]
-    a = ripple[:, None, None]
+    a = np.minimum(ripple, np.float32(0.25))[:, None, None]
     edge = 1 + a * (
         (c2 * np.cos(p[:, 0]) - s2 * np.sin(p[:, 0]))
         + (c3 * np.cos(p[:, 1]) - s3 * np.sin(p[:, 1]))
@@ -286,7 +286,7 @@ def render_cells(traits: np.ndarray, offsets: np.ndarray, random: np.ndarray) ->
     u, v = cos * x + sin * y, cos * y - sin * x
 
     stretch = np.sqrt(np.maximum(trait("cell_elongation"), 1))
-    largest = np.float32(_STAMP / 2 - 1) / (stretch * (1 + 2 * trait("cell_ripple")))
+    largest = np.float32(_STAMP / 2 - 1) / (stretch * (1 + np.minimum(2 * trait("cell_ripple"), 0.5)))
     radius = np.minimum(trait("cell_radius"), largest)
     cell, side = _outline(v * (stretch / radius), u / (stretch * radius), trait("cell_ripple")[:, 0, 0], random[:, 1:5])
     body = _inside(cell - 1, 1.2 * radius)
@@ -730,8 +730,37 @@ def load_simulated(root_dir: str | Path = "data", **design: Any) -> Screen:
     """
     from biomass.datasets.rxrx1 import load_rxrx1
 
-    unknown = set(design) - {field.name for field in fields(Design)}
+    return load_rxrx1(simulate_rxrx1(root_dir, _design(**design)), download=False)
+
+
+def load_simulated_cells(root_dir: str | Path = "data", **design: Any) -> Screen:
+    """The cropped cells of a simulated screen as a Screen, written below ``root_dir`` on first use.
+
+    Packed on the spot, as reading thousands of small files would be most of the work.
+
+    Args:
+        root_dir: the folder that data sources read from.
+        design: parameters of :class:`Design` that differ from its defaults.
+
+    Raises:
+        ConfigError: an unknown parameter, or one out of range.
+        DataError: the folder cannot be written.
+    """
+    from biomass.datasets.pack import pack
+    from biomass.datasets.packed import packed_beside
+    from biomass.datasets.rxrx1_cells import load_rxrx1_cells
+
+    folder = simulate_rxrx1(root_dir, _design(cells=True, **design))
+    screen = load_rxrx1_cells(folder / "cells", root_dir=folder, download=False)
+    if packed_beside(folder / "cells") is None:
+        pack(screen, folder / "cells.packed")
+        screen = load_rxrx1_cells(folder / "cells", root_dir=folder, download=False)
+    return screen
+
+
+def _design(**parameters: Any) -> Design:
+    known = [field.name for field in fields(Design)]
+    unknown = set(parameters) - set(known)
     if unknown:
-        known = ", ".join(field.name for field in fields(Design))
-        raise ConfigError(f"a simulated screen has no parameter '{min(unknown)}'; it has: {known}")
-    return load_rxrx1(simulate_rxrx1(root_dir, Design(**design)), download=False)
+        raise ConfigError(f"a simulated screen has no parameter '{min(unknown)}'; it has: {', '.join(known)}")
+    return Design(**parameters)
