@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from biomass.datasets import bbbc021_h5, bbbc021_raw
+from biomass.datasets import bbbc021_h5, bbbc021_raw, nuclei
 from biomass.datasets.channels import match_channels
 from biomass.errors import ConfigError, DataError
 from biomass.screen import Screen, make_screen
@@ -94,6 +94,70 @@ def load_bbbc021(
         log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(rows), len(table))
         table, pixels = table.iloc[rows], pixels.take(rows)
     return make_screen(table, pixels, classes)
+
+
+def load_bbbc021_cells(
+    root_dir: str | Path | None = None,
+    *,
+    size: int = 48,
+    nuclei_dir: str | Path | None = None,
+    diameter: float = nuclei.DIAMETER,
+    store: str | Path | None = None,
+    workers: int | None = None,
+    channels: Sequence[str] = ("DAPI", "tubulin", "actin"),
+    fields: Literal["ljosa", "all"] = "ljosa",
+    plates: Collection[str] | None = None,
+    cache_dir: str | Path | None = None,
+) -> Screen:
+    """The single cells of BBBC021 as a Screen: crops around the nuclei, those inside their field only.
+
+    The nuclei are those of Ljosa et al. (2013) if their tables are in ``nuclei_dir``, or in ``root_dir`` beside the
+    dataset; otherwise they are found in the DAPI channel (about a second a field). The table has the columns of
+    :func:`load_bbbc021` and those of :func:`biomass.datasets.crop.crop_screen`.
+
+    Args:
+        root_dir: where the dataset is, see :func:`load_bbbc021`.
+        size: height and width of a crop, pixels.
+        nuclei_dir: the folder with ``supplement_Image.txt`` and ``supplement_Object.txt``.
+        diameter: of a typical nucleus, pixels, where nuclei have to be found.
+        store: a packed store to write the cells to, plate by plate, and to read them from when it is there. Without
+            one, a field is read whenever one of its cells is.
+        workers: processes that write the store; all cores if left out.
+        channels: see :func:`load_bbbc021`.
+        fields: see :func:`load_bbbc021`.
+        plates: see :func:`load_bbbc021`.
+        cache_dir: see :func:`load_bbbc021`.
+
+    Raises:
+        ConfigError, DataError: as :func:`load_bbbc021`; the tables are damaged; the store holds other cells.
+    """
+    from biomass.datasets.crop import crop_screen, find_all_nuclei, pack_cells, place_nuclei
+
+    root = Path(root_dir if root_dir is not None else CACHE).expanduser()
+    screen = load_bbbc021(root, channels=channels, fields=fields, plates=plates, cache_dir=cache_dir)
+    folder = Path(nuclei_dir) if nuclei_dir is not None else find_supplement(root)
+    if folder is not None:
+        found = place_nuclei(screen, *nuclei.read_nuclei(folder))
+    else:
+        found = find_all_nuclei(screen, "DAPI", diameter)
+    if store is None:
+        return crop_screen(screen, found, size)
+    return pack_cells(screen, found, store, size, workers=workers)
+
+
+def is_bbbc021(root: Path) -> bool:
+    """Whether :func:`load_bbbc021` would find something to read in a folder."""
+    try:
+        _find(root)
+    except DataError:
+        return False
+    return True
+
+
+def find_supplement(root: Path) -> Path | None:
+    """The folder with the nuclei tables of Ljosa et al., if it is where the dataset is looked for."""
+    places = [root / folder for folder in _FOLDERS]
+    return next((place for place in places if (place / nuclei.IMAGE_TABLE).is_file()), None)
 
 
 def _find(root: Path) -> tuple[Path | None, Path]:

@@ -1,12 +1,25 @@
-"""Cut single cells out of fields of view, around their nuclei.
+"""Cut single cells out of fields of view, around their nuclei, into a packed store (:mod:`.packed`)::
 
-:func:`crop_screen` turns a Screen of fields and a table of nuclei into a Screen of cells, which reads a field when one
-of its cells is wanted; :func:`biomass.datasets.pack.pack` writes it to a store, field by field.
+    python -m biomass.datasets.crop <source> <out> [--channel DAPI] [--size 48] [--set key=value ...]
+
+``<source>`` is a manifest, whose options are given as in the YAML (``--set image.DAPI=dna_file --set
+columns.plate=barcode``), a folder with BBBC021, a root of RxRx1-WILDS, or a packed store of fields. Nuclei are found in
+the channel with the stain of DNA, or read from ``--nuclei``: a folder with the tables of Ljosa et al., or a table of
+one's own with the columns ``plate, well, site, x, y``. Beside the store ``<out>``, which :func:`.packed.load_packed`
+reads, stand ``<out>.nuclei.parquet``, all nuclei, and ``<out>.fields.csv``, the number of cells of every field.
+A second call goes on where the first was stopped.
+
+In a program, :func:`crop_screen` turns a Screen of fields and their nuclei into a Screen of cells, which reads a field
+when one of its cells is wanted.
 """
 
+import argparse
 import logging
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +27,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from biomass.datasets.channels import match_channels
-from biomass.datasets.nuclei import DIAMETER, find_nuclei
-from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.datasets.nuclei import DIAMETER, find_nuclei, read_nuclei, read_nuclei_table
+from biomass.datasets.pack import _options, open_source, pack
+from biomass.datasets.packed import ABOUT, load_packed
+from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
 from biomass.loader import OnBadImage
 from biomass.screen import Pixels, Screen, make_screen
 
@@ -281,3 +296,98 @@ def count_cells(screen: Screen, nuclei: Nuclei, cells: Screen) -> pd.DataFrame:
         log.warning("%d of %d fields have no cells (%d of them were not looked at): %s%s", len(empty), n,
                     int(empty["nuclei"].isna().sum()), shown, " …" if len(empty) > 5 else "")
     return counts
+
+
+def pack_cells(
+    screen: Screen,
+    nuclei: Nuclei,
+    out: str | Path,
+    size: int = 48,
+    *,
+    workers: int | None = None,
+    on_bad_image: OnBadImage = "error",
+) -> Screen:
+    """Cut out the cells of a screen and write them to a packed store, a field at a time.
+
+    Args:
+        screen: the fields.
+        nuclei: of the fields.
+        out: the store's folder. Beside it ``<out>.fields.csv`` is written, see :func:`count_cells`.
+        size: height and width of a crop, pixels.
+        workers: processes; as many as there are cores if left out, 0 uses this one alone.
+        on_bad_image: what to do with a field that cannot be read, see :func:`biomass.datasets.pack.pack`.
+
+    Returns:
+        The cells, read from the store.
+
+    Raises:
+        ConfigError, DataError: as :func:`crop_screen` and :func:`biomass.datasets.pack.pack`.
+    """
+    out = Path(out)
+    cells = crop_screen(screen, nuclei, size)
+    counts = count_cells(screen, nuclei, cells)
+    pack(cells, out, workers=workers, on_bad_image=on_bad_image)
+    counts.to_csv(_beside(out, ".fields.csv"), index=False)
+    return load_packed(out)
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    return out.with_name(out.name + suffix)
+
+
+def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path) -> None:
+    """Write nuclei to a table that :func:`biomass.datasets.nuclei.read_nuclei_table` reads; all or nothing."""
+    empty = np.setdiff1d(nuclei.fields, nuclei.table["image"])
+    table = pd.concat([nuclei.table, pd.DataFrame({"image": empty})]).sort_values("image", kind="stable")
+    names = screen.table[["experiment", "plate", "well", "site"]].astype(str).iloc[table["image"]].reset_index(drop=True)
+    table = pd.concat([names, table[["x", "y", "area"]].reset_index(drop=True)], axis=1)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(partial, index=False)
+    partial.rename(file)
+
+
+def _open_fields(source: Path, options: dict[str, Any]) -> tuple[Screen, Path | None]:
+    """The fields of a source, and the published table or folder of nuclei that lies with it, if there is one."""
+    from biomass.datasets.bbbc021 import find_supplement, is_bbbc021, load_bbbc021
+
+    if is_bbbc021(source):
+        return load_bbbc021(source, **options), find_supplement(source)
+    if (source / ABOUT).is_file():
+        return load_packed(source), None
+    return open_source(source, **options)[0], None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; an error of the user's is one line, and the exit code 1."""
+    parser = argparse.ArgumentParser("python -m biomass.datasets.crop", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a manifest, BBBC021, RxRx1-WILDS, or a packed store of fields")
+    parser.add_argument("out", type=Path, help="the store of cells")
+    parser.add_argument("--channel", default="DAPI", help="the channel with the stain of DNA")
+    parser.add_argument("--size", type=int, default=48, help="height and width of a crop, pixels")
+    parser.add_argument("--diameter", type=float, default=DIAMETER, help="of a typical nucleus, pixels")
+    parser.add_argument("--nuclei", type=Path, help="where the nuclei are, if they need not be found")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads, then processes")
+    parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        screen, published = _open_fields(args.source, _options(args.set))
+        kept = _beside(args.out, ".nuclei.parquet")
+        listed = args.nuclei or published
+        if listed is not None:
+            nuclei = place_nuclei(screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed))
+        else:
+            nuclei = find_all_nuclei(screen, args.channel, args.diameter, on_bad_image=args.on_bad_image,
+                                     workers=max(1, args.workers))
+        save_nuclei(screen, nuclei, kept)
+        cells = pack_cells(screen, nuclei, args.out, args.size, workers=args.workers, on_bad_image=args.on_bad_image)
+        print(f"{args.out} holds {len(cells)} cells of {len(nuclei.fields)} fields")
+    except BiomassError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

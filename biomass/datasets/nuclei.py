@@ -106,13 +106,48 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise DataError(f"{lost.sum()} of {len(lost)} nuclei in '{folder / OBJECT_TABLE}' lie in no image of "
                         f"'{folder / IMAGE_TABLE}', the first in table {first['table']}, image {first['image']}: "
                         "both files must come from the same download")
-    numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce")
-    bad = ~np.isfinite(numbers).all(axis=1)
+    return fields, _numbers(nuclei, folder / OBJECT_TABLE)
+
+
+def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a lab's own table of nuclei: CSV or Parquet, a row a nucleus.
+
+    Args:
+        file: has the columns ``plate, well, site, x, y`` (centre, pixels), and may have ``experiment`` and ``area``. A
+            field without nuclei has one row with neither x nor y, or none: then it counts as not looked at.
+
+    Returns:
+        The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column.
+    """
+    file = Path(file).expanduser()
+    try:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"table of nuclei '{file}' cannot be read ({one_line(error)}): save it as CSV or "
+                        "Parquet") from error
+    missing = [column for column in ("plate", "well", "site", "x", "y") if column not in table]
+    if missing:
+        raise DataError(f"table of nuclei '{file}' has no column '{missing[0]}'; it has: {', '.join(table.columns)}")
+    keys = [column for column in ("experiment", "plate", "well", "site") if column in table]
+    field = table.groupby(keys, sort=False, observed=True, dropna=False).ngroup()
+    fields = table.loc[~field.duplicated(), keys].astype(str).reset_index(drop=True)
+    there = table["x"].notna() | table["y"].notna()
+    nuclei = table[there].assign(field=field[there], area=table.get("area", 0))
+    return fields, _numbers(nuclei[["field", "x", "y", "area"]].reset_index(drop=True), file)
+
+
+def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The columns ``field, x, y, area`` as numbers."""
+    numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
-        raise DataError(f"nucleus {row} (from 0) in '{folder / OBJECT_TABLE}' has the centre "
-                        f"({nuclei['x'][row]}, {nuclei['y'][row]}) and area {nuclei['area'][row]}: all must be numbers")
-    return fields, numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
+        raise DataError(f"nucleus {row} (from 0) in '{file}' has the centre ({nuclei['x'][row]}, {nuclei['y'][row]}) "
+                        f"and the area {nuclei['area'][row]}: all must be numbers")
+    return numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
 
 
 def _read(file: Path, columns: dict[int, str]) -> pd.DataFrame:

@@ -87,7 +87,8 @@ class Store:
             if version != FORMAT:
                 raise _unusable(path, f"is of version {version}, this program reads version {FORMAT}")
             values["bad"] = {int(row): str(why) for row, why in values["bad"].items()}
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+            return cls(**values | lists)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unusable(path, f"has no usable {ABOUT} ({one_line(error)})") from error
 

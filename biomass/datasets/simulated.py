@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,9 +202,9 @@ def place_cells(rng: np.random.Generator, expected: np.ndarray, spacing: np.ndar
     centres = rng.uniform(-margin, size + margin, (len(field), 2))
     # One tree for all fields: they lie apart along a third axis, and every field is scaled to a spacing of 1.
     points = np.column_stack([field * 2.0, centres / spacing[field, None]])
-    pairs = cKDTree(points).query_pairs(1.0, output_type="ndarray") if len(points) else np.zeros((0, 2), int)
+    pairs = cKDTree(points).query_pairs(1.0, output_type="ndarray")
     keep = np.ones(len(field), bool)
-    keep[pairs.max(axis=1, initial=0) if len(pairs) else []] = False
+    keep[pairs.max(axis=1)] = False
     return np.column_stack([field, centres])[keep]
 
 
@@ -436,7 +436,7 @@ class Design:
     intensity_effect: float = 1.0
     shape_effect: float = 1.0
     nuisance: float = 1.0
-    test_shift: float = 1.6
+    test_shift: float = 1.4
     cells: bool = False
 
     def __post_init__(self) -> None:
@@ -444,11 +444,12 @@ class Design:
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
         for name in (*least, "seed", "positive_controls", "negative_wells", "empty_wells"):
             value = getattr(self, name)
-            if value != int(value) or value < least.get(name, 0):
+            if not isinstance(value, int) or value < least.get(name, 0):
                 raise ConfigError(f"a simulated screen with {name}={value}: use a whole number from {least.get(name, 0)}")
         for name in ("density", "intensity_effect", "shape_effect", "nuisance", "test_shift"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ConfigError(f"a simulated screen with {name}={getattr(self, name)}: use a number from 0")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < np.inf:
+                raise ConfigError(f"a simulated screen with {name}={value}: use a number from 0")
         if not self.cell_types:
             raise ConfigError("a simulated screen with cell_types=[]: name at least one")
         if self.plates * self.wells < self.treatments:
@@ -681,7 +682,7 @@ def simulate_rxrx1(root: str | Path, design: Design | None = None, *, workers: i
     Args:
         root: the folder that data sources read from.
         design: the screen's parameters; ``Design()`` if left out.
-        workers: threads that draw and write; all cores if left out. The files do not depend on it.
+        workers: threads that draw and write; one a core, at most 8, if left out. The files do not depend on it.
 
     Returns:
         The screen's folder, ``<root>/simulated/<design.name>``. In it:
@@ -705,7 +706,7 @@ def simulate_rxrx1(root: str | Path, design: Design | None = None, *, workers: i
             if not folder.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
                 try:
-                    _write_screen(partial, design, workers or len(os.sched_getaffinity(0)))
+                    _write_screen(partial, design, workers or min(8, os.cpu_count() or 1))
                     partial.rename(folder)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
@@ -759,7 +760,7 @@ def load_simulated_cells(root_dir: str | Path = "data", **design: Any) -> Screen
 
 
 def _design(**parameters: Any) -> Design:
-    known = [field.name for field in fields(Design)]
+    known = list(Design.__dataclass_fields__)
     unknown = set(parameters) - set(known)
     if unknown:
         raise ConfigError(f"a simulated screen has no parameter '{min(unknown)}'; it has: {', '.join(known)}")

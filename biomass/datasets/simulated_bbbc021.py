@@ -19,7 +19,8 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: 
         ConfigError: an unknown parameter, or one out of range.
         DataError: the folder cannot be written.
     """
-    known = [field.name for field in fields(Design)]
+    known = [field.name for field in fields_of(Design)]
     unknown = sorted(set(design) - set(known))
     if unknown:
         raise ConfigError(f"a simulated BBBC021 has no parameter '{unknown[0]}'; it has: {', '.join(known)}")
@@ -315,15 +316,15 @@ def render_plate(design: Design, table: pd.DataFrame, effects: np.ndarray) -> tu
 
 
 def _write_screen(folder: Path, design: Design, workers: int) -> None:
-    table = lay_out(design)
-    effects = draw_biology(design, table)
+    fields = lay_out(design)
+    effects = draw_biology(design, fields)
     data = folder / "data"
     data.mkdir(parents=True)
-    names = _file_names(design, table)
-    groups = {str(plate): rows for plate, rows in table.groupby("plate", sort=False).indices.items()}
+    names = _file_names(design, fields)
+    groups = {str(plate): rows for plate, rows in fields.groupby("plate", sort=False).indices.items()}
     with ThreadPoolExecutor(workers) as pool:
         jobs = {
-            pool.submit(_write_plate, data, design, table.iloc[rows], effects[rows], names.iloc[rows]): plate
+            pool.submit(_write_plate, data, design, fields.iloc[rows], effects[rows], names.iloc[rows]): plate
             for plate, rows in groups.items()
         }
         try:
@@ -332,11 +333,13 @@ def _write_screen(folder: Path, design: Design, workers: int) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    found = pd.concat([job.result().assign(field=groups[plate][job.result()["field"]]) for job, plate in jobs.items()])
+    tables = [job.result() for job in jobs]
+    rows_of = [groups[plate][table["field"].to_numpy()] for plate, table in zip(jobs.values(), tables, strict=True)]
+    found = pd.concat(tables, ignore_index=True).assign(field=np.concatenate(rows_of))
     bbbc021_h5.link_plates(data / "bbbc021.h5", [data / "hdf5" / f"{plate}.h5" for plate in sorted(groups)])
-    _write_supplement(folder, table, names, found)
+    _write_supplement(folder, fields, names, found)
     if design.raw:
-        _write_tables(data / "raw", table, names)
+        _write_tables(data / "raw", fields, names)
     (folder / "design.json").write_text(design.to_json())
 
 

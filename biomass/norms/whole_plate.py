@@ -6,8 +6,9 @@ statistics of the whole plate, in one pass over the network, while the operation
 """
 
 import itertools
+import operator
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -105,8 +106,23 @@ class _Plan:
 _plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[tuple[str, type]], _Plan]] = weakref.WeakKeyDictionary()
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that keeps ``x += y`` in place, where that of torch.fx turns it into ``x = x + y``."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     """Looks into those modules only that hold a norm; all others run as they are, whatever is inside."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, PlateBatchNorm) or not any(isinstance(part, PlateBatchNorm) for part in m.modules())

@@ -20,19 +20,26 @@ class Transform(Protocol):
 class Compose:
     """Apply ``transforms`` in their order.
 
-    Spatial transforms that follow each other are merged into one: faster, and the same up to rounding.
+    Neighbouring spatial transforms of a kind (rotations and flips; crops and blurs) are merged into one: faster, and
+    the same up to rounding.
     """
 
     transforms: Sequence[Transform]
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Transform ``images`` (N, C, H, W)."""
-        waiting = Warp()
+        waiting: Warp | None = None
         for transform in self.transforms:
+            size = (images.shape[2], images.shape[3])
             if isinstance(transform, SpatialTransform):
-                size = waiting.size_after((images.shape[2], images.shape[3]))
-                waiting = waiting.then(transform.draw(images, size, generator))
+                warp = transform.draw(images, waiting.size_after(size) if waiting else size, generator)
+                if waiting is None:
+                    waiting = warp
+                elif (merged := waiting.then(warp)) is not None:
+                    waiting = merged
+                else:
+                    images, waiting = waiting.apply(images), warp
             else:
-                images = transform(waiting.apply(images), generator)
-                waiting = Warp()
-        return waiting.apply(images)
+                images = transform(waiting.apply(images) if waiting else images, generator)
+                waiting = None
+        return waiting.apply(images) if waiting else images

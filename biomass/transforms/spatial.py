@@ -1,16 +1,16 @@
 """Transforms that move pixels: rotations, flips, crops, blur.
 
-All of them are separable: an image X becomes R X Cᵀ, flipped, then transposed, with small matrices R and C for each
-sample (or none, where pixels only change places). Such maps multiply, so that a chain of them costs one pass over the
-pixels: :class:`~biomass.transforms.Compose` draws the map of each transform, merges neighbours, applies the product.
+Each draws a *warp*, one for every sample: a :class:`Turn` puts pixels in other places, a :class:`Stretch` multiplies
+the image with a matrix from either side. Warps of a kind multiply, so that a chain of them costs a single pass over
+the pixels: :class:`~biomass.transforms.Compose` merges neighbours before it applies them.
 
-With reduced precision of float32 products allowed (TF32), pixel values keep 3 digits on the devices that have it.
+Where reduced precision of float32 products is allowed (TF32), a stretch keeps 3 digits of the pixel values.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log
+from math import log, prod
 
 import torch
 from torch import Tensor
@@ -21,87 +21,99 @@ from biomass.transforms.draws import as_range, check_probability, uniform
 Size = tuple[int, int]
 """Height and width of an image, in pixels."""
 
+CACHE = 2**21
+"""Bytes of images that the host works on at a time: what stays in its cache, and in memory it already holds."""
+
 
 @dataclass(frozen=True)
-class Warp:
-    """For each of N samples a separable linear map: X becomes R X Cᵀ, flipped, then transposed.
+class Turn:
+    """For each of N samples an exact change of places: flipped, then transposed.
 
     Attributes:
-        rows: R, (N, H', H); None is the identity. ``rows`` and ``columns`` are both given or both None.
-        columns: C, (N, W', W).
-        flip_rows: (N,) bool, which samples are turned upside down; None is no sample.
+        flip_rows: (N,) bool, which samples are turned upside down.
         flip_columns: (N,) bool, which samples are mirrored, left to right.
-        transpose: (N,) bool, which samples are transposed; only if H' = W'.
+        transpose: (N,) bool, which samples are transposed afterwards; none unless images are square.
     """
 
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    flip_rows: Tensor | None = None
-    flip_columns: Tensor | None = None
-    transpose: Tensor | None = None
+    flip_rows: Tensor
+    flip_columns: Tensor
+    transpose: Tensor
 
-    def then(self, other: "Warp") -> "Warp":
-        """The map that does this one first, ``other`` second."""
-        rows, columns = other.rows, other.columns
-        flip_rows, flip_columns = other.flip_rows, other.flip_columns
-        if self.transpose is not None:  # done last instead of first: what was rows to `other` is columns before it
-            flip_rows, flip_columns = _swap(self.transpose, flip_rows, flip_columns)
-            rows, columns = _swap(self.transpose, rows, columns)
-        transpose = _xor(self.transpose, other.transpose)
-        if rows is None or columns is None:
-            flip_rows, flip_columns = _xor(self.flip_rows, flip_rows), _xor(self.flip_columns, flip_columns)
-            return Warp(self.rows, self.columns, flip_rows, flip_columns, transpose)
-        rows, columns = _flip(rows, self.flip_rows, 2), _flip(columns, self.flip_columns, 2)
-        if self.rows is not None and self.columns is not None:
-            with _own_precision(rows):
-                rows, columns = rows @ self.rows, columns @ self.columns
-        return Warp(rows, columns, flip_rows, flip_columns, transpose)
+    def then(self, other: "Warp") -> "Turn | None":
+        """This turn first, ``other`` second; None if that is no turn."""
+        if not isinstance(other, Turn):
+            return None
+        swap = self.transpose  # to move it behind the flips of `other`: rows there are columns here
+        return Turn(
+            self.flip_rows ^ torch.where(swap, other.flip_columns, other.flip_rows),
+            self.flip_columns ^ torch.where(swap, other.flip_rows, other.flip_columns),
+            swap ^ other.transpose,
+        )
 
     def size_after(self, size: Size) -> Size:
         """Height and width of the result for images of ``size``."""
-        if self.rows is None or self.columns is None:
-            return size
+        return size
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Turn ``images`` (N, C, H, W)."""
+        height, width = images.shape[2:]
+        # where the pixels come from under every turn there is, and which of them each sample takes
+        place = torch.arange(height * width, device=images.device).view(height, width)
+        turns = [place, place.flip(0), place.flip(1), place.flip(0, 1)]
+        if height == width:
+            turns += [turn.mT for turn in turns]
+        sources = torch.stack(turns).flatten(1)
+        number = self.flip_rows + 2 * self.flip_columns + 4 * self.transpose
+        turned = torch.empty_like(images, memory_format=torch.contiguous_format)
+        for part in _parts(images):
+            source = sources[number[part], None].expand(-1, images.shape[1], -1)
+            torch.gather(images[part].flatten(2), 2, source, out=turned[part].flatten(2))
+        return turned
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """For each of N samples a separable linear map: an image X becomes R X Cᵀ.
+
+    Attributes:
+        rows: R, (N, H', H).
+        columns: C, (N, W', W).
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def then(self, other: "Warp") -> "Stretch | None":
+        """This map first, ``other`` second; None if that is no stretch."""
+        if not isinstance(other, Stretch):
+            return None
+        with _own_precision(self.rows):
+            return Stretch(other.rows @ self.rows, other.columns @ self.columns)
+
+    def size_after(self, size: Size) -> Size:
+        """Height and width of the result for images of ``size``."""
         return self.rows.shape[1], self.columns.shape[1]
 
     def apply(self, images: Tensor) -> Tensor:
-        """Map ``images`` (N, C, H, W) to (N, C, H', W')."""
-        if self.rows is None or self.columns is None:
-            return self._permute(images)
-        rows, columns = _flip(self.rows, self.flip_rows, 1), _flip(self.columns, self.flip_columns, 1)
+        """Map ``images`` (N, C, H, W) to (N, C, H', W'), in the type of the matrices."""
+        stretched = self.rows.new_empty(*images.shape[:2], self.rows.shape[1], self.columns.shape[1])
         with _own_precision(images):
-            images = images.to(rows.dtype)
-            images = (images.flatten(1, 2) @ columns.mT).unflatten(1, images.shape[1:3])
-            images = rows[:, None] @ images
-        if self.transpose is not None:
-            images = torch.where(self.transpose[:, None, None, None], images.mT, images)
-        return images
+            for part in _parts(images):
+                pixels = images[part].to(self.rows.dtype)
+                pixels = (pixels.flatten(1, 2) @ self.columns[part].mT).unflatten(1, pixels.shape[1:3])
+                torch.matmul(self.rows[part, None], pixels, out=stretched[part])
+        return stretched
 
-    def _permute(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        # where the pixels come from under every combination of flips and transposition, and each sample's combination
-        table = torch.arange(height * width, device=images.device).view(1, height, width)
-        combination = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        changes: tuple[tuple[Tensor | None, Callable[[Tensor], Tensor]], ...] = (
-            (self.flip_rows, lambda t: t.flip(1)),
-            (self.flip_columns, lambda t: t.flip(2)),
-            (self.transpose, lambda t: t.mT),
-        )
-        for chosen, change in changes:
-            if chosen is not None:
-                combination = combination + len(table) * chosen
-                table = torch.cat([table, change(table)])
-        if len(table) == 1:
-            return images
-        source = table.flatten(1)[combination][:, None].expand(-1, images.shape[1], -1)
-        return images.flatten(2).gather(2, source).view_as(images)
+
+Warp = Turn | Stretch
 
 
 class SpatialTransform(ABC):
-    """A transform that is one :class:`Warp` for each sample."""
+    """A transform that draws one warp for each sample."""
 
     @abstractmethod
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        """Draw the parameters for every sample.
+        """Draw the warp of every sample.
 
         Args:
             images: (N, C, …), gives only their number, device and type.
@@ -110,9 +122,8 @@ class SpatialTransform(ABC):
         """
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Transform ``images`` (N, C, H, W) with the parameters of :meth:`draw`."""
-        height, width = images.shape[2:]
-        return self.draw(images, (height, width), generator).apply(images)
+        """Transform ``images`` (N, C, H, W) with the warps of :meth:`draw`."""
+        return self.draw(images, (images.shape[2], images.shape[3]), generator).apply(images)
 
 
 @dataclass(frozen=True)
@@ -123,9 +134,7 @@ class RandomRotate90(SpatialTransform):
         if size[0] != size[1]:
             raise ConfigError(f"RandomRotate90: images are {size[0]} x {size[1]} pixels, not square; crop them first")
         quarters = (4 * uniform(images, generator)).long()
-        return Warp(
-            flip_rows=quarters >= 2, flip_columns=(quarters == 1) | (quarters == 2), transpose=quarters % 2 == 1
-        )
+        return Turn(quarters >= 2, (quarters == 1) | (quarters == 2), quarters % 2 == 1)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,9 @@ class RandomHorizontalFlip(SpatialTransform):
         check_probability(self.p, "RandomHorizontalFlip")
 
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        return Warp(flip_columns=uniform(images, generator) < self.p)
+        flipped = uniform(images, generator) < self.p
+        never = torch.zeros_like(flipped)
+        return Turn(flip_rows=never, flip_columns=flipped, transpose=never)
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,9 @@ class RandomVerticalFlip(SpatialTransform):
         check_probability(self.p, "RandomVerticalFlip")
 
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        return Warp(flip_rows=uniform(images, generator) < self.p)
+        flipped = uniform(images, generator) < self.p
+        never = torch.zeros_like(flipped)
+        return Turn(flip_rows=flipped, flip_columns=never, transpose=never)
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,7 @@ class RandomResizedCrop(SpatialTransform):
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
         top, left, height, width = self.draw_boxes(images, size, generator)
         dtype = _precise(images)
-        return Warp(_resize(top, height, size[0], self.size, dtype), _resize(left, width, size[1], self.size, dtype))
+        return Stretch(_resize(top, height, size[0], self.size, dtype), _resize(left, width, size[1], self.size, dtype))
 
     def draw_boxes(
         self, images: Tensor, size: Size, generator: torch.Generator | None
@@ -252,7 +265,16 @@ class GaussianBlur(SpatialTransform):
         kernel = torch.where(blurred, (-0.5 * (offset / sigma) ** 2).exp(), (offset == 0).double())
         kernel = (kernel / kernel.sum(1, keepdim=True)).to(_precise(images))
         rows = _convolve(kernel, size[0])
-        return Warp(rows, rows if size[0] == size[1] else _convolve(kernel, size[1]))
+        return Stretch(rows, rows if size[0] == size[1] else _convolve(kernel, size[1]))
+
+
+def _parts(images: Tensor) -> Iterator[slice]:
+    """Cut a batch on the host into slices of about CACHE bytes; one on a device stays whole."""
+    step = len(images)
+    if images.device.type == "cpu":
+        step = CACHE // (prod(images.shape[1:]) * images.element_size() or 1)
+    step = max(step, 1)
+    return (slice(begin, begin + step) for begin in range(0, len(images), step))
 
 
 def _resize(start: Tensor, length: Tensor, source: int, target: int, dtype: torch.dtype) -> Tensor:
@@ -292,30 +314,3 @@ def _precise(images: Tensor) -> torch.dtype:
 def _own_precision(tensor: Tensor) -> torch.autocast:
     """Matrix products in the tensor's own type, also within an autocast region."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def _expand(chosen: Tensor, like: Tensor) -> Tensor:
-    return chosen.view(-1, *[1] * (like.ndim - 1))
-
-
-def _flip(matrices: Tensor, chosen: Tensor | None, dim: int) -> Tensor:
-    if chosen is None:
-        return matrices
-    return torch.where(_expand(chosen, matrices), matrices.flip(dim), matrices)
-
-
-def _xor(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first ^ second
-
-
-def _swap(chosen: Tensor, first: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Exchange the two where ``chosen`` (N,); None stands for all False."""
-    if first is second:
-        return first, second
-    if first is None or second is None:
-        none = torch.zeros_like(chosen)
-        first, second = none if first is None else first, none if second is None else second
-    chosen = _expand(chosen, first)
-    return torch.where(chosen, second, first), torch.where(chosen, first, second)

@@ -1,0 +1,467 @@
+"""Simulated screens: the drawing against slow references and closed forms, the files, and what interrupts them."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from wilds.datasets.rxrx1_dataset import RxRx1Dataset
+
+from biomass.datasets import simulated
+from biomass.datasets.simulated import (
+    CROP,
+    TRAITS,
+    Design,
+    Nuisance,
+    acquire,
+    crop_cells,
+    draw_cells,
+    draw_effects,
+    draw_nuisance,
+    lay_out,
+    place_cells,
+    plate_nuisance,
+    quantize,
+    render_cells,
+    render_plate,
+    simulate_rxrx1,
+)
+from biomass.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = Design(
+    experiments=4, plates=2, treatments=5, positive_controls=2, wells=5, negative_wells=2, empty_wells=1, size=80,
+    cell_types=("RPE", "U2OS"), cells=True,
+)
+WHOLE = Design(experiments=51, treatments=1108, positive_controls=30, wells=277, negative_wells=1)  # as large as RxRx1
+IDEAL = Nuisance(
+    drift=np.zeros(len(TRAITS)), gain=np.ones(3), background=np.zeros(3), gamma=np.ones(3), blur=np.full(3, 0.01),
+    haze=np.zeros(3), tilt=np.zeros((3, 2)), vignette=np.zeros(3), noise=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulate_rxrx1(tmp_path_factory.mktemp("data"), TINY)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """A digest of every file below a folder, by relative path."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def plain(**values: float) -> np.ndarray:
+    """The traits of one cell without texture, at their bases but for ``values``."""
+    flat = dict.fromkeys(["nucleus_lobes", "chromatin_contrast", "nucleoli", "cell_ripple", "er_contrast", "er_polarity",
+                          "fibres"], 0.0)
+    traits = {name: trait.base for name, trait in TRAITS.items()} | flat | {"nucleus_elongation": 1.0} | values
+    return np.array([list(traits.values())], np.float32)
+
+
+def drawn(traits: np.ndarray, seed: int = 0) -> np.ndarray:
+    return render_cells(traits, np.zeros((len(traits), 2), np.float32),
+                        np.random.default_rng(seed).random((len(traits), 27), dtype=np.float32))
+
+
+# ---- cells
+
+
+def test_waves_equal_the_cosine_of_every_pixel() -> None:
+    angle, wavelength, phase = np.array([0.3, 2.0]), np.array([3.0, 5.0]), np.array([0.1, 4.0])
+    y, x = np.meshgrid(simulated._FLAT, simulated._FLAT, indexing="ij")
+    for i, wave in enumerate(simulated._wave(angle, wavelength, phase)):
+        along = np.sin(angle[i]) * y + np.cos(angle[i]) * x
+        np.testing.assert_allclose(wave, np.cos(2 * np.pi * along / wavelength[i] + phase[i]), atol=1e-9)
+
+
+def test_outlines_equal_a_fourier_series_in_the_angle() -> None:
+    rng = np.random.default_rng(0)
+    v, u = rng.standard_normal((2, 3, 7, 7))
+    ripple, random = np.array([0.0, 0.1, 0.2]), rng.random((3, 4))
+    outline, side = simulated._outline(v, u, ripple, random)
+    angle, p = np.arctan2(v, u), 2 * np.pi * random[:, :, None, None]
+    series = sum(a * np.cos(k * angle + p[:, i]) for i, (k, a) in enumerate([(2, 1), (3, 1), (5, 0.7)]))
+    np.testing.assert_allclose(outline, np.hypot(u, v) / (1 + ripple[:, None, None] * series), rtol=0.05)
+    np.testing.assert_allclose(side, np.cos(angle + p[:, 3]), atol=0.05)
+
+
+@pytest.mark.parametrize("radius", [3.0, 5.0, 6.5])
+def test_a_nucleus_has_its_area_and_brightness(radius: float) -> None:
+    stamp = drawn(plain(nucleus_radius=radius, nucleus_brightness=0.7, cell_radius=14.0))[0]
+    assert stamp[0].max() == pytest.approx(0.7, rel=0.01)
+    assert stamp[0].sum() == pytest.approx(0.7 * np.pi * radius**2, rel=0.12)
+
+
+@pytest.mark.parametrize(("trait", "channels"), [("nucleus_brightness", "d"), ("er_brightness", "e"),
+                                                 ("er_spread", "e"), ("rim_brightness", "a"), ("fibres", "a"),
+                                                 ("chromatin_contrast", "d"), ("cell_radius", "ea")])
+def test_a_trait_shows_in_its_channels_only(trait: str, channels: str) -> None:
+    before, after = drawn(plain(er_spread=3.0)), drawn(plain(**({"er_spread": 3.0} | {trait: 1.3 * TRAITS[trait].base})))
+    changed = {name for i, name in enumerate("dea") if np.abs(before - after)[0, i].max() > 1e-3}
+    assert changed == set(channels)
+
+
+def test_cells_stay_inside_their_stamps_and_in_range() -> None:
+    rng = np.random.default_rng(0)
+    effects = 2 * draw_effects(rng, 400)  # far beyond what a screen holds
+    traits = draw_cells(rng, np.zeros_like(effects), effects)
+    stamps = drawn(traits)
+    assert np.isfinite(stamps).all()
+    assert stamps.dtype == np.float32
+    assert stamps.min() >= 0
+    border = np.concatenate([stamps[:, :, [0, -1]].ravel(), stamps[:, :, :, [0, -1]].ravel()])
+    assert np.quantile(border, 0.99) < 0.05 * np.quantile(stamps.max((1, 2, 3)), 0.5)
+
+
+def test_perturbations_change_half_of_the_traits_and_only_those_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    effects = draw_effects(rng, 4000)
+    sd = np.array([t.effect for t in TRAITS.values()])
+    np.testing.assert_allclose((effects != 0).mean(0), 0.5, atol=0.04)
+    np.testing.assert_allclose(effects.std(0), sd * np.sqrt(0.5), rtol=0.08)
+    shape = np.array([t.shape for t in TRAITS.values()])
+    assert not draw_effects(rng, 50, intensity=0)[:, ~shape].any()
+    assert not draw_effects(rng, 50, shape=0)[:, shape].any()
+
+
+def test_placed_cells_keep_their_distance() -> None:
+    spacing, size = np.array([6.0, 12.0, 9.0, 9.0]), 90
+    cells = place_cells(np.random.default_rng(3), np.array([300.0, 60.0, 0.0, 40.0]), spacing, size)
+    field, centres = cells[:, 0].astype(int), cells[:, 1:]
+    assert (np.diff(field) >= 0).all()
+    assert set(field) == {0, 1, 3}  # field 2 expects no cell
+    for f in (0, 1, 3):
+        own = centres[field == f]
+        apart = np.linalg.norm(own[:, None] - own[None], axis=2)
+        assert apart[~np.eye(len(own), dtype=bool)].min() >= spacing[f]
+        # Density of a Matérn process of type II: (1 - exp(-c)) / area of the disc, c candidates expected in a disc.
+        disc, candidates = np.pi * spacing[f] ** 2, {0: 300.0, 1: 60.0, 3: 40.0}[f] / size**2
+        expected = (1 - np.exp(-candidates * disc)) / disc * (size + 40) ** 2
+        assert abs(len(own) - expected) < 4 * np.sqrt(expected) + 0.1 * expected  # it is denser along the border
+
+
+# ---- the microscope
+
+
+def test_an_ideal_plate_records_the_light() -> None:
+    light = np.random.default_rng(0).random((2, 3, 20, 30), dtype=np.float32)
+    seen = acquire(np.random.default_rng(0), light, IDEAL)
+    np.testing.assert_allclose(seen, light, atol=1e-6)
+    altered = replace(IDEAL, gain=np.array([0.5, 2.0, 1.0]), background=np.array([0.1, 0.0, 0.0]),
+                      gamma=np.array([1.0, 1.0, 2.0]))
+    seen = acquire(np.random.default_rng(0), light, altered)
+    expected = np.stack([0.5 * light[:, 0] + 0.1, np.minimum(2 * light[:, 1], 1), light[:, 2] ** 2], 1)
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
+
+
+def test_optics_spread_light_and_lose_none() -> None:
+    light = np.zeros((1, 3, 61, 61), np.float32)
+    light[:, :, 30, 30] = 0.9
+    seen = acquire(np.random.default_rng(0), light, replace(IDEAL, blur=np.array([0.01, 1.0, 3.0])))
+    np.testing.assert_allclose(seen.sum((2, 3)), 0.9, rtol=1e-4)
+    assert seen[0, 1].max() == pytest.approx(0.9 / (2 * np.pi), rel=0.05)  # of a Gaussian
+    y = np.arange(61) - 30
+    assert np.sqrt((seen[0, 2].sum(1) * y**2).sum() / 0.9) == pytest.approx(3.0, rel=0.03)
+
+
+def test_illumination_slopes_and_noise_has_its_size() -> None:
+    light = np.full((40, 3, 24, 24), 0.5, np.float32)
+    tilted = acquire(np.random.default_rng(0), light, replace(IDEAL, tilt=np.array([[0.2, 0.0], [0.0, -0.2], [0, 0]])))
+    np.testing.assert_allclose(tilted[0, 0].mean(1), 0.5 * (1 + 0.2 * np.linspace(-1, 1, 24)), atol=1e-5)
+    np.testing.assert_allclose(tilted[0, 1].mean(0), 0.5 * (1 - 0.2 * np.linspace(-1, 1, 24)), atol=1e-5)
+    noisy = acquire(np.random.default_rng(0), light, replace(IDEAL, noise=0.03))
+    assert noisy.std() == pytest.approx(0.03 * np.sqrt(0.5), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_quantized_images_use_the_full_scale(dtype: type[np.unsignedinteger]) -> None:
+    full = quantize(np.array([0.0, 0.5, 1.0], np.float32), dtype)
+    assert full.dtype == dtype
+    assert full[[0, 2]].tolist() == [0, np.iinfo(dtype).max]
+    assert abs(int(full[1]) - np.iinfo(dtype).max / 2) <= 1
+
+
+def test_no_nuisance_makes_all_plates_alike() -> None:
+    rngs = [np.random.default_rng(i) for i in range(4)]
+    first, second = draw_nuisance(*rngs[:2], strength=0).flat(), draw_nuisance(*rngs[2:], strength=0).flat()
+    assert first == second
+    assert not any(v for k, v in first.items() if k.startswith(("drift", "tilt")))
+
+
+def spread(plates: list[dict[str, float]]) -> np.ndarray:
+    """Root mean square over plates of every nuisance, in log units where it is a factor, from the ideal plate."""
+    table = pd.DataFrame(plates)
+    ideal = draw_nuisance(np.random.default_rng(0), np.random.default_rng(0), strength=0).flat()
+    factors = [c for c in table if ideal[c]]
+    table[factors] = np.log(table[factors] / pd.Series(ideal)[factors])
+    return np.sqrt((table**2).mean().to_numpy())
+
+
+def test_unseen_experiments_are_shifted_more() -> None:
+    design = Design(experiments=60, plates=4, test_shift=1.5)
+    values: dict[str, list[dict[str, float]]] = {}
+    for plate in lay_out(design):
+        values.setdefault(plate.split, []).append(plate_nuisance(design, plate).flat())
+    ratio = spread(values["test"]) / spread(values["train"])
+    assert np.mean(ratio) == pytest.approx(1.5, rel=0.1)
+    assert np.mean(spread(values["val"]) / spread(values["train"])) > 1.2
+
+
+def test_plates_of_an_experiment_resemble_each_other() -> None:
+    design = Design(experiments=60, plates=2, test_shift=1.0)
+    table = pd.DataFrame([plate_nuisance(design, p).flat() for p in lay_out(design)])
+    gamma = np.log(table.filter(like="gamma").to_numpy()).reshape(60, 2, 3)
+    within = np.corrcoef(gamma[:, 0].ravel(), gamma[:, 1].ravel())[0, 1]
+    assert within == pytest.approx(0.6, abs=0.15)
+
+
+# ---- the layout
+
+
+def test_rxrx1_itself_can_be_laid_out() -> None:
+    plates = lay_out(WHOLE)
+    assert len(plates) == 51 * 4
+    assert len({(p.experiment, p.number) for p in plates}) == len(plates)
+    splits = pd.Series({p.experiment: p.split for p in plates}).value_counts()
+    assert splits.to_dict() == {"train": 33, "val": 4, "test": 14}
+    for experiment in range(0, 51, 10):
+        four = plates[4 * experiment : 4 * experiment + 4]
+        classes = np.concatenate([p.classes for p in four])
+        assert sorted(classes[classes < 1108]) == list(range(1108))  # every treatment in exactly one well
+    for plate in plates[:8]:
+        assert len(set(plate.wells)) == 308 == len(plate.wells)
+        assert list(plate.wells) == sorted(plate.wells)
+        assert sorted(plate.classes[plate.classes >= 1108]) == list(range(1108, 1139))
+    assert (plates[0].classes != plates[4].classes).any()
+    assert set(plates[0].classes) != set(plates[4].classes)
+
+
+def test_every_plate_holds_its_controls_and_every_experiment_its_treatments() -> None:
+    design = Design(experiments=5, plates=3, treatments=8, positive_controls=3, wells=9, negative_wells=4, empty_wells=2)
+    plates = lay_out(design)
+    for plate in plates:
+        counts = np.bincount(plate.classes, minlength=12)
+        assert counts[8:].tolist() == [1, 1, 1, 4]
+        assert counts[:8].sum() == 9
+        assert plate.empty.sum() == 2
+        assert (plate.classes[plate.empty] < 8).all()
+        assert all("B" <= w[0] <= "O" and 2 <= int(w[1:]) <= 23 for w in plate.wells)
+    for e in range(5):
+        counts = sum(np.bincount(p.classes, minlength=12) for p in plates[3 * e : 3 * e + 3])
+        assert set(counts[:8]) == {3, 4}  # 27 wells for 8 treatments
+
+
+def test_each_split_has_experiments_and_a_cell_type_is_trained_on_first() -> None:
+    for n in range(3, 20):
+        splits = pd.DataFrame([(p.experiment, p.split, p.cell_type) for p in lay_out(Design(experiments=n))])
+        assert set(splits[1]) == {"train", "val", "test"}
+        assert set(splits.loc[splits[1] != "train", 2]) <= set(splits.loc[splits[1] == "train", 2])
+        assert splits[0].nunique() == n
+
+
+# ---- the files
+
+
+def test_wilds_reads_it(folder: Path) -> None:
+    dataset = RxRx1Dataset(root_dir=folder, download=False)
+    fields = 2 * 9 * 2  # of an experiment: plates, wells, sites
+    sizes = {split: len(dataset.get_subset(split)) for split in dataset.split_dict}
+    assert sizes == {"train": fields, "id_test": fields, "val": fields, "test": fields}
+    assert dataset.n_classes == 8
+    assert dataset.get_input(0).size == (80, 80)
+    assert dataset.get_input(0).mode == "RGB"
+
+
+def test_the_layout_is_complete(folder: Path) -> None:
+    images = folder / "rxrx1_v1.0"
+    table = pd.read_csv(images / "metadata.csv", keep_default_na=False)
+    assert list(table) == ["site_id", "well_id", "cell_type", "dataset", "experiment", "plate", "well", "site",
+                           "well_type", "sirna", "sirna_id"]
+    names = table["experiment"] + "/Plate" + table["plate"].astype(str) + "/" + table["well"]
+    names += "_s" + table["site"].astype(str)
+    found = {str(f.relative_to(images / "images")) for f in (images / "images").rglob("*.png")}
+    assert found == set(names + ".png")
+    assert table["site_id"].is_unique
+    assert table["well_id"].nunique() == len(table) // 2
+    kinds = table.drop_duplicates("sirna_id").set_index("sirna_id").sort_index()["well_type"]
+    assert kinds.tolist() == ["treatment"] * 5 + ["positive_control"] * 2 + ["negative_control"]
+    assert (table.groupby("sirna")["sirna_id"].nunique() == 1).all()
+    assert table.groupby(["experiment", "plate"])["well_type"].nunique().eq(3).all()
+    truth = pd.read_csv(folder / "nuisance.csv")
+    assert len(truth) == 8
+    assert truth.notna().all(axis=None)
+
+
+def test_cells_are_cut_out_of_the_images(folder: Path) -> None:
+    summary = pd.read_csv(folder / "cells.csv")
+    metadata = pd.read_csv(folder / "rxrx1_v1.0" / "metadata.csv")
+    keys = ["experiment", "plate", "well", "site"]
+    pd.testing.assert_frame_equal(summary[keys], metadata[keys])
+    assert summary["segmented"].nunique() > 3
+    for row in summary.itertuples():
+        place = f"{row.experiment}/Plate{row.plate}/{row.well}_s{row.site}"
+        crops = [np.array(Image.open(folder / "cells" / place / f"{i}.png")) for i in range(row.segmented)]
+        assert len(list((folder / "cells" / place).iterdir())) == row.segmented
+        image = np.array(Image.open(folder / "rxrx1_v1.0" / "images" / f"{place}.png"))
+        for crop in crops[:1]:
+            assert crop.shape == (CROP, CROP, 3)
+            windows = np.lib.stride_tricks.sliding_window_view(image, crop.shape)[:, :, 0]
+            assert (windows == crop).all((2, 3, 4)).sum() == 1
+
+
+def test_wells_without_cells_show_the_background(folder: Path) -> None:
+    summary = pd.read_csv(folder / "cells.csv").set_index(["experiment", "plate", "well", "site"])["segmented"]
+    for plate in lay_out(TINY):
+        for well in plate.wells[plate.empty]:
+            assert summary[plate.experiment, plate.number, well].tolist() == [0, 0]
+            path = folder / "rxrx1_v1.0" / "images" / plate.experiment / f"Plate{plate.number}" / f"{well}_s1.png"
+            image = np.array(Image.open(path)).astype(float)
+            # No cell: nothing but noise on the illumination, which a plane and a parabola describe.
+            y, x = np.meshgrid(*[np.linspace(-1, 1, 80)] * 2, indexing="ij")
+            base = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], -1).reshape(-1, 6)
+            rest = image.reshape(-1, 3) - base @ np.linalg.lstsq(base, image.reshape(-1, 3), rcond=None)[0]
+            assert rest.std(0).max() < 6
+    assert len([p for p in lay_out(TINY) if p.empty.sum() == 1]) == 8
+
+
+def test_crops_obey_the_border_rule() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 100, 120), dtype=np.uint8)
+    centres = np.array([[24, 24], [23.4, 50], [75.6, 96], [76.4, 95], [76.6, 95], [50, 96.6], [50.2, 49.8]])
+    kept = [(24, 24), (76, 96), (76, 95), (50, 50)]
+    expected = [image[:, y - 24 : y + 24, x - 24 : x + 24] for y, x in kept]
+    np.testing.assert_array_equal(crop_cells(image, centres), np.stack(expected))
+    assert crop_cells(image, np.zeros((0, 2))).shape == (0, 3, CROP, CROP)
+
+
+def test_the_same_design_is_the_same_screen_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    again = simulate_rxrx1(tmp_path, TINY, workers=1)
+    assert again.name == folder.name
+    first, second = digests(folder), digests(again)
+    assert first == second
+    assert len(first) > 8 * 9 * 2
+    other = replace(TINY, seed=1)
+    assert other.name != TINY.name
+    plates = lay_out(TINY)[0], lay_out(other)[0]
+    images = [next(render_plate(d, p))[0] for d, p in zip((TINY, other), plates, strict=True)]
+    assert (images[0] != images[1]).any((1, 2, 3)).all()
+
+
+def test_chunks_of_fields_bound_memory_and_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "_CHUNK_PIXELS", 5 * 80**2)
+    chunks = [len(images) for images, _ in render_plate(TINY, lay_out(TINY)[0])]
+    assert chunks == [5, 5, 5, 3]
+
+
+def test_a_perturbation_is_seen_in_the_pixels_of_an_ideal_plate() -> None:
+    design = Design(experiments=3, plates=1, treatments=1, positive_controls=0, wells=20, negative_wells=20,
+                    nuisance=0, sites=1)
+    plate = lay_out(design)[0]
+    images = np.concatenate([images for images, _ in render_plate(design, plate)]).astype(float)
+    treated = plate.classes == 0
+    means = images.mean((2, 3))
+    t = np.abs(means[treated].mean(0) - means[~treated].mean(0)) / (means.std(0) * np.sqrt(2 / 20))
+    assert t.max() > 4
+
+
+# ---- interruptions and bad input
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_screen_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    save, calls = simulated._save, []
+
+    def failing(path: Path, image: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) > 60:
+            raise error
+        save(path, image)
+
+    monkeypatch.setattr(simulated, "_save", failing)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError
+    with pytest.raises(expected, match=None if expected is KeyboardInterrupt else r"No space.*root_dir"):
+        simulate_rxrx1(tmp_path, TINY)
+    assert not [f for f in (tmp_path / "simulated").rglob("*") if not f.name.endswith(".lock")]
+    monkeypatch.setattr(simulated, "_save", save)
+    assert digests(simulate_rxrx1(tmp_path, TINY)) == digests(folder)
+
+
+def test_a_killed_process_leaves_nothing_that_looks_complete(folder: Path, tmp_path: Path) -> None:
+    code = ("import sys; from biomass.datasets.simulated import *; "
+            f"simulate_rxrx1(sys.argv[1], {TINY!r}, workers=1)")
+    slow = "import biomass.datasets.simulated as s, time; f = s._save; s._save = lambda *a: (time.sleep(.05), f(*a)); "
+    process = subprocess.Popen([sys.executable, "-c", slow + code, str(tmp_path)], cwd=ROOT)
+    try:
+        until(lambda: any(tmp_path.rglob("*_s1.png")))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert any(tmp_path.rglob("*_s1.png"))  # killed in the middle
+    assert not (tmp_path / "simulated" / TINY.name).exists()
+    assert digests(simulate_rxrx1(tmp_path, TINY)) == digests(folder)
+    assert os.listdir(tmp_path / "simulated") != []
+    assert [f.name for f in (tmp_path / "simulated").iterdir() if f.is_dir()] == [TINY.name]
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def test_a_screen_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = simulated._write_screen, []
+
+    def counted(folder: Path, design: Design, workers: int) -> None:
+        calls.append(folder)
+        write(folder, design, workers)
+
+    monkeypatch.setattr(simulated, "_write_screen", counted)
+    small = replace(TINY, cells=False, size=48)
+    with ThreadPoolExecutor(3) as pool:
+        folders = set(pool.map(lambda _: simulate_rxrx1(tmp_path, small, workers=1), range(3)))
+    assert len(folders) == 1
+    assert len(calls) == 1
+    assert simulate_rxrx1(tmp_path, replace(small, seed=3)) not in folders
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"experiments": 2}, "experiments=2: use a whole number from 3"),
+        ({"wells": 2.5}, r"wells=2\.5: use a whole number from 1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"size": 32}, "size=32: use a whole number from 48"),
+        ({"density": -1.0}, r"density=-1\.0: use a number from 0"),
+        ({"nuisance": float("nan")}, "nuisance=nan"),
+        ({"shape_effect": "much"}, "shape_effect=much"),
+        ({"cell_types": ()}, "name at least one"),
+        ({"treatments": 100, "wells": 10}, "100 treatments do not fit in 4 plates of 10 treated wells.* wells=25"),
+        ({"wells": 301}, "308 wells, not 309"),
+        ({"empty_wells": 31}, "empty_wells=31 is more than wells=30"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Design(**parameters)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cannot write a simulated screen to '.*file.*root_dir"):
+        simulate_rxrx1(tmp_path / "file", TINY)

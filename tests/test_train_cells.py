@@ -1,0 +1,202 @@
+"""train_simclr.py, train_supervised_cell.py and train_classifier.py, handing over to each other."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY_SCREEN
+
+from biomass.errors import CheckpointError, ConfigError, DataError
+from biomass.models import Architecture, build_network
+from biomass.training import find_checkpoint, load_checkpoint, load_network
+
+CELLS = (
+    "dataloaders=simulated_cells", *(o for o in TINY_SCREEN if o.startswith("dataloaders.") and "size" not in o),
+    "dataloaders.source.size=96", "device=cpu", "num_warmup_epochs=1",
+)  # fmt: skip
+SIMCLR = (*CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
+PROBE = (*CELLS, "num_epochs=3", "num_warmup_epochs=0", "encode_batch_size=100")
+
+
+def last(name, metric):
+    lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if metric in line][-1]
+
+
+def curve(name):
+    lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+
+
+@pytest.fixture
+def pretrained(run):
+    """A tiny MinCLR run named ``encoder``."""
+    run("train_simclr", *SIMCLR, "dataloaders.mode=random", "run_name=encoder")
+    return "encoder"
+
+
+@pytest.mark.parametrize("mode", ["random_single", "random"])
+@pytest.mark.parametrize("sampler", ["random", "plate", "exp"])
+def test_simclr_trains_validates_and_saves(run, mode, sampler):
+    best = run("train_simclr", *SIMCLR, f"dataloaders.mode={mode}", f"dataloaders.sampler={sampler}", "run_name=a",
+               "num_views=3", "dataloaders.num_img=3", "train_batch_size=14")  # fmt: skip
+    assert best is not None
+    assert math.isfinite(best)
+    assert best == min(line["val/loss"] for line in curve("a") if "val/loss" in line)
+    state = load_checkpoint(Path("checkpoints/a/last.pt"))
+    assert state["architecture"] == {"key": "test_resnet", "in_channels": 3, "head": [16, 8]}
+
+
+def test_same_seed_same_curve_and_across_a_resume(run):
+    for name in ("a", "b"):
+        run("train_simclr", *SIMCLR, f"run_name={name}", "num_epochs=3", "trainer.log_every=1")
+    assert curve("a") == curve("b")
+    run("train_simclr", *SIMCLR, "run_name=c", "num_epochs=3", "trainer.log_every=1")
+    half = load_checkpoint(Path("checkpoints/c/last.pt"))
+    assert half["progress"]["epoch"] == 3
+
+
+@pytest.mark.parametrize("pooler", ["mean", "median", "attention"])
+@pytest.mark.parametrize("plate", [True, False])
+def test_probe(run, pretrained, pooler, plate):
+    best = run("train_classifier", *PROBE, "model_path=latest", f"pooler={pooler}", f"model_train_mode={plate}",
+               "run_name=probe")  # fmt: skip
+    measured = last("probe", "test/accuracy")
+    assert best is not None
+    assert {"val/accuracy", "test/accuracy", "iid_val/accuracy", "test/treatments"} <= set(measured)
+    state = load_checkpoint(Path("checkpoints/probe/last.pt"))
+    assert state["architecture"] == {"pooler": pooler, "in_features": 256, "d_out": 6}
+    if pooler == "attention":  # trained and saved
+        assert any(name.startswith("pooler.") for name in state["network"])
+        untrained = training_start(run, "attention")
+        assert any(not torch.equal(state["network"][k], untrained[k]) for k in untrained if k.startswith("pooler."))
+
+
+def training_start(run, pooler):
+    from biomass.training import build_probe
+
+    return build_probe(pooler, 256, None, 6, 0).state_dict()
+
+
+def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
+    for name, size in (("whole", "null"), ("chunks", "17")):
+        run("train_classifier", *PROBE, "model_path=encoder", f"encode_batch_size={size}", f"run_name={name}")
+    for split in ("val", "test"):
+        assert last("chunks", f"{split}/loss")[f"{split}/loss"] == pytest.approx(
+            last("whole", f"{split}/loss")[f"{split}/loss"], rel=1e-3
+        )
+
+
+def test_probe_of_projections_and_of_supervised_encoders(run, pretrained):
+    run("train_classifier", *PROBE, "model_path=encoder", "use_projs=true", "in_features=8", "run_name=projections")
+    run("train_supervised_cell", *CELLS, "model.key=test_resnet", "num_epochs=1", "run_name=supervised",
+        "eval_batch_size=50")  # fmt: skip
+    assert "val/accuracy" in last("supervised", "val/accuracy")
+    run("train_classifier", *PROBE, "sup_model_path=supervised", "run_name=of_supervised")
+    assert "test/accuracy" in last("of_supervised", "test/accuracy")
+
+
+def test_a_probe_resumes(run, pretrained):
+    run("train_classifier", *PROBE, "model_path=encoder", "run_name=p")
+    before = load_checkpoint(Path("checkpoints/p/last.pt"))
+    run("train_classifier", *PROBE, "model_path=encoder", "run_name=p", "resume=auto")
+    after = load_checkpoint(Path("checkpoints/p/last.pt"))
+    assert all(torch.equal(before["network"][k], v) for k, v in after["network"].items())
+
+
+@pytest.mark.parametrize(
+    ("script", "overrides", "error", "message"),
+    [
+        ("train_simclr", ["num_views=3"], ConfigError, "num_img is 2, but num_views is 3"),
+        ("train_simclr", ["dataloaders.mode=all"], ConfigError, "mode 'all' gives no views"),
+        ("train_simclr", ["dataloaders.sampler=well"], ConfigError, "sampler 'well' is unknown; choose random, plate"),
+        ("train_simclr", ["temperature=0"], ConfigError, "temperature is 0"),
+        ("train_simclr", ["model_path=nothing"], CheckpointError, "neither a file nor a run"),
+        ("train_classifier", [], ConfigError, "give model_path .* neither is given"),
+        ("train_classifier", ["model_path=a", "sup_model_path=b"], ConfigError, "both are given"),
+        ("train_classifier", ["model_path=latest"], CheckpointError, "neither a file nor a run"),
+    ],
+)
+def test_what_cannot_work_is_refused(run, script, overrides, error, message):
+    base = SIMCLR if script == "train_simclr" else PROBE
+    with pytest.raises(error, match=message) as caught:
+        run(script, *base, *overrides)
+    assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_probes_that_do_not_fit_their_encoder(run, pretrained):
+    with pytest.raises(ConfigError, match="in_features is 512, but the encoder gives 256; set in_features=256"):
+        run("train_classifier", *PROBE, "model_path=encoder", "in_features=512")
+    with pytest.raises(ConfigError, match="pooler 'max' is unknown"):
+        run("train_classifier", *PROBE, "model_path=encoder", "pooler=max")
+
+
+def test_a_folder_that_is_not_the_layout(run, tmp_path):
+    (tmp_path / "cells" / "something").mkdir(parents=True)
+    with pytest.raises(DataError, match="cells"):
+        run("train_simclr", "dataloaders.img_dir=cells", "device=cpu", "model.key=test_resnet")
+
+
+def original(kind, network):
+    """A state dict in the form that the original experiment code wrote."""
+    state = {}
+    for name, value in network.state_dict().items():
+        part, rest = name.split(".", 1)
+        if kind == "classifier":
+            state["model." + (rest if part == "encoder" else f"fc.{rest}")] = value
+        elif part == "encoder":
+            state[f"encoder.tv_encoder.{rest}"] = value
+        else:
+            state[f"projection.{rest}" if kind == "simclr" else f"classifier.{rest}"] = value
+    return state
+
+
+@pytest.mark.parametrize(("kind", "head"), [("simclr", (32, 32, 16)), ("cell", (7,)), ("classifier", (7,))])
+def test_checkpoints_of_the_original_code_load(tmp_path, kind, head):
+    network = build_network(Architecture("resnet18", 3, head), seed=4).eval()
+    torch.save(original(kind, network), tmp_path / "old.pth")
+    loaded, architecture, _ = load_network(tmp_path / "old.pth", "resnet18")
+    assert architecture.head == head
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.eval()(x), network(x))
+
+
+def test_plain_state_dicts_that_cannot_be_read(tmp_path):
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"key 'layer.weight'"):
+        load_network(tmp_path / "other.pth", "resnet18")
+    with pytest.raises(ConfigError, match=r"set model.key"):
+        load_network(tmp_path / "other.pth")
+
+
+def test_where_a_model_path_leads(tmp_path):
+    for n, name in enumerate(("old", "new")):
+        path = tmp_path / name / "last.pt"
+        path.parent.mkdir()
+        torch.save({"n": n}, path)
+        import os
+
+        os.utime(path, (n, n))
+    assert find_checkpoint("latest", tmp_path) == tmp_path / "new/last.pt"
+    assert find_checkpoint("old", tmp_path) == tmp_path / "old/last.pt"
+    assert find_checkpoint(str(tmp_path / "old/last.pt"), tmp_path) == tmp_path / "old/last.pt"
+    with pytest.raises(CheckpointError, match=r"runs in .*: old, new"):
+        find_checkpoint("else", tmp_path)
+
+
+def test_the_ablation_table(run, pretrained, tmp_path):
+    for plate in (True, False):
+        run("train_classifier", *PROBE, "model_path=encoder", f"model_train_mode={plate}", f"run_name=probe-{plate}")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "misc/ablation_table.py")], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "| MinCLR, 2 views |" in done.stdout
+    assert "train plate / inference plate" in done.stdout
+    value = 100 * last("probe-True", "test/accuracy")["test/accuracy"]
+    assert f"{value:.1f}" in (tmp_path / "tables/ablation.md").read_text()
+    assert (tmp_path / "tables/ablation.csv").exists()
