@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from benchmarks.timing import ratio
 from biomass import training
-from biomass.datasets import simulated
+from biomass.datasets.simulated import load_simulated
 from biomass.inference import Statistics
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
@@ -30,7 +30,7 @@ def main() -> None:
     """Print the ratio for ResNet-18 on the simulated screen."""
     device = Fabric(devices=1).device
     with tempfile.TemporaryDirectory() as folder:
-        screen = simulated(folder, experiments=6)
+        screen = load_simulated(folder, experiments=6)
         rows = screen.rows("train")
         batches = PlateBatches(rows, screen.plate_ids[rows], batch_size=BATCH, seed=0)
         architecture = Architecture("resnet18", len(screen.pixels.channels), (len(screen.classes),))

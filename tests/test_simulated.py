@@ -99,7 +99,7 @@ def test_outlines_equal_a_fourier_series_in_the_angle() -> None:
 @pytest.mark.parametrize("radius", [3.0, 5.0, 6.5])
 def test_a_nucleus_has_its_area_and_brightness(radius: float) -> None:
     stamp = drawn(plain(nucleus_radius=radius, nucleus_brightness=0.7, cell_radius=14.0))[0]
-    assert stamp[0].max() == pytest.approx(0.7, rel=0.01)
+    assert stamp[0].max() == pytest.approx(0.7, rel=0.02)
     assert stamp[0].sum() == pytest.approx(0.7 * np.pi * radius**2, rel=0.12)
 
 

@@ -339,8 +339,8 @@ def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path) -> None:
     """Write nuclei to a table that :func:`biomass.datasets.nuclei.read_nuclei_table` reads; all or nothing."""
     empty = np.setdiff1d(nuclei.fields, nuclei.table["image"])
     table = pd.concat([nuclei.table, pd.DataFrame({"image": empty})]).sort_values("image", kind="stable")
-    names = screen.table[["experiment", "plate", "well", "site"]].astype(str).iloc[table["image"]].reset_index(drop=True)
-    table = pd.concat([names, table[["x", "y", "area"]].reset_index(drop=True)], axis=1)
+    names = screen.table[["experiment", "plate", "well", "site"]].astype(str).iloc[table["image"]]
+    table = pd.concat([names.reset_index(drop=True), table[["x", "y", "area"]].reset_index(drop=True)], axis=1)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(partial, index=False)

@@ -158,7 +158,7 @@ def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_
     Args:
         screen: any screen, of cells or fields of view.
         out: the store's folder.
-        workers: processes that read; as many as there are cores if left out; 0 reads in this one.
+        workers: processes that read; as many as there are cores if left out; with 0 or 1, this one reads.
         on_bad_image: ``error``, when all others are packed, or ``skip``: remember why the image cannot be read, so
             that reading it from the store is the same error as reading it from its file.
 
@@ -287,10 +287,10 @@ def _finished(writer: _BlockWriter, blocks: Sequence[int], workers: int | None) 
     """The blocks as they are finished, in any order."""
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers == 0 or not blocks:
+    count = min(workers, len(blocks))
+    if count < 2:
         yield map(writer, blocks)
         return
-    count = min(workers, len(blocks))
     with ProcessPoolExecutor(count, initializer=_start_worker, initargs=(writer,)) as pool:
         try:
             jobs = [pool.submit(_write_block, block) for block in blocks]
@@ -356,6 +356,8 @@ def open_source(source: str | Path, **options: Any) -> tuple[Screen, Path]:
         ConfigError: the reader has no such option.
     """
     source = Path(source).absolute()
+    if (source / ABOUT).is_file():
+        return load_packed(source), source
     root = source.parent if source.name == _RXRX1 else source
     if (root / _RXRX1 / "metadata.csv").is_file():
         return _call(load_rxrx1, root, download=False, **options), root / _RXRX1

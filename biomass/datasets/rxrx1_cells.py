@@ -281,7 +281,7 @@ def _report_empty(fields: pd.DataFrame) -> None:
     empty = fields[fields["cells"] == 0]
     if len(empty):
         wells = int((fields.groupby(list(FIELD[:3]), observed=True)["cells"].sum() == 0).sum())
-        log.warning("%d of %d images have no cells and are left out, such as '%s'; %d wells have none at all",
+        log.warning("images without cells, which are left out: %d of %d, such as '%s'; wells without any: %d",
                     len(empty), len(fields), _name(empty.iloc[0]), wells)
 
 
@@ -476,8 +476,8 @@ def _read_summary(path: Path, folder: Path) -> _Listing:
         else:
             counted[field] = count if counted.get(field, count) == count else None
     if bad:
-        log.warning("'%s': %d lines name no image and are left out, such as line %d; set dataloaders.summary_file=null "
-                    "to list the folder instead", path, len(bad), bad[0])
+        log.warning("lines of '%s' that name no image and are left out: %d, such as line %d; to list the folder "
+                    "instead, set dataloaders.summary_file=null", path, len(bad), bad[0])
     if not counted:
         raise DataError(f"'{path}' names no image: correct dataloaders.summary_file, or set it to null")
     fields = pd.DataFrame(sorted(counted), columns=list(FIELD))

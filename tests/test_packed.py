@@ -1,0 +1,500 @@
+"""The packed store: the same pixels, bit for bit, and never one that looks complete when it is not."""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from biomass.datasets import pack as packing
+from biomass.datasets.files import open_files
+from biomass.datasets.manifest import load_manifest
+from biomass.datasets.pack import main, open_source, pack
+from biomass.datasets.packed import (
+    ABOUT, FILES, IMAGES, INDEX, load_packed, open_packed, packed_beside, packed_pixels, verify,
+)  # fmt: skip
+from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
+from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.loader import BatchReader, Loader
+from biomass.screen import Screen, make_screen
+
+
+def image(seed, shape=(6, 5, 3), dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype)
+
+
+def table(n):
+    return pd.DataFrame({
+        "experiment": np.where(np.arange(n) < n // 2, "a", "b"), "plate": "1", "well": [f"w{i}" for i in range(n)],
+        "site": "1", "cell_type": "x", "label": np.arange(n) % 3, "split": "train", "control": "",
+        "dose": np.arange(n) / 7,
+    })
+
+
+def screen_of_files(folder, n=23, dtype=np.uint8, one_a_channel=False):
+    """A screen of ``.npy`` files: all channels in one, or one a channel."""
+    folder.mkdir()
+    for i in range(n):
+        array = image(i, dtype=dtype)
+        if one_a_channel:
+            for c in range(3):
+                np.save(folder / f"{i}_{c}.npy", array[..., c])
+        else:
+            np.save(folder / f"{i}.npy", array)
+    endings = ["_0", "_1", "_2"] if one_a_channel else [""]
+    files = [[f"{i}{ending}.npy" for i in range(n)] for ending in endings]
+    return make_screen(table(n), open_files(folder, files, ("r", "g", "b")), ["k0", "k1", "k2"])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of four 6 x 5 x 3 images of one byte."""
+    monkeypatch.setattr(packing, "BLOCK_BYTES", 4 * 90)
+
+
+@pytest.fixture
+def screen(tmp_path, small_blocks):
+    return screen_of_files(tmp_path / "files")
+
+
+def assert_same(screen, packed):
+    pd.testing.assert_frame_equal(screen.table, packed.table)
+    assert screen.classes == packed.classes
+    assert screen.pixels.channels == packed.pixels.channels
+    assert screen.pixels.size == packed.pixels.size
+    rows = np.random.default_rng(0).permutation(np.repeat(np.arange(len(screen)), 2))
+    ours, theirs = screen.pixels.read(rows), packed.pixels.read(rows)
+    assert ours.dtype == theirs.dtype
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("one_a_channel", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_is_the_same_screen(tmp_path, small_blocks, dtype, one_a_channel, workers):
+    screen = screen_of_files(tmp_path / "files", dtype=dtype, one_a_channel=one_a_channel)
+    out = pack(screen, tmp_path / "store", workers=workers)
+    assert_same(screen, load_packed(out))
+    verify(out)
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["files", "store"]
+    assert sorted(p.name for p in out.iterdir()) == sorted([IMAGES, INDEX, FILES, ABOUT])
+    array = np.load(out / IMAGES, mmap_mode="r")  # a plain array for everybody else
+    assert array.shape == (23, 3, 6, 5)
+    assert load_packed(out).pixels.name(3) == ("3_0.npy" if one_a_channel else "3.npy")
+
+
+def test_floats_and_pixels_that_are_no_files(tmp_path, small_blocks):
+    class Drawn:
+        channels, size = ("x",), (4, 4)
+
+        def read(self, rows):
+            return np.stack([np.full((1, 4, 4), row / 3, np.float16) for row in rows])
+
+        def name(self, row):
+            return f"drawing {row}"
+
+    screen = make_screen(table(30), Drawn(), ["k0", "k1", "k2"])
+    packed = load_packed(pack(screen, tmp_path / "store"))
+    assert_same(screen, packed)
+    assert packed.pixels.name(17) == "drawing 17"
+    again = load_packed(pack(packed, tmp_path / "again"))
+    assert_same(screen, again)
+    assert again.pixels.name(17) == "drawing 17"
+
+
+def test_one_image(tmp_path):
+    screen = screen_of_files(tmp_path / "files", 1)
+    assert_same(screen, load_packed(pack(screen, tmp_path / "store")))
+
+
+def test_reading_in_workers(tmp_path, screen):
+    packed = load_packed(pack(screen, tmp_path / "store"))
+    rows = [np.array([5, 2, 22]), np.array([1]), np.array([], np.int64)]
+    packed.pixels.read(rows[0])  # opened here, and again in each worker
+    copy = pickle.loads(pickle.dumps(packed.pixels))
+    assert len(pickle.dumps(packed.pixels)) < 2000
+    assert np.array_equal(copy.read(rows[0]), packed.pixels.read(rows[0]))
+    batches = Loader(BatchReader(packed, packed.plate_ids), rows, num_workers=2)
+    for batch, wanted in zip(batches, rows, strict=True):
+        assert np.array_equal(batch.images.numpy(), screen.pixels.read(wanted))
+    spawned = DataLoader(BatchReader(packed, packed.plate_ids), sampler=rows[:1], batch_size=None, num_workers=1,
+                         multiprocessing_context="spawn")
+    assert np.array_equal(next(iter(spawned)).images.numpy(), screen.pixels.read(rows[0]))
+
+
+# used automatically
+
+
+def test_the_reader_of_the_source_uses_the_store_beside_it(tmp_path, screen, caplog):
+    source = tmp_path / "files"
+    assert packed_beside(source) is None
+    assert packed_pixels(source, screen.pixels.files) is None
+    pack(screen, tmp_path / "files.packed")
+    assert packed_beside(source) == tmp_path / "files.packed"
+    shutil.rmtree(source)  # really read from the store
+    assert len(packed_pixels(source, screen.pixels.files)) == 23
+
+    some = [[f"{i}.npy" for i in (7, 3, 19)]]
+    pixels = packed_pixels(source, [screen.pixels.files[0].take([7, 3, 19])], ("x", "y", "z"))
+    expected = np.stack([image(i).transpose(2, 0, 1) for i in (19, 7)])
+    assert np.array_equal(pixels.read(np.array([2, 0])), expected)
+    assert pixels.channels == ("x", "y", "z")
+    assert pixels.name(1) == some[0][1] == "3.npy"
+    assert not caplog.records
+
+    import pyarrow as pa
+
+    assert packed_pixels(source, [pa.array(["3.npy", "new.npy"])]) is None
+    assert "it lacks 1 of 2 images, such as 'new.npy'" in caplog.text
+    assert packed_pixels(source, screen.pixels.files, ("x",)) is None
+    assert "it holds 3 channels, not 1" in caplog.text
+
+
+def write_cells(root, wells=("B02", "B03"), per_well=3):
+    """Cells of one experiment, and their metadata."""
+    rows = []
+    for label, well in enumerate(wells):
+        place = root / "cells" / "RPE-01" / "Plate1" / f"{well}_s1"
+        place.mkdir(parents=True)
+        for i in range(per_well):
+            Image.fromarray(image([label, i], (48, 48, 3))).save(place / f"{i}.png")
+        rows.append(["RPE", "train", "RPE-01", 1, well, 1, "treatment", f"s{label}", label])
+    columns = ["cell_type", "dataset", "experiment", "plate", "well", "site", "well_type", "sirna", "sirna_id"]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "metadata.csv", index=False)
+    return root / "cells"
+
+
+def test_cells_are_read_from_the_store_beside_them(tmp_path, caplog):
+    folder = write_cells(tmp_path)
+    from_files = load_rxrx1_cells(folder)
+    main([str(folder)])
+    from_store = load_rxrx1_cells(folder)
+    assert from_store.pixels.path == tmp_path / "cells.packed"
+    assert_same(from_files, from_store)
+    assert_same(from_files, load_packed(tmp_path / "cells.packed"))
+
+    gone = tmp_path / "cells" / "RPE-01" / "Plate1" / "B02_s1"
+    shutil.rmtree(gone)  # fewer cells: those that are left come from the store
+    fewer = load_rxrx1_cells(folder)
+    assert fewer.pixels.path == tmp_path / "cells.packed"
+    assert np.array_equal(fewer.pixels.read(np.arange(3)), from_files.pixels.read(np.arange(3, 6)))
+
+    shutil.rmtree(folder)  # no files any more: the store says which cells there are
+    assert_same(from_files, load_rxrx1_cells(folder))
+    assert count_cells(folder)["cells"].tolist() == [3, 3]
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING and "not used" in r.message]
+
+    write_cells(tmp_path, per_well=4)  # more cells than the store has
+    assert not hasattr(load_rxrx1_cells(folder).pixels, "path")
+    assert "it lacks 2 of 8 images, such as 'RPE-01/Plate1/B02_s1/3.png'" in caplog.text
+
+
+def test_labels_come_from_the_metadata_of_today_not_from_the_store(tmp_path):
+    folder = write_cells(tmp_path)
+    main([str(folder)])
+    text = (tmp_path / "metadata.csv").read_text()
+    (tmp_path / "metadata.csv").write_text(text.replace("s0,0", "s0,1").replace("s1,1", "s1,0"))
+    screen = load_rxrx1_cells(folder)
+    assert screen.labels.tolist() == [1, 1, 1, 0, 0, 0]
+    assert load_packed(tmp_path / "cells.packed").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    main([str(folder)])  # packing again brings the table up to date
+    assert_same(screen, load_packed(tmp_path / "cells.packed"))
+    assert load_packed(tmp_path / "cells.packed").classes == ("s1", "s0")
+
+
+def test_a_store_that_holds_no_cells_does_not_stand_for_them(tmp_path, screen):
+    pack(screen, tmp_path / "cells.packed")
+    with pytest.raises(DataError, match="holds no cropped cells"):
+        load_rxrx1_cells(tmp_path / "cells", include_labels=False)
+
+
+# the command
+
+
+def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        np.save(tmp_path / "images" / f"{i}.npy", image(i))
+    pd.DataFrame({
+        "file": [f"images/{i}.npy" for i in range(5)], "experiment": "a", "barcode": "p", "moa": list("xyxyz"),
+    }).to_csv(tmp_path / "m.csv", index=False)
+    options = ["image=file", "columns.plate=barcode", "columns.label=moa", "channels=[a,b,c]"]
+    main([str(tmp_path / "m.csv"), *(a for option in options for a in ("--set", option))])
+    assert f"{tmp_path}/m.csv.packed holds 5 images" in capsys.readouterr().out
+    screen = load_manifest(tmp_path / "m.csv", image="file", columns={"plate": "barcode", "label": "moa"},
+                           channels=["a", "b", "c"])
+    packed = load_packed(tmp_path / "m.csv.packed")
+    assert_same(screen, packed)
+    assert packed.classes == ("x", "y", "z")
+    assert len(packed_pixels(tmp_path / "m.csv", [packed.pixels.files()])) == 5
+    main(["--verify", str(tmp_path / "m.csv.packed")])
+    assert "complete and unchanged" in capsys.readouterr().out
+
+
+def test_the_command_packs_fields_of_view(tmp_path, data_root):
+    from biomass.datasets.simulated import Design, simulate_rxrx1
+
+    folder = simulate_rxrx1(data_root, Design(experiments=3, plates=1, treatments=2, positive_controls=1, wells=2,
+                                              negative_wells=1, size=48))
+    for source in (folder, folder / "rxrx1_v1.0"):
+        screen, beside = open_source(source)
+        assert beside == folder / "rxrx1_v1.0"
+    main([str(folder), str(tmp_path / "store")])
+    assert_same(screen, load_packed(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no '.*/nowhere': name a folder of cropped cells, a root of RxRx1-WILDS, or a manifest"),
+        (["m.csv", "--set", "imag=x"], "load_manifest has no option 'imag'; did you mean 'image'?"),
+        (["m.csv", "--set", "image"], "--set image has no value: write key=value"),
+        (["empty"], "no cropped cells in '.*/empty'"),
+        (["--verify", "empty"], "packed store '.*empty' has no usable store.json"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.csv").write_text("path,experiment,plate\nx.npy,a,b\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.match(f"error: {message}")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.packed*"))
+
+
+# images that cannot be read
+
+
+def test_packing_goes_on_past_a_bad_image_and_then_refuses(tmp_path, screen):
+    (tmp_path / "files" / "9.npy").write_bytes(b"broken")
+    (tmp_path / "files" / "21.npy").unlink()
+    with pytest.raises(BadImageError, match=r"9\.npy.*\(2 images cannot be read\); pack again") as caught:
+        pack(screen, tmp_path / "store")
+    assert caught.value.row == 9
+    assert not (tmp_path / "store").exists()
+    for i in (9, 21):
+        np.save(tmp_path / "files" / f"{i}.npy", image(i))
+    written = []
+    original = packing._BlockWriter.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing._BlockWriter, "__call__", lambda self, b: written.append(b) or original(self, b))
+        pack(screen, tmp_path / "store", workers=0)
+    assert written == [2, 5]  # only the blocks that had bad images
+    assert_same(screen, load_packed(tmp_path / "store"))
+
+
+def test_bad_images_may_be_kept_as_such(tmp_path, screen, caplog):
+    (tmp_path / "files" / "0.npy").write_bytes(b"broken")
+    (tmp_path / "files" / "9.npy").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match="on_bad_image 'maybe' is unknown"):
+        pack(screen, tmp_path / "store", on_bad_image="maybe")
+    pack(screen, tmp_path / "store", on_bad_image="skip")
+    assert "2 images cannot be read" in caplog.text
+    packed = load_packed(tmp_path / "store")
+    with pytest.raises(BadImageError, match=r"9\.npy' cannot be read") as caught:
+        packed.pixels.read(np.array([3, 9, 0]))
+    assert caught.value.row == 9
+    good = np.array([3, 8, 10])
+    assert np.array_equal(packed.pixels.read(good), screen.pixels.read(good))
+    batch = BatchReader(packed, packed.plate_ids, "skip")[np.array([3, 9, 0, 4])]
+    assert batch.skipped.tolist() == [9, 0]
+    assert batch.rows.tolist() == [3, 4]
+    chosen = pickle.loads(pickle.dumps(packed_pixels(tmp_path / "x", screen.pixels.files) or packed.pixels))
+    with pytest.raises(BadImageError):
+        chosen.read(np.array([9]))
+
+
+def test_a_bad_image_is_reported_by_its_row_of_the_screen(tmp_path, screen):
+    (tmp_path / "files" / "9.npy").write_bytes(b"broken")
+    pack(screen, tmp_path / "files.packed", on_bad_image="skip")
+    pixels = packed_pixels(tmp_path / "files", [screen.pixels.files[0].take([4, 9])])
+    with pytest.raises(BadImageError) as caught:
+        pixels.read(np.array([0, 1]))
+    assert caught.value.row == 1
+
+
+# stopped in the middle
+
+
+def stop_after(blocks, monkeypatch):
+    """Make the writer fail after some blocks, as if the process had been stopped."""
+    original, count = packing._BlockWriter.__call__, []
+
+    def write(self, block):
+        if len(count) == blocks:
+            raise KeyboardInterrupt
+        count.append(block)
+        return original(self, block)
+
+    monkeypatch.setattr(packing._BlockWriter, "__call__", write)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 5])
+def test_a_second_call_goes_on_where_the_first_was_stopped(tmp_path, screen, blocks):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(blocks, patch)
+        with pytest.raises(KeyboardInterrupt):
+            pack(screen, tmp_path / "store", workers=0)
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(DataError, match="has no usable store.json"):
+        open_packed(tmp_path / "store.part")
+    journal = tmp_path / "store.part" / "journal.jsonl"
+    journal.write_text(journal.read_text() + '{"half a li')  # as a process leaves it that is killed while it writes
+    if blocks:
+        shutil.rmtree(tmp_path / "files" / "0.npy", ignore_errors=True)
+        (tmp_path / "files" / "1.npy").rename(tmp_path / "1.npy")  # is in the store: nobody asks for it again
+    pack(screen, tmp_path / "store")
+    if blocks:
+        (tmp_path / "1.npy").rename(tmp_path / "files" / "1.npy")
+    assert_same(screen, load_packed(tmp_path / "store"))
+
+
+def test_a_finished_block_that_the_disk_lost_is_written_again(tmp_path, screen):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            pack(screen, tmp_path / "store", workers=0)
+    array = np.load(tmp_path / "store.part" / IMAGES, mmap_mode="r+")
+    array[5] = 0  # in the second block
+    del array
+    pack(screen, tmp_path / "store")
+    assert_same(screen, load_packed(tmp_path / "store"))
+
+
+def test_what_was_begun_for_other_images_is_thrown_away(tmp_path, screen):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            pack(screen, tmp_path / "store", workers=0)
+    other = screen_of_files(tmp_path / "others", 11)
+    assert_same(other, load_packed(pack(other, tmp_path / "store")))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.test_packed import screen_of_files
+from biomass.datasets import pack as packing
+packing.BLOCK_BYTES = 4 * 90
+original = packing._BlockWriter.__call__
+def slowly(self, block):
+    time.sleep(0.2)
+    return original(self, block)
+packing._BlockWriter.__call__ = slowly
+packing.pack(screen_of_files(Path(sys.argv[2]) / "files"), Path(sys.argv[2]) / "store", workers=2)
+"""
+
+
+def test_a_killed_process_leaves_no_store_and_no_workers(tmp_path, small_blocks):
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root), str(tmp_path)])
+    journal = tmp_path / "store.part" / "journal.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and len(journal.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "store").exists()
+    screen = make_screen(table(23), open_files(tmp_path / "files", [[f"{i}.npy" for i in range(23)]],
+                                               ("r", "g", "b")), ["k0", "k1", "k2"])
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(alive(pid) for pid in children)
+    done = len(journal.read_text().splitlines()) - 1
+    assert 1 <= done < 6
+    assert_same(screen, load_packed(pack(screen, tmp_path / "store")))
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# a store that is not what it says
+
+
+def test_a_store_that_was_cut_off_is_refused(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    for name, cut in ((IMAGES, -1), (IMAGES, 200), (IMAGES, 3), (INDEX, -8), (FILES, 0), (ABOUT, -2), (ABOUT, 0)):
+        copy = tmp_path / "copy"
+        shutil.copytree(store, copy)
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:cut])
+        with pytest.raises(DataError, match=r"packed store '.*copy' .*delete it and pack the images again") as caught:
+            load_packed(copy)
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(copy)
+    for name in (IMAGES, INDEX, FILES, ABOUT):
+        shutil.copytree(store, tmp_path / "copy")
+        (tmp_path / "copy" / name).unlink()
+        with pytest.raises(DataError, match=r"packed store '.*copy' "):
+            load_packed(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_a_store_of_which_parts_do_not_belong_together_is_refused(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    other = pack(screen_of_files(tmp_path / "others", 11), tmp_path / "other")
+    for name, message in ((INDEX, "11 rows, expected 23"), (FILES, "11 rows"), (IMAGES, "another shape"),
+                          (ABOUT, "another shape")):
+        shutil.copytree(store, tmp_path / "copy")
+        shutil.copy(other / name, tmp_path / "copy" / name)
+        with pytest.raises(DataError, match=message):
+            open_packed(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+    about = json.loads((store / ABOUT).read_text())
+    (store / ABOUT).write_text(json.dumps(about | {"format": 99}))
+    with pytest.raises(DataError, match="is of version 99, this program reads version 1"):
+        open_packed(store)
+
+
+def test_a_changed_byte_is_found(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    with (store / IMAGES).open("r+b") as file:
+        file.seek(-100, 2)
+        byte = file.read(1)
+        file.seek(-100, 2)
+        file.write(bytes([byte[0] ^ 1]))
+    load_packed(store)
+    with pytest.raises(DataError, match="is damaged: images 20 to 22 have changed"):
+        verify(store)
+
+
+def test_a_store_of_other_images_is_not_overwritten(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    with pytest.raises(DataError, match="is a store of other images: delete it, or choose another place"):
+        pack(screen_of_files(tmp_path / "others", 11), store)
+    assert_same(screen, load_packed(store))
+
+
+def test_a_place_that_cannot_be_written(tmp_path, screen, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        pack(screen, tmp_path / "file" / "store")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"cannot write .*No space left on device.*GiB; make room"):
+        pack(screen, tmp_path / "store")
+    assert not list(tmp_path.rglob(IMAGES))
+    monkeypatch.undo()
+    assert isinstance(load_packed(pack(screen, tmp_path / "store")), Screen)

@@ -1,0 +1,185 @@
+"""The simulated BBBC021: its design, its files, and that they say the same."""
+
+import hashlib
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from biomass.datasets.bbbc021 import load_bbbc021
+from biomass.datasets.nuclei import find_nuclei, read_nuclei
+from biomass.datasets.simulated_bbbc021 import (
+    DMSO_WELLS,
+    MECHANISMS,
+    SINGLE_WEEK,
+    TAXOL_WELLS,
+    Design,
+    draw_biology,
+    lay_out,
+    render_plate,
+    simulate_bbbc021,
+)
+from biomass.errors import ConfigError, DataError
+from biomass.evaluation.nearest import nscb
+
+TINY = {"weeks": 2, "replicates": 1, "compounds": 2, "concentrations": 1, "taxol_wells": 1, "sites": 2, "height": 64,
+        "width": 80, "density": 0.5}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return simulate_bbbc021(tmp_path_factory.mktemp("simulated"), raw="zips", **TINY)
+
+
+def digest(folder):
+    # HDF5 leaves a few bytes as they were in memory in a file of virtual datasets, which holds nothing but names.
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "bbbc021.h5")
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_the_same_design_is_the_same_screen(tiny, tmp_path):
+    again = simulate_bbbc021(tmp_path, raw="zips", workers=1, **TINY)
+    assert again.name == tiny.name
+    assert digest(again) == digest(tiny)
+
+
+def test_another_seed_is_another_screen():
+    table = lay_out(Design(**TINY))
+    rows = table.index[table["plate"] == table["plate"][0]][:4]
+    one, other = (render_plate(Design(**TINY, seed=s), table.loc[rows], np.zeros((4, 21)))[0] for s in (0, 1))
+    assert (one != other).mean() > 0.5
+
+
+def test_it_is_not_made_twice(tiny):
+    times = {f: f.stat().st_mtime_ns for f in tiny.rglob("*")}
+    assert simulate_bbbc021(tiny.parent.parent, raw="zips", **TINY) == tiny
+    assert {f: f.stat().st_mtime_ns for f in tiny.rglob("*")} == times
+
+
+def test_the_layout_has_the_label_shift_of_bbbc021():
+    table = lay_out(Design())
+    assert table["plate"].nunique() == 18
+    control = table["well"].isin([*DMSO_WELLS, *TAXOL_WELLS])
+    treated = table[~control & (table["moa"] != "")]
+    # A compound lives in one week; every treatment is once on each of the week's three plates.
+    assert (treated.groupby("compound")["week"].nunique() == 1).all()
+    assert (treated.groupby(["compound", "concentration"])["plate"].nunique() == 3).all()
+    assert not treated.duplicated(["compound", "concentration", "plate"]).any()
+    # Mechanisms of one week, and of two.
+    weeks = treated.groupby("moa")["week"].nunique()
+    assert set(weeks.index) == set(MECHANISMS)
+    assert {moa for moa, n in weeks.items() if n == 1} == set(SINGLE_WEEK)
+    assert weeks.max() == 2
+    # Few mechanisms a plate, DMSO on all of them.
+    assert treated.groupby("plate")["moa"].nunique().between(3, 5).all()
+    dmso = table[table["compound"] == "DMSO"].groupby("plate")["well"].agg(set)
+    assert len(dmso) == 18
+    assert (dmso == set(DMSO_WELLS)).all()
+    assert set(table.loc[table["well"].isin(TAXOL_WELLS), "compound"]) == {"taxol"}
+
+
+def test_nscb_cannot_score_the_mechanisms_of_a_single_week():
+    table = lay_out(Design())
+    treated = table[(table["mechanism"] >= 0) & ~table["well"].isin(TAXOL_WELLS)]
+    treatments = treated.drop_duplicates(["compound", "concentration"])
+    features = np.random.default_rng(0).standard_normal((len(treatments), 8))
+    result = nscb(features, treatments["compound"].tolist(), treatments["moa"].tolist(), treatments["week"].tolist())
+    lonely = treatments["moa"].isin(SINGLE_WEEK).sum()
+    assert lonely == 18
+    assert result.scorable.sum() == len(treatments) - lonely
+
+
+def test_effects_follow_mechanism_compound_and_dose():
+    design = Design()
+    table = lay_out(design)
+    effects = draw_biology(design, table)
+    assert not effects[table["compound"] == "DMSO"].any()
+    size = np.linalg.norm(effects, axis=1)
+    doses = pd.DataFrame({"size": size, "dose": table["concentration"], "compound": table["compound"]})
+    doses = doses[(table["mechanism"] >= 0) & ~table["well"].isin(TAXOL_WELLS)]
+    grown = doses.groupby(["compound", "dose"])["size"].first().unstack()
+    assert (grown.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)
+    first = table[(table["mechanism"] >= 0) & (table["concentration"] == 1.0)].drop_duplicates("compound")
+    vectors = effects[first.index] / np.linalg.norm(effects[first.index], axis=1, keepdims=True)
+    same = first["moa"].to_numpy()[:, None] == first["moa"].to_numpy()
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(same, False)
+    assert cosines[same].min() > 0.5
+    assert cosines[~same & ~np.eye(len(first), dtype=bool)].mean() < 0.2
+
+
+def test_the_files_are_those_of_pybbbc(tiny):
+    with h5py.File(tiny / "data" / "bbbc021.h5") as h5:
+        assert set(h5) == {"images", "site", "well", "replicate", "plate", "compound", "concentration", "moa"}
+        n = len(h5["images"])
+        assert h5["images"].is_virtual
+        assert h5["images"].shape == (n, 3, 64, 80)
+        assert h5["images"].dtype == h5["concentration"].dtype == np.float16
+        assert h5["site"].dtype == h5["replicate"].dtype == np.uint8
+        assert h5py.check_string_dtype(h5["moa"].dtype).encoding == "utf-8"
+        assert b"null" in set(h5["moa"][()])
+        images = h5["images"][()]
+        # 0.1 and 99.9 percentiles of a plate's channel become 0 and 1.
+        assert images.min() == 0
+        assert images.max() == 1
+        assert 0.0005 < (images == 1).mean() < 0.002
+    assert len(list((tiny / "data" / "hdf5").iterdir())) == 2
+    assert len(list((tiny / "data" / "raw" / "images").glob("*.zip"))) == 2
+
+
+def test_raw_files_and_hdf5_are_the_same_images(tiny, tmp_path):
+    keys = ["plate", "well", "site"]
+    one = load_bbbc021(tiny, fields="all")
+    other = load_bbbc021(tiny / "data" / "raw", fields="all", cache_dir=tmp_path)
+    a = one.table.astype({k: str for k in keys}).sort_values(keys)
+    b = other.table.astype({k: str for k in keys}).sort_values(keys)
+    pd.testing.assert_frame_equal(a.reset_index(drop=True), b.reset_index(drop=True), check_categorical=False)
+    np.testing.assert_array_equal(one.pixels.read(a.index.to_numpy()), other.pixels.read(b.index.to_numpy()))
+
+
+def test_the_nuclei_are_where_the_tables_say():
+    design = Design(**TINY, nuisance=0)
+    table = lay_out(design)
+    table = table[table["plate"] == table["plate"][0]]
+    images, truth = render_plate(design, table, np.zeros((len(table), 21)))
+    hits = total = 0
+    for number in range(len(table)):
+        mine = truth.loc[truth["field"] == number, ["y", "x"]].to_numpy()
+        inside = ((mine > 6) & (mine < np.array([57, 73]))).all(axis=1)
+        found, areas = find_nuclei(images[number, 0], diameter=9)
+        distance = np.linalg.norm(mine[inside][:, None] - found[None], axis=2)
+        hits += int((distance.min(axis=1, initial=np.inf) < 2).sum())
+        total += int(inside.sum())
+    assert total > 100
+    assert hits / total > 0.9
+
+
+def test_the_supplement_lists_the_fields_of_ljosa(tiny):
+    fields, nuclei = read_nuclei(tiny)
+    screen = load_bbbc021(tiny)  # known mechanisms, without the positive controls
+    keys = ["plate", "well", "site"]
+    assert set(map(tuple, fields[keys].to_numpy())) == set(map(tuple, screen.table[keys].astype(str).to_numpy()))
+    assert nuclei["x"].between(0, 79).all()
+    assert nuclei["y"].between(0, 63).all()
+    assert nuclei["y"].max() > 50
+    assert nuclei["x"].max() > 70
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"weaks": 3}, "no parameter 'weaks'"),
+    ({"weeks": 1}, "weeks=1.*from 2"),
+    ({"compounds": 9}, "do not fit in the 48"),
+    ({"raw": "tar"}, "raw=tar"),
+    ({"density": -1}, "density=-1"),
+])
+def test_wrong_parameters(tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        simulate_bbbc021(tmp_path, **wrong)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "simulated_bbbc021").write_text("a file")
+    with pytest.raises(DataError, match="cannot write a simulated BBBC021"):
+        simulate_bbbc021(tmp_path, **TINY)
