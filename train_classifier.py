@@ -23,7 +23,8 @@ from biomass.transforms import Compose
 def main(cfg: Config) -> float | None:
     """Encode every cell once, train the probe, evaluate and save; returns the best value of the monitored metric."""
     data, trainer = cfg.dataloaders, cfg.trainer
-    name = run_name(cfg.run_name, "train_classifier")
+    save_key = cfg.save_key
+    name = run_name(cfg.run_name or save_key, "train_classifier")
     fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
     checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
     resume = checkpoints.to_resume(cfg.resume)

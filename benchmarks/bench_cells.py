@@ -42,9 +42,8 @@ def main() -> None:
         plates = PlateBatches(fields, screen.plate_ids[rows[first]])
         cells = CellBatches(plates, rows, images, "random", VIEWS)
         loader = Loader(BatchReader(screen, screen.plate_ids, instances=images), cells)
-        augment = Compose(
-            [RandomRotate90(), RandomHorizontalFlip(), RandomResizedCrop(48), GaussianBlur(25, (0.1, 0.5)), Standardize()]
-        )
+        crop_and_blur = (RandomResizedCrop(48), GaussianBlur(25, (0.1, 0.5)))
+        augment = Compose([RandomRotate90(), RandomHorizontalFlip(), *crop_and_blur, Standardize()])
         chosen = [batch[: 2 * VIEWS * 100] for batch in cells]
         png = next(Path(folder).glob("simulated/*/cells"))
         files = [[_file(png, screen.table, row) for row in batch] for batch in chosen]
@@ -76,7 +75,8 @@ def main() -> None:
 
 def _file(root: Path, table: object, row: int) -> Path:
     cell = table.iloc[row]  # type: ignore[attr-defined]
-    return root / cell["experiment"] / f"Plate{cell['plate']}" / f"{cell['well']}_s{cell['site']}" / f"{cell['cell']}.png"
+    field = f"{cell['well']}_s{cell['site']}"
+    return root / cell["experiment"] / f"Plate{cell['plate']}" / field / f"{cell['cell']}.png"
 
 
 def _standardize(image: torch.Tensor) -> torch.Tensor:

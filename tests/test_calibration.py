@@ -155,11 +155,12 @@ class Awkward(nn.Module):
             raise AssertionError("defaults must hold")
         x = self.first(x) * self.scale
         y = self.second(x * torch.tensor(2.0))
-        x.add_(1.0)  # after it has waited for the other chunks, and before it waits again
+        same = x.add_(1.0)  # after it has waited for the other chunks, and before it waits again under two names
         halves = torch.chunk(y, 2, dim=2)
         y = self.third(self.depth(torch.cat(halves[::-1], dim=2)))
+        x.mul_(2.0)
         alias = y
-        y += x
+        y += same
         y = y - 0.5 * alias
         n, c, h, _ = y.shape
         flat = self.drop(self.branch(y)).reshape(y.size(0), c * h, -1)

@@ -2,12 +2,10 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,16 +13,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from biomass.datasets import pack as packing
+from biomass.datasets import rxrx1
 from biomass.datasets.files import open_files
 from biomass.datasets.manifest import load_manifest
 from biomass.datasets.pack import main, open_source, pack
 from biomass.datasets.packed import (
-    ABOUT, FILES, IMAGES, INDEX, load_packed, open_packed, packed_beside, packed_pixels, verify,
-)  # fmt: skip
+    ABOUT,
+    FILES,
+    IMAGES,
+    INDEX,
+    load_packed,
+    open_packed,
+    packed_beside,
+    packed_pixels,
+    verify,
+)
 from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
+from biomass.datasets.simulated import Design, simulate_rxrx1
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.loader import BatchReader, Loader
 from biomass.screen import Screen, make_screen
@@ -128,9 +135,6 @@ def test_reading_in_workers(tmp_path, screen):
     batches = Loader(BatchReader(packed, packed.plate_ids), rows, num_workers=2)
     for batch, wanted in zip(batches, rows, strict=True):
         assert np.array_equal(batch.images.numpy(), screen.pixels.read(wanted))
-    spawned = DataLoader(BatchReader(packed, packed.plate_ids), sampler=rows[:1], batch_size=None, num_workers=1,
-                         multiprocessing_context="spawn")
-    assert np.array_equal(next(iter(spawned)).images.numpy(), screen.pixels.read(rows[0]))
 
 
 # used automatically
@@ -178,6 +182,7 @@ def write_cells(root, wells=("B02", "B03"), per_well=3):
 def test_cells_are_read_from_the_store_beside_them(tmp_path, caplog):
     folder = write_cells(tmp_path)
     from_files = load_rxrx1_cells(folder)
+    images = from_files.pixels.read(np.arange(6))
     main([str(folder)])
     from_store = load_rxrx1_cells(folder)
     assert from_store.pixels.path == tmp_path / "cells.packed"
@@ -188,10 +193,10 @@ def test_cells_are_read_from_the_store_beside_them(tmp_path, caplog):
     shutil.rmtree(gone)  # fewer cells: those that are left come from the store
     fewer = load_rxrx1_cells(folder)
     assert fewer.pixels.path == tmp_path / "cells.packed"
-    assert np.array_equal(fewer.pixels.read(np.arange(3)), from_files.pixels.read(np.arange(3, 6)))
+    assert np.array_equal(fewer.pixels.read(np.arange(3)), images[3:])
 
     shutil.rmtree(folder)  # no files any more: the store says which cells there are
-    assert_same(from_files, load_rxrx1_cells(folder))
+    assert_same(from_store, load_rxrx1_cells(folder))
     assert count_cells(folder)["cells"].tolist() == [3, 3]
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING and "not used" in r.message]
 
@@ -242,9 +247,9 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
     assert "complete and unchanged" in capsys.readouterr().out
 
 
-def test_the_command_packs_fields_of_view(tmp_path, data_root):
-    from biomass.datasets.simulated import Design, simulate_rxrx1
-
+def test_the_command_packs_fields_of_view(tmp_path, data_root, monkeypatch):
+    # what wilds makes of the metadata is none of our business here, and importing it takes seconds
+    monkeypatch.setattr(rxrx1, "_official", lambda root: (np.repeat("train", 24), np.arange(24) % 4))
     folder = simulate_rxrx1(data_root, Design(experiments=3, plates=1, treatments=2, positive_controls=1, wells=2,
                                               negative_wells=1, size=48))
     for source in (folder, folder / "rxrx1_v1.0"):
@@ -349,7 +354,7 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(tmp_path, screen, blo
         with pytest.raises(KeyboardInterrupt):
             pack(screen, tmp_path / "store", workers=0)
     assert not (tmp_path / "store").exists()
-    with pytest.raises(DataError, match="has no usable store.json"):
+    with pytest.raises(DataError, match=r"has no usable store\.json"):
         open_packed(tmp_path / "store.part")
     journal = tmp_path / "store.part" / "journal.jsonl"
     journal.write_text(journal.read_text() + '{"half a li')  # as a process leaves it that is killed while it writes
@@ -383,35 +388,24 @@ def test_what_was_begun_for_other_images_is_thrown_away(tmp_path, screen):
     assert_same(other, load_packed(pack(other, tmp_path / "store")))
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tests.test_packed import screen_of_files
-from biomass.datasets import pack as packing
-packing.BLOCK_BYTES = 4 * 90
-original = packing._BlockWriter.__call__
-def slowly(self, block):
-    time.sleep(0.2)
-    return original(self, block)
-packing._BlockWriter.__call__ = slowly
-packing.pack(screen_of_files(Path(sys.argv[2]) / "files"), Path(sys.argv[2]) / "store", workers=2)
-"""
+def pack_slowly(screen, out):
+    original = packing._BlockWriter.__call__
+    packing._BlockWriter.__call__ = lambda self, block: time.sleep(0.2) or original(self, block)
+    pack(screen, out, workers=2)
 
 
-def test_a_killed_process_leaves_no_store_and_no_workers(tmp_path, small_blocks):
-    root = Path(__file__).parent.parent
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root), str(tmp_path)])
+def test_a_killed_process_leaves_no_store_and_no_workers(tmp_path, screen):
+    process = multiprocessing.get_context("fork").Process(target=pack_slowly, args=(screen, tmp_path / "store"))
+    process.start()
     journal = tmp_path / "store.part" / "journal.jsonl"
     deadline = time.monotonic() + 60
     while not (journal.exists() and len(journal.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "store").exists()
-    screen = make_screen(table(23), open_files(tmp_path / "files", [[f"{i}.npy" for i in range(23)]],
-                                               ("r", "g", "b")), ["k0", "k1", "k2"])
+    assert len(children) >= 2
     while any(alive(pid) for pid in children) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(alive(pid) for pid in children)

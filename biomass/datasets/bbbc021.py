@@ -75,24 +75,25 @@ def load_bbbc021(
         plates = [plates]
     root = Path(root_dir if root_dir is not None else CACHE).expanduser()
     file, folder = _find(root)
-    table: pd.DataFrame
     pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
     if file is not None:
         order = match_channels(channels, bbbc021_h5.CHANNELS)
-        table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates), order, plates)
-        _check_plates(plates, table, file)
+        fields_table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates), order)
+        rows = _rows_of_plates(plates, fields_table, file)
+        pixels = pixels.take(rows)
     else:
         order = match_channels(channels, bbbc021_raw.CHANNELS)
-        table = bbbc021_raw.read_tables(folder)
-        _check_plates(plates, table, folder / bbbc021_raw.IMAGE_TABLE)
-        table = bbbc021_raw.select_plates(table, plates)
+        fields_table = bbbc021_raw.read_tables(folder)
+        rows = _rows_of_plates(plates, fields_table, folder / bbbc021_raw.IMAGE_TABLE)
         cache = folder / "illumination" if cache_dir is None else Path(cache_dir).expanduser()
-        pixels = bbbc021_raw.open_raw(folder, table, order, cache, min(4, os.cpu_count() or 1), check_files)
-    table, classes = annotate(table)
-    rows = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive")) if fields == "ljosa" else None
-    if rows is not None:
-        log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(rows), len(table))
-        table, pixels = table.iloc[rows], pixels.take(rows)
+        wanted, workers = fields_table.iloc[rows], min(4, os.cpu_count() or 1)
+        pixels = bbbc021_raw.open_raw(folder, wanted, order, cache, workers, check_files)
+    table, classes = annotate(fields_table)
+    table = table.iloc[rows]
+    if fields == "ljosa":
+        taken = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive"))
+        log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(taken), len(table))
+        table, pixels = table.iloc[taken], pixels.take(taken)
     return make_screen(table, pixels, classes)
 
 
@@ -173,13 +174,15 @@ def _find(root: Path) -> tuple[Path | None, Path]:
                     "collection; set root_dir to the folder that holds one of them")
 
 
-def _check_plates(plates: Collection[str] | None, table: pd.DataFrame, file: Path) -> None:
+def _rows_of_plates(plates: Collection[str] | None, table: pd.DataFrame, file: Path) -> np.ndarray:
+    """The rows of some plates, (n,) int64; all if none are named."""
     known = sorted(table["plate"].unique())
     for plate in plates if plates is not None else ():
         if plate not in known:
             close = get_close_matches(str(plate), known, 1)
             hint = f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known[:8])} …"
             raise ConfigError(f"plates lists '{plate}', which '{file}' does not have; {hint}")
+    return np.flatnonzero(table["plate"].isin(known if plates is None else plates))
 
 
 def annotate(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

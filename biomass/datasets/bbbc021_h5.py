@@ -74,15 +74,12 @@ def _dataset(h5: h5py.File, name: str, file: Path) -> h5py.Dataset:
     return h5[name]
 
 
-def read_fields(
-    files: Sequence[Path], channels: Sequence[int] = range(len(CHANNELS)), plates: Collection[str] | None = None
-) -> tuple[pd.DataFrame, "H5Pixels"]:
+def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.DataFrame, "H5Pixels"]:
     """What is known of all images in some plate files, and the images.
 
     Args:
         files: plate files, as :func:`plate_files` gives them.
         channels: positions of the channels to read, in their order.
-        plates: names of the plates to read; all if left out.
 
     Returns:
         A table with the columns ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown),
@@ -101,8 +98,6 @@ def read_fields(
             tables.append(pd.DataFrame(columns).assign(file=number, index=np.arange(len(images))))
             sizes.append(images.shape[2:])
     table = pd.concat(tables, ignore_index=True)
-    if plates is not None:
-        table = table[table["plate"].isin(plates)].reset_index(drop=True)
     table["moa"] = table["moa"].where(table["moa"] != UNKNOWN, "")
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:

@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -389,8 +389,3 @@ class _Measured:
 
     def close(self) -> None:
         self._h5.close()
-
-
-def select_plates(table: pd.DataFrame, plates: Collection[str] | None) -> pd.DataFrame:
-    """The rows of some plates; all if left out."""
-    return table if plates is None else table[table["plate"].isin(plates)].reset_index(drop=True)

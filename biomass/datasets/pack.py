@@ -198,7 +198,7 @@ def _files(screen: Screen) -> Any:
         return join_files(screen.pixels.files)
     if isinstance(screen.pixels, PackedPixels):
         return screen.pixels.files()
-    return pa.array((screen.pixels.name(row) for row in range(len(screen))), pa.large_string(), len(screen))
+    return pa.array((screen.pixels.name(row) for row in range(len(screen))), pa.large_string(), size=len(screen))
 
 
 def _make_plan(screen: Screen, files: Any) -> _Plan:

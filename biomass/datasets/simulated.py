@@ -45,7 +45,7 @@ CELL_TYPES = ("HEPG2", "HUVEC", "RPE", "U2OS")
 CROP = 48
 """Height and width of a cropped cell, pixels, as published for RxRx1."""
 
-_VERSION = 1  # part of a screen's identity: raise it with every change that changes a pixel
+_VERSION = 2  # part of a screen's identity: raise it with every change that changes a pixel
 _WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in range(2, 24))  # the inner 308 of 384
 _STAMP = 40  # a cell is drawn on a square of this side, pixels
 _CHUNK_CELLS = 96  # cells drawn at once: their arrays stay in a core's cache
@@ -76,27 +76,27 @@ class Trait(NamedTuple):
 
 TRAITS: dict[str, Trait] = {
     #                             base  cells  effect drift  type   shape
-    "crowding": Trait(            1.00, 0.00,  0.20,  0.20,  0.15,  True),   # cells an area
-    "nucleus_radius": Trait(      4.60, 0.09,  0.20,  0.05,  0.08,  True),   # pixels
-    "nucleus_elongation": Trait(  1.25, 0.08,  0.22,  0.05,  0.05,  True),   # ratio of the axes
-    "nucleus_lobes": Trait(       0.05, 0.30,  0.80,  0.15,  0.20,  True),   # ripple of the outline, of the radius
-    "nucleus_brightness": Trait(  0.90, 0.12,  0.35,  0.20,  0.10,  False),
-    "chromatin_contrast": Trait(  0.30, 0.15,  0.75,  0.30,  0.20,  True),
-    "chromatin_grain": Trait(     3.20, 0.10,  0.38,  0.05,  0.10,  True),   # wavelength, pixels
-    "nucleoli": Trait(            0.30, 0.25,  0.80,  0.20,  0.20,  True),   # depth of the dark spots
-    "cell_radius": Trait(         9.50, 0.10,  0.20,  0.08,  0.12,  True),   # pixels
-    "cell_elongation": Trait(     1.30, 0.12,  0.28,  0.08,  0.12,  True),
-    "cell_ripple": Trait(         0.09, 0.30,  0.70,  0.15,  0.20,  True),
-    "er_brightness": Trait(       0.80, 0.15,  0.40,  0.25,  0.10,  False),
-    "er_spread": Trait(           4.50, 0.15,  0.55,  0.25,  0.15,  False),  # decay length from the nucleus, pixels
-    "er_contrast": Trait(         0.30, 0.15,  0.75,  0.30,  0.20,  True),
-    "er_grain": Trait(            4.00, 0.10,  0.38,  0.05,  0.10,  True),
-    "er_polarity": Trait(         0.25, 0.30,  0.75,  0.20,  0.20,  True),   # more of it on one side of the nucleus
-    "actin_brightness": Trait(    0.35, 0.15,  0.40,  0.25,  0.10,  False),  # of the cell's body
-    "rim_brightness": Trait(      0.60, 0.15,  0.60,  0.30,  0.15,  False),  # of its cortex
-    "rim_width": Trait(           0.12, 0.12,  0.45,  0.15,  0.10,  True),   # of the radius
-    "fibres": Trait(              0.45, 0.20,  0.75,  0.30,  0.20,  True),   # contrast of the stress fibres
-    "fibre_spacing": Trait(       4.20, 0.08,  0.34,  0.05,  0.10,  True),   # pixels
+    "crowding": Trait(            1.00, 0.00,  0.24,  0.20,  0.15,  True),   # cells an area
+    "nucleus_radius": Trait(      4.60, 0.09,  0.24,  0.05,  0.08,  True),   # pixels
+    "nucleus_elongation": Trait(  1.25, 0.08,  0.26,  0.05,  0.05,  True),   # ratio of the axes
+    "nucleus_lobes": Trait(       0.05, 0.30,  0.95,  0.15,  0.20,  True),   # ripple of the outline, of the radius
+    "nucleus_brightness": Trait(  0.90, 0.12,  0.42,  0.20,  0.10,  False),
+    "chromatin_contrast": Trait(  0.30, 0.15,  0.90,  0.30,  0.20,  True),
+    "chromatin_grain": Trait(     3.20, 0.10,  0.45,  0.05,  0.10,  True),   # wavelength, pixels
+    "nucleoli": Trait(            0.30, 0.25,  0.95,  0.20,  0.20,  True),   # depth of the dark spots
+    "cell_radius": Trait(         9.50, 0.10,  0.24,  0.08,  0.12,  True),   # pixels
+    "cell_elongation": Trait(     1.30, 0.12,  0.34,  0.08,  0.12,  True),
+    "cell_ripple": Trait(         0.09, 0.30,  0.85,  0.15,  0.20,  True),
+    "er_brightness": Trait(       0.80, 0.15,  0.48,  0.25,  0.10,  False),
+    "er_spread": Trait(           4.50, 0.15,  0.65,  0.25,  0.15,  False),  # decay length from the nucleus, pixels
+    "er_contrast": Trait(         0.30, 0.15,  0.90,  0.30,  0.20,  True),
+    "er_grain": Trait(            4.00, 0.10,  0.45,  0.05,  0.10,  True),
+    "er_polarity": Trait(         0.25, 0.30,  0.90,  0.20,  0.20,  True),   # more of it on one side of the nucleus
+    "actin_brightness": Trait(    0.35, 0.15,  0.48,  0.25,  0.10,  False),  # of the cell's body
+    "rim_brightness": Trait(      0.60, 0.15,  0.72,  0.30,  0.15,  False),  # of its cortex
+    "rim_width": Trait(           0.12, 0.12,  0.54,  0.15,  0.10,  True),   # of the radius
+    "fibres": Trait(              0.45, 0.20,  0.90,  0.30,  0.20,  True),   # contrast of the stress fibres
+    "fibre_spacing": Trait(       4.20, 0.08,  0.40,  0.05,  0.10,  True),   # pixels
 }
 """The traits that make up the look of a cell."""
 
@@ -372,7 +372,8 @@ def acquire(rng: np.random.Generator, light: np.ndarray, nuisance: Nuisance) -> 
         haze = min(float(nuisance.haze[c]), 0.8)
         sharp = _blurred(light[:, c], float(nuisance.blur[c]))
         seen = (1 - haze) * sharp + haze * _blurred(sharp, 8.0)
-        seen = np.maximum(lamp, 0.1).astype(np.float32) * (float(nuisance.gain[c]) * seen + float(nuisance.background[c]))
+        seen = float(nuisance.gain[c]) * seen + float(nuisance.background[c])
+        seen *= np.maximum(lamp, 0.1).astype(np.float32)
         seen += nuisance.noise * np.sqrt(seen) * rng.standard_normal(seen.shape, dtype=np.float32)
         image[:, c] = np.clip(seen, 0, 1) ** float(nuisance.gamma[c])
     return image
@@ -443,9 +444,9 @@ class Design:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
         for name in (*least, "seed", "positive_controls", "negative_wells", "empty_wells"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least.get(name, 0):
-                raise ConfigError(f"a simulated screen with {name}={value}: use a whole number from {least.get(name, 0)}")
+            value, low = getattr(self, name), least.get(name, 0)
+            if not isinstance(value, int) or value < low:
+                raise ConfigError(f"a simulated screen with {name}={value}: use a whole number from {low}")
         for name in ("density", "intensity_effect", "shape_effect", "nuisance", "test_shift"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < np.inf:

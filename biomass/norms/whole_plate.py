@@ -122,7 +122,7 @@ class _Tracer(fx.Tracer):
     """Looks into those modules only that hold a norm; all others run as they are, whatever is inside."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return super().proxy(node)
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, PlateBatchNorm) or not any(isinstance(part, PlateBatchNorm) for part in m.modules())

@@ -11,9 +11,13 @@ from biomass.errors import ConfigError
 from biomass.loader import Batch
 
 
-def contrastive_loss(
-    projections: Tensor, instances: Tensor, temperature: float, chunk_size: int = 2048
-) -> Tensor:
+def check_temperature(temperature: float) -> None:
+    """Raises ConfigError when it is not positive."""
+    if temperature <= 0:
+        raise ConfigError(f"temperature is {temperature}; it must be positive (published: 0.05)")
+
+
+def contrastive_loss(projections: Tensor, instances: Tensor, temperature: float, chunk_size: int = 2048) -> Tensor:
     """Normalized temperature-scaled cross-entropy with several positives an anchor.
 
     For an anchor i with positives P(i), the other views of its instance, and s the cosine similarity::
@@ -34,8 +38,7 @@ def contrastive_loss(
     Returns:
         A scalar; 0 where no row has a positive.
     """
-    if temperature <= 0:
-        raise ConfigError(f"temperature is {temperature}; it must be positive (published: 0.05)")
+    check_temperature(temperature)
     with torch.autocast(projections.device.type, enabled=False):
         wide = projections if projections.dtype == torch.float64 else projections.float()
         unit = F.normalize(wide, dim=1)
@@ -79,6 +82,9 @@ class Contrastive:
     """
 
     temperature: float
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
     def __call__(self, network: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss for the views (N, C, H, W) of ``batch.instances`` (N,)."""

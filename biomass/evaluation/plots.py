@@ -1,0 +1,176 @@
+"""Figures of profiles and of predicted mechanisms. Every function returns a matplotlib Figure and shows nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from biomass.errors import DataError
+from biomass.evaluation.aggregate import Features, feature_matrix
+from biomass.evaluation.nearest import NearestResult
+
+_GREY = "0.8"
+
+
+def umap_coordinates(
+    features: Features, metric: str = "cosine", neighbours: int = 15, min_distance: float = 0.3, seed: int = 0
+) -> np.ndarray:
+    """Two dimensions that keep neighbours together (UMAP; McInnes et al. 2018), the same for the same seed.
+
+    Args:
+        features: a profile table, or an array (N, D), N >= 4.
+        metric: which distance tells neighbours.
+        neighbours: how many of them a row has; at most N - 1 are taken.
+        min_distance: how close points may come in the plane.
+        seed: of the layout.
+
+    Returns:
+        (N, 2) float32.
+
+    Raises:
+        DataError: there are fewer than 4 rows, or a feature is missing or infinite.
+    """
+    matrix = feature_matrix(features).astype(np.float32)
+    if len(matrix) < 4:
+        raise DataError(f"UMAP was given {len(matrix)} rows; it needs at least 4")
+    import umap  # seconds to import, and more to compile
+
+    reducer = umap.UMAP(
+        n_neighbors=min(neighbours, len(matrix) - 1),
+        min_dist=min_distance,
+        metric=metric,
+        init="pca",
+        random_state=seed,
+        n_jobs=1,  # what a fixed seed asks for
+    )
+    return np.asarray(reducer.fit_transform(matrix), np.float32)
+
+
+def scatter_grid(
+    coordinates: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]], muted: Sequence[str] = ("",)
+) -> Figure:
+    """Points in the plane, a column a set of coordinates, a row a way to colour them.
+
+    Args:
+        coordinates: title of the column → (N, 2).
+        labels: what the colour means → the label of each of the N points.
+        muted: labels drawn small and grey, below the others.
+    """
+    columns, rows = len(coordinates), len(labels)
+    figure = Figure(figsize=(3.1 * columns + 2.3, 3.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, (meaning, values) in enumerate(labels.items()):
+        of_point = np.asarray(values, dtype=str)
+        colours = _colours(sorted(set(of_point), key=_natural), muted)
+        for j, (title, points) in enumerate(coordinates.items()):
+            ax = axes[i, j]
+            for label, colour in colours.items():
+                of_label = points[of_point == label]
+                quiet = label in muted
+                ax.scatter(*of_label.T, s=8 if quiet else 16, color=colour, linewidths=0, zorder=1 if quiet else 2,
+                           label=label or "unknown")  # fmt: skip
+            ax.set(xticks=[], yticks=[], title=title if i == 0 else "")
+        axes[i, 0].set_ylabel(f"colour: {meaning}")
+        axes[i, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7, markerscale=1.5)
+    return figure
+
+
+def mechanism_bars(results: Mapping[str, NearestResult], title: str = "") -> Figure:
+    """Accuracy of every mechanism, a bar for each result; what cannot be scored is said so.
+
+    Args:
+        results: name of the bar → predictions for the same treatments.
+        title: of the figure.
+    """
+    tables = {name: result.by_moa() for name, result in results.items()}
+    some = next(iter(tables.values()))
+    moas = list(some.index[::-1])
+    figure = Figure(figsize=(7, 0.8 + 0.16 * len(moas) * (len(tables) + 1)), layout="constrained")
+    ax = figure.subplots()
+    height = 0.8 / len(tables)
+    for i, ((name, table), colour) in enumerate(zip(tables.items(), _palette(len(tables)), strict=True)):
+        y = np.arange(len(moas)) + 0.4 - height * (i + 0.5)
+        values = 100 * table["accuracy"].reindex(moas)
+        ax.barh(y, values.fillna(0), height * 0.9, color=colour, label=name)
+    scorable = some["scorable"].reindex(moas)
+    for row, count in enumerate(scorable):
+        if count == 0:
+            ax.text(1, row, "cannot be scored", va="center", fontsize=7, color="0.4")
+    ax.set_yticks(range(len(moas)), [f"{moa} ({n})" for moa, n in zip(moas, scorable, strict=True)], fontsize=8)
+    ax.set(xlim=(0, 100), xlabel="accuracy (%)", title=title)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tables), frameon=False, fontsize=8)
+    if title:
+        ax.set_title(title, pad=24, fontsize=10)
+    return figure
+
+
+def confusion(matrix: pd.DataFrame, title: str = "") -> Figure:
+    """Counts of treatments: rows predicted, columns true, as :meth:`NearestResult.confusion_matrix` gives them."""
+    counts = matrix.to_numpy()
+    share = counts / np.maximum(counts.sum(0, keepdims=True), 1)
+    side = 1.8 + 0.36 * len(counts)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts):
+        dark = share[row, column] > 0.6
+        ax.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8,
+                color="white" if dark else "black")  # fmt: skip
+    ax.set_xticks(range(len(counts)), list(matrix.columns), rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(range(len(counts)), list(matrix.index), fontsize=8)
+    ax.set(xlabel="true", ylabel="predicted")
+    ax.set_title(title, fontsize=10)
+    ax.set_xticks(np.arange(len(counts) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(counts) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="0.9", lw=0.5)
+    ax.tick_params(which="minor", length=0)
+    return figure
+
+
+def gallery(images: np.ndarray, titles: Sequence[str], channels: Sequence[str], rows: int = 2) -> Figure:
+    """Pictures of up to three channels, the first blue, the second green, the third red, each scaled for itself.
+
+    Args:
+        images: (N, C, H, W), C >= 1, of any numeric type.
+        titles: of each image, (N,).
+        channels: names of the channels.
+        rows: rows of pictures.
+    """
+    columns = -(-len(images) // rows)
+    figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.3), layout="constrained")
+    for ax, image, title in zip(figure.subplots(rows, columns, squeeze=False).flat, images, titles, strict=False):
+        low, high = (np.percentile(image[:3].astype(np.float32), q, axis=(1, 2), keepdims=True) for q in (1, 99.5))
+        scaled = np.clip((image[:3] - low) / np.maximum(high - low, 1e-6), 0, 1).astype(np.float32)
+        picture = np.zeros((3, *image.shape[1:]), np.float32)
+        picture[: len(scaled)] = scaled
+        ax.imshow(picture[::-1].transpose(1, 2, 0))
+        ax.set_title(title, fontsize=7)
+    for ax in figure.axes:
+        ax.set_axis_off()
+    names = zip(("blue", "green", "red"), channels, strict=False)
+    figure.suptitle(", ".join(f"{colour}: {name}" for colour, name in names), fontsize=8)
+    return figure
+
+
+def _palette(n: int) -> list[str]:
+    """The n colours of bars: grey for the first of three, which is the baseline, then stronger ones."""
+    return (["0.7", "C0", "C1"] if n <= 3 else [f"C{i % 10}" for i in range(n)])[:n]
+
+
+def _colours(labels: Sequence[str], muted: Sequence[str]) -> dict[str, Any]:
+    """A colour for every label, the muted ones first and grey."""
+    import matplotlib as mpl
+
+    loud = [label for label in labels if label not in muted]
+    table = mpl.colormaps["tab10" if len(loud) <= 10 else "tab20"]
+    quiet = {label: _GREY for label in labels if label in muted}
+    return quiet | {label: to_hex(table(i % table.N)) for i, label in enumerate(loud)}
+
+
+def _natural(label: str) -> tuple[int, str]:
+    """Sorts Week2 before Week10."""
+    return len(label) if label[-1:].isdigit() else 0, label

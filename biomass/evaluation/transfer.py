@@ -1,0 +1,439 @@
+"""What an encoder makes of a screen that it was not trained on: profiles, and mechanisms of action from them.
+
+Cells become images (mean), images wells (mean), wells treatments (median), under each choice of where batch norm takes
+its statistics from. The expensive step, cells to images, streams plate by plate and goes on where it was stopped
+(:func:`image_profiles`); the others are quick, and start from its tables.
+
+Profile tables name the columns of a Screen ``Metadata_<column>``, but for the experiment, which is ``Metadata_batch``
+(for BBBC021 the week), and features ``emb_0000…``.
+"""
+
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning_fabric import Fabric
+from matplotlib.figure import Figure
+from torch import nn
+
+from biomass.datasets.channels import match_channels
+from biomass.errors import ConfigError, DataError
+from biomass.evaluation import plots
+from biomass.evaluation.aggregate import METADATA, aggregate
+from biomass.evaluation.nearest import BatchMixing, NearestResult, batch_mixing, nsc, nscb
+from biomass.evaluation.profiles import Profiles, mean_profiles
+from biomass.evaluation.whitening import tvn, whiten
+from biomass.inference import Statistics, Transform, infer
+from biomass.loader import BatchReader, Loader, OnBadImage, SkippedImages
+from biomass.samplers import PlateBatches
+from biomass.screen import PLATE, Screen
+
+NORMALIZATIONS: Mapping[str, str] = {"frozen": "no BEN", "all": "BEN, all cells", "controls": "BEN, control cells"}
+"""Where batch norm takes its statistics from, and what that is called in tables and figures: the running averages of
+training, all cells of the plate, or the cells of its negative controls."""
+
+POSTPROCESSINGS = ("none", "whiten", "tvn")
+"""What is done to the profiles of wells."""
+
+FIELD = (*PLATE, "well", "site")
+"""The columns of a Screen that together name an image (a field of view)."""
+
+COLUMNS: Mapping[str, str] = {"experiment": "Metadata_batch"} | {
+    name: f"{METADATA}{name}" for name in ("plate", "well", "site", "control", "compound", "concentration", "moa")
+}
+"""The columns of a Screen that profiles keep, and what they are called there."""
+
+WELL = ("Metadata_batch", "Metadata_plate", "Metadata_well")
+TREATMENT = ("Metadata_compound", "Metadata_concentration")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One cell of the table: a normalization with a post-processing.
+
+    Attributes:
+        wells: the post-processed profiles of all wells.
+        treatments: their medians, without controls; ``Metadata_batch`` is the tuple of batches of a treatment's wells.
+        nsc: mechanisms predicted by the nearest treatment of another compound.
+        nscb: by the nearest treatment that shares no batch either.
+        mixing: how often the nearest neighbour of a control well is of its own batch; None for fewer than two controls.
+    """
+
+    wells: pd.DataFrame
+    treatments: pd.DataFrame
+    nsc: NearestResult
+    nscb: NearestResult
+    mixing: BatchMixing | None
+
+
+def image_profiles(
+    fabric: Fabric,
+    encoder: nn.Module,
+    cells: Screen,
+    folder: Path,
+    normalization: str = "controls",
+    *,
+    transform: Transform,
+    channels: Sequence[str] | None = None,
+    normalize: bool = True,
+    batch_size: int | None = 2048,
+    num_workers: int = 0,
+    on_bad_image: OnBadImage = "error",
+) -> pd.DataFrame:
+    """Encode all cells of a screen and average them over each image.
+
+    Every plate is written to ``<folder>/<experiment>/<plate>.parquet`` when it is done. A later call reads what is
+    there; plates that were made with other weights or settings, or from other cells, are made anew. At most one
+    plate of cells, and of what the network makes of them, is in memory.
+
+    Args:
+        fabric: device and precision.
+        encoder: (n, C, H, W) → (n, D), with plate-aware norms where ``normalization`` asks for statistics of plates.
+        cells: a row a cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
+        folder: where the plates' tables are kept.
+        normalization: one of :data:`NORMALIZATIONS`. Statistics are those of the whole plate, whatever ``batch_size``.
+        transform: applied to the cells on the device, without randomness.
+        channels: names of the channels that the encoder expects, in its order; found among those of ``cells`` by
+            :func:`biomass.datasets.channels.match_channels`. None: those of ``cells`` as they are.
+        normalize: scale the vector of every cell to length 1 first.
+        batch_size: cells at once; None for whole plates.
+        num_workers: processes that read ahead.
+        on_bad_image: ``error``, or ``skip`` to leave unreadable cells out, listed in ``<folder>/skipped_images.txt``.
+
+    Returns:
+        A row an image that has cells: the :data:`COLUMNS`, ``Metadata_cells`` (how many) and the features (float32).
+
+    Raises:
+        ConfigError: an unknown normalization, a missing channel or column, or a network without plate-aware norms.
+        DataError: a plate has no control cell but shall be normalized by them (it is named); or the encoder gives
+            values that are not finite.
+        BadImageError: a cell cannot be read.
+    """
+    statistics = _statistics(normalization, cells)
+    missing = [column for column in COLUMNS if column not in cells.table]
+    if missing:
+        raise ConfigError(f"the screen has no column '{missing[0]}'; profiles of treatments need {', '.join(COLUMNS)}")
+    order = None if channels is None else list(match_channels(channels, cells.pixels.channels))
+    _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
+    plate_of_field = cells.plate_ids[first]
+    number = pd.Series(plate_of_field).groupby(plate_of_field).cumcount().to_numpy(np.int64)  # within the plate
+
+    files = [folder / f"{quote(e, safe='')}" / f"{quote(p, safe='')}.parquet" for e, p in _plates(cells)]
+    about = [fabric.strategy.precision.precision, normalization, normalize, order, repr(transform)]
+    prints = _fingerprints(cells, _weights(encoder), repr(about))
+    todo = [plate for plate, file in enumerate(files) if _fingerprint(file) != prints[plate]]
+    if todo:
+        log.info("%s: encoding %d of %d plates", NORMALIZATIONS[normalization], len(todo), len(files))
+        rows = np.flatnonzero(np.isin(cells.plate_ids, todo))
+        batches = PlateBatches(rows, cells.plate_ids[rows], batch_size=batch_size, shuffle=False)
+        reader = BatchReader(cells, cells.plate_ids, on_bad_image, number[field])
+        loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+        skipped = SkippedImages(cells)
+        outputs = infer(
+            fabric,
+            encoder.to(fabric.device),
+            loader,
+            transform if order is None else lambda images: transform(images[:, order]),
+            statistics,
+            skipped,
+        )
+        for plate, of_plate in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
+            images = first[plate_of_field == plate]
+            table = _table(cells, images, mean_profiles(of_plate, len(images), normalize))
+            write_profiles(table, files[plate], prints[plate])
+        if skipped.rows:
+            skipped.report(folder)
+    there = [file for file, print_ in zip(files, prints, strict=True) if _fingerprint(file) == print_]
+    if not there:
+        raise DataError(f"none of the {len(cells)} cells can be read; look at on_bad_image")
+    return pd.concat([pd.read_parquet(file) for file in there], ignore_index=True)
+
+
+def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
+    """The images of a screen that profiles are silent of, because no cell of theirs was found or could be read.
+
+    Their number, and which treatments are lost altogether, is said in the log.
+
+    Args:
+        fields: the screen that the cells were cut out of, a row an image.
+        images: as :func:`image_profiles` gives them.
+
+    Returns:
+        A row an image: those of the :data:`COLUMNS` that ``fields`` has.
+    """
+    table = fields.table[[c for c in COLUMNS if c in fields.table]].rename(columns=COLUMNS)
+    keys = [COLUMNS[column] for column in FIELD]
+    known = pd.MultiIndex.from_frame(images[keys].astype(str))
+    absent = table[~pd.MultiIndex.from_frame(table[keys].astype(str)).isin(known)].reset_index(drop=True)
+    if len(absent):
+        treatments = pd.MultiIndex.from_frame(absent[list(TREATMENT)]).unique()
+        lost = treatments[~treatments.isin(pd.MultiIndex.from_frame(images[list(TREATMENT)]))]
+        which = f", among them all of {'; '.join(f'{c} {d:g}' for c, d in lost[:5])}" if len(lost) else ""
+        log.warning("%d of %d images have no cells%s", len(absent), len(table), which)
+    return absent
+
+
+def well_profiles(images: pd.DataFrame) -> pd.DataFrame:
+    """Average the images of each well: a row a well, its ``Metadata_cells`` the sum over its images.
+
+    Raises:
+        DataError: a feature is missing or infinite, or a well holds two treatments.
+    """
+    keep = [c for c in COLUMNS.values() if c not in (*WELL, "Metadata_site")]
+    wells = aggregate(images, WELL, "mean", keep)
+    cells = images.groupby(list(WELL), sort=True)["Metadata_cells"].sum()
+    wells.insert(len(WELL) + len(keep), "Metadata_cells", cells.to_numpy())
+    return wells
+
+
+def postprocess(wells: pd.DataFrame, how: str) -> pd.DataFrame:
+    """Whiten the profiles of wells, or apply TVN, fitted on the wells of negative controls.
+
+    It is done to wells, before their median is taken, because there are many control wells but one control treatment,
+    and because the replicates of a treatment differ as control wells do, not as cells or images do. TVN aligns batches
+    (weeks): a plate has too few control wells for a covariance.
+
+    Args:
+        wells: as :func:`well_profiles` gives them.
+        how: one of :data:`POSTPROCESSINGS`.
+
+    Raises:
+        ConfigError: an unknown word.
+        DataError: there are fewer than two control wells (for TVN: in a batch, which is named).
+    """
+    if how not in POSTPROCESSINGS:
+        raise ConfigError(f"postprocessing '{how}' is unknown; choose {', '.join(POSTPROCESSINGS)}")
+    if how == "none":
+        return wells
+    controls = (wells["Metadata_control"] == "negative").to_numpy()
+    done = whiten(wells, controls) if how == "whiten" else tvn(wells, controls, "Metadata_batch")
+    assert isinstance(done, pd.DataFrame)
+    return done
+
+
+def treatment_profiles(wells: pd.DataFrame) -> pd.DataFrame:
+    """The median over the wells of each treatment, controls left out.
+
+    Returns:
+        A row a treatment: compound, concentration, moa, ``Metadata_batch`` and ``Metadata_plate`` as the tuples of all
+        that its wells are in, ``Metadata_wells`` (how many), and the features.
+
+    Raises:
+        DataError: there is no treated well, a feature is missing or infinite, or a treatment has two mechanisms.
+    """
+    treated = wells[wells["Metadata_control"] == ""]
+    if treated.empty:
+        raise DataError(f"none of the {len(wells)} wells is treated, so there are no treatments to compare")
+    collect = ["Metadata_batch", "Metadata_plate"]
+    treatments = aggregate(treated, TREATMENT, "median", ["Metadata_moa"], collect)
+    count = treated.groupby(list(TREATMENT), sort=True).size()
+    treatments.insert(len(TREATMENT) + 1 + len(collect), "Metadata_wells", count.to_numpy())
+    return treatments
+
+
+def evaluate(wells: pd.DataFrame, postprocessing: str = "none", metric: str = "cosine") -> Evaluation:
+    """Post-process, summarize treatments, predict their mechanisms, and see how well batches mix.
+
+    Batches are compared on control wells only: treatments differ from week to week, so that the nearest neighbour of
+    a treated well is often of its week for a good reason.
+
+    Args:
+        wells: as :func:`well_profiles` gives them.
+        postprocessing: one of :data:`POSTPROCESSINGS`.
+        metric: of NSC and NSCB, see :func:`biomass.evaluation.nsc`.
+
+    Raises:
+        ConfigError, DataError: as :func:`postprocess`, :func:`treatment_profiles` and :func:`biomass.evaluation.nsc`.
+    """
+    wells = postprocess(wells, postprocessing)
+    treatments = treatment_profiles(wells)
+    labels = (treatments, "Metadata_compound", "Metadata_moa")
+    controls = wells[wells["Metadata_control"] == "negative"]
+    mixing = batch_mixing(controls, "Metadata_batch") if len(controls) > 1 else None
+    return Evaluation(wells, treatments, nsc(*labels, metric), nscb(*labels, "Metadata_batch", metric), mixing)
+
+
+def summarize(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame:
+    """The table: a row for each (normalization, post-processing).
+
+    Returns:
+        ``normalization, postprocessing``, the accuracies ``nsc`` and ``nscb`` (0…1, NaN if nothing can be scored) with
+        the number of treatments behind them (``nsc_scored, nscb_scored``), and ``mixing`` with ``mixing_expected``:
+        the share of control wells whose nearest neighbour is of their own batch, and what it were at random.
+    """
+    rows = []
+    for (normalization, postprocessing), one in evaluations.items():
+        mixing = (one.mixing.share, one.mixing.expected) if one.mixing else (np.nan, np.nan)
+        scores = [x for result in (one.nsc, one.nscb) for x in (result.accuracy, int(result.scorable.sum()))]
+        rows.append([normalization, postprocessing, *scores, *mixing])
+    columns = ["normalization", "postprocessing", "nsc", "nsc_scored", "nscb", "nscb_scored", "mixing",
+               "mixing_expected"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The table of :func:`summarize` in per cent, for people."""
+    lines = [
+        "| normalization | post-processing | NSC (scored) | NSCB (scored) | same batch (at random) |",
+        "|---|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {NORMALIZATIONS[row.normalization]} | {row.postprocessing} | {100 * row.nsc:.1f} ({row.nsc_scored}) "
+        f"| {100 * row.nscb:.1f} ({row.nscb_scored}) | {100 * row.mixing:.1f} ({100 * row.mixing_expected:.1f}) |"
+        for row in table.itertuples()
+    ]
+    return "\n".join(lines)
+
+
+def predictions(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame:
+    """What every evaluation says of every treatment, a row each, with the reason where it cannot be scored."""
+    parts = []
+    for (normalization, postprocessing), one in evaluations.items():
+        about = one.treatments[["Metadata_concentration", "Metadata_batch"]]
+        about = about.set_axis(["concentration", "batches"], axis=1)
+        about["batches"] = about["batches"].map(" ".join)
+        for score, result in (("nsc", one.nsc), ("nscb", one.nscb)):
+            part = pd.concat([result.table(), about], axis=1)
+            neighbour = result.neighbours
+            for column in ("compound", "concentration"):
+                values = part[column].to_numpy(object)[neighbour]
+                part[f"neighbour_{column}"] = np.where(neighbour >= 0, values, None)
+            part = part.drop(columns="neighbour")
+            part.insert(0, "score", score)
+            part.insert(0, "postprocessing", postprocessing)
+            part.insert(0, "normalization", normalization)
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw(
+    evaluations: Mapping[tuple[str, str], Evaluation], normalization: str, postprocessing: str, seed: int = 0
+) -> dict[str, Figure]:
+    """The figures of a transfer, by name: ``umap``, ``mechanisms`` and ``confusion``.
+
+    Args:
+        evaluations: (normalization, post-processing) → evaluation.
+        normalization: the one whose confusion matrix is drawn; the other figures compare all of them.
+        postprocessing: the one that is drawn.
+        seed: of the layout of UMAP.
+    """
+    shown = {NORMALIZATIONS[n]: one for (n, p), one in evaluations.items() if p == postprocessing}
+    one = evaluations[normalization, postprocessing]
+    about = next(iter(shown.values())).wells
+    labels = {"mechanism": about["Metadata_moa"], "batch": about["Metadata_batch"]}
+    result = one.nscb
+    title = f"{NORMALIZATIONS[normalization]}, post-processing: {postprocessing}\n"
+    title += f"NSCB {100 * result.accuracy:.0f} % of {result.scorable.sum()} treatments"
+    return {
+        "umap": plots.scatter_grid(
+            {name: plots.umap_coordinates(shown[name].wells, seed=seed) for name in shown}, labels, ("", "DMSO")
+        ),
+        "mechanisms": plots.mechanism_bars({name: shown[name].nscb for name in shown}, "NSCB"),
+        "confusion": plots.confusion(result.confusion_matrix(), title),
+    }
+
+
+def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> None:
+    """Write a profile table as Parquet; it appears under its name when it is complete, and not before.
+
+    Args:
+        table: as the functions here give it.
+        file: where to; its folder is made.
+        fingerprint: what it was made from, kept in the file.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"fingerprint": fingerprint.encode()})
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(arrow, partial)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write profiles '{file}' ({error.strerror}); free or change the folder") from error
+
+
+def _statistics(normalization: str, cells: Screen) -> Statistics:
+    """What a normalization means for batch norm, once it is sure that all plates have what it takes."""
+    if normalization not in NORMALIZATIONS:
+        raise ConfigError(f"normalization '{normalization}' is unknown; choose {', '.join(NORMALIZATIONS)}")
+    if normalization == "controls":
+        count = np.bincount(cells.plate_ids[cells.negative_controls], minlength=len(cells.plate_names))
+        lacking = np.flatnonzero(count == 0)
+        if len(lacking):
+            others = f" (nor have {len(lacking) - 1} other plates)" if len(lacking) > 1 else ""
+            raise DataError(
+                f"plate '{cells.plate_names[lacking[0]]}'{others} has no cell of a negative control (DMSO), from which "
+                "it is to be normalized; leave it out, or normalize without controls"
+            )
+    if normalization == "frozen":
+        return Statistics("running", names=cells.plate_names)
+    return Statistics("batch", rows="controls" if normalization == "controls" else "all", names=cells.plate_names)
+
+
+def _plates(cells: Screen) -> list[tuple[str, str]]:
+    """Experiment and plate of every plate id."""
+    first = np.unique(cells.plate_ids, return_index=True)[1]
+    return [(str(e), str(p)) for e, p in cells.table.iloc[first][list(PLATE)].to_numpy()]
+
+
+def _weights(encoder: nn.Module) -> str:
+    """A hash of all weights and running averages."""
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprints(cells: Screen, *settings: str) -> list[str]:
+    """Of every plate, what its profiles depend on."""
+    common = "\n".join([*settings, repr((cells.pixels.channels, cells.pixels.size))]).encode()
+    columns = [c for c in (*COLUMNS, "cell", "x", "y") if c in cells.table]
+    rows = pd.util.hash_pandas_object(cells.table[columns], index=False).to_numpy()
+    plates = np.split(rows[np.argsort(cells.plate_ids, kind="stable")], np.cumsum(np.bincount(cells.plate_ids))[:-1])
+    return [hashlib.sha256(common + plate.tobytes()).hexdigest() for plate in plates]
+
+
+def _fingerprint(file: Path) -> str | None:
+    """What the profiles in a file were made from; None where there is no file that can be read."""
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return metadata.get(b"fingerprint", b"").decode()
+
+
+def _table(cells: Screen, images: np.ndarray, profiles: Profiles) -> pd.DataFrame:
+    """The profiles of the images of one plate, each described by its first cell (a row of ``cells``)."""
+    there = np.flatnonzero(profiles.counts)
+    about = cells.table.iloc[images[there]][list(COLUMNS)].rename(columns=COLUMNS).reset_index(drop=True)
+    for column in about.select_dtypes("category"):
+        about[column] = about[column].astype(object)
+    about["Metadata_cells"] = profiles.counts[there]
+    vectors = profiles.vectors[there]
+    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(bad):
+        where = "/".join(about.loc[bad[0], [COLUMNS[c] for c in FIELD]])
+        raise DataError(
+            f"the encoder's output for image '{where}' is not finite; look for NaN in the checkpoint's weights and "
+            "in the image, or use precision 32"
+        )
+    names = [f"emb_{i:04d}" for i in range(vectors.shape[1])]
+    return pd.concat([about, pd.DataFrame(vectors, columns=names)], axis=1)
