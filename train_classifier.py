@@ -46,8 +46,8 @@ def main(cfg: Config) -> float | None:
         rows, groups[rows] if columns else None, batch_size=cfg.encode_batch_size, shuffle=not columns, seed=cfg.seed
     )
     loader = Loader(BatchReader(cells, groups, data.on_bad_image, instances), batches, data.num_workers)
-    source = "batch" if cfg.model_train_mode else "running"
-    statistics = Statistics(source, columns is not None, "all", cells.group_names(columns or PLATE))
+    names = cells.group_names(columns or PLATE)
+    statistics = Statistics("batch" if cfg.model_train_mode else "running", columns is not None, "all", names)
     standardize = Compose([build(t) for t in cfg.transforms.eval])
 
     # cells → one vector for each field of view, once for all epochs; what stands in the way is known before

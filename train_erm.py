@@ -34,8 +34,9 @@ def main(cfg: Config) -> float | None:
     groups, names = screen.groups(groupby or PLATE), screen.group_names(groupby or PLATE)
     plates, plate_names = screen.groups(data.eval_groupby), screen.group_names(data.eval_groupby)
     in_training = Statistics("batch", groupby is not None, cfg.statistics_rows, names)
-    source = "batch" if cfg.use_train_at_eval else "running"
-    at_inference = Statistics(source, data.eval_plate_sampler, cfg.statistics_rows, plate_names)
+    at_inference = Statistics(
+        "batch" if cfg.use_train_at_eval else "running", data.eval_plate_sampler, cfg.statistics_rows, plate_names
+    )
 
     # rows → batches of raw images
     batches = PlateBatches(

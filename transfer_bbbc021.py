@@ -35,6 +35,8 @@ def main(cfg: Config) -> float | None:
     frozen = cfg.model_path if cfg.frozen_model_path is None else cfg.frozen_model_path
     available = cells.pixels.channels
     encoders = {n: _encoder(cfg, frozen if n == "frozen" else cfg.model_path, available) for n in cfg.normalizations}
+    for n, (_, channels) in encoders.items():
+        transfer.check_choices(cells, [n], cfg.postprocessings, cfg.metric, channels)
     standardize = Compose([build(t) for t in cfg.transforms.eval])
     options = {"normalize": cfg.normalize, "batch_size": cfg.encode_batch_size}
     options |= {"num_workers": data.num_workers, "on_bad_image": data.on_bad_image}

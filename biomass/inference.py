@@ -86,11 +86,16 @@ def infer(
 
 def _plates(loader: Loader, statistics: Statistics, skipped: SkippedImages) -> Iterator[list[Batch]]:
     batches = _noted(loader, skipped)
-    if statistics.source == "batch" and statistics.by_group:
-        for _, chunks in itertools.groupby(batches, key=lambda batch: tuple(batch.groups.unique().tolist())):
-            yield list(chunks)
-    else:
-        yield from ([batch] for batch in batches)
+    whole_plates = statistics.source == "batch" and statistics.by_group
+    numbered = enumerate(batches)
+    for _, chunks in itertools.groupby(numbered, key=lambda item: _plate(*item) if whole_plates else item[0]):
+        yield [batch for _, batch in chunks]
+
+
+def _plate(number: int, batch: Batch) -> tuple[str, int]:
+    """What consecutive batches have in common if they are chunks of one plate; mixed batches stand alone."""
+    groups = batch.groups.unique().tolist()
+    return ("plate", groups[0]) if len(groups) == 1 else ("mixed", number)
 
 
 def _noted(loader: Loader, skipped: SkippedImages) -> Iterator[Batch]:

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from biomass.errors import BadImageError, BiomassError, ConfigError
 from biomass.screen import Screen
@@ -113,6 +113,17 @@ class BatchReader(Dataset[Batch | BiomassError]):
         return np.empty((0, len(self.pixels.channels), *self.pixels.size), np.uint8)
 
 
+class BatchSource(Protocol):
+    """A batch sampler: arrays of rows, an epoch at a time."""
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch and its first batch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+
 class Loader:
     """Yields one :class:`Batch` for every array of rows that ``batches`` yields, in that order.
 
@@ -124,7 +135,7 @@ class Loader:
     """
 
     def __init__(
-        self, reader: BatchReader, batches: Sampler[np.ndarray], num_workers: int = 0, pin_memory: bool = False
+        self, reader: BatchReader, batches: BatchSource, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         self.batches = batches
         self._loader = DataLoader(

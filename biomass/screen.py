@@ -29,10 +29,13 @@ UNLABELLED = -1
 class Pixels(Protocol):
     """Where a screen's pixels come from. An implementation must survive pickling (loader workers)."""
 
-    channels: tuple[str, ...]
-    """Names of the C channels, in the order in which they are read."""
-    size: tuple[int, int]
-    """Height and width (H, W) of every image, in pixels."""
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the C channels, in the order in which they are read."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width (H, W) of every image, in pixels."""
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Read the images of ``rows`` (N,) into an array (N, C, H, W), in the source's own integer (or float) type.
@@ -62,6 +65,10 @@ class Screen:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images of ``rows`` (N,): (N, C, H, W), in the source's own type."""
+        return self.pixels.read(rows)
 
     @cached_property
     def plate_names(self) -> tuple[str, ...]:

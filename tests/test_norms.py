@@ -210,7 +210,7 @@ def networks() -> Iterator[tuple[str, nn.Module, int]]:
     yield "torchvision resnet18", torchvision.models.resnet18(num_classes=4), 32
     yield "timm resnet18", timm.create_model("resnet18", num_classes=4), 32
     yield "timm efficientnet_b0", timm.create_model("efficientnet_b0", num_classes=4, drop_rate=0.0), 32
-    yield "timm regnetv_040 (norms with activation)", timm.create_model("regnetx_002", num_classes=4), 32
+    yield "timm regnetx_002", timm.create_model("regnetx_002", num_classes=4), 32
     yield "a norm by itself", nn.BatchNorm2d(3), 8
 
 
@@ -445,7 +445,7 @@ def test_channels_last_is_kept(source: str, plates: Tensor) -> None:
     [
         ("one", True),
         ("several", True),
-        ("calibrated", False),
+        pytest.param("calibrated", False, marks=pytest.mark.slow),
         pytest.param("controls", True, marks=pytest.mark.slow),
         pytest.param("several", False, marks=pytest.mark.slow),
     ],

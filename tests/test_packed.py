@@ -157,9 +157,8 @@ def test_the_reader_of_the_source_uses_the_store_beside_it(tmp_path, screen, cap
     assert pixels.name(1) == some[0][1] == "3.npy"
     assert not caplog.records
 
-    import pyarrow as pa
-
-    assert packed_pixels(source, [pa.array(["3.npy", "new.npy"])]) is None
+    assert packed_pixels(source, [pd.Series(["3.npy", "8.npy"])]).rows.tolist() == [3, 8]
+    assert packed_pixels(source, [["3.npy", "new.npy"]]) is None
     assert "it lacks 1 of 2 images, such as 'new.npy'" in caplog.text
     assert packed_pixels(source, screen.pixels.files, ("x",)) is None
     assert "it holds 3 channels, not 1" in caplog.text

@@ -28,6 +28,7 @@ from biomass.datasets.simulated import (
     draw_effects,
     draw_nuisance,
     lay_out,
+    load_simulated,
     place_cells,
     plate_nuisance,
     quantize,
@@ -62,8 +63,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 def plain(**values: float) -> np.ndarray:
     """The traits of one cell without texture, at their bases but for ``values``."""
-    textures = ["nucleus_lobes", "chromatin_contrast", "nucleoli", "cell_ripple", "er_contrast", "er_polarity", "fibres"]
-    traits = {name: trait.base for name, trait in TRAITS.items()} | dict.fromkeys(textures, 0.0) | {"nucleus_elongation": 1.0} | values
+    zero = ("nucleus_lobes", "chromatin_contrast", "nucleoli", "cell_ripple", "er_contrast", "er_polarity", "fibres")
+    bases = {name: trait.base for name, trait in TRAITS.items()}
+    traits = bases | dict.fromkeys(zero, 0.0) | {"nucleus_elongation": 1.0} | values
     return np.array([list(traits.values())], np.float32)
 
 
@@ -458,6 +460,18 @@ def test_parameters_that_do_not_fit_are_refused(parameters: dict[str, object], m
     with pytest.raises(ConfigError, match=message) as caught:
         Design(**parameters)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_it_is_read_as_a_screen(tmp_path: Path) -> None:
+    parameters = {"experiments": 3, "plates": 1, "treatments": 3, "positive_controls": 1, "wells": 3, "size": 48}
+    screen = load_simulated(tmp_path, **parameters)
+    assert len(screen) == 3 * (3 + 1 + 4) * 2
+    assert len(screen.classes) == 5
+    assert screen.negative_controls.sum() == 3 * 4 * 2
+    assert screen.treated.sum() == 3 * 3 * 2
+    assert screen.splits == ("id_test", "test", "train", "val")
+    with pytest.raises(ConfigError, match=r"no parameter 'welds'; it has: .*wells"):
+        load_simulated(tmp_path, **parameters, welds=3)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

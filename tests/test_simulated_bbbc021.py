@@ -1,14 +1,17 @@
 """The simulated BBBC021: its design, its files, and that they say the same."""
 
 import hashlib
+import shutil
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
-from biomass.datasets.bbbc021 import load_bbbc021
+from biomass.datasets.bbbc021 import load_bbbc021, load_bbbc021_cells
+from biomass.datasets.crop import main
 from biomass.datasets.nuclei import find_nuclei, read_nuclei
+from biomass.datasets.packed import load_packed
 from biomass.datasets.simulated_bbbc021 import (
     DMSO_WELLS,
     MECHANISMS,
@@ -164,6 +167,24 @@ def test_the_supplement_lists_the_fields_of_ljosa(tiny):
     assert nuclei["y"].between(0, 63).all()
     assert nuclei["y"].max() > 50
     assert nuclei["x"].max() > 70
+
+
+def test_cells_through_the_command_and_the_loader(tiny, tmp_path, capsys):
+    main([str(tiny), str(tmp_path / "cells"), "--size", "24", "--workers", "0"])
+    packed = load_packed(tmp_path / "cells")
+    assert f"holds {len(packed)} cells" in capsys.readouterr().out
+    cells = load_bbbc021_cells(tiny, size=24)
+    rows = np.random.default_rng(0).permutation(len(cells))[:50]
+    np.testing.assert_array_equal(packed.pixels.read(rows), cells.pixels.read(rows))
+    assert set(packed.table["moa"]) == {*MECHANISMS, "DMSO"}
+    again = load_bbbc021_cells(tiny, size=24, store=tmp_path / "cells", workers=0)
+    pd.testing.assert_frame_equal(again.table, packed.table)
+
+
+def test_without_tables_the_nuclei_are_found(tiny, tmp_path):
+    shutil.copytree(tiny / "data", tmp_path / "data", ignore=shutil.ignore_patterns("raw"))
+    cells = load_bbbc021_cells(tmp_path, size=24, diameter=10)
+    assert 0.5 < len(cells) / len(load_bbbc021_cells(tiny, size=24)) < 1.5
 
 
 @pytest.mark.parametrize(("wrong", "message"), [

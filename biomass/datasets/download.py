@@ -58,7 +58,8 @@ def _size(path: Path) -> int:
 def _fetch_rest(url: str, part: Path) -> None:
     """Download what comes after the bytes that ``part`` has."""
     done = _size(part)
-    request = Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    rest = {"Range": f"bytes={done}-"} if done else {}
+    request = Request(url, headers={"User-Agent": "biomass", **rest})  # some servers refuse Python's own name
     try:
         response = urlopen(request, timeout=_TIMEOUT)
     except HTTPError as error:

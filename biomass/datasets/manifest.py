@@ -19,8 +19,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.datasets.files import check_present, check_unique, open_files
+from biomass.datasets.packed import packed_pixels
 from biomass.errors import ConfigError, DataError, one_line
-from biomass.screen import COLUMNS, PLATE, UNLABELLED, Screen, make_screen
+from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, make_screen
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
 """What a label may say where nothing is known."""
@@ -99,7 +100,8 @@ def load_manifest(
     frame = rest.to_pandas(categories=sorted(as_text & set(rest.column_names)), ignore_metadata=True)
     check_unique(files, frame[sources["label"]].to_numpy() if "label" in sources else np.full(len(frame), ""))
     channel_names = list(image) if isinstance(image, Mapping) else channels
-    if on_bad_image == "error":
+    pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names))
+    if pixels is None and on_bad_image == "error":
         check_present(folder, files, channel_names)
 
     table = frame.drop(columns=[c for c in COLUMNS if c in frame])
@@ -110,7 +112,7 @@ def load_manifest(
     if splits is not None:
         table["split"] = _splits(table, splits)
     table["label"], class_names = _labels(table["label"], classes)
-    return make_screen(table, open_files(folder, files, channel_names, axes), class_names)
+    return make_screen(table, pixels or open_files(folder, files, channel_names, axes), class_names)
 
 
 def _ending(file: Path) -> str:

@@ -23,13 +23,13 @@ _IMAGE_COLUMNS = {0: "table", 1: "image", 2: "file", 10: "plate", 11: "well"}
 _OBJECT_COLUMNS = {0: "table", 1: "image", 3: "x", 4: "y", 7: "area"}
 _SITE = r"_s(\d+)_"  # nowhere in the table, but in every file name
 _NOISE = 6  # a nucleus is brighter than the background by this many standard deviations of its noise
-_SMALLEST, _LARGEST = 0.15, 6.0  # areas of what counts as a nucleus, in areas of a typical one
+_SMALLEST, _LARGEST = 0.2, 6.0  # areas of what counts as a nucleus, in areas of a typical one
 
 
 def find_nuclei(image: np.ndarray, diameter: float = DIAMETER) -> tuple[np.ndarray, np.ndarray]:
     """Find the nuclei in an image of a DNA stain (DAPI, Hoechst).
 
-    The image is smoothed a little and thresholded (Otsu 1979, of the logarithm of what is above the background, so
+    The image is smoothed a little and thresholded (Otsu 1979, of the square root of what is above the background, so
     that a few bright nuclei in mitosis do not hide the dim ones; but never within the background's noise). Touching
     nuclei are parted at the necks between them (watershed of the distance to the edge). What is much smaller or larger
     than a nucleus is left out. Brightness and offset of the image do not matter. At least a quarter of the image must
@@ -56,9 +56,8 @@ def find_nuclei(image: np.ndarray, diameter: float = DIAMETER) -> tuple[np.ndarr
     noise = max(background - low, 1e-3 * signal.max())
     if noise <= 0:
         return np.zeros((0, 2)), np.zeros(0, np.int64)
-    logs = np.log(np.maximum(signal, 0) + 3 * noise)
-    mask = logs > max(threshold_otsu(logs), np.log(_NOISE * noise + 3 * noise))
-    mask = ndimage.binary_fill_holes(mask)
+    roots = np.sqrt(np.maximum(signal, 0))
+    mask = ndimage.binary_fill_holes(roots > max(threshold_otsu(roots), np.sqrt(_NOISE * noise)))
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), diameter / 20)  # one peak a nucleus
     blobs, _ = ndimage.label(mask)
     peaks = peak_local_max(depth, min_distance=max(1, round(diameter / 3)), labels=blobs, exclude_border=False)

@@ -14,6 +14,7 @@ import logging
 import os
 import weakref
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from biomass.datasets.files import _strings
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.screen import Screen
 
@@ -239,15 +241,17 @@ def packed_beside(source: str | Path) -> Path | None:
     return path if path.is_dir() else None
 
 
-def join_files(files: Any) -> Any:
+def join_files(files: Sequence[Any]) -> Any:
     """One Arrow array (N,) of N images' files, of the columns of names that a reader of files has."""
-    columns = [column.cast(pa.large_string()) for column in files]
+    columns = [_strings(column) for column in files]
     if len(columns) == 1:
         return columns[0]
     return pc.binary_join_element_wise(*columns, pa.scalar(SEPARATOR, pa.large_string()))
 
 
-def packed_pixels(source: str | Path, files: Any, channels: tuple[str, ...] | None = None) -> PackedPixels | None:
+def packed_pixels(
+    source: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None
+) -> PackedPixels | None:
     """The pixels of a screen from the store beside its source, if there is one that holds all of its images.
 
     Args:

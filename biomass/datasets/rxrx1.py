@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from biomass.datasets.download import extract, fetch, find_archives, join
 from biomass.datasets.files import check_present, check_unique, open_files
+from biomass.datasets.packed import packed_pixels
 from biomass.errors import DataError, one_line
-from biomass.screen import Screen, make_screen
+from biomass.screen import Pixels, Screen, make_screen
 
 CHANNELS = ("nuclei", "ER", "actin")
 """The channels of an image, in the order of the files."""
@@ -185,7 +186,8 @@ def load_rxrx1(root_dir: str | Path = "data", *, download: bool = True, on_bad_i
     _check_metadata(folder / _METADATA, metadata)
     paths = _paths(metadata)
     check_unique([paths], metadata["sirna_id"].to_numpy())
-    if on_bad_image == "error":
+    pixels: Pixels | None = packed_pixels(folder, [paths])
+    if pixels is None and on_bad_image == "error":
         check_present(folder, [paths])
     split, label = _official(folder.parent)
     table = metadata[["experiment", "plate", "well", "site", "cell_type", "sirna"]].assign(
@@ -193,7 +195,7 @@ def load_rxrx1(root_dir: str | Path = "data", *, download: bool = True, on_bad_i
     )
     names = pd.Series(metadata["sirna"].to_numpy(), index=label)
     classes = names[~names.index.duplicated()].sort_index()
-    return make_screen(table, open_files(folder, [paths], CHANNELS), classes.tolist())
+    return make_screen(table, pixels or open_files(folder, [paths], CHANNELS), classes.tolist())
 
 
 def _official(root: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,10 @@
 """Figures of profiles and of predicted mechanisms. Every function returns a matplotlib Figure and shows nothing."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from biomass.errors import DataError
@@ -13,6 +12,10 @@ from biomass.evaluation.aggregate import Features, feature_matrix
 from biomass.evaluation.nearest import NearestResult
 
 _GREY = "0.8"
+_COLOURS = tuple(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))
+"""Matplotlib's own colours without its grey; a tenth label gets the first colour again, but another marker."""
+_MARKERS = "o^sD"
+_BARS = ("0.7", *_COLOURS)
 
 
 def umap_coordinates(
@@ -64,13 +67,14 @@ def scatter_grid(
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, (meaning, values) in enumerate(labels.items()):
         of_point = np.asarray(values, dtype=str)
-        colours = _colours(sorted(set(of_point), key=_natural), muted)
+        loud = sorted(set(of_point) - set(muted), key=_natural)
+        styles = {label: (_GREY, "o", 8, 1) for label in muted if label in of_point}
+        styles |= {label: (_COLOURS[k % 9], _MARKERS[k // 9 % 4], 16, 2) for k, label in enumerate(loud)}
         for j, (title, points) in enumerate(coordinates.items()):
             ax = axes[i, j]
-            for label, colour in colours.items():
+            for label, (colour, marker, size, order) in styles.items():
                 of_label = points[of_point == label]
-                quiet = label in muted
-                ax.scatter(*of_label.T, s=8 if quiet else 16, color=colour, linewidths=0, zorder=1 if quiet else 2,
+                ax.scatter(*of_label.T, s=size, color=colour, marker=marker, linewidths=0, zorder=order,
                            label=label or "unknown")  # fmt: skip
             ax.set(xticks=[], yticks=[], title=title if i == 0 else "")
         axes[i, 0].set_ylabel(f"colour: {meaning}")
@@ -88,23 +92,22 @@ def mechanism_bars(results: Mapping[str, NearestResult], title: str = "") -> Fig
     tables = {name: result.by_moa() for name, result in results.items()}
     some = next(iter(tables.values()))
     moas = list(some.index[::-1])
-    figure = Figure(figsize=(7, 0.8 + 0.16 * len(moas) * (len(tables) + 1)), layout="constrained")
+    figure = Figure(figsize=(7, 1.1 + 0.11 * len(moas) * (len(tables) + 1)), layout="constrained")
     ax = figure.subplots()
     height = 0.8 / len(tables)
-    for i, ((name, table), colour) in enumerate(zip(tables.items(), _palette(len(tables)), strict=True)):
+    for i, (name, table) in enumerate(tables.items()):
         y = np.arange(len(moas)) + 0.4 - height * (i + 0.5)
         values = 100 * table["accuracy"].reindex(moas)
-        ax.barh(y, values.fillna(0), height * 0.9, color=colour, label=name)
+        ax.barh(y, values.fillna(0), height * 0.9, color=_BARS[i % len(_BARS)], label=name)
     scorable = some["scorable"].reindex(moas)
     for row, count in enumerate(scorable):
         if count == 0:
             ax.text(1, row, "cannot be scored", va="center", fontsize=7, color="0.4")
     ax.set_yticks(range(len(moas)), [f"{moa} ({n})" for moa, n in zip(moas, scorable, strict=True)], fontsize=8)
-    ax.set(xlim=(0, 100), xlabel="accuracy (%)", title=title)
+    ax.set(xlim=(0, 100), ylim=(-0.6, len(moas) - 0.4), xlabel="accuracy (%)")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tables), frameon=False, fontsize=8)
-    if title:
-        ax.set_title(title, pad=24, fontsize=10)
+    ax.set_title(title, pad=24, fontsize=10)
     return figure
 
 
@@ -156,21 +159,6 @@ def gallery(images: np.ndarray, titles: Sequence[str], channels: Sequence[str], 
     return figure
 
 
-def _palette(n: int) -> list[str]:
-    """The n colours of bars: grey for the first of three, which is the baseline, then stronger ones."""
-    return (["0.7", "C0", "C1"] if n <= 3 else [f"C{i % 10}" for i in range(n)])[:n]
-
-
-def _colours(labels: Sequence[str], muted: Sequence[str]) -> dict[str, Any]:
-    """A colour for every label, the muted ones first and grey."""
-    import matplotlib as mpl
-
-    loud = [label for label in labels if label not in muted]
-    table = mpl.colormaps["tab10" if len(loud) <= 10 else "tab20"]
-    quiet = {label: _GREY for label in labels if label in muted}
-    return quiet | {label: to_hex(table(i % table.N)) for i, label in enumerate(loud)}
-
-
-def _natural(label: str) -> tuple[int, str]:
+def _natural(label: str) -> list[tuple[int, str]]:
     """Sorts Week2 before Week10."""
-    return len(label) if label[-1:].isdigit() else 0, label
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", label))]

@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 import numpy as np
@@ -30,7 +31,7 @@ from biomass.datasets.channels import match_channels
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import plots
 from biomass.evaluation.aggregate import METADATA, aggregate
-from biomass.evaluation.nearest import BatchMixing, NearestResult, batch_mixing, nsc, nscb
+from biomass.evaluation.nearest import METRICS, BatchMixing, NearestResult, batch_mixing, nsc, nscb
 from biomass.evaluation.profiles import Profiles, mean_profiles
 from biomass.evaluation.whitening import tvn, whiten
 from biomass.inference import Statistics, Transform, infer
@@ -78,6 +79,31 @@ class Evaluation:
     mixing: BatchMixing | None
 
 
+def check_choices(
+    cells: Screen,
+    normalizations: Sequence[str],
+    postprocessings: Sequence[str] = (),
+    metric: str = "cosine",
+    channels: Sequence[str] | None = None,
+) -> None:
+    """Refuse at once what would otherwise fail after hours of encoding.
+
+    Raises:
+        ConfigError, DataError: as :func:`image_profiles`, :func:`postprocess` and :func:`evaluate` would.
+    """
+    for normalization in normalizations:
+        _statistics(normalization, cells)
+    for how in postprocessings:
+        if how not in POSTPROCESSINGS:
+            raise ConfigError(f"postprocessing '{how}' is unknown; choose {', '.join(POSTPROCESSINGS)}")
+    if metric not in METRICS:
+        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
+    _order(channels, cells)
+    missing = [column for column in COLUMNS if column not in cells.table]
+    if missing:
+        raise ConfigError(f"the screen has no column '{missing[0]}'; profiles of treatments need {', '.join(COLUMNS)}")
+
+
 def image_profiles(
     fabric: Fabric,
     encoder: nn.Module,
@@ -121,11 +147,8 @@ def image_profiles(
             values that are not finite.
         BadImageError: a cell cannot be read.
     """
-    statistics = _statistics(normalization, cells)
-    missing = [column for column in COLUMNS if column not in cells.table]
-    if missing:
-        raise ConfigError(f"the screen has no column '{missing[0]}'; profiles of treatments need {', '.join(COLUMNS)}")
-    order = None if channels is None else list(match_channels(channels, cells.pixels.channels))
+    check_choices(cells, [normalization], channels=channels)
+    statistics, order = _statistics(normalization, cells), _order(channels, cells)
     _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
     plate_of_field = cells.plate_ids[first]
     number = pd.Series(plate_of_field).groupby(plate_of_field).cumcount().to_numpy(np.int64)  # within the plate
@@ -213,14 +236,14 @@ def postprocess(wells: pd.DataFrame, how: str) -> pd.DataFrame:
         ConfigError: an unknown word.
         DataError: there are fewer than two control wells (for TVN: in a batch, which is named).
     """
-    if how not in POSTPROCESSINGS:
-        raise ConfigError(f"postprocessing '{how}' is unknown; choose {', '.join(POSTPROCESSINGS)}")
     if how == "none":
         return wells
     controls = (wells["Metadata_control"] == "negative").to_numpy()
-    done = whiten(wells, controls) if how == "whiten" else tvn(wells, controls, "Metadata_batch")
-    assert isinstance(done, pd.DataFrame)
-    return done
+    if how == "whiten":
+        return cast("pd.DataFrame", whiten(wells, controls))
+    if how == "tvn":
+        return cast("pd.DataFrame", tvn(wells, controls, "Metadata_batch"))
+    raise ConfigError(f"postprocessing '{how}' is unknown; choose {', '.join(POSTPROCESSINGS)}")
 
 
 def treatment_profiles(wells: pd.DataFrame) -> pd.DataFrame:
@@ -384,6 +407,11 @@ def _statistics(normalization: str, cells: Screen) -> Statistics:
     if normalization == "frozen":
         return Statistics("running", names=cells.plate_names)
     return Statistics("batch", rows="controls" if normalization == "controls" else "all", names=cells.plate_names)
+
+
+def _order(channels: Sequence[str] | None, cells: Screen) -> list[int] | None:
+    """Positions of the channels among those of the cells; None for all as they are."""
+    return None if channels is None else list(match_channels(channels, cells.pixels.channels))
 
 
 def _plates(cells: Screen) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Encoders of torchvision and timm for images with any number of channels."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torchvision
@@ -43,7 +44,7 @@ def build_encoder(key: str, in_channels: int = 3, pretrained: bool = False) -> t
             f"cannot fetch the pretrained weights of '{key}' ({one_line(error)}); fetch them once where there is a "
             f"network (they are kept in HF_HOME), or set model.pretrained=false"
         ) from error
-    return encoder, int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)
+    return encoder, cast(int, getattr(encoder, "head_hidden_size", None) or encoder.num_features)
 
 
 def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> tuple[nn.Module, int]:
@@ -59,19 +60,18 @@ def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> tuple
             f"{Path(weights.url).name} into {folder}, or set model.pretrained=false"
         ) from error
     last = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]
-    num_features = encoder.get_submodule(last).in_features
+    num_features = cast(nn.Linear, encoder.get_submodule(last)).in_features
     encoder.set_submodule(last, nn.Identity())
     if in_channels != 3:
         first = next(path for path, module in encoder.named_modules() if isinstance(module, nn.Conv2d))
-        encoder.set_submodule(first, _with_channels(encoder.get_submodule(first), in_channels))
-    return encoder, int(num_features)  # type: ignore[arg-type]
+        encoder.set_submodule(first, _with_channels(cast(nn.Conv2d, encoder.get_submodule(first)), in_channels))
+    return encoder, num_features
 
 
 def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
     """The same convolution for another number of input channels, its kernels repeated and scaled."""
-    new = nn.Conv2d(
-        in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None  # type: ignore[arg-type]
-    )
+    same = (conv.kernel_size, conv.stride, conv.padding)
+    new = nn.Conv2d(in_channels, conv.out_channels, *same, bias=conv.bias is not None)  # type: ignore[arg-type]
     repeats = -(-in_channels // conv.in_channels)
     with torch.no_grad():
         kernels: Tensor = conv.weight.repeat(1, repeats, 1, 1)[:, :in_channels]

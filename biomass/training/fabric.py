@@ -39,4 +39,4 @@ def set_up(
     fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False
 ) -> tuple[nn.Module, Any]:
     """The network and its optimizer on the device, compiled where asked for."""
-    return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[return-value, arg-type]
+    return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[arg-type]

@@ -187,7 +187,7 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
         window.add(progress.step, batch, loss, scalars)
         if logged:
             values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
-            values["train/learning_rate"] = run.schedule.get_last_lr()[0]
+            values["train/learning_rate"] = float(run.schedule.get_last_lr()[0])
             run.logger.scalars(progress.step, epoch, values)
             bar.set_postfix_str(_format(values))
             if bar.disable:
@@ -210,7 +210,7 @@ def _clip(run: Training, clip: float | None, logged: bool) -> Tensor | None:
     if clip is None and not logged:
         return None
     bound = float("inf") if clip is None else clip
-    return run.fabric.clip_gradients(run.network, run.optimizer, max_norm=bound, error_if_nonfinite=False)  # type: ignore[arg-type]
+    return run.fabric.clip_gradients(run.network, run.optimizer, max_norm=bound, error_if_nonfinite=False)
 
 
 class Window:

@@ -23,7 +23,7 @@ def one_of(model_path: str | None, sup_model_path: str | None) -> tuple[str, boo
             f"give model_path (self-supervised) or sup_model_path (supervised), {given} given; "
             f"a file, the name of a run, or latest"
         )
-    return (model_path, False) if model_path is not None else (str(sup_model_path), True)  # type: ignore[return-value]
+    return (model_path, False) if model_path is not None else (str(sup_model_path), True)
 
 
 def check_channels(architecture: Architecture, origin: dict[str, Any], screen: Screen, path: object) -> None:
