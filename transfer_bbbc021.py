@@ -32,9 +32,11 @@ def main(cfg: Config) -> float | None:
 
     # images, their cells, and an encoder for each normalization
     fields, cells = build(data.fields), build(data.source)
-    frozen = cfg.model_path if cfg.frozen_model_path is None else cfg.frozen_model_path
-    available = cells.pixels.channels
-    encoders = {n: _encoder(cfg, frozen if n == "frozen" else cfg.model_path, available) for n in cfg.normalizations}
+    paths = {"frozen": cfg.frozen_model_path if cfg.frozen_model_path is not None else cfg.model_path}
+    model, channels = (cfg.model.key, cfg.model.pretrained, cfg.seed), cfg.channels
+    encoders = {
+        n: _encoder(paths.get(n, cfg.model_path), *model, channels, cells.pixels.channels) for n in cfg.normalizations
+    }
     for n, (_, channels) in encoders.items():
         transfer.check_choices(cells, [n], cfg.postprocessings, cfg.metric, channels)
     standardize = Compose([build(t) for t in cfg.transforms.eval])
@@ -72,14 +74,15 @@ def main(cfg: Config) -> float | None:
         return evaluations[monitored].nscb.accuracy
 
 
-def _encoder(cfg: Config, model_path: str | None, available: Sequence[str]) -> tuple[nn.Module, Sequence[str]]:
+def _encoder(
+    model_path: str | None, key: str, pretrained: bool, seed: int, channels: Sequence[str] | None, own: Sequence[str]
+) -> tuple[nn.Module, Sequence[str]]:
     """The encoder of a checkpoint, or one of ImageNet or random weights, and the channels that it expects."""
     if model_path is None:
-        channels = cfg.channels if cfg.channels is not None else available
-        architecture = Architecture(cfg.model.key, len(channels), ())
-        return build_network(architecture, cfg.model.pretrained, cfg.seed).encoder, channels
-    network, architecture, origin = training.load_network(training.find_checkpoint(model_path), cfg.model.key)
-    channels = cfg.channels if cfg.channels is not None else origin.get("channels", available)
+        channels = own if channels is None else channels
+        return build_network(Architecture(key, len(channels), ()), pretrained, seed).encoder, channels
+    network, architecture, origin = training.load_network(training.find_checkpoint(model_path), key)
+    channels = origin.get("channels", own) if channels is None else channels
     if len(channels) != architecture.in_channels:
         raise ConfigError(
             f"'{model_path}' expects {architecture.in_channels} channels, not {', '.join(channels)}; name them, in its "

@@ -14,7 +14,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from draw_simulated import false_colour  # beside this file
+from omegaconf import OmegaConf
 
+from biomass.config import build
 from biomass.screen import Screen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,12 +52,8 @@ def draw(folders: dict[str, Path], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    from biomass.config import build
-
-    config = (next(iter(folders.values())) / "config.yaml").read_text()
-    from omegaconf import OmegaConf
-
-    screen = build(OmegaConf.to_container(OmegaConf.create(config).dataloaders.source, resolve=True))
+    config = OmegaConf.load(next(iter(folders.values())) / "config.yaml")
+    screen = build(OmegaConf.to_container(config.dataloaders.source, resolve=True))  # type: ignore[arg-type]
     figure = plt.figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
     _draw_cells(left, screen)
@@ -78,16 +77,14 @@ def draw(folders: dict[str, Path], path: Path) -> None:
 def _draw_cells(figure: object, screen: Screen) -> None:
     """Rows: three perturbations; columns: plates, trained on and unseen."""
     table = screen.table
-    train = list(dict.fromkeys(table.loc[table["split"] == "train", "plate_id"]))[:: 5][:3]
-    test = list(dict.fromkeys(table.loc[table["split"] == "test", "plate_id"]))[:: 3][:3]
+    train = list(dict.fromkeys(table.loc[table["split"] == "train", "plate_id"]))[::5][:3]
+    test = list(dict.fromkeys(table.loc[table["split"] == "test", "plate_id"]))[::3][:3]
     labels = _shared_labels(table, [*train, *test])
     axes = figure.subplots(len(labels), len(train) + len(test), squeeze=False)  # type: ignore[attr-defined]
     for i, label in enumerate(labels):
         for j, plate in enumerate([*train, *test]):
             row = np.flatnonzero((table["plate_id"] == plate) & (table["label"] == label))[0]
-            image = screen.read(np.array([row]))[0].astype(float)
-            rgb = np.stack([image[2], image[1], image[0]], -1)[..., :3] / 255
-            axes[i, j].imshow(np.clip(rgb * 1.6, 0, 1))
+            axes[i, j].imshow(false_colour(screen.read(np.array([row]))[0]))
             axes[i, j].set_xticks([])
             axes[i, j].set_yticks([])
             if i == 0:
