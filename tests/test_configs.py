@@ -50,3 +50,12 @@ def test_a_screen_of_ones_own_takes_two_steps(run, real_data):
     best = run("train_erm", *own, "+method=ben", "trainer.max_steps=2", "run_name=own", "model.key=test_resnet")
     assert best is not None
     assert Path("checkpoints/own/last.pt").exists()
+
+
+def test_the_simulated_screen_of_the_yaml_is_the_default_design():
+    from biomass.datasets.simulated import Design
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        source = dict(compose("train_erm", ["dataloaders=simulated", "dataloaders.root_dir=x"]).dataloaders.source)
+    del source["_target_"], source["root_dir"]
+    assert Design(**source) == Design()

@@ -175,7 +175,8 @@ def spoil(data_root, tmp_path, count):
     """A copy of the tiny screen with truncated images; the folder to use as root, and the images' names."""
     import shutil
 
-    source = next((data_root / "simulated").glob("*/rxrx1_v1.0"))
+    designs = (data_root / "simulated").glob("*/design.json")
+    source = next(d for d in designs if json.loads(d.read_text())["treatments"] == 4).parent / "rxrx1_v1.0"
     shutil.copytree(source, tmp_path / "spoilt" / "rxrx1_v1.0")
     images = sorted((tmp_path / "spoilt").glob("rxrx1_v1.0/images/*/*/*_s1.png"))[:count]
     for image in images:

@@ -202,7 +202,8 @@ def _official(root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Split names and labels of all rows, as wilds assigns them."""
     from wilds.datasets.rxrx1_dataset import RxRx1Dataset
 
-    dataset = RxRx1Dataset(root_dir=str(root), download=False, split_scheme="official")
+    with pd.option_context("mode.copy_on_write", False):  # wilds writes into arrays; pycytominer switches it on
+        dataset = RxRx1Dataset(root_dir=str(root), download=False, split_scheme="official")
     names = {number: name for name, number in dataset.split_dict.items()}
     return pd.Series(dataset.split_array).map(names).to_numpy(), dataset.y_array.numpy()
 

@@ -437,7 +437,7 @@ class Design:
     intensity_effect: float = 1.0
     shape_effect: float = 1.0
     nuisance: float = 1.0
-    test_shift: float = 1.4
+    test_shift: float = 1.6
     cells: bool = False
 
     def __post_init__(self) -> None:

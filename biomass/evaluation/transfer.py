@@ -312,11 +312,11 @@ def to_markdown(table: pd.DataFrame) -> str:
         "| normalization | post-processing | NSC (scored) | NSCB (scored) | same batch (at random) |",
         "|---|---|---:|---:|---:|",
     ]
-    lines += [
-        f"| {NORMALIZATIONS[row.normalization]} | {row.postprocessing} | {100 * row.nsc:.1f} ({row.nsc_scored}) "
-        f"| {100 * row.nscb:.1f} ({row.nscb_scored}) | {100 * row.mixing:.1f} ({100 * row.mixing_expected:.1f}) |"
-        for row in table.itertuples()
-    ]
+    percent = 100 * table[["nsc", "nscb", "mixing", "mixing_expected"]].to_numpy(np.float64)
+    scored = table[["nsc_scored", "nscb_scored"]].to_numpy(np.int64)
+    for name, how, values, counts in zip(table["normalization"], table["postprocessing"], percent, scored, strict=True):
+        cells = [NORMALIZATIONS[name], how, f"{values[0]:.1f} ({counts[0]})", f"{values[1]:.1f} ({counts[1]})"]
+        lines.append(f"| {' | '.join(cells)} | {values[2]:.1f} ({values[3]:.1f}) |")
     return "\n".join(lines)
 
 
@@ -324,19 +324,17 @@ def predictions(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFra
     """What every evaluation says of every treatment, a row each, with the reason where it cannot be scored."""
     parts = []
     for (normalization, postprocessing), one in evaluations.items():
-        about = one.treatments[["Metadata_concentration", "Metadata_batch"]]
-        about = about.set_axis(["concentration", "batches"], axis=1)
-        about["batches"] = about["batches"].map(" ".join)
+        known = one.treatments
         for score, result in (("nsc", one.nsc), ("nscb", one.nscb)):
-            part = pd.concat([result.table(), about], axis=1)
-            neighbour = result.neighbours
+            part = pd.DataFrame({"normalization": normalization, "postprocessing": postprocessing, "score": score},
+                                known.index)  # fmt: skip
+            part = pd.concat([part, result.table().drop(columns="neighbour")], axis=1)
+            part["concentration"] = known["Metadata_concentration"]
+            part["batches"] = [" ".join(batches) for batches in known["Metadata_batch"]]
             for column in ("compound", "concentration"):
-                values = part[column].to_numpy(object)[neighbour]
-                part[f"neighbour_{column}"] = np.where(neighbour >= 0, values, None)
-            part = part.drop(columns="neighbour")
-            part.insert(0, "score", score)
-            part.insert(0, "postprocessing", postprocessing)
-            part.insert(0, "normalization", normalization)
+                of_neighbour = known[f"Metadata_{column}"].to_numpy(object)[result.neighbours]
+                of_neighbour[~result.scorable] = None
+                part[f"neighbour_{column}"] = of_neighbour
             parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
@@ -355,7 +353,7 @@ def draw(
     shown = {NORMALIZATIONS[n]: one for (n, p), one in evaluations.items() if p == postprocessing}
     one = evaluations[normalization, postprocessing]
     about = next(iter(shown.values())).wells
-    labels = {"mechanism": about["Metadata_moa"], "batch": about["Metadata_batch"]}
+    labels = {"mechanism": list(about["Metadata_moa"]), "batch": list(about["Metadata_batch"])}
     result = one.nscb
     title = f"{NORMALIZATIONS[normalization]}, post-processing: {postprocessing}\n"
     title += f"NSCB {100 * result.accuracy:.0f} % of {result.scorable.sum()} treatments"

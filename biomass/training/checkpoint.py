@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, read without running code from them."""
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -29,7 +30,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise ConfigError(f"cannot write checkpoint '{path}' ({error.strerror}); free or change the folder") from error
 
 

@@ -1,0 +1,115 @@
+"""Encoders of torchvision and timm, heads, poolers."""
+
+import urllib.error
+
+import pytest
+import torch
+import torchvision
+
+from biomass.errors import ConfigError
+from biomass.models import Architecture, build_encoder, build_network, multilayer
+from biomass.models.encoders import _with_channels
+from biomass.models.poolers import AttentionPooler, BagClassifier, pool
+from biomass.norms import PlateBatchNorm
+
+
+@pytest.mark.parametrize("key", ["resnet18", "densenet121", "mobilenet_v3_small", "regnet_y_400mf", "timm/resnet18",
+                                 "test_resnet"])  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 5])
+def test_encoders_take_any_number_of_channels_and_say_their_width(key, channels):
+    encoder, width = build_encoder(key, channels)
+    with torch.no_grad():
+        assert encoder.eval()(torch.zeros(2, channels, 64, 64)).shape == (2, width)
+
+
+def test_a_torchvision_encoder_is_the_network_without_its_last_layer():
+    torch.manual_seed(0)
+    encoder, width = build_encoder("resnet18")
+    whole = torchvision.models.resnet18()
+    assert width == whole.fc.in_features == 512
+    assert set(encoder.state_dict()) == {k for k in whole.state_dict() if not k.startswith("fc.")}
+
+
+def test_repeated_kernels_keep_the_response_to_gray_images():
+    conv = torch.nn.Conv2d(3, 4, 3, bias=False)
+    gray = torch.randn(2, 1, 8, 8)
+    for channels in (1, 2, 6):
+        wide = _with_channels(conv, channels)
+        if channels % 3 == 0:
+            torch.testing.assert_close(wide(gray.expand(-1, channels, -1, -1)), conv(gray.expand(-1, 3, -1, -1)))
+        assert wide.weight.shape == (4, channels, 3, 3)
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    a, b, c = (build_network(Architecture("resnet18", 3, (4,)), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["encoder.conv1.weight"], c["encoder.conv1.weight"])
+
+
+def test_all_batch_norms_are_plate_aware_and_the_architecture_round_trips():
+    architecture = Architecture("resnet18", 4, (16, 8))
+    network = build_network(architecture)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 20
+    assert all(isinstance(m, PlateBatchNorm) for m in norms)
+    assert Architecture.from_dict(architecture.to_dict()) == architecture
+    assert network(torch.zeros(2, 4, 32, 32)).shape == (2, 8)
+
+
+def test_heads():
+    assert isinstance(multilayer(5, ()), torch.nn.Sequential)
+    assert torch.equal(multilayer(5, ())(torch.ones(1, 5)), torch.ones(1, 5))
+    assert isinstance(multilayer(5, (2,)), torch.nn.Linear)
+    assert [type(m).__name__ for m in multilayer(5, (4, 3, 2))] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+
+
+def test_an_unknown_network_is_refused_with_a_hint():
+    with pytest.raises(ConfigError, match=r"model.key 'resnet51' is neither .* did you mean"):
+        build_encoder("resnet51")
+
+
+def test_weights_of_torchvision_that_cannot_be_fetched(monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    with pytest.raises(ConfigError, match=r"put the file resnet18-\w+.pth into .*, or set model.pretrained") as e:
+        build_encoder("resnet18", pretrained=True)
+    assert "\n" not in str(e.value)
+
+
+def test_weights_of_timm_that_cannot_be_fetched(monkeypatch):
+    import timm.models._builder
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
+    with pytest.raises(ConfigError, match=r"set model.pretrained=false"):
+        build_encoder("timm/resnet18", pretrained=True)
+
+
+def test_poolers_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    bags = torch.randn(4, 6, 3, generator=generator)
+    present = torch.arange(6) < torch.tensor([1, 4, 5, 6])[:, None]
+    bags = bags * present[..., None]
+    attention = AttentionPooler(3, hidden=5)
+    for i, count in enumerate((1, 4, 5, 6)):
+        cells = bags[i, :count]
+        torch.testing.assert_close(pool(bags, present, "mean")[i], cells.mean(0))
+        torch.testing.assert_close(pool(bags, present, "median")[i], torch.quantile(cells, 0.5, dim=0))
+        weights = attention.score(cells).squeeze(-1).softmax(0)
+        torch.testing.assert_close(attention(bags, present)[i], weights @ cells)
+    with pytest.raises(ConfigError, match="pooler 'max'"):
+        pool(bags, present, "max")
+
+
+def test_padding_does_not_change_a_bag():
+    classifier = BagClassifier(3, 2)
+    bags = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([bags, torch.zeros(2, 5, 3)], 1)
+    torch.testing.assert_close(classifier(bags), classifier(padded))
