@@ -23,7 +23,7 @@ from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.transforms import Compose, RandomHorizontalFlip, RandomRotate90, Standardize
 
-STEPS, BATCH = 12, 64
+STEPS, BATCH = 8, 64
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         optimizer = training.adam(network, 1e-3, 1e-5)
         decay = training.warmup_cosine(optimizer, 0, 1000)
         network, optimizer = training.set_up(fabric, network, optimizer)
-        loader = Loader(BatchReader(screen, screen.plate_ids), batches, num_workers=2)
+        loader = Loader(BatchReader(screen, screen.plate_ids), batches)
         augment = Compose([RandomRotate90(), RandomHorizontalFlip(), Standardize()])
         steps = min(STEPS, len(batches))
         plan = training.Schedule(num_epochs=1, max_steps=steps, log_every=10)
@@ -70,7 +70,7 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        bare, loop, share = ratio(bare_steps, whole_loop)
+        bare, loop, share = ratio(bare_steps, whole_loop, rounds=3)
         print(
             f"resnet18, {screen.pixels.size[0]} px, {sum(sizes) / steps:.0f} images a step, {steps} steps, {device}: "
             f"bare {bare / steps * 1e3:.0f} ms/step, loop {loop / steps * 1e3:.0f} ms/step, bare/loop {share:.3f}"
