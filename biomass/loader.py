@@ -130,7 +130,7 @@ class Loader:
     Args:
         reader: reads the rows.
         batches: a batch sampler; it is asked anew at every pass.
-        num_workers: processes that read ahead; 0 reads in this one.
+        num_workers: processes that read ahead, started at the first pass and kept for the next; 0 reads in this one.
         pin_memory: whether transfers to the device shall not block.
     """
 
@@ -143,6 +143,7 @@ class Loader:
             sampler=batches,
             batch_size=None,  # the sampler's items already are batches
             num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
         )
 

@@ -1,5 +1,7 @@
 """From a screen's rows to batches: integers, order, skipped images, errors from worker processes."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,6 +66,30 @@ def test_a_bad_image_is_an_error_or_left_out(workers):
         kept += batch.rows.tolist()
     assert kept == [i for i in range(12) if i not in (3, 5)]
     assert skipped.rows == {3, 5}
+
+
+class ReadBy(ArrayPixels):
+    """Every pixel is the number of the process that read it."""
+
+    def read(self, rows):
+        return np.full((len(rows), 1, 1, 1), os.getpid(), np.int64)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_are_kept_over_epochs_and_follow_the_sampler(workers):
+    source = screen(pixels=ReadBy)
+    batches = PlateBatches(np.arange(12), batch_size=2, seed=5)
+    loader = Loader(BatchReader(source, source.plate_ids), batches, workers)
+    readers = []
+    for epoch, wanted in enumerate((6, 1, 6)):  # the second epoch is broken off while others of its batches are read
+        batches.set_epoch(epoch)
+        expected = [rows.tolist() for rows in batches][:wanted]
+        passed = [batch for _, batch in zip(range(wanted), loader, strict=False)]
+        assert [batch.rows.tolist() for batch in passed] == expected
+        readers.append({int(batch.images[0]) for batch in passed})
+    assert readers[0] == readers[2] >= readers[1]
+    assert len(readers[0]) == max(workers, 1)
+    assert (os.getpid() in readers[0]) == (workers == 0)
 
 
 def test_an_unknown_policy_is_refused():

@@ -193,6 +193,7 @@ def test_values_that_are_not_finite_are_refused(fabric, tmp_path):
     with pytest.raises(DataError, match="output for image 'Week1/P1/A01/1' is not finite") as caught:
         profile(fabric, broken, small_screen(), tmp_path)
     assert "\n" not in str(caught.value)
+    assert not torch.is_inference_mode_enabled()
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -212,6 +213,21 @@ class Unreadable(ArrayPixels):
         if 9 in rows:
             raise BadImageError("row 9 cannot be read", 9)
         return super().read(rows)
+
+
+class Gone(ArrayPixels):
+    """Nothing can be read any more."""
+
+    def read(self, rows):
+        raise BadImageError(f"row {rows[0]} cannot be read", int(rows[0]))
+
+
+def test_a_screen_of_which_nothing_can_be_read(fabric, encoder, tmp_path):
+    cells = small_screen()
+    cells = make_screen(cells.table, Gone(cells.pixels.array, cells.pixels.channels), cells.classes)
+    with pytest.raises(DataError, match="none of the 30 cells can be read"):
+        profile(fabric, encoder, cells, tmp_path / "out", on_bad_image="skip")
+    assert len((tmp_path / "out/skipped_images.txt").read_text().splitlines()) == 30
 
 
 def test_images_without_cells_are_listed(fabric, encoder, tmp_path, caplog):

@@ -12,7 +12,8 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from biomass.datasets.channels import match_channels
 from biomass.errors import ConfigError, DataError
@@ -35,7 +36,7 @@ from biomass.evaluation.nearest import METRICS, BatchMixing, NearestResult, batc
 from biomass.evaluation.profiles import Profiles, mean_profiles
 from biomass.evaluation.whitening import tvn, whiten
 from biomass.inference import Statistics, Transform, infer
-from biomass.loader import BatchReader, Loader, OnBadImage, SkippedImages
+from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, Screen
 
@@ -164,19 +165,15 @@ def image_profiles(
         reader = BatchReader(cells, cells.plate_ids, on_bad_image, number[field])
         loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
         skipped = SkippedImages(cells)
-        outputs = infer(
-            fabric,
-            encoder.to(fabric.device),
-            loader,
-            transform if order is None else lambda images: transform(images[:, order]),
-            statistics,
-            skipped,
-        )
-        for plate, of_plate in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
-            images = first[plate_of_field == plate]
-            table = _table(cells, images, mean_profiles(of_plate, len(images), normalize))
-            write_profiles(table, files[plate], prints[plate])
+        standardized = transform if order is None else lambda images: transform(images[:, order])
+        outputs = infer(fabric, encoder.to(fabric.device), loader, standardized, statistics, skipped)
+        with closing(cast("Generator[tuple[Batch, Tensor]]", outputs)):  # an error here ends its inference mode, too
+            for plate, of_plate in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
+                images = first[plate_of_field == plate]
+                table = _table(cells, images, mean_profiles(of_plate, len(images), normalize))
+                write_profiles(table, files[plate], prints[plate])
         if skipped.rows:
+            folder.mkdir(parents=True, exist_ok=True)
             skipped.report(folder)
     there = [file for file, print_ in zip(files, prints, strict=True) if _fingerprint(file) == print_]
     if not there:
