@@ -60,7 +60,7 @@ def main(cfg: Config) -> float | None:
     steps = len(loader)
     decay = training.warmup_cosine(optimizer, cfg.num_warmup_epochs * steps, cfg.num_epochs * steps)
     augment = Compose([build(t) for t in cfg.transforms.train])
-    objective = Contrastive(cfg.temperature)
+    objective = Contrastive(cfg.temperature, cfg.gather)
     compiled, optimizer = training.set_up(fabric, network, optimizer, trainer.compile)
     cfg.check_all_read()
 

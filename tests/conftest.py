@@ -1,7 +1,12 @@
 """What several test files share: a tiny simulated screen, and running a script's configuration in this process."""
 
 import importlib
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +66,27 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("BIOMASS_REAL_DATA does not name the folder of real data")
     return Path(folder)
+
+
+@pytest.fixture
+def run_and_kill(tmp_path: Path, data_root: Path) -> Callable[..., None]:
+    """``run_and_kill("train_erm", "key=value", …, name="a")``: the script on its own, killed in its third epoch."""
+
+    def _run_and_kill(script: str, *overrides: str, name: str) -> None:
+        command = [sys.executable, str(ROOT / f"{script}.py"), *overrides, f"run_name={name}"]
+        environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        log = tmp_path / "runs" / name / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = log.read_text().splitlines() if log.exists() else []
+            if any(json.loads(line)["epoch"] >= 2 for line in lines[:-1]):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        output = process.communicate()[0].decode()
+        assert process.returncode == -signal.SIGKILL, output
+
+    return _run_and_kill

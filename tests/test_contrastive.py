@@ -1,12 +1,13 @@
 """The contrastive loss against an oracle, a slow reference and closed forms."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from biomass.errors import ConfigError
-from biomass.objectives.contrastive import contrastive_loss
+from biomass.objectives.contrastive import Contrastive, contrastive_loss
 
 
 def slow_loss(projections, instances, temperature):
@@ -104,3 +105,36 @@ def test_temperature_must_be_positive():
     z, instances = views(2, 2, 3)
     with pytest.raises(ConfigError, match="temperature is 0"):
         contrastive_loss(z, instances, 0)
+
+
+def one_rank(rank, store, sizes, gradients):
+    """A rank's share of a batch through a data-parallel layer; its gradient goes into the shared (W, …) tensor."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(sizes))
+    try:
+        layer, x, instances = shared_problem(sum(sizes))
+        mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        parallel = torch.nn.parallel.DistributedDataParallel(layer)
+        batch = SimpleNamespace(instances=instances[mine])
+        Contrastive(0.2, gather=True)(parallel, x[mine], batch)[0].backward()
+        gradients[rank] = layer.weight.grad
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def shared_problem(n):
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(6, 4, bias=False)
+    torch.nn.init.normal_(layer.weight, generator=generator)
+    return layer, torch.randn(n, 6, generator=generator), torch.arange(n) // 2
+
+
+def test_gathered_over_ranks_equals_one_large_batch(tmp_path):
+    sizes = (6, 10)  # ranks need not hold equally many
+    gradients = torch.zeros(2, 4, 6).share_memory_()
+    torch.multiprocessing.spawn(one_rank, (str(tmp_path / "store"), sizes, gradients), nprocs=2)
+    layer, x, instances = shared_problem(sum(sizes))
+    loss, _ = Contrastive(0.2, gather=True)(layer, x, SimpleNamespace(instances=instances))  # alone: nothing to gather
+    loss.backward()
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, layer.weight.grad)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,13 +52,25 @@ def test_simclr_trains_validates_and_saves(run, mode, sampler):
     assert state["architecture"] == {"key": "test_resnet", "in_channels": 3, "head": [16, 8]}
 
 
-def test_same_seed_same_curve_and_across_a_resume(run):
-    for name in ("a", "b"):
-        run("train_simclr", *SIMCLR, f"run_name={name}", "num_epochs=3", "trainer.log_every=1")
-    assert curve("a") == curve("b")
-    run("train_simclr", *SIMCLR, "run_name=c", "num_epochs=3", "trainer.log_every=1")
-    half = load_checkpoint(Path("checkpoints/c/last.pt"))
-    assert half["progress"]["epoch"] == 3
+def test_same_seed_same_curve(run):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run("train_simclr", *SIMCLR, "trainer.log_every=1", f"run_name={name}", f"seed={seed}")
+    assert curve("a") == curve("b") != curve("c")
+
+
+@pytest.mark.parametrize(("script", "more"), [
+    ("train_simclr", SIMCLR), ("train_supervised_cell", (*CELLS, "model.key=test_resnet", "eval_batch_size=50")),
+])  # fmt: skip
+def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill, script, more):
+    overrides = (*more, "dataloaders.mode=random", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1")
+    run(script, *overrides, "run_name=whole")
+    run_and_kill(script, *overrides, name="killed")
+    assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
+    run(script, *overrides, "run_name=killed", "resume=auto")
+    whole, killed = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "killed"))
+    assert all(torch.equal(whole["network"][k], v) for k, v in killed["network"].items())
+    assert whole["progress"] == killed["progress"]
+    assert curve("whole") == curve("killed")
 
 
 @pytest.mark.parametrize("pooler", ["mean", "median", "attention"])
@@ -175,18 +188,19 @@ def test_plain_state_dicts_that_cannot_be_read(tmp_path):
 
 
 def test_where_a_model_path_leads(tmp_path):
-    for n, name in enumerate(("old", "new")):
+    runs = {"old": {"key": "resnet18"}, "new": {"key": "resnet18"}, "probe": {"pooler": "mean"}}
+    for n, (name, architecture) in enumerate(runs.items()):
         path = tmp_path / name / "last.pt"
         path.parent.mkdir()
-        torch.save({"n": n}, path)
-        import os
-
+        torch.save({"architecture": architecture}, path)
         os.utime(path, (n, n))
     assert find_checkpoint("latest", tmp_path) == tmp_path / "new/last.pt"
     assert find_checkpoint("old", tmp_path) == tmp_path / "old/last.pt"
     assert find_checkpoint(str(tmp_path / "old/last.pt"), tmp_path) == tmp_path / "old/last.pt"
-    with pytest.raises(CheckpointError, match=r"runs in .*: old, new"):
+    with pytest.raises(CheckpointError, match=r"runs in .*: old, new, probe"):
         find_checkpoint("else", tmp_path)
+    with pytest.raises(CheckpointError, match="holds a linear probe"):
+        load_network(find_checkpoint("probe", tmp_path))
 
 
 def test_the_ablation_table(run, pretrained, tmp_path):

@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -102,21 +100,10 @@ def test_resume_auto_of_a_finished_run_changes_nothing(run):
     assert all(torch.equal(before["network"][k], v) for k, v in after["network"].items())
 
 
-def test_a_killed_run_resumes_to_the_same_bits(run, tmp_path, data_root):
+def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill):
     overrides = [*TINY, "+method=ben", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1"]
     run("train_erm", *overrides, "run_name=whole")
-    command = [sys.executable, str(ROOT / "train_erm.py"), *overrides, "run_name=killed"]
-    environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    log = tmp_path / "runs/killed/metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:  # kill it in the middle of the third epoch or later
-        lines = log.read_text().splitlines() if log.exists() else []
-        if any(json.loads(line)["epoch"] >= 2 for line in lines[:-1]):
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL, process.stdout.read().decode()
+    run_and_kill("train_erm", *overrides, name="killed")
     assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
     run("train_erm", *overrides, "run_name=killed", "resume=auto")
     whole, killed = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "killed"))

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 from biomass.errors import ConfigError
@@ -70,22 +72,47 @@ def _anchor_losses(
     return torch.where(has_positive, log_sum - mean_positive, 0.0), has_positive
 
 
+def gather_ranks(projections: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:
+    """The projections (M, D) and instances (M,) of all ranks, in their order; the same M everywhere is not needed.
+
+    Gradients flow back to the rank that a projection comes from, summed over the losses of all ranks: averaged as
+    data-parallel training does, they are those of the mean of the ranks' losses. Without other ranks, what was given.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return projections, instances
+    counts = [torch.zeros(1, dtype=torch.int64, device=projections.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(projections)], device=projections.device))
+    sizes = torch.cat(counts).tolist()
+    missing = max(sizes) - len(projections)
+    padded = all_gather(F.pad(projections, (0, 0, 0, missing)))
+    numbers = all_gather(F.pad(instances, (0, missing)))
+    return (
+        torch.cat([part[:size] for part, size in zip(padded, sizes, strict=True)]),
+        torch.cat([part[:size] for part, size in zip(numbers, sizes, strict=True)]),
+    )
+
+
 @dataclass(frozen=True)
 class Contrastive:
     """Pull the views of an instance together, push all other rows of the batch away.
 
-    Negatives are the other instances of the same (plate) batch; batches are not gathered over ranks, so that BEN's
-    negatives stay on one plate.
+    Negatives are the other instances of the same (plate) batch. Batches of other ranks stay out of it unless
+    ``gather`` asks for them: every rank reads another plate, and telling plates apart is what BEN is to unlearn.
 
     Attributes:
         temperature: of the similarities.
+        gather: take the batches of all ranks as one, for mixed batches over several devices.
     """
 
     temperature: float
+    gather: bool = False
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
 
     def __call__(self, network: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss for the views (N, C, H, W) of ``batch.instances`` (N,)."""
-        return contrastive_loss(network(images), batch.instances.to(images.device), self.temperature), {}
+        projections, instances = network(images), batch.instances.to(images.device)
+        if self.gather:
+            projections, instances = gather_ranks(projections, instances)
+        return contrastive_loss(projections, instances, self.temperature), {}

@@ -16,9 +16,9 @@ _ORIGINAL = {"encoder.tv_encoder.": "encoder.", "projection.": "head.", "classif
 
 
 def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path:
-    """The file that ``model_path`` means: a file, the name of a run below ``folder``, or the ``latest`` run there.
+    """The file that ``model_path`` means: a file, the name of a run below ``folder``, or the ``latest`` encoder there.
 
-    Of a run, the last checkpoint is taken.
+    Of a run, the last checkpoint is taken. Linear probes, which stand beside the runs they probe, hold no encoder.
 
     Raises:
         CheckpointError: there is no such file or run; names the runs that are there.
@@ -26,8 +26,10 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
     if Path(model_path).is_file():
         return Path(model_path)
     runs = sorted(folder.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-    if model_path == "latest" and runs:
-        return runs[-1]
+    if model_path == "latest":
+        latest = next((path for path in reversed(runs) if not _is_probe(load_checkpoint(path))), None)
+        if latest is not None:
+            return latest
     if (folder / model_path / LAST).is_file():
         return folder / model_path / LAST
     known = ", ".join(path.parent.name for path in runs[-5:]) or "none"
@@ -46,10 +48,12 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
         The network on the host, its architecture, and what else the checkpoint carries (``config``, ``channels``).
 
     Raises:
-        CheckpointError: the weights do not fit the network they name.
+        CheckpointError: the weights do not fit the network they name, or there is no encoder among them.
         ConfigError: a plain state dict without ``key``.
     """
     state = load_checkpoint(path)
+    if _is_probe(state):
+        raise CheckpointError(f"checkpoint '{path}' holds a linear probe; give the encoder that it was trained on")
     if "architecture" in state:
         architecture, weights = Architecture.from_dict(state["architecture"]), state["network"]
         about = {k: v for k, v in state.items() if k in ("config", "channels", "objective")}
@@ -64,6 +68,10 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint '{path}' is no {architecture.key}: {one_line(error)[:300]}") from error
     return network, architecture, about
+
+
+def _is_probe(state: dict[str, Any]) -> bool:
+    return "pooler" in state.get("architecture", {})
 
 
 def load_encoder(network: Network, path: Path, key: str) -> None:
