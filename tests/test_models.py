@@ -8,7 +8,7 @@ import torchvision
 
 from biomass.errors import ConfigError
 from biomass.models import Architecture, build_encoder, build_network, multilayer
-from biomass.models.encoders import _with_channels
+from biomass.models.encoders import with_channels
 from biomass.models.poolers import AttentionPooler, BagClassifier, pool
 from biomass.norms import PlateBatchNorm
 
@@ -34,7 +34,7 @@ def test_repeated_kernels_keep_the_response_to_gray_images():
     conv = torch.nn.Conv2d(3, 4, 3, bias=False)
     gray = torch.randn(2, 1, 8, 8)
     for channels in (1, 2, 6):
-        wide = _with_channels(conv, channels)
+        wide = with_channels(conv, channels)
         if channels % 3 == 0:
             torch.testing.assert_close(wide(gray.expand(-1, channels, -1, -1)), conv(gray.expand(-1, 3, -1, -1)))
         assert wide.weight.shape == (4, channels, 3, 3)

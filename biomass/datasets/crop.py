@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from biomass.datasets.channels import match_channels
 from biomass.datasets.nuclei import DIAMETER, find_nuclei, read_nuclei, read_nuclei_table
-from biomass.datasets.pack import _options, open_source, pack
+from biomass.datasets.pack import open_source, pack, parse_settings
 from biomass.datasets.packed import ABOUT, load_packed
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
 from biomass.loader import OnBadImage
@@ -374,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        screen, published = _open_fields(args.source, _options(args.set))
+        screen, published = _open_fields(args.source, parse_settings(args.set))
         kept = _beside(args.out, ".nuclei.parquet")
         listed = args.nuclei or published
         if listed is not None:

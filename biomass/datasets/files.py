@@ -197,7 +197,7 @@ def open_files(
     """
     if axes is not None and axes not in AXES:
         raise ConfigError(f"axes '{axes}' is unknown; choose one of {', '.join(AXES)}")
-    columns = tuple(_strings(column) for column in files)
+    columns = tuple(string_array(column) for column in files)
     for column in columns:
         _check_endings(column)
     if channels is None and len(columns) > 1:
@@ -254,7 +254,7 @@ def _wrong_channels(array: np.ndarray, channels: int | None, file: str, row: int
     return BadImageError(f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}", row)
 
 
-def _strings(column: Any) -> Any:
+def string_array(column: Any) -> Any:
     """An Arrow array of strings without nulls, in one piece."""
     if not isinstance(column, (pa.Array, pa.ChunkedArray)):
         column = pa.array(column, pa.large_string())
@@ -278,7 +278,7 @@ def missing_files(root: str | Path, files: Any) -> np.ndarray:
 
     Every folder is listed once, which takes a small part of the time of asking for each file.
     """
-    files = _strings(files)
+    files = string_array(files)
     folders = pc.dictionary_encode(pc.replace_substring_regex(files, r"[^/]*$", ""))
     names = pc.replace_substring_regex(files, r"(?s)^.*/", "")
     codes = folders.indices.to_numpy()
@@ -306,7 +306,7 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
     Raises:
         DataError: some are not; names the first and says how many there are.
     """
-    for c, column in enumerate(map(_strings, files)):
+    for c, column in enumerate(map(string_array, files)):
         missing = missing_files(root, column)
         if not len(missing):
             continue
@@ -327,7 +327,7 @@ def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
     Raises:
         DataError: one is; names both rows, and both labels where they differ.
     """
-    every = pa.concat_arrays([_strings(column) for column in files])
+    every = pa.concat_arrays([string_array(column) for column in files])
     codes = pd.Series(pc.dictionary_encode(every).indices.to_numpy())
     again = codes.duplicated().to_numpy() & pc.not_equal(every, "").to_numpy(zero_copy_only=False)
     if not again.any():

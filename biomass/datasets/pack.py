@@ -378,7 +378,7 @@ def _call(load: Callable[..., Screen], path: Path, **options: Any) -> Screen:
     return load(path, **options)
 
 
-def _options(settings: Sequence[str]) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """``["columns.label=moa"]`` → ``{"columns": {"label": "moa"}}``."""
     for setting in settings:
         if "=" not in setting:
@@ -408,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             verify(args.source)
             print(f"{args.source} is complete and unchanged")
             return
-        screen, beside = open_source(args.source, **_options(args.set))
+        screen, beside = open_source(args.source, **parse_settings(args.set))
         out = args.out or beside.with_name(beside.name + SUFFIX)
         pack(screen, out, workers=args.workers, on_bad_image=args.on_bad_image)
         print(f"{out} holds {len(screen)} images")

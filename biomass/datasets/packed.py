@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from biomass.datasets.files import _strings
+from biomass.datasets.files import string_array
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.screen import Screen
 
@@ -243,7 +243,7 @@ def packed_beside(source: str | Path) -> Path | None:
 
 def join_files(files: Sequence[Any]) -> Any:
     """One Arrow array (N,) of N images' files, of the columns of names that a reader of files has."""
-    columns = [_strings(column) for column in files]
+    columns = [string_array(column) for column in files]
     if len(columns) == 1:
         return columns[0]
     return pc.binary_join_element_wise(*columns, pa.scalar(SEPARATOR, pa.large_string()))

@@ -28,12 +28,16 @@ CHANNELS = ("nuclei", "ER", "actin")
 MIRROR = "pangwei/wilds-rxrx1"
 """The Hugging Face dataset that an author of WILDS keeps."""
 
+METADATA_COLUMNS = ("cell_type", "dataset", "experiment", "plate", "well", "site", "well_type", "sirna", "sirna_id")
+"""The columns of ``metadata.csv`` that are read."""
+
+CONTROLS = {"treatment": "", "positive_control": "positive", "negative_control": "negative"}
+"""What a ``well_type`` is called in a Screen's column ``control``."""
+
 _FOLDER = "rxrx1_v1.0"
 _METADATA = "metadata.csv"
 _RELEASE = "RELEASE_v1.0.txt"
 _IMAGES = "images"
-_COLUMNS = ("cell_type", "dataset", "experiment", "plate", "well", "site", "well_type", "sirna", "sirna_id")
-_CONTROL = {"treatment": "", "positive_control": "positive", "negative_control": "negative"}
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +187,7 @@ def load_rxrx1(root_dir: str | Path = "data", *, download: bool = True, on_bad_i
     """
     folder = prepare_rxrx1(root_dir, download)
     metadata = _read_metadata(folder)
-    _check_metadata(folder / _METADATA, metadata)
+    check_metadata(folder / _METADATA, metadata)
     paths = _paths(metadata)
     check_unique([paths], metadata["sirna_id"].to_numpy())
     pixels: Pixels | None = packed_pixels(folder, [paths])
@@ -191,7 +195,7 @@ def load_rxrx1(root_dir: str | Path = "data", *, download: bool = True, on_bad_i
         check_present(folder, [paths])
     split, label = _official(folder.parent)
     table = metadata[["experiment", "plate", "well", "site", "cell_type", "sirna"]].assign(
-        label=label, split=split, control=metadata["well_type"].map(_CONTROL)
+        label=label, split=split, control=metadata["well_type"].map(CONTROLS)
     )
     names = pd.Series(metadata["sirna"].to_numpy(), index=label)
     classes = names[~names.index.duplicated()].sort_index()
@@ -215,15 +219,15 @@ def _read_metadata(folder: Path) -> pd.DataFrame:
         metadata = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise DataError(f"'{path}' cannot be read ({one_line(error)}): download it again") from error
-    missing = [column for column in _COLUMNS if column not in metadata]
+    missing = [column for column in METADATA_COLUMNS if column not in metadata]
     if missing:
         raise DataError(f"'{path}' has no column '{missing[0]}': download it again")
     return metadata
 
 
-def _check_metadata(path: Path, metadata: pd.DataFrame) -> None:
+def check_metadata(path: Path, metadata: pd.DataFrame) -> None:
     """Find what wilds would stumble over, or split in silence into nowhere."""
-    allowed = {"dataset": ("train", "val", "test"), "well_type": tuple(_CONTROL)}
+    allowed = {"dataset": ("train", "val", "test"), "well_type": tuple(CONTROLS)}
     for column, values in allowed.items():
         _refuse(path, metadata, column, ~metadata[column].isin(values), f"it may be {', '.join(values)}")
     for column in ("plate", "site", "sirna_id"):

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from biomass.datasets.download import extract, fetch, find_archives, join
 from biomass.datasets.files import open_files
 from biomass.datasets.packed import packed_beside, packed_pixels, read_index
-from biomass.datasets.rxrx1 import _COLUMNS, _CONTROL, CHANNELS, _check_metadata
+from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, METADATA_COLUMNS, check_metadata
 from biomass.errors import ConfigError, DataError, one_line
 from biomass.screen import UNLABELLED, Screen, make_screen
 
@@ -228,10 +228,10 @@ def _read_metadata(path: Path) -> pd.DataFrame:
         metadata = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise DataError(f"'{path}' cannot be read ({one_line(error)}): download it again") from error
-    missing = [column for column in _COLUMNS if column not in metadata]
+    missing = [column for column in METADATA_COLUMNS if column not in metadata]
     if missing:
         raise DataError(f"'{path}' has no column '{missing[0]}': name the metadata of RxRx1-WILDS")
-    _check_metadata(path, metadata)
+    check_metadata(path, metadata)
     table = metadata.astype({"plate": np.int64, "site": np.int64})
     twice = table[table.duplicated(list(FIELD))]
     if len(twice):
@@ -239,7 +239,7 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     iid_val = (table["dataset"] == "train") & (table["site"] != 1)
     return table[[*FIELD, "cell_type", "sirna"]].assign(
         split=table["dataset"].mask(iid_val, "iid_val"),
-        control=table["well_type"].map(_CONTROL),
+        control=table["well_type"].map(CONTROLS),
         label=table["sirna_id"].astype(np.int64),
     )
 

@@ -64,11 +64,11 @@ def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> tuple
     encoder.set_submodule(last, nn.Identity())
     if in_channels != 3:
         first = next(path for path, module in encoder.named_modules() if isinstance(module, nn.Conv2d))
-        encoder.set_submodule(first, _with_channels(cast(nn.Conv2d, encoder.get_submodule(first)), in_channels))
+        encoder.set_submodule(first, with_channels(cast(nn.Conv2d, encoder.get_submodule(first)), in_channels))
     return encoder, num_features
 
 
-def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+def with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
     """The same convolution for another number of input channels, its kernels repeated and scaled."""
     same = (conv.kernel_size, conv.stride, conv.padding)
     new = nn.Conv2d(in_channels, conv.out_channels, *same, bias=conv.bias is not None)  # type: ignore[arg-type]
