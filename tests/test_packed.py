@@ -16,6 +16,7 @@ from PIL import Image
 
 from biomass.datasets import pack as packing
 from biomass.datasets import rxrx1
+from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.files import open_files
 from biomass.datasets.manifest import load_manifest
 from biomass.datasets.pack import main, open_source, pack
@@ -32,6 +33,7 @@ from biomass.datasets.packed import (
 )
 from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
 from biomass.datasets.simulated import Design, simulate_rxrx1
+from biomass.datasets.simulated_bbbc021 import simulate_bbbc021
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.loader import BatchReader, Loader
 from biomass.screen import Screen, make_screen
@@ -258,10 +260,18 @@ def test_the_command_packs_fields_of_view(tmp_path, data_root, monkeypatch):
     assert_same(screen, load_packed(tmp_path / "store"))
 
 
+def test_the_command_packs_bbbc021(tmp_path):
+    root = simulate_bbbc021(tmp_path, weeks=2, replicates=1, compounds=2, concentrations=1, height=64, width=80)
+    main([str(root), str(tmp_path / "store")])
+    assert_same(load_bbbc021(root), load_packed(tmp_path / "store"))
+    main([str(root), str(tmp_path / "all"), "--set", "fields=all"])
+    assert len(load_packed(tmp_path / "all")) > len(load_bbbc021(root))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "no '.*/nowhere': name a folder of cropped cells, a root of RxRx1-WILDS, or a manifest"),
+        (["nowhere"], "no '.*/nowhere': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest"),
         (["m.csv", "--set", "imag=x"], "load_manifest has no option 'imag'; did you mean 'image'?"),
         (["m.csv", "--set", "image"], "--set image has no value: write key=value"),
         (["empty"], "no cropped cells in '.*/empty'"),

@@ -199,6 +199,15 @@ def test_no_nuisance_makes_all_plates_alike() -> None:
     assert not any(v for k, v in first.items() if k.startswith(("drift", "tilt")))
 
 
+def test_drift_scales_the_traits_and_nothing_else() -> None:
+    def drawn(drift: float) -> dict[str, float]:
+        return draw_nuisance(np.random.default_rng(1), np.random.default_rng(2), 1.3, drift).flat()
+
+    whole, part = drawn(1.0), drawn(0.25)
+    for name, value in whole.items():
+        assert part[name] == pytest.approx(value * (0.25 if name.startswith("drift") else 1))
+
+
 def spread(plates: list[dict[str, float]]) -> np.ndarray:
     """Root mean square over plates of every nuisance, in log units where it is a factor, from the ideal plate."""
     table = pd.DataFrame(plates)

@@ -214,3 +214,26 @@ def test_the_ablation_table(run, pretrained, tmp_path):
     value = 100 * last("probe-True", "test/accuracy")["test/accuracy"]
     assert f"{value:.1f}" in (tmp_path / "tables/ablation.md").read_text()
     assert (tmp_path / "tables/ablation.csv").exists()
+
+
+def test_the_ablation_by_its_three_commands(tmp_path, data_root):
+    tiny = [o for o in CELLS if o != "dataloaders=simulated_cells"]
+
+    def command(*arguments):
+        environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        script, *rest = arguments
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *rest], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    two = ("seed=0,1", "dataloaders.mode=random", "trainer.max_steps=2", "train_batch_size=7")
+    command("train_simclr.py", "+experiment=ablation", *tiny, *two)
+    runs = ",".join(f"ablation-{i}" for i in range(4))
+    command("train_classifier.py", "+experiment=ablation_probe", *tiny, "num_epochs=2", f"model_path={runs}")
+    table = command("misc/ablation_table.py", *[f"runs/ablation_probe-{i}" for i in range(8)])
+    head, _, row = table.splitlines()
+    assert head.count("train ") == 4
+    assert row.count("±") == 4
+    assert row.count("(2)") == 4

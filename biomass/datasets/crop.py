@@ -29,7 +29,7 @@ from tqdm import tqdm
 from biomass.datasets.channels import match_channels
 from biomass.datasets.nuclei import DIAMETER, find_nuclei, read_nuclei, read_nuclei_table
 from biomass.datasets.pack import open_source, pack, parse_settings
-from biomass.datasets.packed import ABOUT, load_packed
+from biomass.datasets.packed import load_packed
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
 from biomass.loader import OnBadImage
 from biomass.screen import Pixels, Screen, make_screen
@@ -349,13 +349,10 @@ def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path) -> None:
 
 def _open_fields(source: Path, options: dict[str, Any]) -> tuple[Screen, Path | None]:
     """The fields of a source, and the published table or folder of nuclei that lies with it, if there is one."""
-    from biomass.datasets.bbbc021 import find_supplement, is_bbbc021, load_bbbc021
+    from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
 
-    if is_bbbc021(source):
-        return load_bbbc021(source, **options), find_supplement(source)
-    if (source / ABOUT).is_file():
-        return load_packed(source), None
-    return open_source(source, **options)[0], None
+    published = find_supplement(source) if is_bbbc021(source) else None
+    return open_source(source, **options)[0], published
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,9 +2,10 @@
 
     python -m biomass.datasets.pack <source> [<out>] [--set key=value ...]
 
-``<source>`` is a folder of cropped cells, a root of RxRx1-WILDS, or a manifest, whose options are given as in the YAML:
-``--set columns.label=moa --set image=path``. Left out, ``<out>`` is ``<source>.packed``, where the reader of the source
-finds it by itself. A second call goes on where the first was stopped. ``--verify <store>`` only checks a store.
+``<source>`` is a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest, whose options are given as in
+the YAML: ``--set columns.label=moa --set image=path``. Left out, ``<out>`` is ``<source>.packed``, where the readers of
+cells, RxRx1-WILDS and manifests find it by themselves. A second call goes on where the first was stopped.
+``--verify <store>`` only checks a store.
 """
 
 import argparse
@@ -345,7 +346,8 @@ def open_source(source: str | Path, **options: Any) -> tuple[Screen, Path]:
     """Read a source as what it is.
 
     Args:
-        source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, a manifest, or a packed store.
+        source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, BBBC021, a manifest, or a packed
+            store.
         options: of its reader.
 
     Returns:
@@ -355,17 +357,22 @@ def open_source(source: str | Path, **options: Any) -> tuple[Screen, Path]:
         DataError: it is none of these, or its reader refuses it.
         ConfigError: the reader has no such option.
     """
+    from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
+
     source = Path(source).absolute()
     if (source / ABOUT).is_file():
         return load_packed(source), source
     root = source.parent if source.name == _RXRX1 else source
     if (root / _RXRX1 / "metadata.csv").is_file():
         return _call(load_rxrx1, root, download=False, **options), root / _RXRX1
+    if is_bbbc021(source):
+        return _call(load_bbbc021, source, **options), source
     if source.is_file():
         return _call(load_manifest, source, **options), source
     if source.is_dir():
         return _call(load_rxrx1_cells, source, download=False, **options), source
-    raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, or a manifest")
+    raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a "
+                    "manifest")
 
 
 def _call(load: Callable[..., Screen], path: Path, **options: Any) -> Screen:
@@ -395,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; an error of the user's is one line, and the exit code 1."""
     parser = argparse.ArgumentParser("python -m biomass.datasets.pack", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="cropped cells, a root of RxRx1-WILDS, or a manifest")
+    parser.add_argument("source", type=Path, help="cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
     parser.add_argument("out", type=Path, nargs="?", help=f"the store; <source>{SUFFIX} if left out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader")
     parser.add_argument("--workers", type=int, help="processes that read; all cores if left out")

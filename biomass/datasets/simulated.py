@@ -141,13 +141,16 @@ class Nuisance:
         return row | {"noise": self.noise}
 
 
-def draw_nuisance(experiment: np.random.Generator, plate: np.random.Generator, strength: float = 1.0) -> Nuisance:
+def draw_nuisance(
+    experiment: np.random.Generator, plate: np.random.Generator, strength: float = 1.0, drift: float = 1.0
+) -> Nuisance:
     """Draw the nuisance of a plate.
 
     Args:
         experiment: the generator of its experiment, always in the same state for all of its plates.
         plate: the generator of the plate.
         strength: how far plates lie apart; 0 gives the ideal plate, 1 a plate of a training experiment.
+        drift: how much of that is staining and culture, along the traits of cells; 0 leaves optics and camera.
     """
     def normal(*shape: int) -> np.ndarray:
         common = experiment.standard_normal(shape) * np.sqrt(_EXPERIMENT_SHARE)
@@ -158,7 +161,7 @@ def draw_nuisance(experiment: np.random.Generator, plate: np.random.Generator, s
         return (normal(1) + normal(3)) / np.sqrt(2)  # light and focus are half the microscope's, half the stain's
 
     return Nuisance(
-        drift=normal(len(TRAITS)) * _DRIFT,
+        drift=normal(len(TRAITS)) * _DRIFT * drift,
         gain=0.8 * np.exp(0.35 * channels()),
         background=0.05 * np.exp(0.6 * channels()),
         gamma=np.exp(0.30 * channels()),
@@ -415,6 +418,8 @@ class Design:
         intensity_effect: strength of the perturbations' effects on intensities.
         shape_effect: strength of their effects on shapes and textures.
         nuisance: how far plates lie apart; 0 makes all plates ideal.
+        drift: how much of that is drift of staining and culture, along the traits that perturbations change; at 0
+            plates differ in optics and camera only.
         test_shift: how many times further apart the plates of ``val`` and ``test`` lie than those of ``train``.
         cells: also cut out the cells.
 
@@ -437,6 +442,7 @@ class Design:
     intensity_effect: float = 1.0
     shape_effect: float = 1.0
     nuisance: float = 1.0
+    drift: float = 1.0
     test_shift: float = 1.6
     cells: bool = False
 
@@ -447,7 +453,7 @@ class Design:
             value, low = getattr(self, name), least.get(name, 0)
             if not isinstance(value, int) or value < low:
                 raise ConfigError(f"a simulated screen with {name}={value}: use a whole number from {low}")
-        for name in ("density", "intensity_effect", "shape_effect", "nuisance", "test_shift"):
+        for name in ("density", "intensity_effect", "shape_effect", "nuisance", "drift", "test_shift"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < np.inf:
                 raise ConfigError(f"a simulated screen with {name}={value}: use a number from 0")
@@ -538,7 +544,8 @@ def plate_nuisance(design: Design, plate: Plate) -> Nuisance:
     """The nuisance of a plate of a screen."""
     experiment, number = plate.key
     strength = design.nuisance * (1.0 if plate.split == "train" else design.test_shift)
-    return draw_nuisance(_rng(design, "nuisance", experiment), _rng(design, "nuisance", experiment, number), strength)
+    common, own = _rng(design, "nuisance", experiment), _rng(design, "nuisance", experiment, number)
+    return draw_nuisance(common, own, strength, design.drift)
 
 
 def _biology(design: Design) -> tuple[np.ndarray, np.ndarray]:
