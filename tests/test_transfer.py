@@ -148,11 +148,20 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(fabric, encoder, tmp_
     (tmp_path / "parts/Week2/P1.parquet").write_bytes(b"PAR1 cut off")
     cells = make_screen(cells.table, Counting(cells.pixels.array, cells.pixels.channels), cells.classes)
     found = profile(fabric, encoder, cells, tmp_path / "parts")
-    assert Counting.count == 10  # the cells of the third plate
+    assert Counting.count == 9 + 10  # three cells a plate, to compare, and those of the third plate
     assert [file.stat().st_mtime_ns for file in written] == stamps
     pd.testing.assert_frame_equal(found, whole)
     pd.testing.assert_frame_equal(profile(fabric, encoder, cells, tmp_path / "parts"), whole)
-    assert Counting.count == 10
+    assert Counting.count == 9 + 10 + 9
+
+
+def test_profiles_of_other_pixels_are_made_anew(fabric, encoder, tmp_path):
+    cells = small_screen()
+    profile(fabric, encoder, cells, tmp_path)
+    lit = ArrayPixels(cells.pixels.array[:, :, ::-1].copy(), cells.pixels.channels)  # the same table, upside down
+    again = make_screen(cells.table, lit, cells.classes)
+    fresh = profile(fabric, encoder, again, tmp_path / "fresh")
+    pd.testing.assert_frame_equal(profile(fabric, encoder, again, tmp_path), fresh)
 
 
 def test_profiles_of_another_encoder_are_made_anew(fabric, encoder, tmp_path):
@@ -242,10 +251,10 @@ def test_images_without_cells_are_listed(fabric, encoder, tmp_path, caplog):
     assert np.isfinite(features(images)).all()
     absent = transfer.images_without_cells(fields, images)
     assert absent[["Metadata_batch", "Metadata_plate", "Metadata_well"]].to_numpy().tolist() == [["Week1", "P1", "A04"]]
-    assert "1 of 12 images have no cells" in caplog.text
+    assert "1 of 12 images have no cells that are known and can be read" in caplog.text
     absent = transfer.images_without_cells(fields, images[images["Metadata_compound"] != "b"])
     assert len(absent) == 4
-    assert "4 of 12 images have no cells, among them all of b 2" in caplog.text
+    assert "4 of 12 images have no cells that are known and can be read, among them all of b 2" in caplog.text
     assert not len(transfer.images_without_cells(fields, pd.concat([images, absent])))
 
 
@@ -332,9 +341,61 @@ def test_postprocessing_is_fitted_on_control_wells():
     again = transfer.treatment_profiles(transfer.postprocess(wells, "tvn"))
     labels = (again["Metadata_compound"], again["Metadata_moa"], again["Metadata_batch"])
     assert one.nscb.table().equals(nscb(again, *labels, "euclidean").table())
-    assert one.mixing.share == batch_mixing(one.wells[controls], "Metadata_batch").share
     with pytest.raises(ConfigError, match="postprocessing 'zca' is unknown; choose none, whiten, tvn"):
         transfer.postprocess(wells, "zca")
+
+
+@pytest.mark.parametrize("how", ["none", "whiten", "tvn"])
+def test_mixing_is_judged_by_wells_that_nothing_was_fitted_on(how):
+    wells = simple_wells(n=6)
+    controls = wells["Metadata_control"] == "negative"
+    fit = controls & wells["Metadata_well"].str[1:].isin(["0", "2", "4"])
+    hits, rows = 0, 0
+    for fitted in (fit, controls & ~fit):
+        done = transfer.postprocess(wells, how, fitted.to_numpy())
+        judged = batch_mixing(done[controls & ~fitted], "Metadata_batch")
+        hits, rows = hits + judged.share * 6, rows + 6
+    found = transfer.evaluate(wells, how).mixing
+    assert found.share == pytest.approx(hits / rows)
+    assert found.expected == pytest.approx(2 / 5)
+    assert found.by_batch["rows"].tolist() == [6, 6]
+
+
+def test_mixing_does_not_reward_what_was_fitted_on_the_wells_that_are_judged():
+    # no difference between batches, far more features than wells: the share is what chance gives
+    rng = np.random.default_rng(0)
+    wells = simple_wells(n=12, dims=200)
+    names = list(wells.filter(like="emb_"))
+    shares, fitted = [], []
+    for _ in range(10):
+        wells[names] = rng.normal(size=(len(wells), 200))
+        shares.append(transfer.held_out_mixing(wells, "tvn").share)
+        done = transfer.postprocess(wells, "tvn")
+        fitted.append(batch_mixing(done[wells["Metadata_control"] == "negative"], "Metadata_batch").share)
+    assert abs(np.mean(shares) - 5 / 11) < 0.08
+    assert abs(np.mean(fitted) - 11 / 23) > 0.3  # and this is why
+
+
+def test_a_batch_of_few_controls_tells_nothing_of_mixing():
+    wells = simple_wells(n=4)
+    assert transfer.held_out_mixing(wells) is not None
+    assert transfer.held_out_mixing(wells.drop(index=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("tvn", "batch 'Week2' has too few wells of negative controls: 1, and tvn needs 2; leave tvn out"),
+        ("whiten", "the screen has too few wells of negative controls: 1, and whiten needs 2; leave it out"),
+    ],
+)
+def test_too_few_controls_are_said_before_anything_is_encoded(how, message):
+    cells = small_screen(plates=("Week1/P1", "Week1/P2", "Week2/P1"))
+    if how == "whiten":
+        cells = small_screen(plates=("Week1/P1",))
+    with pytest.raises(DataError, match=message):
+        transfer.check_choices(cells, ["all"], [how])
+    transfer.check_choices(cells, ["all"], ["none"])
 
 
 def test_without_controls_there_is_no_mixing_and_no_whitening():

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from biomass.datasets.channels import match_channels
-from biomass.errors import ConfigError, DataError
+from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation import plots
 from biomass.evaluation.aggregate import METADATA, aggregate
 from biomass.evaluation.nearest import METRICS, BatchMixing, NearestResult, batch_mixing, nsc, nscb
@@ -70,7 +70,8 @@ class Evaluation:
         treatments: their medians, without controls; ``Metadata_batch`` is the tuple of batches of a treatment's wells.
         nsc: mechanisms predicted by the nearest treatment of another compound.
         nscb: by the nearest treatment that shares no batch either.
-        mixing: how often the nearest neighbour of a control well is of its own batch; None for fewer than two controls.
+        mixing: how often the nearest neighbour of a control well is of its own batch, under a post-processing that was
+            not fitted on it, see :func:`held_out_mixing`; None where there are too few control wells to hold some out.
     """
 
     wells: pd.DataFrame
@@ -97,6 +98,7 @@ def check_choices(
     for how in postprocessings:
         if how not in POSTPROCESSINGS:
             raise ConfigError(f"postprocessing '{how}' is unknown; choose {', '.join(POSTPROCESSINGS)}")
+        _check_controls(how, cells)
     if metric not in METRICS:
         raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
     _order(channels, cells)
@@ -182,7 +184,9 @@ def image_profiles(
 
 
 def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
-    """The images of a screen that profiles are silent of, because no cell of theirs was found or could be read.
+    """The images of a screen that profiles are silent of: none of their cells could be cut out and read, or is known.
+
+    Fields that a published table of nuclei does not list are among them: nobody has looked for their cells.
 
     Their number, and which treatments are lost altogether, is said in the log.
 
@@ -201,7 +205,7 @@ def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
         treatments = pd.MultiIndex.from_frame(absent[list(TREATMENT)]).unique()
         lost = treatments[~treatments.isin(pd.MultiIndex.from_frame(images[list(TREATMENT)]))]
         which = f", among them all of {'; '.join(f'{c} {d:g}' for c, d in lost[:5])}" if len(lost) else ""
-        log.warning("%d of %d images have no cells%s", len(absent), len(table), which)
+        log.warning("%d of %d images have no cells that are known and can be read%s", len(absent), len(table), which)
     return absent
 
 
@@ -218,7 +222,7 @@ def well_profiles(images: pd.DataFrame) -> pd.DataFrame:
     return wells
 
 
-def postprocess(wells: pd.DataFrame, how: str) -> pd.DataFrame:
+def postprocess(wells: pd.DataFrame, how: str, fitted: np.ndarray | None = None) -> pd.DataFrame:
     """Whiten the profiles of wells, or apply TVN, fitted on the wells of negative controls.
 
     It is done to wells, before their median is taken, because there are many control wells but one control treatment,
@@ -228,6 +232,7 @@ def postprocess(wells: pd.DataFrame, how: str) -> pd.DataFrame:
     Args:
         wells: as :func:`well_profiles` gives them.
         how: one of :data:`POSTPROCESSINGS`.
+        fitted: the wells that it is fitted on, a bool for each; None: all negative controls.
 
     Raises:
         ConfigError: an unknown word.
@@ -235,7 +240,7 @@ def postprocess(wells: pd.DataFrame, how: str) -> pd.DataFrame:
     """
     if how == "none":
         return wells
-    controls = (wells["Metadata_control"] == "negative").to_numpy()
+    controls = (wells["Metadata_control"] == "negative").to_numpy() if fitted is None else fitted
     if how == "whiten":
         return cast("pd.DataFrame", whiten(wells, controls))
     if how == "tvn":
@@ -266,8 +271,8 @@ def treatment_profiles(wells: pd.DataFrame) -> pd.DataFrame:
 def evaluate(wells: pd.DataFrame, postprocessing: str = "none", metric: str = "cosine") -> Evaluation:
     """Post-process, summarize treatments, predict their mechanisms, and see how well batches mix.
 
-    Batches are compared on control wells only: treatments differ from week to week, so that the nearest neighbour of
-    a treated well is often of its week for a good reason.
+    NSC and NSCB are those of a post-processing that is fitted on all control wells; how well batches mix is told by
+    wells that it was not fitted on, see :func:`held_out_mixing`.
 
     Args:
         wells: as :func:`well_profiles` gives them.
@@ -277,12 +282,48 @@ def evaluate(wells: pd.DataFrame, postprocessing: str = "none", metric: str = "c
     Raises:
         ConfigError, DataError: as :func:`postprocess`, :func:`treatment_profiles` and :func:`biomass.evaluation.nsc`.
     """
+    mixing = held_out_mixing(wells, postprocessing)
     wells = postprocess(wells, postprocessing)
     treatments = treatment_profiles(wells)
     labels = (treatments, "Metadata_compound", "Metadata_moa")
-    controls = wells[wells["Metadata_control"] == "negative"]
-    mixing = batch_mixing(controls, "Metadata_batch") if len(controls) > 1 else None
     return Evaluation(wells, treatments, nsc(*labels, metric), nscb(*labels, "Metadata_batch", metric), mixing)
+
+
+def held_out_mixing(wells: pd.DataFrame, postprocessing: str = "none") -> BatchMixing | None:
+    """How often the nearest neighbour of a control well is of its own batch, told by wells that were held out.
+
+    Fitted on the very wells that it is judged by, a post-processing with more features than wells can draw the wells
+    of a batch together, or push them apart, though batches do not differ at all. The control wells of every batch are
+    therefore split into halves, every other well of its plates: what is fitted on one half is judged by the other, and
+    the two are averaged. The halves are the same for every post-processing, so that the shares can be compared.
+
+    Only controls are compared: treatments differ from week to week, so that the nearest neighbour of a treated well is
+    often of its week for a good reason.
+
+    Args:
+        wells: as :func:`well_profiles` gives them.
+        postprocessing: one of :data:`POSTPROCESSINGS`.
+
+    Returns:
+        ``share`` and ``expected`` are means over all control wells, in all and by batch; None where a batch has fewer
+        than four control wells, of which TVN would need two in either half, or where there are none at all.
+
+    Raises:
+        ConfigError, DataError: as :func:`postprocess`.
+    """
+    controls = wells[wells["Metadata_control"] == "negative"].sort_values(list(WELL), ignore_index=True)
+    number = controls.groupby("Metadata_batch").cumcount().to_numpy()
+    if controls.empty or controls["Metadata_batch"].value_counts().min() < 4:
+        return None
+    parts = [
+        batch_mixing(postprocess(controls, postprocessing, fitted)[~fitted], "Metadata_batch").by_batch
+        for fitted in (number % 2 == 0, number % 2 == 1)
+    ]
+    rows = parts[0]["rows"] + parts[1]["rows"]
+    one, other = (part[["share", "expected"]].mul(part["rows"] / rows, axis=0) for part in parts)
+    by_batch = one + other
+    share, expected = np.average(by_batch, axis=0, weights=rows)
+    return BatchMixing(float(share), float(expected), by_batch.assign(rows=rows)[["rows", "share", "expected"]])
 
 
 def summarize(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame:
@@ -291,7 +332,8 @@ def summarize(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame
     Returns:
         ``normalization, postprocessing``, the accuracies ``nsc`` and ``nscb`` (0…1, NaN if nothing can be scored) with
         the number of treatments behind them (``nsc_scored, nscb_scored``), and ``mixing`` with ``mixing_expected``:
-        the share of control wells whose nearest neighbour is of their own batch, and what it were at random.
+        the share of control wells whose nearest neighbour is of their own batch (:func:`held_out_mixing`; NaN if it
+        cannot be told), and what it were at random.
     """
     rows = []
     for (normalization, postprocessing), one in evaluations.items():
@@ -404,6 +446,25 @@ def _statistics(normalization: str, cells: Screen) -> Statistics:
     return Statistics("batch", rows="controls" if normalization == "controls" else "all", names=cells.plate_names)
 
 
+def _check_controls(how: str, cells: Screen) -> None:
+    """Make sure that a post-processing will have the control wells that it is fitted on."""
+    wells = cells.table[["control", "experiment", *PLATE[1:], "well"]].drop_duplicates()
+    controls = wells.loc[wells["control"] == "negative", "experiment"].value_counts()
+    if how == "tvn":
+        few = sorted(str(batch) for batch in wells["experiment"].unique() if controls.get(batch, 0) < 2)
+        if few:
+            others = f" (and {len(few) - 1} others)" if len(few) > 1 else ""
+            raise DataError(
+                f"batch '{few[0]}'{others} has too few wells of negative controls: {controls.get(few[0], 0)}, and tvn "
+                "needs 2; leave tvn out of postprocessings, or the batch out of the screen"
+            )
+    if how == "whiten" and controls.sum() < 2:
+        raise DataError(
+            f"the screen has too few wells of negative controls: {controls.sum()}, and whiten needs 2; leave it out "
+            "of postprocessings"
+        )
+
+
 def _order(channels: Sequence[str] | None, cells: Screen) -> list[int] | None:
     """Positions of the channels among those of the cells; None for all as they are."""
     return None if channels is None else list(match_channels(channels, cells.pixels.channels))
@@ -426,12 +487,24 @@ def _weights(encoder: nn.Module) -> str:
 
 
 def _fingerprints(cells: Screen, *settings: str) -> list[str]:
-    """Of every plate, what its profiles depend on."""
+    """Of every plate, what its profiles depend on: settings, its table, and the pixels of a few of its cells."""
     common = "\n".join([*settings, repr((cells.pixels.channels, cells.pixels.size))]).encode()
     columns = [c for c in (*COLUMNS, "cell", "x", "y") if c in cells.table]
-    rows = pd.util.hash_pandas_object(cells.table[columns], index=False).to_numpy()
-    plates = np.split(rows[np.argsort(cells.plate_ids, kind="stable")], np.cumsum(np.bincount(cells.plate_ids))[:-1])
-    return [hashlib.sha256(common + plate.tobytes()).hexdigest() for plate in plates]
+    hashes = pd.util.hash_pandas_object(cells.table[columns], index=False).to_numpy()
+    plates = np.split(np.argsort(cells.plate_ids, kind="stable"), np.cumsum(np.bincount(cells.plate_ids))[:-1])
+    samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in plates]
+    return [
+        hashlib.sha256(common + hashes[rows].tobytes() + _pixels(cells, sample)).hexdigest()
+        for rows, sample in zip(plates, samples, strict=True)
+    ]
+
+
+def _pixels(cells: Screen, rows: np.ndarray) -> bytes:
+    """The pixels of some cells; nothing for those that cannot be read."""
+    try:
+        return np.ascontiguousarray(cells.read(rows)).tobytes()
+    except BadImageError:
+        return b"".join(_pixels(cells, row) for row in np.split(rows, len(rows))) if len(rows) > 1 else b""
 
 
 def _fingerprint(file: Path) -> str | None:
