@@ -1,6 +1,7 @@
 """Nuclei and the cells around them: finding, reading, matching, cutting, packing, the command."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from biomass.datasets import crop as cropping
 from biomass.datasets.crop import (
     Nuclei,
     count_cells,
@@ -264,6 +266,72 @@ def test_nuclei_of_all_fields():
         find_all_nuclei(screen, "RNA")
 
 
+def with_nuclei(bad: tuple[int, ...] = ()):
+    """Six fields of two plates; field k has k % 3 nuclei."""
+    places = [[20, 20], [40, 45]]
+    images = np.stack([
+        np.stack([np.zeros((64, 64)), blobs((64, 64), np.array(places[: k % 3]).reshape(-1, 2), 8, np.ones(k % 3))])
+        for k in range(6)
+    ]).astype(np.float32)
+    screen = screen_of(images, bad=bad)
+    order = [2, 0, 3, 1, 4, 5]  # the plates of rows are A, B, A, B, B, B
+    return make_screen(screen.table.assign(plate=["A", "B", "A", "B", "B", "B"]).drop(columns="plate_id"),
+                       Arrays(images[order], ("actin", "DAPI"), bad), ["one"])  # fmt: skip
+
+
+def assert_same(one: Nuclei, other: Nuclei) -> None:
+    pd.testing.assert_frame_equal(one.table, other.table, check_dtype=False)
+    np.testing.assert_array_equal(one.fields, other.fields)
+
+
+def test_nuclei_that_were_found_are_not_searched_again(tmp_path):
+    file = tmp_path / "cells.nuclei.parquet"
+    expected = find_all_nuclei(with_nuclei(), "DAPI", 16)
+    assert expected.table["image"].tolist() == [0, 0, 3, 4, 5, 5]
+    assert expected.fields.tolist() == [0, 1, 2, 3, 4, 5]
+    assert_same(find_all_nuclei(with_nuclei(), "DAPI", 16, file=file), expected)
+    screen = with_nuclei()
+    assert_same(find_all_nuclei(screen, "nuclei", 16, file=file), expected)
+    assert not screen.pixels.reads
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+    renamed = with_nuclei()
+    renamed.table["well"] = [f"C{i}" for i in range(6)]
+    more = with_nuclei()
+    for other, channel, diameter in ((renamed, "DAPI", 16), (more, "DAPI", 18), (with_nuclei(), "actin", 16)):
+        find_all_nuclei(other, channel, diameter, file=file)
+        assert sorted(other.pixels.reads) == [0, 1, 2, 3, 4, 5]
+    file.write_bytes(file.read_bytes()[:-9])
+    assert_same(find_all_nuclei(with_nuclei(), "DAPI", 16, file=file), expected)
+
+
+def test_a_search_goes_on_where_it_was_stopped(tmp_path):
+    file = tmp_path / "cells.nuclei.parquet"
+    with pytest.raises(BadImageError):
+        find_all_nuclei(with_nuclei(bad=(4,)), "DAPI", 16, file=file)  # in the second plate
+    assert not file.exists()
+    screen = with_nuclei()
+    assert_same(find_all_nuclei(screen, "DAPI", 16, file=file), find_all_nuclei(with_nuclei(), "DAPI", 16))
+    assert screen.pixels.reads == [1, 3, 4, 5]
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_fields_that_could_not_be_read_are_looked_at_by_the_next_call(tmp_path):
+    file = tmp_path / "cells.nuclei.parquet"
+    first = find_all_nuclei(with_nuclei(bad=(0, 4)), "DAPI", 16, on_bad_image="skip", file=file)
+    assert first.fields.tolist() == [1, 2, 3, 5]
+    with pytest.raises(BadImageError):
+        find_all_nuclei(with_nuclei(bad=(4,)), "DAPI", 16, file=file)
+    screen = with_nuclei()
+    expected = find_all_nuclei(with_nuclei(), "DAPI", 16)
+    left = tmp_path / "cells.nuclei.parquet.part"
+    shutil.copytree(left, tmp_path / "kept")
+    assert_same(find_all_nuclei(screen, "DAPI", 16, file=file), expected)
+    assert screen.pixels.reads == [4]
+    (tmp_path / "kept").rename(left)  # as a process leaves it that is killed before it has tidied up
+    assert_same(find_all_nuclei(with_nuclei(), "DAPI", 16, file=file), expected)
+
+
 # --- tables of nuclei -------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +451,51 @@ def test_the_command_says_in_one_line_what_is_wrong(manifest):
         assert message in str(caught.value.code)
         assert "\n" not in str(caught.value.code)
     assert not (manifest.parent / "cells").exists()
+
+
+def test_the_command_looks_at_its_place_before_it_searches(manifest, monkeypatch):
+    def search(*arguments, **options):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(cropping, "find_nuclei", search)
+    (manifest.parent / "folder").mkdir()
+    for place, message in (("screen.csv/out", "cannot write '.*screen.csv/out' .*choose another place"),
+                           ("folder", "'.*folder' is there already, and is no packed store")):
+        words = arguments(manifest)
+        words[1] = str(manifest.parent / place)
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.match(f"error: {message}")
+        assert "\n" not in str(caught.value.code)
+
+
+@pytest.mark.parametrize("name", ["cells.nuclei.parquet", "cells.fields.csv"])
+def test_what_stands_beside_the_store_and_cannot_be_written(manifest, name):
+    (manifest.parent / name).mkdir()
+    with pytest.raises(SystemExit, match=r"error: cannot write '.*cells.*choose another place") as caught:
+        main(arguments(manifest))
+    assert "\n" not in str(caught.value.code)
+
+
+def test_a_second_command_searches_no_nuclei(manifest, monkeypatch):
+    main(arguments(manifest))
+    cells = load_packed(manifest.parent / "cells")
+    shutil.rmtree(manifest.parent / "cells")
+
+    def search(*arguments, **options):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(cropping, "find_nuclei", search)
+    main(arguments(manifest))
+    again = load_packed(manifest.parent / "cells")
+    np.testing.assert_array_equal(again.pixels.read(np.arange(3)), cells.pixels.read(np.arange(3)))
+    with pytest.raises(AssertionError, match="searched"):
+        main(arguments(manifest, "--diameter", "20"))
+
+
+def test_options_that_the_command_sets_are_refused(manifest):
+    with pytest.raises(SystemExit, match="error: --set path=x cannot be set: the source names it; leave it out"):
+        main(arguments(manifest, "--set", "path=x"))
 
 
 def test_the_command_explains_itself(capsys):

@@ -7,30 +7,38 @@ columns.plate=barcode``), a folder with BBBC021, a root of RxRx1-WILDS, or a pac
 the channel with the stain of DNA, or read from ``--nuclei``: a folder with the tables of Ljosa et al., or a table of
 one's own with the columns ``plate, well, site, x, y``. Beside the store ``<out>``, which :func:`.packed.load_packed`
 reads, stand ``<out>.nuclei.parquet``, all nuclei, and ``<out>.fields.csv``, the number of cells of every field.
-A second call goes on where the first was stopped.
+A second call goes on where the first was stopped: nuclei that were found in the same fields, with the same channel and
+diameter, are not searched again.
 
 In a program, :func:`crop_screen` turns a Screen of fields and their nuclei into a Screen of cells, which reads a field
 when one of its cells is wanted.
 """
 
 import argparse
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.datasets.channels import match_channels
 from biomass.datasets.nuclei import DIAMETER, find_nuclei, read_nuclei, read_nuclei_table
 from biomass.datasets.pack import open_source, pack, parse_settings
-from biomass.datasets.packed import load_packed
-from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
+from biomass.datasets.packed import ABOUT, load_packed
+from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, one_line
 from biomass.loader import OnBadImage
 from biomass.screen import Pixels, Screen, make_screen
 
@@ -38,6 +46,9 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("image", "x", "y", "area")
 """Columns of a table of nuclei: the field (a row of its screen), the centre and the area in pixels."""
+
+_NAMES = ["experiment", "plate", "well", "site"]
+_ABOUT = b"biomass.nuclei"  # where the metadata of a table of nuclei says what was searched
 
 
 class Nuclei(NamedTuple):
@@ -195,6 +206,7 @@ def find_all_nuclei(
     *,
     on_bad_image: OnBadImage = "error",
     workers: int = 2,
+    file: Path | None = None,
 ) -> Nuclei:
     """Find the nuclei of all fields of a screen, see :func:`biomass.datasets.nuclei.find_nuclei`.
 
@@ -204,29 +216,107 @@ def find_all_nuclei(
         diameter: of a typical nucleus, pixels.
         on_bad_image: ``error``, or ``skip``: a field that cannot be read counts as not looked at.
         workers: threads.
+        file: the table to keep them in, see :func:`save_nuclei`. What it holds of the same fields, channel and diameter
+            is not searched again; the plates that were finished when a call was stopped wait in ``<file>.part``.
+
+    Returns:
+        The nuclei, in the order of the fields.
 
     Raises:
         ConfigError: there is no such channel.
         BadImageError: a field cannot be read.
+        DataError: no field can be read, or ``file`` cannot be written.
     """
     (position,) = match_channels([channel], screen.pixels.channels)
+    about = {"channel": screen.pixels.channels[position], "diameter": float(diameter), "fields": _fingerprint(screen)}
+    found = [] if file is None else _kept(file, about)
+    part = None if file is None else _beside(file, ".part")
+    todo = np.setdiff1d(np.arange(len(screen)), _join(found).fields)
+    todo = todo[np.argsort(screen.plate_ids[todo], kind="stable")]
+    plates = np.split(todo, np.flatnonzero(np.diff(screen.plate_ids[todo])) + 1)
+    bar = tqdm(desc="Finding nuclei", total=len(screen), initial=len(screen) - len(todo), unit="field", disable=None)
+    with ThreadPoolExecutor(workers) as pool, bar:
+        for plate in plates:
+            nuclei = _find(screen, plate, position, diameter, on_bad_image, pool, workers, bar)
+            if part is not None and len(nuclei.fields):
+                save_nuclei(screen, nuclei, part / f"{len(list(part.glob('*.parquet')))}.parquet", about)
+            found.append(nuclei)
+    nuclei = _join(found)
+    if not len(nuclei.fields):
+        raise DataError(f"none of the {len(screen)} fields can be read: copy or download them again")
+    if file is not None and part is not None and len(todo):
+        save_nuclei(screen, nuclei, file, about)
+        shutil.rmtree(part, ignore_errors=True)
+    return nuclei
+
+
+def _find(
+    screen: Screen,
+    rows: np.ndarray,
+    channel: int,
+    diameter: float,
+    on_bad_image: OnBadImage,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    bar: "tqdm[Any]",
+) -> Nuclei:
+    """The nuclei of some fields."""
     fields: list[int] = []
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    bar = tqdm(desc="Finding nuclei", total=len(screen), unit="field", disable=None)
-    with ThreadPoolExecutor(workers) as pool, bar:
-        for start in range(0, len(screen), 4 * workers):  # few images in memory, all threads busy
-            rows = range(start, min(start + 4 * workers, len(screen)))
-            images = {row: image for row in rows if (image := _read(screen, row, position, on_bad_image)) is not None}
-            found += pool.map(lambda image: find_nuclei(image, diameter), images.values())
-            fields += images
-            bar.update(len(rows))
-    if not fields:
-        raise DataError(f"none of the {len(screen)} fields can be read: copy or download them again")
-    centres = np.concatenate([c for c, _ in found])
-    image = np.repeat(fields, [len(c) for c, _ in found])
-    areas = np.concatenate([a for _, a in found])
+    for start in range(0, len(rows), 4 * workers):  # few images in memory, all threads busy
+        some = rows[start : start + 4 * workers].tolist()
+        images = {row: image for row in some if (image := _read(screen, row, channel, on_bad_image)) is not None}
+        found += pool.map(lambda image: find_nuclei(image, diameter), images.values())
+        fields += images
+        bar.update(len(some))
+    centres = np.concatenate([np.zeros((0, 2)), *(c for c, _ in found)])
+    image = np.repeat(np.array(fields, np.int64), [len(c) for c, _ in found])
+    areas = np.concatenate([np.zeros(0), *(a for _, a in found)])
     table = pd.DataFrame({"image": image, "x": centres[:, 1], "y": centres[:, 0], "area": areas})
     return Nuclei(table, np.array(fields, np.int64))
+
+
+def _join(parts: Sequence[Nuclei]) -> Nuclei:
+    """The nuclei of several parts of a screen, in the order of its fields."""
+    if not parts:
+        return Nuclei(pd.DataFrame(columns=list(COLUMNS)), np.zeros(0, np.int64))
+    table = pd.concat([part.table for part in parts]).sort_values("image", kind="stable", ignore_index=True)
+    return Nuclei(table, np.sort(np.concatenate([part.fields for part in parts])))
+
+
+def _fingerprint(screen: Screen) -> str:
+    """A hash of the names of the fields, in their order, and of the images' size."""
+    digest = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
+    for column in _NAMES:
+        digest.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _kept(file: Path, about: Mapping[str, Any]) -> list[Nuclei]:
+    """What earlier calls have found: the nuclei of the file, and of plates that were finished since."""
+    whole = _read_kept(file, about)
+    if whole is None and file.is_file():
+        log.info("'%s' is of other fields, another channel or diameter: nuclei are searched anew", file)
+    found = [] if whole is None else [whole]
+    for part in _beside(file, ".part").glob("*.parquet"):
+        nuclei = _read_kept(part, about)
+        if nuclei is not None and not np.isin(nuclei.fields, _join(found).fields).any():  # else left from before file
+            found.append(nuclei)
+    if found:
+        log.info("'%s' holds the nuclei of %d fields already", file, len(_join(found).fields))
+    return found
+
+
+def _read_kept(file: Path, about: Mapping[str, Any]) -> Nuclei | None:
+    """The nuclei that :func:`save_nuclei` wrote; None if they are of another search, or cannot be read."""
+    try:
+        table = pq.read_table(file)
+        if json.loads((table.schema.metadata or {}).get(_ABOUT, b"null")) != about:
+            return None
+        frame = table.select(list(COLUMNS)).to_pandas()
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+    return Nuclei(frame[frame["x"].notna()].reset_index(drop=True), frame["image"].unique())
 
 
 def _read(screen: Screen, row: int, channel: int, on_bad_image: OnBadImage) -> np.ndarray | None:
@@ -251,7 +341,7 @@ def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame) -> 
     Raises:
         DataError: the screen has none of the fields, or two fields of the same name.
     """
-    keys = [column for column in ("experiment", "plate", "well", "site") if column in fields]
+    keys = [column for column in _NAMES if column in fields]
     rows = screen.table[keys].astype(str).assign(image=np.arange(len(screen)))
     twice = rows.duplicated(keys)
     if twice.any():
@@ -284,7 +374,7 @@ def count_cells(screen: Screen, nuclei: Nuclei, cells: Screen) -> pd.DataFrame:
         A row a field of the screen: ``experiment, plate, well, site``, ``nuclei`` (missing where the field was not
         looked at) and ``cells``.
     """
-    counts = screen.table[["experiment", "plate", "well", "site"]].copy()
+    counts = screen.table[_NAMES].copy()
     n = len(screen)
     found = pd.array(np.bincount(nuclei.table["image"].to_numpy(np.int64), minlength=n), dtype="Int64")
     found[np.setdiff1d(np.arange(n), nuclei.fields)] = pd.NA
@@ -327,7 +417,8 @@ def pack_cells(
     cells = crop_screen(screen, nuclei, size)
     counts = count_cells(screen, nuclei, cells)
     pack(cells, out, workers=workers, on_bad_image=on_bad_image)
-    counts.to_csv(_beside(out, ".fields.csv"), index=False)
+    with _writing(out):
+        counts.to_csv(_beside(out, ".fields.csv"), index=False)
     return load_packed(out)
 
 
@@ -335,16 +426,54 @@ def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)
 
 
-def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path) -> None:
-    """Write nuclei to a table that :func:`biomass.datasets.nuclei.read_nuclei_table` reads; all or nothing."""
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Turns what goes wrong into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write '{place}' ({error.strerror or one_line(error)}): make room, or choose another "
+                        "place") from error
+
+
+def check_place(out: Path) -> None:
+    """Make sure that a store can be written, before hours of searching find out.
+
+    Raises:
+        DataError: its folder cannot be made or written to, or something else has its name.
+    """
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    if out.exists() and not (out / ABOUT).is_file():
+        raise DataError(f"'{out}' is there already, and is no packed store: choose another place")
+
+
+def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write nuclei to a table that :func:`biomass.datasets.nuclei.read_nuclei_table` reads; all or nothing.
+
+    Args:
+        screen: the fields.
+        nuclei: of the fields.
+        file: its folder is made if it is absent.
+        about: what was searched, and how, kept in the table's metadata; None where the nuclei were given.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     empty = np.setdiff1d(nuclei.fields, nuclei.table["image"])
     table = pd.concat([nuclei.table, pd.DataFrame({"image": empty})]).sort_values("image", kind="stable")
-    names = screen.table[["experiment", "plate", "well", "site"]].astype(str).iloc[table["image"]]
-    table = pd.concat([names.reset_index(drop=True), table[["x", "y", "area"]].reset_index(drop=True)], axis=1)
+    names = screen.table[_NAMES].astype(str).iloc[table["image"]]
+    table = pd.concat([names.reset_index(drop=True), table[["x", "y", "area", "image"]].reset_index(drop=True)], axis=1)
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    if about is not None:
+        arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, _ABOUT: json.dumps(about)})
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(partial, index=False)
-    partial.rename(file)
+    with _writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(arrow, partial)
+        partial.replace(file)
 
 
 def _open_fields(source: Path, options: dict[str, Any]) -> tuple[Screen, Path | None]:
@@ -372,15 +501,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         screen, published = _open_fields(args.source, parse_settings(args.set))
+        check_place(args.out)
         kept = _beside(args.out, ".nuclei.parquet")
         listed = args.nuclei or published
         if listed is not None:
             nuclei = place_nuclei(screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed))
         else:
             nuclei = find_all_nuclei(screen, args.channel, args.diameter, on_bad_image=args.on_bad_image,
-                                     workers=max(1, args.workers))
-        save_nuclei(screen, nuclei, kept)
+                                     workers=max(1, args.workers), file=kept)
         cells = pack_cells(screen, nuclei, args.out, args.size, workers=args.workers, on_bad_image=args.on_bad_image)
+        if listed is not None:
+            save_nuclei(screen, nuclei, kept)
         print(f"{args.out} holds {len(cells)} cells of {len(nuclei.fields)} fields")
     except BiomassError as error:
         raise SystemExit(f"error: {error}") from None
