@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from biomass.datasets import pack as packing
+from biomass.datasets import packed as packed_module
 from biomass.datasets import rxrx1
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.files import open_files
@@ -225,6 +227,141 @@ def test_a_store_that_holds_no_cells_does_not_stand_for_them(tmp_path, screen):
         load_rxrx1_cells(tmp_path / "cells", include_labels=False)
 
 
+# a source that has changed
+
+
+def touch(file, seconds=1):
+    """As if the file had been written later."""
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + seconds * 10**9))
+
+
+def rewrite(file, array):
+    np.save(file, array)
+    touch(file)
+
+
+def test_a_store_of_changed_files_is_not_used(tmp_path, screen, caplog):
+    source = tmp_path / "files"
+    pack(screen, tmp_path / "files.packed")
+    rewrite(source / "9.npy", image(99))  # of the same size
+    assert packed_pixels(source, screen.pixels.files) is None
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning == (
+        f"'{tmp_path}/files.packed' is not used: '{source}/9.npy' has changed since it was packed; pack it anew "
+        f"(python -m biomass.datasets.pack {source})"
+    )
+    rewrite(source / "9.npy", image(9))
+    assert packed_pixels(source, screen.pixels.files) is not None  # the same bytes again
+    np.save(source / "9.npy", image(9, (7, 5, 3)))
+    os.utime(source / "9.npy", ns=(0, 0))
+    assert packed_pixels(source, screen.pixels.files) is None  # of another size, and older
+    (source / "9.npy").unlink()
+    assert packed_pixels(source, screen.pixels.files) is not None  # gone is not changed
+
+
+def test_a_source_that_was_moved_or_copied_keeps_its_store(tmp_path, screen, caplog):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "files").rename(tmp_path / "here" / "files")
+    pixels = open_files(tmp_path / "here" / "files", screen.pixels.files, ("r", "g", "b"))
+    pack(Screen(screen.table, pixels, screen.classes), tmp_path / "here" / "files.packed")
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)  # with the time of today
+    for file in (tmp_path / "there" / "files").iterdir():
+        touch(file, 60)
+    assert packed_pixels(tmp_path / "there" / "files", pixels.files).path == tmp_path / "there" / "files.packed"
+    rewrite(tmp_path / "here" / "files" / "0.npy", image(98))
+    assert packed_pixels(tmp_path / "there" / "files", pixels.files) is not None
+    assert packed_pixels(tmp_path / "here" / "files", pixels.files) is None
+    (tmp_path / "here" / "files.packed").rename(tmp_path / "store")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "store").rename(tmp_path / "elsewhere" / "files.packed")
+    assert packed_pixels(tmp_path / "elsewhere" / "files", pixels.files) is None  # looks where the files were then
+
+
+@pytest.mark.parametrize("one_a_channel", [False, True])
+def test_only_some_files_are_looked_at_when_a_store_is_used(tmp_path, small_blocks, monkeypatch, one_a_channel):
+    monkeypatch.setattr(packed_module, "_SAMPLE", 3)
+    screen = screen_of_files(tmp_path / "files", one_a_channel=one_a_channel)
+    out = pack(screen, tmp_path / "files.packed")
+    looked = []
+    original = packed_module._stamp
+    monkeypatch.setattr(packed_module, "_stamp", lambda root, name: looked.append(name) or original(root, name))
+    packed_pixels(tmp_path / "files", screen.pixels.files)
+    assert looked == (["0_0.npy", "11_1.npy", "22_2.npy"] if one_a_channel else ["0.npy", "11.npy", "22.npy"])
+    monkeypatch.setattr(packed_module, "_stamp", original)
+
+    # pack looks at all of them, though the reader has found the store
+    changed = tmp_path / "files" / ("5_2.npy" if one_a_channel else "5.npy")
+    rewrite(changed, image(77, (6, 5)) if one_a_channel else image(77))
+    pixels = packed_pixels(tmp_path / "files", screen.pixels.files)
+    assert not np.array_equal(pixels.read(np.array([5])), screen.pixels.read(np.array([5])))
+    pack(Screen(screen.table, pixels, screen.classes), out)
+    assert_same(screen, load_packed(out))
+    verify(out)
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["files", "files.packed"]
+
+
+def test_changed_files_are_packed_anew(tmp_path, screen):
+    out = pack(screen, tmp_path / "store")
+    inode = (out / IMAGES).stat().st_ino
+    pack(screen, out)
+    assert (out / IMAGES).stat().st_ino == inode  # nothing to do
+    for i in range(23):  # cut again, larger
+        rewrite(tmp_path / "files" / f"{i}.npy", image(i + 50, (8, 8, 3)))
+    larger = open_files(tmp_path / "files", screen.pixels.files, ("r", "g", "b"))
+    larger = Screen(screen.table, larger, screen.classes)
+    pack(larger, out)
+    assert_same(larger, load_packed(out))
+    verify(out)
+
+
+def test_cells_that_were_cut_again(tmp_path, caplog):
+    folder = write_cells(tmp_path)
+    main([str(folder)])
+    place = folder / "RPE-01" / "Plate1" / "B02_s1" / "1.png"
+    Image.fromarray(image(5, (48, 48, 3))).save(place)
+    touch(place)
+    screen = load_rxrx1_cells(folder)
+    assert not hasattr(screen.pixels, "path")
+    assert f"pack it anew (python -m biomass.datasets.pack {folder})" in caplog.text
+    main([str(folder)])
+    assert load_rxrx1_cells(folder).pixels.path == tmp_path / "cells.packed"
+    assert_same(screen, load_rxrx1_cells(folder))
+    shutil.rmtree(folder)  # present as a store only
+    main([str(folder.with_name("cells.packed")), str(tmp_path / "copy")])
+    assert_same(load_rxrx1_cells(folder), load_packed(tmp_path / "copy"))
+    pack(load_rxrx1_cells(folder), tmp_path / "cells.packed")
+
+
+def test_files_that_change_while_packing_is_stopped_are_read_again(tmp_path, screen):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            pack(screen, tmp_path / "files.packed", workers=0)
+    rewrite(tmp_path / "files" / "6.npy", image(66))
+    (tmp_path / "files" / "1.npy").rename(tmp_path / "1.npy")
+    pack(screen, tmp_path / "files.packed")
+    assert packed_pixels(tmp_path / "files", screen.pixels.files) is not None
+    (tmp_path / "1.npy").rename(tmp_path / "files" / "1.npy")
+    assert packed_pixels(tmp_path / "files", screen.pixels.files) is not None
+    assert_same(screen, load_packed(tmp_path / "files.packed"))
+
+
+def test_stores_of_before_are_read_and_kept(tmp_path, screen, caplog):
+    out = pack(screen, tmp_path / "files.packed")
+    about = json.loads((out / ABOUT).read_text())
+    del about["source"]
+    (out / ABOUT).write_text(json.dumps(about))
+    files = pq.read_table(out / FILES).select(["file"])
+    pq.write_table(files, out / FILES)
+    rewrite(tmp_path / "files" / "9.npy", image(99))
+    assert packed_pixels(tmp_path / "files", screen.pixels.files).path == out
+    inode = (out / IMAGES).stat().st_ino
+    pack(screen, out)
+    assert (out / IMAGES).stat().st_ino == inode
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 # the command
 
 
@@ -274,6 +411,15 @@ def test_the_command_packs_bbbc021(tmp_path):
         (["nowhere"], "no '.*/nowhere': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest"),
         (["m.csv", "--set", "imag=x"], "load_manifest has no option 'imag'; did you mean 'image'?"),
         (["m.csv", "--set", "image"], "--set image has no value: write key=value"),
+        (["m.csv", "o.packed", "--set", "path=x"], "--set path=x cannot be set: the source names it; leave it out"),
+        (["m.csv", "--set", "source=x"], "load_manifest has no option 'source'"),
+        (["empty", "--set", "img_dir=x"], "--set img_dir=x cannot be set: the source names it"),
+        (["empty", "--set", "download=true"], "--set download=True cannot be set: it is always false here"),
+        (["empty", "--set", "downlod=true"], "load_rxrx1_cells has no option 'downlod'; it has metadata_file, "),
+        (["root", "--set", "root_dir=x"], "--set root_dir=x cannot be set: the source names it"),
+        (["root", "--set", "download=true"], "--set download=True cannot be set: it is always false here"),
+        (["store", "out", "--set", "path=x"], "--set path=x cannot be set: the source names it"),
+        (["store", "out", "--set", "image=x"], "load_packed has no option 'image'; it has none"),
         (["empty"], "no cropped cells in '.*/empty'"),
         (["--verify", "empty"], "packed store '.*empty' has no usable store.json"),
     ],
@@ -282,6 +428,9 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, argum
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.csv").write_text("path,experiment,plate\nx.npy,a,b\n")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "root" / "rxrx1_v1.0").mkdir(parents=True)
+    (tmp_path / "root" / "rxrx1_v1.0" / "metadata.csv").write_text("")
+    pack(screen_of_files(tmp_path / "files", 1), tmp_path / "store")
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.match(f"error: {message}")

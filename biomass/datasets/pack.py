@@ -20,7 +20,7 @@ import shutil
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from biomass.datasets.files import FilePixels
+from biomass.datasets.files import FilePixels, open_files
 from biomass.datasets.manifest import load_manifest
 from biomass.datasets.packed import (
     ABOUT,
@@ -46,8 +46,13 @@ from biomass.datasets.packed import (
     SUFFIX,
     PackedPixels,
     Store,
+    describe_source,
     join_files,
     load_packed,
+    open_packed,
+    source_root,
+    split_files,
+    stamps,
     verify,
 )
 from biomass.datasets.rxrx1 import load_rxrx1
@@ -154,7 +159,8 @@ def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_
 
     What is written waits in ``<out>.part``, with a journal of the blocks that are finished; the next call takes up
     those that still have the checksum of the journal. ``out`` appears when it is complete and checked, and not before.
-    If it is there already, with the same images, only its table and classes are brought up to date.
+    If it is there already, with the same images, only its table and classes are brought up to date; if their files have
+    changed since (in size or time), they are packed anew.
 
     Args:
         screen: any screen, of cells or fields of view.
@@ -178,14 +184,17 @@ def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(out.with_name(f".{out.name}.lock")):  # let go of by the system if this process is killed
-            if out.exists():
+            changed = _changed(screen, files, out) if out.exists() else None
+            if out.exists() and changed is None:
                 _update(screen, plan, out)
             else:
+                if changed is not None:
+                    screen, plan = changed, _make_plan(changed, files)
                 part = out.with_name(out.name + ".part")
                 _write(screen, files, plan, part, workers, on_bad_image)
                 verify(part)
-                part.rename(out)
-                (out / _JOURNAL).unlink()
+                (part / _JOURNAL).unlink()
+                _put_in_place(part, out)
     except OSError as error:
         needed = plan.images * plan.image_bytes / 2**30
         raise DataError(f"cannot write '{out}' ({error.strerror or error}): it takes {needed:.1f} GiB; make room, or "
@@ -223,6 +232,47 @@ def _example(screen: Screen) -> np.ndarray:
     raise first or DataError("the screen has no images to pack")
 
 
+def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
+    """The screen as its files are now, if they are those of the store ``out`` but have changed since; else None."""
+    packed, pixels = open_packed(out), screen.pixels
+    source, stored = Store.read(out).source, packed.files().cast(pa.large_string())
+    if source is None or not stored.equals(files.cast(pa.large_string())):
+        return None
+    root: Path | None
+    if isinstance(pixels, FilePixels):
+        root, columns = pixels.root, pixels.files
+    elif isinstance(pixels, PackedPixels) and pixels.path.resolve() == out.resolve():  # the reader has found this store
+        root, columns = source_root(out, source), split_files(stored)
+    else:
+        return None
+    if root is None:
+        return None
+    rows = np.flatnonzero(_differ(stamps(root, columns), _read_stamps(out / FILES, np.full(len(stored), -1))))
+    if not len(rows):
+        return None
+    log.info("'%s' is packed anew: %d of %d images have changed, such as '%s'", out, len(rows), len(stored),
+             packed.name(int(rows[0])))
+    if isinstance(pixels, PackedPixels):
+        return replace(screen, pixels=open_files(root, columns, pixels.channels, source["axes"]))
+    return screen
+
+
+def _differ(now: tuple[np.ndarray, np.ndarray], before: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Which files have another size or time; one that is not there, now or before, has not changed."""
+    there = (now[1] >= 0) & (before[1] >= 0)
+    return there & ((now[0] != before[0]) | (now[1] != before[1]))
+
+
+def _put_in_place(part: Path, out: Path) -> None:
+    """Give a complete store its name; one that has it already goes."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    part.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _update(screen: Screen, plan: _Plan, out: Path) -> None:
     """Bring the table and the classes of a store that is there up to date."""
     packed = load_packed(out)
@@ -243,12 +293,25 @@ def _write(
 ) -> None:
     """Write a store to the folder ``part``, taking up what an earlier call has written there."""
     done = _take_up(part, plan)
+    unknown = np.full(plan.images, -1, np.int64)
+    pixels, sizes, times = screen.pixels, unknown, unknown
+    source = None
+    if isinstance(pixels, FilePixels):  # as they are before they are read
+        sizes, times = stamps(pixels.root, pixels.files)
+        source = describe_source(part, pixels.root, pixels.files, pixels.axes)
     if done is None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         _allocate(part / IMAGES, plan)
         (part / _JOURNAL).write_text(json.dumps(plan.header) + "\n")
         done = {}
+    elif done:
+        before = _read_stamps(part / FILES, unknown)
+        changed = set((np.flatnonzero(_differ((sizes, times), before)) // plan.block).tolist())
+        done = {block: entry for block, entry in done.items() if block not in changed}
+        gone = times < 0
+        sizes, times = np.where(gone, before[0], sizes), np.where(gone, before[1], times)
+    pq.write_table(pa.table({"file": files, "bytes": sizes, "changed": times}), part / FILES, compression="zstd")
     if on_bad_image == "error":
         done = {block: entry for block, entry in done.items() if not entry.bad}  # they may have been mended
     writer = _BlockWriter(screen.pixels, part / IMAGES, _offset(part / IMAGES), plan, on_bad_image == "skip")
@@ -271,16 +334,25 @@ def _write(
     all_bad = {row: why for entry in entries for row, why in entry.bad.items()}
     if all_bad:
         log.warning("%d images cannot be read; the first: %s", len(all_bad), all_bad[min(all_bad)])
-    pq.write_table(pa.table({"file": files}), part / FILES, compression="zstd")
     screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
     store = Store(
         plan.images, plan.shape, plan.dtype.str, tuple(screen.pixels.channels), screen.classes, plan.fingerprint,
         plan.block, tuple(entry.crc32 for entry in entries if entry.crc32 is not None), all_bad,
+        source,
     )
     (part / ABOUT).write_text(store.to_json())
     for name in (IMAGES, FILES, INDEX, ABOUT):  # on the disk before the folder gets its name
         with (part / name).open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _read_stamps(file: Path, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and times of the files, (N,) each, when an earlier call began; unknown if it does not say."""
+    try:
+        table = pq.read_table(file, columns=["bytes", "changed"])
+    except (OSError, pa.ArrowException):
+        return unknown, unknown
+    return table["bytes"].to_numpy(), table["changed"].to_numpy()
 
 
 @contextmanager
@@ -342,7 +414,7 @@ def _offset(file: Path) -> int:
         return opened.tell()
 
 
-def open_source(source: str | Path, **options: Any) -> tuple[Screen, Path]:
+def open_source(source: str | Path, /, **options: Any) -> tuple[Screen, Path]:
     """Read a source as what it is.
 
     Args:
@@ -361,28 +433,33 @@ def open_source(source: str | Path, **options: Any) -> tuple[Screen, Path]:
 
     source = Path(source).absolute()
     if (source / ABOUT).is_file():
-        return load_packed(source), source
+        return _call(load_packed, source, options), source
     root = source.parent if source.name == _RXRX1 else source
     if (root / _RXRX1 / "metadata.csv").is_file():
-        return _call(load_rxrx1, root, download=False, **options), root / _RXRX1
+        return _call(load_rxrx1, root, options, download=False), root / _RXRX1
     if is_bbbc021(source):
-        return _call(load_bbbc021, source, **options), source
+        return _call(load_bbbc021, source, options), source
     if source.is_file():
-        return _call(load_manifest, source, **options), source
+        return _call(load_manifest, source, options), source
     if source.is_dir():
-        return _call(load_rxrx1_cells, source, download=False, **options), source
+        return _call(load_rxrx1_cells, source, options, download=False), source
     raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a "
                     "manifest")
 
 
-def _call(load: Callable[..., Screen], path: Path, **options: Any) -> Screen:
-    known = inspect.signature(load).parameters
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        hint = get_close_matches(unknown[0], known, 1)
-        raise ConfigError(f"{load.__name__} has no option '{unknown[0]}'"
-                          + (f"; did you mean '{hint[0]}'?" if hint else f"; it has {', '.join(known)}"))
-    return load(path, **options)
+def _call(load: Callable[..., Screen], path: Path, options: Mapping[str, Any], **own: Any) -> Screen:
+    """Read ``path`` with the user's options, of which none may be its place or one of our ``own``."""
+    place, *others = inspect.signature(load).parameters
+    known = [name for name in others if name not in own]
+    for key in options:
+        if key == place or key in own:
+            why = "the source names it" if key == place else f"it is always {str(own[key]).lower()} here"
+            raise ConfigError(f"--set {key}={options[key]} cannot be set: {why}; leave it out")
+        if key not in known:
+            hint = get_close_matches(key, known, 1)
+            raise ConfigError(f"{load.__name__} has no option '{key}'"
+                              + (f"; did you mean '{hint[0]}'?" if hint else f"; it has {', '.join(known) or 'none'}"))
+    return load(path, **own, **options)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

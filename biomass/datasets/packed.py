@@ -2,11 +2,12 @@
 
     <store>/images.npy      (N, C, H, W), a row an image
     <store>/index.parquet   the screen's table
-    <store>/files.parquet   which file every row was read from
+    <store>/files.parquet   which file every row was read from, its size then, and when it had last been changed
     <store>/store.json      channels, classes, shape and checksums
 
 ``python -m biomass.datasets.pack <source>`` writes it to ``<source>.packed``; there the reader of the source finds it
-(:func:`packed_pixels`) and reads its pixels from it. :func:`load_packed` needs no source at all.
+(:func:`packed_pixels`) and reads its pixels from it, unless the source has changed since: a few hundred files are
+looked at each time, all of them when it is packed again. :func:`load_packed` needs no source at all.
 """
 
 import json
@@ -14,7 +15,8 @@ import logging
 import os
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +45,11 @@ IMAGES, INDEX, FILES, ABOUT = "images.npy", "index.parquet", "files.parquet", "s
 SEPARATOR = "\n"
 """Stands between the names where an image was read from several files."""
 
+_SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
+_READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
+_THREADS = 16  # mostly waiting for the disk
+_CHUNK = 4096  # files that a thread looks at in a row
+
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +67,8 @@ class Store:
         block: images that a checksum is taken over.
         crc32: checksum of every block of ``images.npy``.
         bad: row → why its image could not be read; such a row holds zeros.
+        source: the files that were packed, see :func:`describe_source`; None where the images were no files, and in
+            stores of before there was this entry.
     """
 
     images: int
@@ -71,6 +80,7 @@ class Store:
     block: int
     crc32: tuple[int, ...]
     bad: dict[int, str]
+    source: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The text of ``store.json``."""
@@ -249,6 +259,103 @@ def join_files(files: Sequence[Any]) -> Any:
     return pc.binary_join_element_wise(*columns, pa.scalar(SEPARATOR, pa.large_string()))
 
 
+def split_files(files: Any) -> tuple[Any, ...]:
+    """The inverse of :func:`join_files`."""
+    parts = pc.split_pattern(files, SEPARATOR)
+    return tuple(pc.list_element(parts, column) for column in range(len(parts[0])))
+
+
+def stamps(root: Path, files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Size of N images' files, (N,) bytes, and when they were last changed, (N,) ns; -1 where a file is not there.
+
+    Args:
+        root: the folder that relative file names refer to.
+        files: columns of N file names, Arrow arrays; of several files an image, sizes are added, the newest counts.
+    """
+    def look(column: Any) -> list[tuple[int, int]]:
+        return [_stamp(root, name) if name else (0, 0) for name in column.to_pylist()]
+
+    sizes, times = np.zeros((2, len(files[0])), np.int64)
+    there = np.ones(len(files[0]), bool)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for column in files:
+            chunks = pool.map(look, (column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK)))
+            found = np.array([stamp for chunk in chunks for stamp in chunk], np.int64).reshape(-1, 2)
+            there &= found[:, 1] >= 0
+            sizes += found[:, 0]
+            np.maximum(times, found[:, 1], out=times)
+    return np.where(there, sizes, -1), np.where(there, times, -1)
+
+
+def _stamp(root: Path, name: str) -> tuple[int, int]:
+    try:
+        status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118  (millions of them: as names, not as Paths)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _checksum(file: Path) -> int | None:
+    """Of a file's bytes; None if it cannot be read."""
+    try:
+        return zlib.crc32(file.read_bytes())
+    except OSError:
+        return None
+
+
+def describe_source(path: Path, root: Path, files: Sequence[Any], axes: str) -> dict[str, Any]:
+    """What a store keeps of the files that it was packed from.
+
+    Args:
+        path: the store's folder.
+        root: the folder that relative file names refer to.
+        files: columns of N file names, Arrow arrays.
+        axes: order of the dimensions in every file.
+
+    Returns:
+        ``root``, relative to the folder that holds the store, so that both can be moved; ``place``, the same as it was
+        called then; ``axes``; ``sample``: name, size, time of the last change and checksum of a few hundred files.
+    """
+    rows = np.unique(np.linspace(0, len(files[0]) - 1, _SAMPLE).astype(np.int64))
+    sample = []
+    for number, row in enumerate(rows.tolist()):
+        name = files[number % len(files)][row].as_py()
+        crc32 = _checksum(root / name) if name else None
+        if crc32 is not None:
+            sample.append([name, *_stamp(root, name), crc32])
+    place = root.absolute()
+    relative = os.path.relpath(place, path.absolute().parent)
+    return {"root": relative, "place": str(place), "axes": axes, "sample": sample}
+
+
+def source_root(path: Path, source: Mapping[str, Any]) -> Path | None:
+    """The folder of the files that the store ``path`` was packed from; None where it is gone."""
+    places = (path.absolute().parent / source["root"], Path(source["place"]))
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _changed_file(path: Path) -> Path | None:
+    """A file that has changed since it was packed to the store ``path``, if there is one among the sample.
+
+    One that is not there any more is no change, nor is one that was copied and holds the same bytes.
+    """
+    source = Store.read(path).source
+    root = None if source is None else source_root(path, source)
+    if source is None or root is None:
+        return None
+    touched = []
+    for name, size, time, crc32 in source["sample"]:
+        found = _stamp(root, name)
+        if found[0] not in (-1, size):
+            return root / name
+        if found[1] not in (-1, time):
+            touched.append((root / name, crc32))
+    for file, crc32 in touched[:: -(-len(touched) // _READ) or 1]:
+        if _checksum(file) not in (None, crc32):
+            return file
+    return None
+
+
 def packed_pixels(
     source: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None
 ) -> PackedPixels | None:
@@ -261,7 +368,8 @@ def packed_pixels(
         channels: names of the channels; those of the store if left out.
 
     Returns:
-        None where there is no store, or, after a warning, where it lacks an image.
+        None where there is no store, or, after a warning, where it lacks an image or the source has changed since it
+        was packed.
 
     Raises:
         DataError: the store is incomplete, was cut off, or is of another version.
@@ -283,6 +391,12 @@ def packed_pixels(
                         path, len(absent), len(wanted), absent[0].as_py())
             return None
         rows = found.to_numpy().astype(np.int64)
+    changed = _changed_file(path)
+    if changed is not None:
+        options = " --set …" if Path(source).is_file() else ""
+        log.warning("'%s' is not used: '%s' has changed since it was packed; pack it anew "
+                    "(python -m biomass.datasets.pack %s%s)", path, changed, source, options)
+        return None
     log.info("reading images from '%s'", path)
     return replace(pixels, rows=rows, channels=tuple(channels or pixels.channels))
 
