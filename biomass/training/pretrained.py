@@ -1,6 +1,7 @@
 """Networks of earlier runs: found by file, run name or ``latest``, rebuilt without repeating their architecture."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from biomass.errors import CheckpointError, ConfigError, one_line
 from biomass.models import Architecture, Network, build_network
 from biomass.training.checkpoint import LAST, load_checkpoint
 
-_ORIGINAL = {"encoder.tv_encoder.": "encoder.", "projection.": "head.", "classifier.": "head.", "model.": "encoder."}
-"""Prefixes of the state dicts of the original experiment code, and ours. A classifier's last layer is renamed too."""
+_ENCODERS, _HEADS = ("encoder.tv_encoder.", "model."), ("projection.", "classifier.")
+"""Prefixes of the state dicts of the original experiment code; of several heads, the first one counts."""
 
 
 def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path:
@@ -41,7 +42,8 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
 
     Args:
         path: a checkpoint of one of the scripts, or a plain state dict of the original experiment code (keys
-            ``encoder.tv_encoder.*`` with ``projection.*`` or ``classifier.*``; or ``model.*``).
+            ``encoder.tv_encoder.*`` with ``projection.*`` or ``classifier.*``; or ``model.*``). The head is
+            ``projection.*`` if there is one, else ``classifier.*``, else the last layer of the encoder.
         key: the encoder's name, needed only for a plain state dict.
 
     Returns:
@@ -55,23 +57,54 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
     if _is_probe(state):
         raise CheckpointError(f"checkpoint '{path}' holds a linear probe; give the encoder that it was trained on")
     if "architecture" in state:
-        architecture, weights = Architecture.from_dict(state["architecture"]), state["network"]
+        architecture, weights = _of_script(state, path)
         about = {k: v for k, v in state.items() if k in ("config", "channels", "objective")}
+        remedy = "it is damaged, give another model_path"
     else:
         if key is None:
             raise ConfigError(f"checkpoint '{path}' is a plain state dict; set model.key to the network it belongs to")
         architecture, weights = _from_original(state.get("state_dict", state), key, path)
         about = {}
+        remedy = "set model.key to the network it belongs to"
     network = build_network(architecture)
     try:
         network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint '{path}' is no {architecture.key}: {one_line(error)[:300]}") from error
+    except (RuntimeError, TypeError) as error:
+        why = _difference(weights, network.state_dict())
+        raise CheckpointError(f"checkpoint '{path}' is no {architecture.key}: {why}; {remedy}") from error
     return network, architecture, about
 
 
+def _difference(weights: dict[str, Any], own: dict[str, Tensor]) -> str:
+    """The first thing by which the weights of a checkpoint are not those of a network, in a few words."""
+    for name, value in own.items():
+        if name not in weights:
+            return f"it lacks '{name}'"
+        found = weights[name]
+        if not isinstance(found, Tensor) or found.shape != value.shape:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            return f"'{name}' is {shape}, not {list(value.shape)}"
+    return f"'{next(name for name in weights if name not in own)}' has no place in it"
+
+
+def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[str, Any]]:
+    """Architecture and weights of a checkpoint that names its architecture, as those of our scripts do."""
+    network = state.get("network")
+    try:
+        architecture = Architecture.from_dict(state["architecture"])
+    except (KeyError, TypeError, ValueError) as error:
+        found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
+        raise CheckpointError(f"checkpoint '{path}' has the architecture {found}, which no script of ours writes; "
+                              "save its state dict alone, and set model.key") from error
+    if not isinstance(network, dict):
+        raise CheckpointError(f"checkpoint '{path}' has an architecture, but no weights under the key 'network'; "
+                              "give another model_path")
+    return architecture, network
+
+
 def _is_probe(state: dict[str, Any]) -> bool:
-    return "pooler" in state.get("architecture", {})
+    architecture = state.get("architecture")
+    return isinstance(architecture, dict) and "pooler" in architecture
 
 
 def load_encoder(network: Network, path: Path, key: str) -> None:
@@ -92,20 +125,28 @@ def load_encoder(network: Network, path: Path, key: str) -> None:
 
 
 def _from_original(state: dict[str, Tensor], key: str, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    weights: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*_ENCODERS, *_HEADS)}
     for name, value in state.items():
         name = name.removeprefix("module.")
-        prefix = next((p for p in _ORIGINAL if name.startswith(p)), None)
+        prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None or not isinstance(value, torch.Tensor):
             raise CheckpointError(
                 f"checkpoint '{path}' has the key '{name}', which neither our scripts nor the original ones write"
             )
-        new = _ORIGINAL[prefix] + name.removeprefix(prefix)
-        weights[re.sub(r"^encoder\.(fc|classifier)\.(?=weight|bias)", "head.", new)] = value
-    first = next((v for k, v in weights.items() if k.startswith("encoder.") and v.dim() == 4), None)
+        parts[prefix][name.removeprefix(prefix)] = value
+    encoder = parts[_ENCODERS[0]] | parts[_ENCODERS[1]]
+    first = next((v for v in encoder.values() if v.dim() == 4), None)
     if first is None:
         raise CheckpointError(f"checkpoint '{path}' holds no convolution of an encoder")
-    head = tuple(v.shape[0] for k, v in sorted(weights.items()) if re.fullmatch(r"head\.(\d+\.)?weight", k))
-    if len(head) == 1:  # a single layer has no number in our networks
-        weights = {re.sub(r"^head\.\d+\.", "head.", k): v for k, v in weights.items()}
-    return Architecture(key, first.shape[1], head), weights
+    own = build_network(Architecture(key, first.shape[1], ())).encoder.state_dict()
+    further = [name for name in encoder if name not in own]
+    last: dict[str, Tensor] = {}
+    if len({name.rpartition(".")[0] for name in further}) == 1:  # the last layer, which our encoders do without
+        last = {name.rpartition(".")[2]: encoder.pop(name) for name in further}
+    head = next(filter(None, (*(parts[prefix] for prefix in _HEADS), last)), {})
+    layers = {m[1]: v.shape[0] for k, v in head.items() if (m := re.fullmatch(r"(?:(\d+)\.)?weight", k)) and v.dim()}
+    if len(layers) == 1:  # a single layer has no number in our networks
+        head = {re.sub(r"^\d+\.", "", k): v for k, v in head.items()}
+    widths = tuple(layers[number] for number in sorted(layers, key=lambda number: int(number or 0)))
+    weights = {f"encoder.{k}": v for k, v in encoder.items()} | {f"head.{k}": v for k, v in head.items()}
+    return Architecture(key, first.shape[1], widths), weights
