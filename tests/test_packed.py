@@ -505,6 +505,11 @@ def stop_after(blocks, monkeypatch):
     monkeypatch.setattr(packing._BlockWriter, "__call__", write)
 
 
+def test_a_store_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"no packed store '.*nowhere'; name a folder that .* has written"):
+        load_packed(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("blocks", [0, 1, 5])
 def test_a_second_call_goes_on_where_the_first_was_stopped(tmp_path, screen, blocks):
     with pytest.MonkeyPatch.context() as patch:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY_SCREEN
 
+from biomass.datasets import crop
+from biomass.datasets.simulated import Design, simulate_rxrx1
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
 from biomass.training import find_checkpoint, load_checkpoint, load_network
@@ -56,6 +58,16 @@ def test_same_seed_same_curve(run):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run("train_simclr", *SIMCLR, "trainer.log_every=1", f"run_name={name}", f"seed={seed}")
     assert curve("a") == curve("b") != curve("c")
+
+
+def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
+    design = {key.rpartition(".")[2]: int(value) for key, value in (o.split("=") for o in TINY_SCREEN if "source" in o)}
+    fields = simulate_rxrx1(data_root, Design(**design | {"size": 96}))
+    crop.main([str(fields), str(tmp_path / "cells"), "--channel", "nuclei", "--diameter", "10", "--workers", "0"])
+    own = ("dataloaders=packed", f"dataloaders.root_dir={tmp_path}", "dataloaders.num_workers=0", "device=cpu")
+    run("train_simclr", *own, *SIMCLR[len(CELLS) :], "num_warmup_epochs=1", "run_name=own")
+    run("train_classifier", *own, "dataloaders.eval_splits=[val,test]", "model_path=own", "num_epochs=2", "run_name=p")
+    assert math.isfinite(last("p", "test/loss")["test/loss"])
 
 
 @pytest.mark.parametrize(("script", "more"), [

@@ -93,6 +93,9 @@ class Store:
         Raises:
             DataError: there is none, or none of this version.
         """
+        if not path.is_dir():
+            raise DataError(f"there is no packed store '{path}'; name a folder that biomass.datasets.pack or "
+                            "biomass.datasets.crop has written")
         try:
             values: dict[str, Any] = json.loads((path / ABOUT).read_text())
             version = values.pop("format")
