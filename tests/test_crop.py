@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from biomass.datasets import crop as cropping
-from biomass.datasets.crop import (
+from biomass.datasets import cropping
+from biomass.datasets.crop import main
+from biomass.datasets.cropping import (
     Nuclei,
     count_cells,
     crop_screen,
     crops_inside,
     cut_crops,
     find_all_nuclei,
-    main,
     pack_cells,
     place_nuclei,
     save_nuclei,

@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from biomass.datasets import pack as packing
 from biomass.datasets import packed as packed_module
-from biomass.datasets import rxrx1
+from biomass.datasets import packing, rxrx1
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.files import open_files
 from biomass.datasets.manifest import load_manifest
-from biomass.datasets.pack import main, open_source, pack
+from biomass.datasets.pack import main
 from biomass.datasets.packed import (
     ABOUT,
     FILES,
@@ -33,9 +32,11 @@ from biomass.datasets.packed import (
     packed_pixels,
     verify,
 )
+from biomass.datasets.packing import pack
 from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
 from biomass.datasets.simulated import Design, simulate_rxrx1
 from biomass.datasets.simulated_bbbc021 import simulate_bbbc021
+from biomass.datasets.source import open_source
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.loader import BatchReader, Loader
 from biomass.screen import Screen, make_screen

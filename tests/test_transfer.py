@@ -10,7 +10,7 @@ import torch
 from test_train_cells import CELLS
 
 from biomass.datasets.bbbc021 import load_bbbc021
-from biomass.datasets.crop import crop_screen, place_nuclei
+from biomass.datasets.cropping import crop_screen, place_nuclei
 from biomass.datasets.nuclei import read_nuclei
 from biomass.datasets.simulated_bbbc021 import simulate_bbbc021
 from biomass.errors import BadImageError, ConfigError, DataError

@@ -16,6 +16,7 @@ import pandas as pd
 
 from biomass.datasets import bbbc021_h5, bbbc021_raw, nuclei
 from biomass.datasets.channels import match_channels
+from biomass.datasets.cropping import crop_screen, find_all_nuclei, pack_cells, place_nuclei
 from biomass.errors import ConfigError, DataError
 from biomass.screen import Screen, make_screen
 
@@ -115,7 +116,7 @@ def load_bbbc021_cells(
 
     The nuclei are those of Ljosa et al. (2013) if their tables are in ``nuclei_dir``, or in ``root_dir`` beside the
     dataset; otherwise they are found in the DAPI channel (about a second a field). The table has the columns of
-    :func:`load_bbbc021` and those of :func:`biomass.datasets.crop.crop_screen`.
+    :func:`load_bbbc021` and those of :func:`biomass.datasets.cropping.crop_screen`.
 
     Args:
         root_dir: where the dataset is, see :func:`load_bbbc021`.
@@ -133,7 +134,6 @@ def load_bbbc021_cells(
     Raises:
         ConfigError, DataError: as :func:`load_bbbc021`; the tables are damaged; the store holds other cells.
     """
-    from biomass.datasets.crop import crop_screen, find_all_nuclei, pack_cells, place_nuclei
 
     root = Path(root_dir if root_dir is not None else CACHE).expanduser()
     screen = load_bbbc021(root, channels=channels, fields=fields, plates=plates, cache_dir=cache_dir)

@@ -755,8 +755,8 @@ def load_simulated_cells(root_dir: str | Path = "data", **design: Any) -> Screen
         ConfigError: an unknown parameter, or one out of range.
         DataError: the folder cannot be written.
     """
-    from biomass.datasets.pack import pack
     from biomass.datasets.packed import packed_beside
+    from biomass.datasets.packing import pack
     from biomass.datasets.rxrx1_cells import load_rxrx1_cells
 
     folder = simulate_rxrx1(root_dir, _design(cells=True, **design))
