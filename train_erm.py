@@ -30,7 +30,7 @@ def main(cfg: Config) -> float | None:
     # the screen, its plates, and where batch norm takes its statistics from
     screen = build(data.source)
     rows, groupby = screen.rows("train"), data.get("train_groupby")
-    training.check_labels(screen, rows, cfg.model.d_out)
+    training.check_labels(screen, data.eval_splits, cfg.model.d_out)
     groups, names = screen.groups(groupby or PLATE), screen.group_names(groupby or PLATE)
     plates, plate_names = screen.groups(data.eval_groupby), screen.group_names(data.eval_groupby)
     in_training = Statistics("batch", groupby is not None, cfg.statistics_rows, names)
@@ -59,7 +59,7 @@ def main(cfg: Config) -> float | None:
     plan = training.Schedule(
         cfg.num_epochs, trainer.clip, trainer.log_every, trainer.evaluate_every, trainer.max_steps, trainer.monitor
     )
-    plan.check_monitor(eval_loaders)
+    plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
     # network, optimizer, augmentation
     architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (cfg.model.d_out,))
@@ -70,6 +70,8 @@ def main(cfg: Config) -> float | None:
     objective = Classification(cfg.compute_train_acc)
     compiled, optimizer = training.set_up(fabric, network, optimizer, trainer.compile)
     cfg.check_all_read()
+    about = {"architecture": architecture.to_dict(), "channels": list(screen.pixels.channels), "config": cfg.to_dict()}
+    training.check_resume(resume, about)
 
     # from here on the run writes
     logger = training.RunLogger(Path("runs") / name, cfg.to_dict(), resume, enabled=fabric.is_global_zero)
@@ -77,7 +79,6 @@ def main(cfg: Config) -> float | None:
     evaluate = training.SplitEvaluation(
         fabric, compiled, screen, eval_loaders, standardize, at_inference, logger, skipped
     )
-    about = {"architecture": architecture.to_dict(), "channels": list(screen.pixels.channels), "config": cfg.to_dict()}
     run = training.Training(
         fabric, compiled, optimizer, decay, loader, augment, objective, in_training, logger, checkpoints, skipped, about
     )

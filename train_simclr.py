@@ -32,7 +32,9 @@ def main(cfg: Config) -> float | None:
     screen = build(data.source)
     columns = training.sampler_columns(data.sampler)
     by_group, names = columns is not None, screen.group_names(columns or PLATE)
-    reader = BatchReader(screen, screen.groups(columns or PLATE), data.on_bad_image, screen.groups(data.instance))
+    groups, instances = screen.groups(columns or PLATE), screen.groups(data.instance)
+    training.check_instances(screen, instances, groups, ["train", *data.eval_splits])
+    reader = BatchReader(screen, groups, data.on_bad_image, instances)
     in_training = Statistics("batch", by_group, "all", names)
     at_inference = Statistics("batch" if by_group else "running", by_group, "all", names)
 
@@ -46,10 +48,11 @@ def main(cfg: Config) -> float | None:
         for split in ("train", *data.eval_splits)
     )  # fmt: skip
     eval_loaders = dict(zip(data.eval_splits, others, strict=True))
+    training.check_negatives({"train": loader, **eval_loaders})
     plan = training.Schedule(
         cfg.num_epochs, trainer.clip, trainer.log_every, trainer.evaluate_every, trainer.max_steps, trainer.monitor
     )
-    plan.check_monitor(eval_loaders)
+    plan.check_monitor(eval_loaders, training.ContrastiveEvaluation.measured)
 
     # network, optimizer, augmentation
     architecture = Architecture(cfg.model.key, len(screen.pixels.channels), tuple(cfg.model.projector))
@@ -63,6 +66,8 @@ def main(cfg: Config) -> float | None:
     objective = Contrastive(cfg.temperature, cfg.gather)
     compiled, optimizer = training.set_up(fabric, network, optimizer, trainer.compile)
     cfg.check_all_read()
+    about = {"architecture": architecture.to_dict(), "channels": list(screen.pixels.channels), "config": cfg.to_dict()}
+    training.check_resume(resume, about)
 
     # from here on the run writes
     logger = training.RunLogger(Path("runs") / name, cfg.to_dict(), resume, enabled=fabric.is_global_zero)
@@ -70,7 +75,6 @@ def main(cfg: Config) -> float | None:
     evaluate = training.ContrastiveEvaluation(
         fabric, compiled, eval_loaders, augment, at_inference, cfg.temperature, skipped, cfg.seed
     )
-    about = {"architecture": architecture.to_dict(), "channels": list(screen.pixels.channels), "config": cfg.to_dict()}
     run = training.Training(
         fabric, compiled, optimizer, decay, loader, augment, objective, in_training, logger, checkpoints, skipped, about
     )

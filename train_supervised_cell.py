@@ -29,10 +29,12 @@ def main(cfg: Config) -> float | None:
     # the cells, the plates they stand on, and where batch norm takes its statistics from
     screen = build(data.source)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
-    training.check_labels(screen, screen.rows("train"), d_out)
+    training.check_labels(screen, data.eval_splits, d_out)
     columns = training.sampler_columns(data.sampler)
     by_group, names = columns is not None, screen.group_names(columns or PLATE)
-    reader = BatchReader(screen, screen.groups(columns or PLATE), data.on_bad_image, screen.groups(data.instance))
+    groups, instances = screen.groups(columns or PLATE), screen.groups(data.instance)
+    training.check_instances(screen, instances, groups, ["train"])
+    reader = BatchReader(screen, groups, data.on_bad_image, instances)
     in_training = Statistics("batch", by_group, "all", names)
     at_inference = Statistics("batch" if by_group else "running", by_group, "all", names)
 
@@ -48,7 +50,7 @@ def main(cfg: Config) -> float | None:
     plan = training.Schedule(
         cfg.num_epochs, trainer.clip, trainer.log_every, trainer.evaluate_every, trainer.max_steps, trainer.monitor
     )
-    plan.check_monitor(eval_loaders)
+    plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
     # network, optimizer, augmentation
     architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
@@ -59,6 +61,8 @@ def main(cfg: Config) -> float | None:
     augment, standardize = (Compose([build(t) for t in ts]) for ts in (cfg.transforms.train, cfg.transforms.eval))
     compiled, optimizer = training.set_up(fabric, network, optimizer, trainer.compile)
     cfg.check_all_read()
+    about = {"architecture": architecture.to_dict(), "channels": list(screen.pixels.channels), "config": cfg.to_dict()}
+    training.check_resume(resume, about)
 
     # from here on the run writes
     logger = training.RunLogger(Path("runs") / name, cfg.to_dict(), resume, enabled=fabric.is_global_zero)
@@ -66,7 +70,6 @@ def main(cfg: Config) -> float | None:
     evaluate = training.SplitEvaluation(
         fabric, compiled, screen, eval_loaders, standardize, at_inference, logger, skipped
     )
-    about = {"architecture": architecture.to_dict(), "channels": list(screen.pixels.channels), "config": cfg.to_dict()}
     run = training.Training(
         fabric, compiled, optimizer, decay, loader, augment, Classification(True), in_training, logger, checkpoints,
         skipped, about,

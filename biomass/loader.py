@@ -29,7 +29,7 @@ class Batch:
         rows: (N,) int64, the rows of the screen; on the host.
         groups: (N,) int64, the plates (or whatever the statistics are taken over); on the host.
         instances: (N,) int64, the field of view or well that a cell belongs to: rows with the same number are views
-            of one thing; on the host.
+            of one thing.
         controls: (N,) bool, which rows are negative controls; on the host.
         skipped: (M,) int64, rows left out because their image could not be read; on the host.
     """
@@ -47,18 +47,22 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader where transfers to the device shall not block."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        pinned = (x.pin_memory() for x in (self.images, self.labels, self.instances))
+        return replace(self, **dict(zip(("images", "labels", "instances"), pinned, strict=True)))
 
     def to(self, device: torch.device) -> "Batch":
-        """Images (as float32) and labels on the device; what steers the computation stays on the host."""
-        images = self.images.to(device, non_blocking=True).to(torch.float32)
-        return replace(self, images=images, labels=self.labels.to(device, non_blocking=True))
+        """Images (as float32), labels and instances on the device; what steers the computation stays on the host."""
+        images, labels, instances = (
+            x.to(device, non_blocking=True) for x in (self.images, self.labels, self.instances)
+        )
+        return replace(self, images=images.to(torch.float32), labels=labels, instances=instances)
 
 
 class BatchReader(Dataset[Batch | BiomassError]):
     """Reads the batch whose rows a sampler names: ``reader[rows]``.
 
-    An error of the user's is returned, not raised: raised in a worker process it would arrive as a traceback.
+    An error of the user's is returned, not raised: raised in a worker process it would arrive as a traceback. An image
+    that was skipped once is not tried again.
 
     Args:
         screen: labels, controls and pixels.
@@ -82,20 +86,14 @@ class BatchReader(Dataset[Batch | BiomassError]):
         self.groups = groups
         self.instances = np.arange(len(screen)) if instances is None else instances
         self.on_bad_image = on_bad_image
+        self._bad: set[int] = set()
 
     def __getitem__(self, rows: np.ndarray) -> Batch | BiomassError:
-        skipped: list[int] = []
-        while True:
-            try:
-                images = self._read(rows)
-                break
-            except BadImageError as error:
-                if self.on_bad_image == "error":
-                    return error
-                skipped.append(error.row)
-                rows = rows[rows != error.row]
-            except BiomassError as error:
-                return error
+        asked = rows
+        try:
+            rows, images = self._read_good(rows[~self._is_bad(rows)])
+        except BiomassError as error:
+            return error
         return Batch(
             images=torch.from_numpy(images),
             labels=torch.from_numpy(self.labels[rows]),
@@ -103,8 +101,25 @@ class BatchReader(Dataset[Batch | BiomassError]):
             groups=torch.from_numpy(self.groups[rows]),
             instances=torch.from_numpy(self.instances[rows]),
             controls=torch.from_numpy(self.controls[rows]),
-            skipped=torch.tensor(skipped, dtype=torch.int64),
+            skipped=torch.from_numpy(np.unique(asked[self._is_bad(asked)])),
         )
+
+    def _is_bad(self, rows: np.ndarray) -> np.ndarray:
+        return np.isin(rows, list(self._bad)) if self._bad else np.zeros(len(rows), bool)
+
+    def _read_good(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that can be read, and their images. Bad ones are found by halving, and remembered."""
+        try:
+            return rows, self._read(rows)
+        except BadImageError as error:
+            if self.on_bad_image == "error":
+                raise
+            if len(rows) == 1:
+                self._bad.add(error.row)
+                return rows[:0], self._read(rows[:0])
+        halves = [self._read_good(half) for half in np.array_split(rows, 2)]
+        good = [half for half in halves if len(half[0])] or halves[:1]
+        return np.concatenate([half for half, _ in good]), np.concatenate([images for _, images in good])
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         if len(rows):

@@ -50,9 +50,7 @@ def serve(sizes, mode, num_img=2, seed=0, **options):
 
 
 def assert_drawn_by_the_rules(batch, images, cells, mode, num_img):
-    if mode == "all":
-        assert batch.tolist() == [row for image in images for row in cells[image]]
-    elif mode == "first":
+    if mode == "first":
         assert batch.tolist() == [cells[image][0] for image in images]
     else:
         views = batch.reshape(len(images), num_img).tolist()
@@ -68,7 +66,7 @@ def assert_drawn_by_the_rules(batch, images, cells, mode, num_img):
 @few
 @given(
     sizes=counts,
-    mode=st.sampled_from(["random_single", "random", "all", "first"]),
+    mode=st.sampled_from(["random_single", "random", "first"]),
     num_img=st.integers(1, 9),
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 3),
@@ -83,7 +81,7 @@ def test_batches_obey_the_rules_of_their_mode(sizes, mode, num_img, seed, epoch)
         assert_drawn_by_the_rules(batch, images.tolist(), cells, mode, num_img)
 
 
-@pytest.mark.parametrize("mode", ["random_single", "random", "all", "first"])
+@pytest.mark.parametrize("mode", ["random_single", "random", "first"])
 def test_one_image_with_one_cell(mode):
     sampler, cells, _ = serve([1], mode, num_img=3)
     (cell,) = next(iter(cells.values()))
@@ -208,7 +206,7 @@ def test_an_image_without_cells_is_refused():
 def test_bad_options():
     batches = PlateBatches(np.arange(3), batch_size=2)
     for options, message in (
-        ({"mode": "randm"}, "mode 'randm' is unknown; choose random_single, random, all, first"),
+        ({"mode": "randm"}, "mode 'randm' is unknown; choose random_single, random, first"),
         ({"num_img": 0}, "num_img is 0; it must be 1 or more"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
     ):

@@ -1,10 +1,12 @@
 """Checkpoints are whole or absent, and read without running code."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from biomass.errors import CheckpointError, ConfigError
-from biomass.training.checkpoint import Checkpoints, check_architecture, load_checkpoint, save_checkpoint
+from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 
 
 class Unsafe:
@@ -58,6 +60,21 @@ def test_a_cut_off_or_missing_file(tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
 
 
+def test_best_is_there_before_last_says_so(tmp_path, monkeypatch):
+    checkpoints, replace = Checkpoints(tmp_path / "run"), Path.replace
+    checkpoints.save({"n": 1}, True)
+
+    def killed_after_the_first(part, path):
+        replace(part, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save({"n": 2}, True)
+    monkeypatch.undo()
+    assert (load_checkpoint(checkpoints.last), load_checkpoint(checkpoints.best)) == ({"n": 1}, {"n": 2})
+
+
 def test_last_and_best(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     for n, is_best in ((1, True), (2, False)):
@@ -67,22 +84,76 @@ def test_last_and_best(tmp_path):
     assert not (tmp_path / "off").exists()
 
 
+RUN = {
+    "architecture": {"key": "resnet50", "head": [10]}, "config": {"seed": 0, "dataloaders": {"sampler": "plate"}},
+    "network": {}, "optimizer": {}, "schedule": {}, "progress": {"epoch": 1}, "random": {},
+}  # fmt: skip
+"""As a run writes it."""
+
+
 def test_what_a_run_resumes_from(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run")
-    assert checkpoints.to_resume(None) is None
-    assert checkpoints.to_resume("auto") is None
-    checkpoints.save({"n": 1}, True)
-    assert checkpoints.to_resume("auto") == {"n": 1}
-    assert Checkpoints(tmp_path / "new").to_resume(str(tmp_path / "run")) == {"n": 1}
-    assert Checkpoints(tmp_path / "new").to_resume(str(checkpoints.best)) == {"n": 1}
+    runs, checkpoints = tmp_path / "runs", Checkpoints(tmp_path / "run")
+    assert checkpoints.to_resume(None, runs) is None
+    assert checkpoints.to_resume("auto", runs) is None
+    checkpoints.save(RUN, True)
+    assert checkpoints.to_resume("auto", runs) == RUN | {"path": str(checkpoints.last)}
+    assert Checkpoints(tmp_path / "new").to_resume(str(tmp_path / "run"), runs)["path"] == str(checkpoints.last)
+    assert Checkpoints(tmp_path / "new").to_resume(str(checkpoints.best), runs)["path"] == str(checkpoints.best)
+    assert checkpoints.to_resume(str(checkpoints.best), runs)["path"] == str(checkpoints.best)
     with pytest.raises(CheckpointError, match="resume=auto, or choose another run_name"):
-        checkpoints.to_resume(None)
+        checkpoints.to_resume(None, runs)
+    with pytest.raises(CheckpointError, match="resume=auto, or choose another run_name"):
+        Checkpoints(tmp_path / "run", enabled=False).to_resume(None, runs)
 
 
-def test_another_architecture_is_refused_with_the_difference():
-    state = {"architecture": {"key": "resnet50", "in_channels": 3, "head": [10]}}
-    check_architecture(state, {"key": "resnet50", "in_channels": 3, "head": [10]}, "x.pt")
-    with pytest.raises(CheckpointError, match="key resnet50, this run has resnet18"):
-        check_architecture(state, {"key": "resnet18", "in_channels": 3, "head": [10]}, "x.pt")
-    with pytest.raises(CheckpointError, match="names no architecture"):
-        check_architecture({"conv.weight": 1}, {"key": "resnet18"}, "x.pt")
+def test_a_run_is_not_overwritten_by_another(tmp_path):
+    runs, other = tmp_path / "runs", Checkpoints(tmp_path / "other")
+    other.save(RUN, True)
+    (runs / "mine").mkdir(parents=True)
+    log = runs / "mine" / "metrics.jsonl"
+    log.write_text("")  # a run that has not taken a step
+    mine = Checkpoints(tmp_path / "mine", enabled=False)
+    assert mine.to_resume(None, runs) is None
+    log.write_text("{}")
+    assert mine.to_resume("auto", runs) is None  # it was stopped before its first checkpoint
+    with pytest.raises(CheckpointError, match="runs/mine' holds a run already; continue"):
+        mine.to_resume(None, runs)
+    with pytest.raises(CheckpointError, match=r"runs/mine' holds a run already, and '.*other/last.pt' is of another"):
+        mine.to_resume(str(other.last), runs)
+
+
+@pytest.mark.parametrize("key", ["architecture", "config", "network", "optimizer", "progress"])
+def test_what_is_no_checkpoint_of_a_run_cannot_be_resumed(tmp_path, key):
+    save_checkpoint({k: v for k, v in RUN.items() if k != key}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=f"x.pt' has no '{key}', so that no run can go on from it"):
+        Checkpoints(tmp_path / "new").to_resume(str(tmp_path / "x.pt"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"architecture": {"key": "resnet18", "head": [10]}}, "with key=resnet50, this run has key=resnet18; set it"),
+        ({"config": {"seed": 1, "dataloaders": {"sampler": "plate"}}}, "with seed=0, this run has seed=1"),
+        ({"config": {"seed": 0}}, "with dataloaders.sampler=plate, this run has dataloaders.sampler=None"),
+        ({"config": RUN["config"] | {"learning_rate": 1}}, "with learning_rate=None, this run has learning_rate=1"),
+        ({"encoder": "abc"}, "'x.pt' is a probe of another encoder"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_with_the_difference(about, message):
+    with pytest.raises(CheckpointError, match=message):
+        check_resume(RUN | {"path": "x.pt"}, RUN | about)
+
+
+def test_longer_training_elsewhere_is_no_other_run():
+    data = {"sampler": "plate", "num_workers": 8, "source": {"img_dir": "/there", "seed": None}}
+    config = {"seed": 0, "num_epochs": 9, "device": "cuda", "trainer": {"precision": "bf16"}, "dataloaders": data}
+    check_resume(RUN | {"path": "x.pt"}, RUN | {"config": config})
+    check_resume(None, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch,loss", b"PK\x03\x04 no archive", b"\x80\x02."])
+def test_what_is_no_checkpoint_at_all(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint '.*x.pt'") as caught:
+        load_checkpoint(tmp_path / "x.pt")
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """From a screen's rows to batches: integers, order, skipped images, errors from worker processes."""
 
 import os
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,30 @@ def test_a_bad_image_is_an_error_or_left_out(workers):
         kept += batch.rows.tolist()
     assert kept == [i for i in range(12) if i not in (3, 5)]
     assert skipped.rows == {3, 5}
+
+
+def test_bad_images_are_found_by_halving_and_once():
+    class Counted(Spoilt):
+        bad = range(100, 117)
+        reads: ClassVar[list[int]] = []
+
+        def read(self, rows):
+            Counted.reads += rows.tolist()
+            return super().read(rows)
+
+    source = screen(256, pixels=Counted)
+    reader = BatchReader(source, source.plate_ids, "skip")
+    rows = np.arange(256)[::-1].copy()
+    rows[-1] = 255  # twice
+    kept = [row for row in rows.tolist() if row not in Counted.bad]
+    for most in (4 * 256, 256):
+        Counted.reads.clear()
+        batch = reader[rows]
+        assert batch.rows.tolist() == kept
+        assert batch.skipped.tolist() == list(Counted.bad)
+        assert np.array_equal(batch.images.numpy(), source.pixels.array[kept])
+        assert len(Counted.reads) < most
+    assert len(reader[np.array([103, 104])]) == 0
 
 
 class ReadBy(ArrayPixels):

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY_SCREEN
 
 from biomass.datasets import crop
-from biomass.datasets.simulated import Design, simulate_rxrx1
+from biomass.datasets.simulated import Design, load_simulated_cells, simulate_rxrx1
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
 from biomass.training import find_checkpoint, load_checkpoint, load_network
@@ -23,6 +24,10 @@ CELLS = (
 )  # fmt: skip
 SIMCLR = (*CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
 PROBE = (*CELLS, "num_epochs=3", "num_warmup_epochs=0", "encode_batch_size=100")
+
+
+DESIGN = {key.rpartition(".")[2]: int(value) for key, value in (o.split("=") for o in TINY_SCREEN if "source" in o)}
+"""The screen of CELLS, but for the size of its fields."""
 
 
 def last(name, metric):
@@ -61,8 +66,7 @@ def test_same_seed_same_curve(run):
 
 
 def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
-    design = {key.rpartition(".")[2]: int(value) for key, value in (o.split("=") for o in TINY_SCREEN if "source" in o)}
-    fields = simulate_rxrx1(data_root, Design(**design | {"size": 96}))
+    fields = simulate_rxrx1(data_root, Design(**DESIGN | {"size": 96}))
     crop.main([str(fields), str(tmp_path / "cells"), "--channel", "nuclei", "--diameter", "10", "--workers", "0"])
     own = ("dataloaders=packed", f"dataloaders.root_dir={tmp_path}", "dataloaders.num_workers=0", "device=cpu")
     run("train_simclr", *own, *SIMCLR[len(CELLS) :], "num_warmup_epochs=1", "run_name=own")
@@ -140,6 +144,7 @@ def test_a_probe_resumes(run, pretrained):
         ("train_simclr", ["dataloaders.mode=all"], ConfigError, "mode 'all' gives no views"),
         ("train_simclr", ["dataloaders.sampler=well"], ConfigError, "sampler 'well' is unknown; choose random, plate"),
         ("train_simclr", ["temperature=0"], ConfigError, "temperature is 0"),
+        ("train_simclr", ["trainer.monitor=val/accuracy"], ConfigError, "is not measured; choose one of: val/loss"),
         ("train_simclr", ["model_path=nothing"], CheckpointError, "neither a file nor a run"),
         ("train_classifier", [], ConfigError, "give model_path .* neither is given"),
         ("train_classifier", ["model_path=a", "sup_model_path=b"], ConfigError, "both are given"),
@@ -154,9 +159,65 @@ def test_what_cannot_work_is_refused(run, script, overrides, error, message):
     assert not Path("runs").exists()
 
 
+def test_a_probe_goes_on_only_with_its_own_encoder(run, pretrained):
+    run("train_simclr", *SIMCLR, "dataloaders.mode=random_single", "seed=1", "run_name=other")
+    run("train_classifier", *PROBE, "model_path=encoder", "run_name=p")
+    before = Path("runs/p/config.yaml").read_text()
+    with pytest.raises(CheckpointError, match="is a probe of another encoder"):
+        run("train_classifier", *PROBE, "model_path=other", "run_name=p", "resume=auto")
+    assert Path("runs/p/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("script", "instance", "message"),
+    [
+        ("train_simclr", "[experiment,site]", "takes cells of two plates for one thing"),
+        ("train_simclr", "[experiment,plate]", "takes cells of two (splits|labels) for one thing"),
+        ("train_classifier", "[experiment,plate,well]", "takes cells of two splits for one thing"),
+        ("train_supervised_cell", "[cell_type]", "takes cells of two plates for one thing"),
+    ],
+)
+def test_instances_must_be_parts_of_a_plate(run, pretrained, script, instance, message):
+    base = {"train_simclr": SIMCLR, "train_classifier": (*PROBE, "model_path=encoder"), "train_supervised_cell": CELLS}
+    with pytest.raises(ConfigError, match=f"dataloaders.instance {message} .*; name the columns"):
+        run(script, *base[script], f"dataloaders.instance={instance}", "run_name=x")
+    assert not Path("runs/x").exists()
+
+
+def test_batches_without_a_second_field_have_nothing_to_contrast(run):
+    with pytest.raises(ConfigError, match="every batch of split 'train' holds a single field"):
+        run("train_simclr", *SIMCLR, "train_batch_size=1")
+
+
+def test_all_cells_are_served_in_bounded_batches(run):
+    run("train_supervised_cell", *CELLS, "model.key=test_resnet", "dataloaders.mode=all", "train_batch_size=10",
+        "num_epochs=1", "trainer.log_every=1", "run_name=all")  # fmt: skip
+    screen = load_simulated_cells(os.environ["BIOMASS_DATA"], **DESIGN | {"size": 96})
+    sizes = np.bincount(screen.plate_ids[screen.rows("train")])
+    assert last("all", "train/loss")["step"] == sum(-(-n // 10) for n in sizes)
+
+
+def test_projections_that_are_not_there(run):
+    encoder = build_network(Architecture("resnet18", 3, ()))
+    torch.save({f"encoder.tv_{k}": v for k, v in encoder.state_dict().items()}, "old.pth")
+    with pytest.raises(ConfigError, match=r"use_projs=true, but checkpoint 'old.pth' has no projections"):
+        run("train_classifier", *PROBE, "model_path=old.pth", "model.key=resnet18", "use_projs=true")
+
+
+def test_what_is_random_has_no_place_before_a_probe(run, pretrained):
+    flip = "transforms.eval=[{_target_: biomass.transforms.RandomHorizontalFlip}]"
+    with pytest.raises(ConfigError, match=r"a random transform .* take it out of transforms.eval"):
+        run("train_classifier", *PROBE, "model_path=encoder", flip, "run_name=x")
+    assert not Path("runs/x").exists()
+
+
 def test_probes_that_do_not_fit_their_encoder(run, pretrained):
     with pytest.raises(ConfigError, match="in_features is 512, but the encoder gives 96; set in_features=96"):
         run("train_classifier", *PROBE, "model_path=encoder", "in_features=512")
+    with pytest.raises(ConfigError, match=r"is outside out_features=3; set out_features=6"):
+        run("train_classifier", *PROBE, "model_path=encoder", "out_features=3")
+    with pytest.raises(ConfigError, match=r"trainer.monitor 'val/foo' is not measured; choose one of: val/accuracy"):
+        run("train_classifier", *PROBE, "model_path=encoder", "trainer.monitor=val/foo")
     with pytest.raises(ConfigError, match="pooler 'max' is unknown"):
         run("train_classifier", *PROBE, "model_path=encoder", "pooler=max")
 

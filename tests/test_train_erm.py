@@ -125,6 +125,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill):
         (["trainer.precision=8"], ConfigError, "precision '8' is unknown"),
         (["device=tpu"], ConfigError, "device 'tpu' is unknown"),
         (["trainer.monitor=train/accuracy"], ConfigError, "trainer.monitor 'train/accuracy'"),
+        (["trainer.monitor=val/acuracy"], ConfigError, "'val/acuracy' is not measured; choose one of: val/accuracy"),
         (["resume=nowhere.pt"], CheckpointError, "there is no checkpoint 'nowhere.pt'"),
         (["statistics_rows=some"], ConfigError, "statistics_rows 'some' is unknown"),
         (["dataloaders.on_bad_image=ignore"], ConfigError, "on_bad_image 'ignore' is unknown"),
@@ -142,8 +143,58 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(run,
 
 def test_a_checkpoint_of_another_architecture(run):
     run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
-    with pytest.raises(CheckpointError, match=r"head \[6\], this run has \[7\]"):
+    with pytest.raises(CheckpointError, match=r"head=\[6\], this run has head=\[7\]"):
         run("train_erm", *TINY, "model.d_out=7", "run_name=b", "resume=checkpoints/a/last.pt")
+    assert not Path("runs/b").exists()
+
+
+@pytest.mark.parametrize("override", ["learning_rate=0.5", "seed=1", "+method=vanilla", "train_batch_size=3"])
+def test_a_run_does_not_go_on_with_other_settings(run, override):
+    run("train_erm", *TINY, "num_epochs=1", "trainer.max_steps=1", "run_name=a")
+    before = Path("runs/a/config.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"this run has .*; set it back, or start a new run without resume"):
+        run("train_erm", *TINY, "num_epochs=1", override, "run_name=a", "resume=auto")
+    assert Path("runs/a/config.yaml").read_text() == before
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_there(run):
+    every = ("num_epochs=2", "train_batch_size=5", "trainer.log_every=1", "trainer.evaluate_every=2")
+    run("train_erm", *TINY, *every, "run_name=whole")
+    run("train_erm", *TINY, *every, "run_name=parts", "trainer.max_steps=3")
+    progress = load_checkpoint(Path("checkpoints/parts/last.pt"))["progress"]
+    assert (progress["epoch"], progress["batch"], progress["step"]) == (0, 3, 3)
+    run("train_erm", *TINY, *every, "run_name=parts", "resume=auto")
+    whole, parts = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "parts"))
+    assert whole["progress"]["step"] == parts["progress"]["step"] > 6
+    assert all(torch.equal(whole["network"][k], v) for k, v in parts["network"].items())
+
+
+def test_another_process_that_writes_the_same_run(run, monkeypatch):
+    from filelock import FileLock
+
+    from biomass.training import logger
+
+    monkeypatch.setattr(logger, "_PATIENCE", 0.1)
+    Path("runs/a").mkdir(parents=True)
+    with FileLock("runs/a/.lock"), pytest.raises(ConfigError, match="another process is writing 'runs/a'"):
+        run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
+    run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
+
+
+def test_a_label_that_only_evaluation_knows_is_found_before_training(run):
+    with pytest.raises(ConfigError, match=r"label \d .* is outside model.d_out=5; set model.d_out=6"):
+        run("train_erm", *TINY, "model.d_out=5", "run_name=a")
+
+
+def test_a_line_of_the_log_that_a_kill_tore_is_dropped(run):
+    run("train_erm", *TINY, "num_epochs=1", "run_name=a")
+    log = Path("runs/a/metrics.jsonl")
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines) + '\n{"step": 1, "epo')
+    run("train_erm", *TINY, "num_epochs=2", "run_name=a", "resume=auto")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()][: len(lines)] == [
+        json.loads(line)["step"] for line in lines
+    ]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(run):

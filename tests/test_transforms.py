@@ -68,7 +68,7 @@ def test_samples_of_a_batch_get_different_parameters_and_a_seed_the_same_bits(tr
 
 @pytest.mark.parametrize("transform", RANDOM, ids=name)
 def test_random_transforms_insist_on_a_generator(transform):
-    with pytest.raises(ValueError, match="Generator"):
+    with pytest.raises(ConfigError, match="Generator"):
         transform(noise(2))
 
 

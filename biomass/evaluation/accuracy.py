@@ -5,6 +5,9 @@ import pandas as pd
 
 from biomass.screen import Screen
 
+MEASURED = ("accuracy", "top5", "treatments", "cell_type/")
+"""What :func:`accuracy_summary` gives; after ``cell_type/`` stands a name."""
+
 
 def accuracy_summary(screen: Screen, rows: np.ndarray, ranks: np.ndarray) -> dict[str, float]:
     """Top-1 and top-5 accuracy over images, on treatments only, and by cell type.

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from biomass.evaluation.profiles import Profiles, mean_profiles
 from biomass.evaluation.whitening import tvn, whiten
 from biomass.inference import Statistics, Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
+from biomass.models import digest
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, Screen
 
@@ -158,7 +158,7 @@ def image_profiles(
 
     files = [folder / f"{quote(e, safe='')}" / f"{quote(p, safe='')}.parquet" for e, p in _plates(cells)]
     about = [fabric.strategy.precision.precision, normalization, normalize, order, repr(transform)]
-    prints = _fingerprints(cells, _weights(encoder), repr(about))
+    prints = _fingerprints(cells, digest(encoder), repr(about))
     todo = [plate for plate, file in enumerate(files) if _fingerprint(file) != prints[plate]]
     if todo:
         log.info("%s: encoding %d of %d plates", NORMALIZATIONS[normalization], len(todo), len(files))
@@ -474,16 +474,6 @@ def _plates(cells: Screen) -> list[tuple[str, str]]:
     """Experiment and plate of every plate id."""
     first = np.unique(cells.plate_ids, return_index=True)[1]
     return [(str(e), str(p)) for e, p in cells.table.iloc[first][list(PLATE)].to_numpy()]
-
-
-def _weights(encoder: nn.Module) -> str:
-    """A hash of all weights and running averages."""
-    digest = hashlib.sha256()
-    for name, value in encoder.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _fingerprints(cells: Screen, *settings: str) -> list[str]:

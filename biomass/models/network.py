@@ -1,5 +1,6 @@
 """A network is an encoder with a head behind it, and an architecture that a checkpoint can carry."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,3 +69,13 @@ def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:
         layers.append(nn.Linear(in_features, width))
         in_features = width
     return nn.Sequential(*layers) if len(layers) != 1 else layers[0]
+
+
+def digest(module: nn.Module) -> str:
+    """A hash of all weights and buffers of a module, with their names: hexadecimal SHA-256."""
+    hashed = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        hashed.update(name.encode())
+        if isinstance(value, Tensor):
+            hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()

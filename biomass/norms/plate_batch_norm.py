@@ -379,7 +379,10 @@ def plate_statistics(
         if source == "running" or (plates is None and controls is None):
             yield  # nothing in the network depends on it
             return
-        raise ConfigError("the network has no plate-aware batch norm; call biomass.norms.convert on it first")
+        raise ConfigError(
+            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
+            "batch norm (resnet50), train it vanilla, or call biomass.norms.convert on it first"
+        )
     before = context.rows
     if source == "running":
         rows = PlateRows(source)

@@ -112,7 +112,7 @@ class Contrastive:
 
     def __call__(self, network: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss for the views (N, C, H, W) of ``batch.instances`` (N,)."""
-        projections, instances = network(images), batch.instances.to(images.device)
+        projections, instances = network(images), batch.instances
         if self.gather:
             projections, instances = gather_ranks(projections, instances)
         return contrastive_loss(projections, instances, self.temperature), {}

@@ -1,4 +1,4 @@
-"""Which cells of its images make up a batch: the views of the contrastive objectives, or all cells."""
+"""Which cells of its images make up a batch: the views of the contrastive objectives, or one cell of each."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from biomass.errors import ConfigError, DataError
 from biomass.samplers.plate_batches import PlateBatches
 
-Mode = Literal["random_single", "random", "all", "first"]
+Mode = Literal["random_single", "random", "first"]
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,11 @@ class CellBatches(Sampler[np.ndarray]):
     - ``random``: ``num_img`` random cells of every image in succession, drawn without replacement (MinCLR),
       (m * num_img,). Of an image with fewer cells than that, no cell is taken once more before all others have been
       taken as often; how many such images there are is said once in the log, and by ``num_short``.
-    - ``all``: all cells of every image, in the order of the rows.
     - ``first``: the first cell of every image, (m,).
 
     The draws depend on ``(seed, epoch, number of the batch in the epoch)`` alone: neither on where an interrupted epoch
-    goes on, nor on how many processes share it. ``all`` and ``first`` draw nothing.
+    goes on, nor on how many processes share it. ``first`` draws nothing. All cells need no sampler of their own: that
+    is :class:`PlateBatches` over cells.
 
     Like :class:`PlateBatches` it has no attribute ``batch_size`` on purpose.
 
@@ -40,7 +40,7 @@ class CellBatches(Sampler[np.ndarray]):
         images: (N,) the image that each row of the whole screen was cut out of (or its well, or whatever is to have
             views), any integers.
         mode: which cells of an image.
-        num_img: cells of an image in ``random`` and ``random_single``, 1 or more; the others do not read it.
+        num_img: cells of an image in ``random`` and ``random_single``, 1 or more; ``first`` does not read it.
         seed: 0 or more.
 
     Raises:
@@ -112,11 +112,9 @@ class CellBatches(Sampler[np.ndarray]):
         image = np.repeat(np.arange(len(counts)), counts)  # of every cell
         firsts = np.cumsum(counts) - counts
         cells = np.arange(len(image)) + (starts - firsts)[image]
-        if self.mode == "random":
-            cells = cells[np.argsort(image + rng.random(len(image)))]  # shuffled within every image
-            drawn = np.arange(self.num_img) % counts[:, None]  # goes round the cells of an image that has too few
-            cells = cells[(firsts[:, None] + drawn).ravel()]
-        return self._rows[cells]
+        cells = cells[np.argsort(image + rng.random(len(image)))]  # shuffled within every image
+        drawn = np.arange(self.num_img) % counts[:, None]  # goes round the cells of an image that has too few
+        return self._rows[cells[(firsts[:, None] + drawn).ravel()]]
 
 
 def check_views(mode: str, num_img: int, num_views: int) -> None:

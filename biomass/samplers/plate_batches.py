@@ -108,8 +108,8 @@ class PlateBatches(Sampler[np.ndarray]):
         sizes = np.bincount(group)
         if max_groups > len(names):
             raise ConfigError(
-                f"max_groups is {max_groups}, but these rows have only {len(names)} groups; "
-                f"lower dataloaders.max_groups to at most {len(names)}, or delete it"
+                f"max_groups is {max_groups}, but these rows have only {len(names)} groups; lower "
+                f"dataloaders.max_groups (for cells: num_plates_per_batch) to at most {len(names)}, or delete it"
             )
         if num_controls:
             slot = np.searchsorted(names, ids[self._controls]).clip(max=len(names) - 1)
@@ -205,7 +205,10 @@ def _check_numbers(
             ("num_controls", num_controls, 0),
         ):
             if value != unset:
-                raise ConfigError(f"{name} is {value}, but batches are not grouped; group by plate, or delete {name}")
+                cells = {"max_groups": "num_plates_per_batch", "parts": "num_plate_parts"}.get(name, name)
+                raise ConfigError(
+                    f"{name} is {value}, but batches are not grouped; group by plate, or delete {name} (cells: {cells})"
+                )
     if batch_size is not None and batch_size // max_groups <= num_controls:
         raise ConfigError(
             f"batch_size is {batch_size}, too small for 1 row and {num_controls} controls of each of {max_groups} "

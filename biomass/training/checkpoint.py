@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pickle
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,13 @@ import torch
 from biomass.errors import CheckpointError, ConfigError, one_line
 
 LAST, BEST = "last.pt", "best.pt"
+METRICS = "metrics.jsonl"
+
+_OF_A_RUN = ("architecture", "config", "network", "optimizer", "schedule", "progress", "random")
+_FREE_KEYS = ("run_name", "save_key", "save_model", "resume", "device", "num_epochs", "trainer", "encoder",
+              "model_path", "sup_model_path")  # fmt: skip
+_PLACES = ("root_dir", "img_dir", "image_dir", "summary_file", "metadata_file", "nuclei_dir", "cache_dir", "store",
+           "path", "num_workers", "download", "on_bad_image")  # fmt: skip
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -50,7 +57,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint '{path}' holds pickled objects beside weights, or is damaged, and is refused; "
             f"save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # torch.load raises whatever the bytes of another file lead it to
         raise CheckpointError(f"checkpoint '{path}' cannot be read ({one_line(error)}); is it cut off?") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint '{path}' holds a {type(state).__name__}, not a dictionary of weights")
@@ -80,45 +87,92 @@ class Checkpoints:
         return self.folder / BEST
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write ``last`` and, where this is the best state so far, ``best``."""
+        """Write ``last`` and, where this is the best state so far, ``best``, which is never the older of the two."""
         if not self.enabled:
             return
-        save_checkpoint(state, self.last)
         if is_best:
-            part = self.best.with_name(BEST + ".part")
-            shutil.copyfile(self.last, part)
-            part.replace(self.best)
+            save_checkpoint(state, self.best)
+        save_checkpoint(state, self.last)
 
-    def to_resume(self, resume: str | None) -> dict[str, Any] | None:
+    def to_resume(self, resume: str | None, runs: Path = Path("runs")) -> dict[str, Any] | None:
         """The state to go on from: none, this run's own (``auto``, if it has one), or that of a file or run folder.
 
+        Args:
+            resume: null, ``auto``, or a path.
+            runs: where runs of this name have their logs.
+
+        Returns:
+            What :func:`load_checkpoint` reads, and where from under the key ``path``.
+
         Raises:
-            CheckpointError: the named checkpoint is not there, or ``resume`` is null but this run has one already.
+            CheckpointError: the named checkpoint is not there or is none of a run; or there is a run of this name
+                already, and it is another one.
         """
+        log = runs / self.folder.name / METRICS
+        taken = self.last if self.last.exists() else log if log.exists() and log.stat().st_size else None
         if resume is None:
-            if self.enabled and self.last.exists():
+            if taken is not None:
                 raise CheckpointError(
-                    f"'{self.folder}' holds a run already; continue it with resume=auto, or choose another run_name"
+                    f"'{taken.parent}' holds a run already; continue it with resume=auto, or choose another run_name"
                 )
             return None
-        if resume == "auto":
-            return load_checkpoint(self.last) if self.last.exists() else None
-        path = Path(resume)
-        return load_checkpoint(path / LAST if path.is_dir() else path)
+        path = self.last if resume == "auto" else Path(resume)
+        path = path / LAST if path.is_dir() else path
+        if resume == "auto" and not path.exists():
+            return None
+        if taken is not None and path.resolve().parent != self.folder.resolve():
+            raise CheckpointError(
+                f"'{taken.parent}' holds a run already, and '{path}' is of another one; choose another run_name"
+            )
+        state = load_checkpoint(path)
+        missing = next((key for key in _OF_A_RUN if key not in state), None)
+        if missing is not None:
+            raise CheckpointError(
+                f"checkpoint '{path}' has no '{missing}', so that no run can go on from it; give it as model_path "
+                "where a script takes one"
+            )
+        return state | {"path": str(path)}
 
 
-def check_architecture(state: dict[str, Any], expected: dict[str, Any], source: str) -> None:
-    """Refuse weights of another network.
+def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None:
+    """Refuse to go on with another network, or with settings that the run did not begin with. Call it before writing.
+
+    Longer or shorter training, other devices and other places of the same files are no other run.
+
+    Args:
+        state: as :meth:`Checkpoints.to_resume` gives it.
+        about: what this run's checkpoints will carry beside their state: ``architecture`` and ``config``, and the
+            digest of the ``encoder`` that a probe stands on.
 
     Raises:
         CheckpointError: names the first difference.
     """
-    found = state.get("architecture")
-    if not isinstance(found, dict):
-        raise CheckpointError(f"checkpoint '{source}' was not written by a training script; it names no architecture")
-    for key, value in expected.items():
-        if found.get(key) != value:
+    if state is None:
+        return
+    for part in ("architecture", "config"):
+        found, wanted = _leaves(state[part]), _leaves(about[part])
+        for key in [*wanted, *found]:
+            if found.get(key) == wanted.get(key) or (part == "config" and _may_change(key)):
+                continue
             raise CheckpointError(
-                f"checkpoint '{source}' has {key} {found.get(key)}, this run has {value}; "
-                f"make the model's keys agree, or start without this checkpoint"
+                f"checkpoint '{state['path']}' was made with {key}={found.get(key)}, this run has "
+                f"{key}={wanted.get(key)}; set it back, or start a new run without resume"
             )
+    if state.get("encoder") != about.get("encoder"):
+        raise CheckpointError(
+            f"checkpoint '{state['path']}' is a probe of another encoder; give the model_path that it began with, or "
+            "start a new run without resume"
+        )
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values of nested mappings under their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _leaves(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
+
+
+def _may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of this key of its configuration."""
+    return key.split(".")[0] in _FREE_KEYS or key.rpartition(".")[2] in _PLACES

@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from biomass.errors import ConfigError
+from biomass.training.checkpoint import METRICS
 
 PACKAGES = ("biomass", "torch", "torchvision", "timm", "lightning-fabric", "hydra-core", "wilds", "numpy", "pandas")
+
+_PATIENCE = 10.0
+"""Seconds to wait for the reading workers of a run of the same name that was killed, until they notice it."""
 
 
 class RunLogger:
@@ -29,7 +34,7 @@ class RunLogger:
         enabled: False (on all ranks but the first) writes nothing.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or another process is writing to it.
     """
 
     def __init__(
@@ -44,12 +49,18 @@ class RunLogger:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")  # let go of by the system if this process is killed
+            self._lock.acquire(timeout=_PATIENCE)
             OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")
             (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-            lines = _lines_up_to(folder / "metrics.jsonl", step)
-            (folder / "metrics.jsonl").write_text("".join(lines))
-            self._lines = (folder / "metrics.jsonl").open("a")
+            lines = _lines_up_to(folder / METRICS, step)
+            (folder / METRICS).write_text("".join(lines))
+            self._lines = (folder / METRICS).open("a")
             self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        except Timeout as error:
+            raise ConfigError(
+                f"another process is writing '{folder}'; wait for it, or choose another run_name"
+            ) from error
         except OSError as error:
             raise ConfigError(f"cannot write the run's log '{folder}' ({error.strerror}); free or change it") from error
 
@@ -84,6 +95,7 @@ class RunLogger:
         if self.enabled:
             self._board.close()
             self._lines.close()
+            self._lock.release()
 
 
 def image_grid(images: Tensor, groups: Tensor, side: int = 8) -> Tensor:
@@ -123,4 +135,7 @@ def environment() -> dict[str, str]:
 def _lines_up_to(path: Path, step: int) -> list[str]:
     if not path.exists() or not step:
         return []
-    return [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+    lines = path.read_text().splitlines(keepends=True)
+    if not lines[-1:] or not lines[-1].endswith("\n"):  # torn by a kill
+        lines = lines[:-1]
+    return [line for line in lines if json.loads(line)["step"] <= step]

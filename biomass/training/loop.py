@@ -19,7 +19,7 @@ from biomass.inference import Statistics, Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms.whole_plate import unwrap
 from biomass.objectives import Objective
-from biomass.training.checkpoint import Checkpoints, check_architecture
+from biomass.training.checkpoint import Checkpoints
 from biomass.training.logger import RunLogger
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,19 @@ class Schedule:
         if self.clip is not None and self.clip <= 0:
             raise ConfigError(f"trainer.clip is {self.clip}; give a positive norm, or null for no clipping")
 
-    def check_monitor(self, splits: Collection[str]) -> None:
-        """Raises ConfigError when the monitored metric is of a split that is not evaluated (if any is)."""
-        if splits and self.monitor.split("/")[0] not in splits:
+    def check_monitor(self, splits: Collection[str], metrics: Collection[str]) -> None:
+        """Raises ConfigError when the monitored metric will not be measured, if any split is evaluated at all.
+
+        Args:
+            splits: those that are evaluated.
+            metrics: what is measured on them; a name that ends in ``/`` stands for all that begin with it.
+        """
+        split, _, metric = self.monitor.partition("/")
+        if splits and split not in splits:
             raise ConfigError(f"trainer.monitor '{self.monitor}' names none of the splits {', '.join(splits)}")
+        if splits and not any(metric == m or (m.endswith("/") and metric.startswith(m)) for m in metrics):
+            known = ", ".join(f"{split}/{m}" for m in metrics)
+            raise ConfigError(f"trainer.monitor '{self.monitor}' is not measured; choose one of: {known}")
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` of the monitored metric beats ``best``."""
@@ -103,9 +112,18 @@ class Training:
 
 @dataclass
 class Progress:
-    """How far a run has come; part of every checkpoint."""
+    """How far a run has come; part of every checkpoint.
+
+    Attributes:
+        epoch: epochs that are finished.
+        batch: batches of the next one that are.
+        step: steps in all.
+        best: the best value of the monitored metric so far.
+        monitored: its last value.
+    """
 
     epoch: int = 0
+    batch: int = 0
     step: int = 0
     best: float | None = None
     monitored: float | None = None
@@ -127,7 +145,7 @@ def fit(
         run: the parts.
         plan: how long, and how often.
         evaluate: called after an epoch, returns metrics named ``<split>/<metric>``; None trains without evaluation.
-        resume: a checkpoint's state to go on from.
+        resume: a checkpoint's state to go on from, which :func:`.checkpoint.check_resume` has seen.
         seed: of the augmentation, and of the global random state while the run lasts.
 
     Returns:
@@ -145,17 +163,16 @@ def fit(
             if plan.max_steps is not None and progress.step >= plan.max_steps:
                 break
             _train_epoch(run, plan, progress, epoch, seed)
-            progress.epoch = epoch + 1
             finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
             is_best = False
             if evaluate is not None and (progress.epoch % plan.evaluate_every == 0 or finished):
-                metrics = evaluate(progress.epoch, progress.step)
-                run.logger.scalars(progress.step, progress.epoch, metrics)
+                metrics = evaluate(epoch + 1, progress.step)
+                run.logger.scalars(progress.step, epoch + 1, metrics)
                 progress.monitored = _monitored(metrics, plan.monitor)
                 is_best = plan.better(progress.monitored, progress.best)
                 progress.best = progress.monitored if is_best else progress.best
                 shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
-                log.info("epoch %d/%d  %s", progress.epoch, plan.num_epochs, _format(shown))
+                log.info("epoch %d/%d  %s", epoch + 1, plan.num_epochs, _format(shown))
             if run.fabric.is_global_zero:
                 run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None)
     run.skipped.report(run.logger.folder)
@@ -164,13 +181,14 @@ def fit(
 
 def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, seed: int) -> None:
     run.network.train()
-    run.loader.batches.set_epoch(epoch)
+    run.loader.batches.set_epoch(epoch, progress.batch)
     generator = torch.Generator(run.fabric.device)
     window = Window(run.statistics.names)
     bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not sys.stderr.isatty())
     for batch in bar:
         if plan.max_steps is not None and progress.step >= plan.max_steps:
             break
+        progress.batch += 1
         run.skipped.note(batch)
         if not len(batch):
             continue
@@ -193,6 +211,8 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
             if bar.disable:
                 log.info("epoch %d/%d  step %d  %s", epoch + 1, plan.num_epochs, progress.step, _format(values))
         run.schedule.step()
+    else:
+        progress.epoch, progress.batch = epoch + 1, 0
     rest = window.flush(epoch, run.checkpoints)
     if rest:
         run.logger.scalars(progress.step, epoch, rest)
@@ -276,7 +296,6 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 
 
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
-    check_architecture(state, run.about["architecture"], "resume")
     unwrap(run.network).load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])

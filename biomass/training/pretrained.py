@@ -58,7 +58,7 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
         raise CheckpointError(f"checkpoint '{path}' holds a linear probe; give the encoder that it was trained on")
     if "architecture" in state:
         architecture, weights = _of_script(state, path)
-        about = {k: v for k, v in state.items() if k in ("config", "channels", "objective")}
+        about = {k: v for k, v in state.items() if k in ("config", "channels")}
         remedy = "it is damaged, give another model_path"
     else:
         if key is None:
@@ -124,10 +124,12 @@ def load_encoder(network: Network, path: Path, key: str) -> None:
     network.encoder.load_state_dict(weights)
 
 
-def _from_original(state: dict[str, Tensor], key: str, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+def _from_original(state: Any, key: str, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint '{path}' has a {type(state).__name__} as its state_dict, not named weights")
     parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*_ENCODERS, *_HEADS)}
     for name, value in state.items():
-        name = name.removeprefix("module.")
+        name = str(name).removeprefix("module.")
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None or not isinstance(value, torch.Tensor):
             raise CheckpointError(

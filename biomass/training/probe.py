@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from biomass.errors import CheckpointError, ConfigError
-from biomass.models import Architecture
+from biomass.models import Architecture, Network
 from biomass.models.poolers import BagClassifier
 from biomass.screen import Screen
 
 
-def one_of(model_path: str | None, sup_model_path: str | None) -> tuple[str, bool]:
-    """The checkpoint to probe, and whether it is a supervised one.
+def one_of(model_path: str | None, sup_model_path: str | None) -> str:
+    """The checkpoint to probe.
 
     Raises:
         ConfigError: none is given, or both.
@@ -23,7 +23,7 @@ def one_of(model_path: str | None, sup_model_path: str | None) -> tuple[str, boo
             f"give model_path (self-supervised) or sup_model_path (supervised), {given} given; "
             f"a file, the name of a run, or latest"
         )
-    return (model_path, False) if model_path is not None else (str(sup_model_path), True)
+    return str(sup_model_path if model_path is None else model_path)
 
 
 def check_channels(architecture: Architecture, origin: dict[str, Any], screen: Screen, path: object) -> None:
@@ -39,6 +39,25 @@ def check_channels(architecture: Architecture, origin: dict[str, Any], screen: S
             f"checkpoint '{path}' was trained on channels {', '.join(trained or [str(architecture.in_channels)])}; "
             f"this screen has {', '.join(found)}; order the source's channels alike"
         )
+
+
+def frozen_part(network: Network, use_projs: bool, path: object) -> tuple[nn.Module, int]:
+    """What of a network a probe looks at, frozen, and the width of its output.
+
+    Args:
+        network: of a checkpoint.
+        use_projs: its projections; else the features of its encoder.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        ConfigError: there are no projections.
+    """
+    if not use_projs:
+        return network.encoder.requires_grad_(False), network.num_features
+    last = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)][-1:]
+    if not last:
+        raise ConfigError(f"use_projs=true, but checkpoint '{path}' has no projections; set use_projs=false")
+    return network.requires_grad_(False), last[0].out_features
 
 
 def build_probe(pooler: str, width: int, in_features: int | None, d_out: int, seed: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.accuracy import accuracy_summary, plate_accuracy
+from biomass.evaluation.accuracy import MEASURED, accuracy_summary, plate_accuracy
 from biomass.inference import Statistics, Transform, infer, share_of_rank
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.objectives.classification import class_ranks
@@ -20,21 +21,29 @@ from biomass.screen import Screen
 from biomass.training.logger import RunLogger
 
 
-def check_labels(screen: Screen, rows: np.ndarray, d_out: int) -> None:
-    """Refuse labels that the network has no output for, and a split without labels.
+def check_labels(screen: Screen, eval_splits: Sequence[str], d_out: int, key: str = "model.d_out") -> None:
+    """Refuse labels that the network has no output for, and a training split without labels.
+
+    Args:
+        screen: its split ``train`` is looked at, too.
+        eval_splits: the splits that are evaluated.
+        d_out: number of outputs.
+        key: what ``d_out`` is called in the configuration.
 
     Raises:
         ConfigError: the first such row, its label and the remedy.
+        DataError: no row of the training split has a label.
     """
-    labels = screen.labels[rows]
-    outside = np.flatnonzero(labels >= d_out)
-    if len(outside):
-        row = rows[outside[0]]
-        raise ConfigError(
-            f"label {screen.labels[row]} ('{screen.classes[screen.labels[row]]}') of {screen.pixels.name(row)} is "
-            f"outside model.d_out={d_out}; set model.d_out={len(screen.classes)}"
-        )
-    if not (labels >= 0).any():
+    for split in ("train", *eval_splits):
+        rows = screen.rows(split)
+        outside = np.flatnonzero(screen.labels[rows] >= d_out)
+        if len(outside):
+            row = rows[outside[0]]
+            raise ConfigError(
+                f"label {screen.labels[row]} ('{screen.classes[screen.labels[row]]}') of {screen.pixels.name(row)} is "
+                f"outside {key}={d_out}; set {key}={len(screen.classes)}"
+            )
+    if not (screen.labels[screen.rows("train")] >= 0).any():
         raise DataError("no image of the training split has a label; map a label column, or choose another split")
 
 
@@ -93,6 +102,9 @@ class SplitEvaluation:
     statistics: Statistics
     logger: RunLogger
     skipped: SkippedImages
+
+    measured: ClassVar = (*MEASURED, "loss")
+    """Names of the metrics of a split."""
 
     def __call__(self, epoch: int, step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}

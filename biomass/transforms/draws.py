@@ -14,10 +14,12 @@ def uniform(
     """Uniform numbers in [low, high) for every sample of ``images`` (N, …): (N, *shape) float64.
 
     Raises:
-        ValueError: there is no generator.
+        ConfigError: there is no generator: inference has none, as it must give the same twice.
     """
     if generator is None:
-        raise ValueError("this transform is random: call it with a torch.Generator on the device of the images")
+        raise ConfigError(
+            "a random transform needs a torch.Generator, and inference has none; take it out of transforms.eval"
+        )
     draws = torch.rand(len(images), *shape, generator=generator, device=images.device, dtype=torch.float64)
     return draws * (high - low) + low
 
