@@ -3,12 +3,14 @@
     python misc/ablation_table.py [runs/name ...] [--metric test/accuracy] [--out tables/ablation]
 
 Reads the runs of train_classifier.py (all below runs/ if none are named), prints the table as Markdown, and writes it
-as Markdown and CSV. Probes that cannot be compared are refused: of one cell of the table, two with encoders of the
-same seed; of the whole table, two with another pooler, normalize, use_projs or source of the data. Probes of plain
-state dicts, which say nothing of their training, are left out.
+as Markdown and CSV. Probes that cannot be compared are refused: of one cell of the table, two whose encoders have the
+same seed, or were trained with other settings than the seed; of the whole table, two that were trained or encoded with
+other settings, or two whose encoders saw other data. Left out, with a word on it, are probes that were stopped before
+their last epoch, that have not the metric, or whose encoder is a plain state dict, which says nothing of its training.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -16,15 +18,21 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 METHODS = {"random_single": "SimCLR", "random": "MinCLR"}
 TRAINED = {"random": "vanilla", "plate": "plate", "exp": "experiment"}
+FIELDS = "supervised field"
 INFERENCE = {"random": "mixed batches", "plate": "plate", "exp": "experiment"}
 ORDER = {"vanilla": 0, "mixed batches": 1, "plate": 2, "experiment": 3}
 CELL = ["method", "views", "trained with", "inference with"]
 """What a cell of the table is; its probes differ in the seeds of their encoders alone."""
-SAME = ("pooler", "normalize", "use_projs", "dataloaders.source")
-"""Keys in which all probes of a table agree."""
+FREE = {"seed", "run_name", "resume", "device", "save_model", "trainer", "dataloaders.num_workers"}
+"""Keys in which the encoders of a cell may differ."""
+FREE_PROBE = FREE | {"model_path", "sup_model_path", "save_key", "encoder", "model_train_mode", "dataloaders.sampler"}
+"""Keys in which the probes of a table may differ."""
+_SOURCE = "dataloaders.source"
 
 
 def main() -> None:
@@ -34,34 +42,77 @@ def main() -> None:
     parser.add_argument("--metric", default="test/accuracy", help="<split>/<metric> of the last epoch")
     parser.add_argument("--out", type=Path, default=Path("tables/ablation"), help="file name without its ending")
     arguments = parser.parse_args()
-    probes = gather(arguments.runs or sorted(Path("runs").glob("*/")), arguments.metric)
+    configs = {folder: _config(folder) for folder in arguments.runs or sorted(Path("runs").glob("*/"))}
+    for folder in arguments.runs:
+        if not configs[folder]:
+            what = "holds no probe" if folder.is_dir() else "is no folder"
+            raise SystemExit(f"error: '{folder}' {what}; name folders of train_classifier.py, such as runs/<run name>")
+    probes = gather({folder: config for folder, config in configs.items() if config}, arguments.metric)
     if probes.empty:
         raise SystemExit(f"error: no probe with metric '{arguments.metric}' is there; run train_classifier.py first")
     check(probes)
     table = summarize(probes)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".md").write_text(to_markdown(table) + "\n")
-    table.to_csv(arguments.out.with_suffix(".csv"), index=False)
+    _write({".md": to_markdown(table) + "\n", ".csv": table.to_csv(index=False)}, arguments.out)
     print(to_markdown(table))
 
 
-def gather(folders: list[Path], metric: str) -> pd.DataFrame:
-    """One row a probe: the columns of CELL and SAME, seed (of the encoder), run, value (0..1)."""
+def _config(folder: Path) -> dict[Any, Any] | None:
+    """The configuration of a probe; None if the folder is of no probe."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return None
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise SystemExit(f"error: '{file}' cannot be read ({' '.join(str(error).split())}); remove the folder, or name "
+                         "other runs") from None  # fmt: skip
+    return config if isinstance(config, dict) and "model_train_mode" in config else None
+
+
+def gather(configs: dict[Path, dict[Any, Any]], metric: str) -> pd.DataFrame:
+    """One row a probe: the columns of CELL, seed (of the encoder), run, value (0..1), and what check looks at."""
     rows = []
-    for folder in folders:
-        if not (folder / "config.yaml").exists() or not (folder / "metrics.jsonl").exists():
-            continue
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        values = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        measured = [line[metric] for line in values if metric in line]
-        if not isinstance(config, dict) or "model_train_mode" not in config or not measured:
-            continue
-        if config.get("encoder"):
-            rows.append(_describe(config) | {"run": folder.name, "value": measured[-1]})
+    for folder, config in configs.items():
+        measured = [line for line in _lines(folder / "metrics.jsonl") if metric in line]
+        # what is measured in training counts epochs from 0, what is measured after them from 1
+        epochs = measured[-1].get("epoch", 0) + metric.startswith("train/") if measured else 0
+        if not config.get("encoder"):
+            why = "whose encoder is a plain state dict and does not say how it was trained"
+        elif not measured:
+            why = f"which has not measured '{metric}'"
+        elif "epoch" in measured[-1] and epochs < config.get("num_epochs", 0):
+            why = f"which was stopped: '{metric}' was last measured in epoch {epochs} of {config['num_epochs']}"
         else:
-            print(f"left out: {folder}, whose encoder is a plain state dict and does not say how it was trained",
-                  file=sys.stderr)  # fmt: skip
+            rows.append(_describe(config) | {"run": folder.name, "value": measured[-1][metric]})
+            continue
+        print(f"left out: {folder}, {why}", file=sys.stderr)
     return pd.DataFrame(rows)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """What a run has logged; without the line that was being written when it was stopped."""
+    lines = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def _write(texts: dict[str, str], out: Path) -> None:
+    """Write a file for each ending, all of them or none."""
+    parts: dict[Path, Path] = {}
+    try:
+        parts = {out.with_suffix(ending): out.with_name(f".{out.name}{ending}.part") for ending in texts}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for part, text in zip(parts.values(), texts.values(), strict=True):
+            part.write_text(text)
+        for file, part in parts.items():
+            part.replace(file)
+    except (OSError, ValueError) as error:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink()
+        raise SystemExit(f"error: cannot write '{out}' ({error}); choose another --out") from None
 
 
 def _describe(config: dict[Any, Any]) -> dict[str, Any]:
@@ -72,16 +123,23 @@ def _describe(config: dict[Any, Any]) -> dict[str, Any]:
     elif "sampler" in data:
         method, trained = "supervised cell", TRAINED[data["sampler"]]
     else:
-        method, trained = "supervised field", _grouped(data.get("train_groupby"))
+        method, trained = FIELDS, _grouped(data.get("train_groupby"))
     return {
         "method": method,
         "views": encoder.get("num_views", 1),
         "trained with": trained,
         "inference with": INFERENCE[config["dataloaders"]["sampler"]] if config["model_train_mode"] else "vanilla",
         "seed": encoder["seed"],
-        **{key: config[key] for key in ("pooler", "normalize", "use_projs")},
-        "dataloaders.source": config["dataloaders"]["source"],
+        "probe": _settings(config, FREE_PROBE),
+        "encoder": _settings(encoder, FREE),
     }
+
+
+def _settings(config: dict[Any, Any], free: set[str]) -> dict[str, Any]:
+    """The keys of a configuration, and those of its dataloaders, but for those in which runs may differ."""
+    keys = {key: value for key, value in config.items() if key != "dataloaders"}
+    keys |= {f"dataloaders.{key}": value for key, value in config["dataloaders"].items()}
+    return {key: value for key, value in keys.items() if key not in free}
 
 
 def _grouped(columns: list[str] | str | None) -> str:
@@ -96,12 +154,12 @@ def check(probes: pd.DataFrame) -> None:
     Raises:
         SystemExit: names the first two of them.
     """
-    for key in SAME:
-        values = [json.dumps(value, sort_keys=True) for value in probes[key]]
-        other = next((i for i, value in enumerate(values) if value != values[0]), None)
-        if other is not None:
-            raise SystemExit(f"error: runs {probes['run'][0]} and {probes['run'][other]} differ in {key} "
-                             f"({_differing(probes[key][0], probes[key][other])}); name only runs that agree in it")
+    _agree(probes["run"], probes["probe"])
+    data = probes["encoder"].map(lambda settings: {_SOURCE: settings.get(_SOURCE)})
+    for _, some in probes.groupby(probes["method"] == FIELDS):  # fields and cells have readers of their own
+        _agree(some["run"], data[some.index], "encoder.")
+    for _, cell in probes.groupby(CELL, sort=False):
+        _agree(cell["run"], cell["encoder"], "encoder.")
     twice = probes.duplicated([*CELL, "seed"])
     if twice.any():
         second = probes[twice].iloc[0]
@@ -109,6 +167,16 @@ def check(probes: pd.DataFrame) -> None:
         cell = f"{first['method']}, train {first['trained with']} / inference {first['inference with']}"
         raise SystemExit(f"error: runs {first['run']} and {second['run']} probe encoders of the same seed "
                          f"{first['seed']} ({cell}); name only one of them")
+
+
+def _agree(runs: "pd.Series[str]", settings: "pd.Series[Any]", where: str = "") -> None:
+    """Refuse runs with other settings than the first; a key that is absent is null."""
+    first = settings.iloc[0]
+    for run, other in zip(runs, settings, strict=True):
+        for key in [*first, *other]:
+            if first.get(key) != other.get(key):
+                raise SystemExit(f"error: runs {runs.iloc[0]} and {run} differ in {where}{key} "
+                                 f"({_differing(first.get(key), other.get(key))}); name only runs that agree in it")
 
 
 def _differing(one: Any, other: Any) -> str:

@@ -149,3 +149,137 @@ def test_probes_of_plain_state_dicts_are_said_to_be_left_out(probe, table, tmp_p
     assert done.stderr == (
         "left out: runs/plain, whose encoder is a plain state dict and does not say how it was trained\n"
     )
+
+
+# what must agree
+
+
+ENCODER = {"temperature": 0.1, "num_epochs": 40, "model": {"key": "test_resnet", "projector": [8]},
+           "learning_rate": 0.1, "train_batch_size": 52, "run_name": "r", "resume": None,
+           "device": "auto", "save_model": True, "trainer": {"max_steps": None}}  # fmt: skip
+
+
+def trained(seed=0, data=None, sampler="plate", **keys):
+    """The configuration of an encoder in full."""
+    data = {"mode": "random", "sampler": sampler, "num_img": 2, "num_workers": 2, "source": SOURCE} | (data or {})
+    return {"seed": seed, "num_views": 2, **ENCODER, **keys, "dataloaders": data}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"temperature": 0.2}, "encoder.temperature (0.1 and 0.2)"),
+        ({"num_epochs": 4}, "encoder.num_epochs (40 and 4)"),
+        ({"learning_rate": 1}, "encoder.learning_rate (0.1 and 1)"),
+        ({"train_batch_size": 7}, "encoder.train_batch_size (52 and 7)"),
+        ({"model": {"key": "test_resnet", "projector": [4]}}, "encoder.model (projector: [8] and [4])"),
+        ({"gather": True}, "encoder.gather (None and True)"),
+        ({"data": {"num_plates_per_batch": 2}}, "encoder.dataloaders.num_plates_per_batch (None and 2)"),
+        ({"data": {"source": SOURCE | {"seed": 3}}}, "encoder.dataloaders.source (seed: 0 and 3)"),
+    ],
+)
+def test_encoders_of_a_cell_that_were_trained_otherwise_are_refused(probe, table, tmp_path, keys, message):
+    probe("a", trained(0))
+    probe("b", trained(1))
+    probe("c", trained(2, **keys))
+    assert refused(table()).startswith(f"error: runs a and c differ in {message}; name only runs")
+    assert not (tmp_path / "tables").exists()
+
+
+def test_encoders_of_a_cell_may_differ_in_what_does_not_matter(probe, table, tmp_path):
+    probe("a", trained(0))
+    probe("b", trained(1, run_name="s", resume="auto", device="cpu", save_model=False, trainer={"max_steps": 3},
+                       data={"num_workers": 0}))  # fmt: skip
+    assert table().returncode == 0
+    assert written(tmp_path) == [("MinCLR", "plate", "plate", 2)]
+
+
+def test_cells_of_the_table_may_be_trained_otherwise_but_on_the_same_data(probe, table, tmp_path):
+    probe("a", trained(0))
+    probe("b", trained(0, sampler="random", train_batch_size=7))
+    assert table().returncode == 0
+    assert len(written(tmp_path)) == 2
+    probe("c", fields(source=SOURCE | {"_target_": "biomass.datasets.simulated.load_simulated"}))  # of whole fields
+    assert table().returncode == 0
+    probe("d", trained(0, sampler="exp", data={"source": SOURCE | {"seed": 3}}))
+    assert refused(table()).startswith("error: runs a and d differ in encoder.dataloaders.source (seed: 0 and 3)")
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"num_epochs": 3}, "num_epochs (None and 3)"), ({"learning_rate": 0.5}, "learning_rate (None and 0.5)"),
+    ({"transforms": {"eval": []}}, "transforms (None and {'eval': []})"),
+])  # fmt: skip
+def test_probes_that_were_trained_otherwise_are_refused(probe, table, keys, message):
+    probe("a", trained(0))
+    probe("b", trained(0), model_train_mode=False, **keys)
+    assert refused(table()).startswith(f"error: runs a and b differ in {message}")
+
+
+def test_probes_may_differ_in_what_the_table_is_about(probe, table):
+    probe("a", trained(0))
+    free = {"model_path": "x", "sup_model_path": None, "run_name": "b", "save_key": "k", "resume": "auto",
+            "device": "cpu", "save_model": False, "trainer": {"evaluate_every": 3}}  # fmt: skip
+    probe("b", trained(0), sampler="random", **free | {"seed": 3})
+    assert table().returncode == 0
+
+
+# what is left out
+
+
+def log(tmp_path, name, *lines):
+    Path(tmp_path, "runs", name, "metrics.jsonl").write_text("".join(lines))
+
+
+def line(epoch, value=0.5, metric="test/accuracy"):
+    return json.dumps({"step": 9 * epoch, "epoch": epoch, metric: value}) + "\n"
+
+
+def test_probes_that_were_stopped_and_probes_without_the_metric_are_left_out(probe, table, tmp_path):
+    runs = {"done": [line(2, 0.1), line(3, 0.7)], "stopped": [line(1), line(2)], "other": [line(3, 1, "loss")],
+            "torn": [line(2), line(3)[:-7]]}  # fmt: skip
+    for seed, (name, lines) in enumerate(runs.items()):
+        probe(name, trained(seed), num_epochs=3)
+        log(tmp_path, name, *lines)
+    done = table()
+    assert "| 70.0 |" in done.stdout
+    assert done.stderr.splitlines() == [
+        "left out: runs/other, which has not measured 'test/accuracy'",
+        "left out: runs/stopped, which was stopped: 'test/accuracy' was last measured in epoch 2 of 3",
+        "left out: runs/torn, which was stopped: 'test/accuracy' was last measured in epoch 2 of 3",
+    ]
+    done = table("runs/torn")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no probe with metric 'test/accuracy' is there")
+
+
+def test_a_torn_line_behind_the_last_epoch_does_no_harm(probe, table, tmp_path):
+    probe("a", trained(), num_epochs=3)
+    log(tmp_path, "a", line(3, 0.7), '{"step": 4, "ep')
+    assert "| 70.0 |" in table().stdout
+
+
+def test_what_is_measured_in_training_counts_epochs_from_0(probe, table, tmp_path):
+    probe("a", trained(), num_epochs=3)
+    log(tmp_path, "a", line(2, 0.7, "train/accuracy"))
+    assert "| 70.0 |" in table("--metric", "train/accuracy").stdout
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("runs/nowhere", "'runs/nowhere' is no folder"), ("runs", "'runs' holds no probe"),
+    ("runs/encoder", "'runs/encoder' holds no probe"), ("runs/broken", "'runs/broken/config.yaml' cannot be read"),
+])  # fmt: skip
+def test_folders_that_are_named_must_hold_probes(probe, table, tmp_path, name, message):
+    probe("a", trained())
+    for folder, text in (("encoder", "seed: 0\n"), ("broken", "a: [1\nb: 2")):
+        (tmp_path / "runs" / folder).mkdir()
+        (tmp_path / "runs" / folder / "config.yaml").write_text(text)
+    assert refused(table("runs/a", name)).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("out", ["file/table", "tables/taken", "."])
+def test_a_place_that_cannot_be_written(probe, table, tmp_path, out):
+    probe("a", trained())
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tables" / "taken.md").mkdir(parents=True)
+    assert refused(table("--out", out)).startswith(f"error: cannot write '{out}' (")
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["taken.md"]

@@ -402,6 +402,18 @@ def test_a_damaged_image_is_named(raw):
     assert caught.value.row == row
 
 
+@pytest.mark.parametrize(("offset", "value"), [(8, b"\x01\x00"), (10, b"\x63\x00")], ids=["encrypted", "method 99"])
+def test_an_archive_that_cannot_be_unpacked(raw, offset, value):
+    file = raw / "BBBC021_v1_images_Week2_24381.zip"
+    data = bytearray(file.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # the last member, in the directory at the end
+    data[entry + offset : entry + offset + 2] = value
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"Week2_24381\.zip.* cannot be read \(.*download the plate again") as caught:
+        load_bbbc021(raw, plates=["Week2_24381"], fields="all")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_plate(raw):
     shutil.rmtree(raw / "Week1")
     with pytest.raises(DataError, match="no images of plate Week1_22123"):

@@ -453,6 +453,31 @@ def test_the_command_says_in_one_line_what_is_wrong(manifest):
     assert not (manifest.parent / "cells").exists()
 
 
+def test_the_command_after_ctrl_c(manifest, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cropping, "find_nuclei", interrupt)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments(manifest))
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped: a second call goes on where this one stopped"
+    assert not (manifest.parent / "cells").exists()
+    main(arguments(manifest))
+    assert len(load_packed(manifest.parent / "cells")) == 3
+
+
+def test_the_command_names_its_own_options(manifest):
+    (manifest.parent / "1_dna.tif").write_bytes(b"broken")
+    with pytest.raises(SystemExit, match=r"error: image '.*1_dna\.tif' cannot be read .*or give --on-bad-image skip$"):
+        main(arguments(manifest))
+    main(arguments(manifest, "--on-bad-image", "skip"))
+    assert len(load_packed(manifest.parent / "cells")) == 2
+    (manifest.parent / "1_dna.tif").unlink()
+    main(arguments(manifest, "--on-bad-image", "skip"))  # the reader of the manifest does not look for it either
+
+
 def test_the_command_looks_at_its_place_before_it_searches(manifest, monkeypatch):
     def search(*arguments, **options):
         raise AssertionError("searched")

@@ -113,3 +113,14 @@ def test_padding_does_not_change_a_bag():
     bags = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     padded = torch.cat([bags, torch.zeros(2, 5, 3)], 1)
     torch.testing.assert_close(classifier(bags), classifier(padded))
+
+
+def test_a_bag_of_zeros_is_finite_and_learns():
+    classifier = BagClassifier(3, 2)
+    bags = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    bags[1] = 0
+    logits = classifier(bags)
+    torch.testing.assert_close(logits[1], classifier.classifier.bias)
+    torch.testing.assert_close(logits[:1], classifier(bags[:1]))
+    logits.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in classifier.parameters())

@@ -439,6 +439,60 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, argum
     assert not list(tmp_path.glob("*.packed*"))
 
 
+def lab_files(folder, bad):
+    """A manifest of five images, some of which are gone or broken; the arguments of the command."""
+    for i in range(5):
+        np.save(folder / f"{i}.npy", image(i))
+    for i, content in bad.items():
+        (folder / f"{i}.npy").write_bytes(content) if content is not None else (folder / f"{i}.npy").unlink()
+    pd.DataFrame({"path": [f"{i}.npy" for i in range(5)], "experiment": "a", "plate": "p", "label": "x"}).to_csv(
+        folder / "m.csv", index=False)  # fmt: skip
+    return [str(folder / "m.csv"), "--workers", "0"]
+
+
+def test_the_command_names_its_own_options(tmp_path, caplog):
+    for bad in ({2: None}, {3: b"broken"}):
+        with pytest.raises(SystemExit, match=r"error: image '.*, or (give|with) --on-bad-image skip$") as caught:
+            main(lab_files(tmp_path, bad))
+        assert "dataloaders" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    main([*lab_files(tmp_path, {2: None, 3: b"broken"}), "--on-bad-image", "skip"])  # the reader knows of it too
+    assert "2 images cannot be read; the first: " in caplog.text
+    assert "skip" not in caplog.text
+    with pytest.raises(BadImageError, match=r"or set dataloaders\.on_bad_image=skip$"):  # for those who read the store
+        load_packed(tmp_path / "m.csv.packed").pixels.read(np.array([3]))
+
+
+def test_what_is_asked_for_already_is_no_advice(tmp_path):
+    arguments = lab_files(tmp_path, dict.fromkeys(range(5)))
+    with pytest.raises(SystemExit, match=r"error: image '.*0\.npy' is missing: copy or download it again$"):
+        main([*arguments, "--on-bad-image", "skip"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"error: no cropped cells .*dataloaders=simulated_cells$"):
+        main([str(tmp_path / "empty")])  # it never downloads
+
+
+def test_the_command_after_ctrl_c(tmp_path, monkeypatch, capsys):
+    arguments = lab_files(tmp_path, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing._BlockWriter, "__call__", interrupt)
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped: a second call goes on where this one stopped"
+    assert not (tmp_path / "m.csv.packed").exists()
+    main(arguments)
+    monkeypatch.setattr("biomass.datasets.pack.verify", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main(["--verify", str(tmp_path / "m.csv.packed")])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped: nothing was changed"
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 # images that cannot be read
 
 

@@ -191,7 +191,7 @@ def test_cell_type_and_one_site(shared):
     assert np.array_equal(np.unique(first["image"]), np.arange(first["image"].max() + 1))
     kept = [c for c in expected_cells() if EXPERIMENTS[c[0]][1] == "train" or c[3] == 1]
     assert key(first) == kept
-    with pytest.raises(ConfigError, match="cell_type 'HELA' is unknown; there is: HUVEC, RPE, U2OS"):
+    with pytest.raises(ConfigError, match=r"dataloaders\.source\.cell_type 'HELA' is unknown; there is: HUVEC, RPE"):
         load_rxrx1_cells(shared, cell_type="HELA")
 
 
@@ -209,7 +209,7 @@ def test_without_metadata_the_experiments_are_known_by_name(tmp_path, shared):
             place = folder / experiment / "Plate1" / f"B02_s{site}"
             place.mkdir(parents=True)
             Image.fromarray(crop(0)).save(place / "0.png")
-    with pytest.raises(DataError, match=r"no metadata.csv .*metadata_file, or dataloaders.include_labels=false"):
+    with pytest.raises(DataError, match=r"no metadata.csv .*metadata_file, or dataloaders.source.include_labels=false"):
         load_rxrx1_cells(folder, root_dir=tmp_path)
     table = load_rxrx1_cells(folder, root_dir=tmp_path, include_labels=False).table
     splits = table.groupby("experiment", observed=True)["split"].agg(lambda s: "/".join(s)).to_dict()
@@ -290,6 +290,39 @@ def test_ragged_summaries_are_read(shared, tmp_path, caplog):
     lost = counts[counts["cells"] != count_cells(shared)["cells"]]
     expected = fields()[5]
     assert [(r.experiment, int(r.plate), r.well, int(r.site)) for r in lost.itertuples()] == [expected]
+
+
+@pytest.mark.parametrize("line", [0, 9, 30])
+def test_a_quote_that_is_never_closed_takes_nothing_with_it(shared, tmp_path, caplog, line):
+    path = tmp_path / "summary.csv"
+    lines = summary_text().splitlines()
+    lines[line] = f'"{lines[line]}'
+    lines[12] = ",".join(f'"{value}"' for value in lines[12].split(","))  # these are closed
+    path.write_text("\n".join(lines) + "\n")
+    with caplog.at_level(logging.WARNING):
+        counted = load_rxrx1_cells(shared, summary_file=path)
+    pd.testing.assert_frame_equal(counted.table, load_rxrx1_cells(shared).table)
+    assert "summary" not in caplog.text
+
+
+def test_a_comma_between_quotes_is_of_the_value(shared, tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text(summary_text().replace("experiment,", "note,experiment,").replace("\nHUVEC", '\n"7,8",HUVEC')
+                    .replace("\nRPE", "\n,RPE").replace("\nU2OS", "\n,U2OS"))
+    pd.testing.assert_frame_equal(load_rxrx1_cells(shared, summary_file=path).table, load_rxrx1_cells(shared).table)
+
+
+def test_a_summary_that_was_cut_off_is_warned_of(shared, tmp_path, caplog):
+    path = tmp_path / "summary.csv"
+    path.write_text("\n".join(summary_text().splitlines()[: 1 + 18 + 4]) + "\n")  # three plates, and 4 of 6 images
+    with caplog.at_level(logging.INFO):
+        assert len(count_cells(shared, summary_file=path)) == 24
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.split(" of '")[0] for message in warnings] == ["plates", "images"]
+    assert f"'{path}' does not name and that are left out: 8, such as 'HUVEC-02/Plate10'" in warnings[0]
+    assert "left out: 2, such as 'HUVEC-02/Plate1/C10_s1'" in warnings[1]
+    assert all("dataloaders.summary_file=null" in message for message in warnings)
+    assert "has no folder for" not in caplog.text
 
 
 def test_a_summary_that_does_not_fit(shared, tmp_path):
@@ -555,11 +588,23 @@ def test_a_wrong_checksum_is_refused_and_fetched_anew(tmp_path):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_an_archive_that_would_write_outside_is_refused(tmp_path, kind, name):
     file = "cells.zip" if kind == "zip" else "cells.tar.gz"
-    message = r"is refused: its member '.*escaped\.png' would be written outside"
+    message = r"is refused: its member '.*escaped\.png' would be written outside the folder; delete it, .*; or get them"
     with Record({file: archive(kind, members(extra={name: b""}))}) as record, pytest.raises(DataError, match=message):
         prepare_rxrx1_cells(tmp_path / "cells", base_url=record.url)
     assert not (tmp_path / "cells").exists()
     assert not list(tmp_path.rglob("escaped.png"))
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, b"\x01\x00"), (10, b"\x63\x00")], ids=["encrypted", "method 99"])
+def test_an_archive_that_cannot_be_unpacked(tmp_path, offset, value):
+    data = bytearray(archive("zip", members()))
+    entry = data.index(b"PK\x01\x02")  # the first member, in the directory at the end
+    data[entry + offset : entry + offset + 2] = value
+    with Record({"cells.zip": bytes(data)}) as record, pytest.raises(DataError) as caught:
+        prepare_rxrx1_cells(tmp_path / "cells", base_url=record.url)
+    assert caught.match(r"cells\.zip' is refused \(.*\): delete it, and start again .*; or get them from https://doi\.org")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "cells").exists()
 
 
 def test_an_archive_of_something_else(tmp_path):
@@ -574,12 +619,13 @@ def test_an_archive_of_something_else(tmp_path):
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     with pytest.raises(DataError) as caught:
-        prepare_rxrx1_cells(tmp_path / "cells", base_url="http://127.0.0.1:9")
+        prepare_rxrx1_cells(tmp_path / "new" / "cells", base_url="http://127.0.0.1:9")
+    assert not list(tmp_path.iterdir())
     message = str(caught.value)
     assert "https://doi.org/10.5281/zenodo.7272553" in message
     assert "dataloaders=simulated_cells" in message
     assert "\n" not in message
-    with pytest.raises(DataError, match=r"dataloaders\.download=true"):
+    with pytest.raises(DataError, match=r"dataloaders\.source\.download=true"):
         load_rxrx1_cells(tmp_path / "cells", download=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file"):

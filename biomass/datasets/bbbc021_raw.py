@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ class _Archive:
     def __init__(self, file: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(file)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise DataError(f"'{file}' cannot be read ({one_line(error)}): {_REMEDY}") from error
         self.members = {name.rpartition("/")[2]: name for name in self._zip.namelist() if not name.endswith("/")}
 
@@ -213,7 +214,8 @@ def _check_size(image: np.ndarray, size: tuple[int, ...]) -> None:
         raise ValueError(f"it is {image.shape[0]} x {image.shape[1]}, the others {size[0]} x {size[1]}")
 
 
-_DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, SyntaxError, EOFError)
+# zipfile raises RuntimeError where a member is encrypted, and NotImplementedError where it is packed in an unknown way
+_DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, SyntaxError, EOFError, RuntimeError)
 
 
 @dataclass(eq=False)

@@ -21,19 +21,18 @@ from typing import Any
 from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
 from biomass.datasets.cropping import beside, check_place, find_all_nuclei, pack_cells, place_nuclei, save_nuclei
 from biomass.datasets.nuclei import DIAMETER, read_nuclei, read_nuclei_table
-from biomass.datasets.source import open_source, parse_settings
-from biomass.errors import BiomassError
+from biomass.datasets.source import command_errors, open_source, parse_settings
 from biomass.screen import Screen
 
 
-def _open_fields(source: Path, options: dict[str, Any]) -> tuple[Screen, Path | None]:
+def _open_fields(source: Path, skip_bad: bool, options: dict[str, Any]) -> tuple[Screen, Path | None]:
     """The fields of a source, and the published table or folder of nuclei that lies with it, if there is one."""
     published = find_supplement(source) if is_bbbc021(source) else None
-    return open_source(source, **options)[0], published
+    return open_source(source, skip_bad, **options)[0], published
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; an error of the user's is one line, and the exit code 1."""
+    """The command; an error of the user's is one line, and the exit code 1; after Ctrl-C it is 130."""
     parser = argparse.ArgumentParser("python -m biomass.datasets.crop", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a manifest, BBBC021, RxRx1-WILDS, or a packed store of fields")
@@ -47,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        screen, published = _open_fields(args.source, parse_settings(args.set))
+    with command_errors(args.on_bad_image, "a second call goes on where this one stopped"):
+        screen, published = _open_fields(args.source, args.on_bad_image == "skip", parse_settings(args.set))
         check_place(args.out)
         kept = beside(args.out, ".nuclei.parquet")
         listed = args.nuclei or published
@@ -61,8 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if listed is not None:
             save_nuclei(screen, nuclei, kept)
         print(f"{args.out} holds {len(cells)} cells of {len(nuclei.fields)} fields")
-    except BiomassError as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

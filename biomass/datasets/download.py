@@ -1,6 +1,7 @@
 """Downloads that go on where they were cut off, and archives that cannot write outside their folder."""
 
 import gzip
+import lzma
 import re
 import shutil
 import tarfile
@@ -21,6 +22,7 @@ from biomass.errors import DataError, one_line
 _ATTEMPTS = 5  # connections that may be cut off before fetch gives up
 _BLOCK = 1 << 20  # bytes read at a time
 _TIMEOUT = 60  # seconds without any byte before a connection counts as cut off
+_REMEDY = "delete it, and start again to download it anew"
 
 _ARCHIVE = re.compile(
     r"(?P<name>.+\.(?:tar\.gz|tgz|tar|zip))(?:[._-]?part[._-]?(?P<part>\w+)|[._-](?P<piece>\d+|a[a-z]))?", re.IGNORECASE
@@ -117,7 +119,8 @@ def extract(archive: Path, folder: Path) -> None:
 
     Raises:
         DataError: the archive is damaged or cut off, or a member would end up outside the folder or is neither a file
-            nor a folder. What came before that member has been written.
+            nor a folder, or is encrypted or packed in a way that is not known. What came before that member has been
+            written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -127,8 +130,10 @@ def extract(archive: Path, folder: Path) -> None:
             _extract_zip(archive, folder)
         else:
             _extract_tar(archive, folder, zipped=kind == b"\x1f\x8b")
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"archive '{archive}' is damaged ({one_line(error)}): download it again") from error
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"archive '{archive}' is damaged ({one_line(error)}): {_REMEDY}") from error
+    except RuntimeError as error:  # of zipfile: it is encrypted, or, as NotImplementedError, packed in an unknown way
+        raise DataError(f"archive '{archive}' is refused ({one_line(error)}): {_REMEDY}") from error
 
 
 def _extract_tar(archive: Path, folder: Path, zipped: bool) -> None:
@@ -139,7 +144,8 @@ def _extract_tar(archive: Path, folder: Path, zipped: bool) -> None:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as tar:
             for member in tar:
                 if not (member.isfile() or member.isdir()):
-                    raise DataError(f"archive '{archive}' is refused: its member '{member.name}' is a link or a device")
+                    raise DataError(f"archive '{archive}' is refused: its member '{member.name}' is a link or a "
+                                    f"device; {_REMEDY}")
                 _check_inside(archive, member.name)
                 tar.extract(member, folder, filter="data")
         while stream.read(_BLOCK):  # to the checksum of gzip: tarfile takes a cut between two members for the end
@@ -156,4 +162,5 @@ def _extract_zip(archive: Path, folder: Path) -> None:
 def _check_inside(archive: Path, member: str) -> None:
     path = PurePosixPath(member.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        raise DataError(f"archive '{archive}' is refused: its member '{member}' would be written outside the folder")
+        raise DataError(f"archive '{archive}' is refused: its member '{member}' would be written outside the folder; "
+                        f"{_REMEDY}")

@@ -23,7 +23,10 @@ from biomass.errors import BadImageError, ConfigError, DataError, one_line
 AXES = ("HW", "HWC", "CHW")
 """How a file may order its dimensions: channel, height, width."""
 
-REMEDY = "copy or download it again, or set dataloaders.on_bad_image=skip"
+SKIP_ADVICE = ", or set dataloaders.on_bad_image=skip"
+"""What an error says of an image that may be left out."""
+
+REMEDY = f"copy or download it again{SKIP_ADVICE}"
 
 _TRIES = 100  # images that may be bad before nobody can say what a good one looks like
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
@@ -208,7 +211,14 @@ def open_files(
             return _learn(Path(root), columns, row, channels, axes)
         except BadImageError as error:
             first_error = first_error or error
-    raise first_error or DataError(f"no images in '{root}': name at least one")
+    if first_error is None:
+        raise DataError(f"no images in '{root}': name at least one")
+    raise without_skip_advice(first_error)
+
+
+def without_skip_advice(error: BadImageError) -> BadImageError:
+    """The error of an image for which leaving out is no help: without any image nobody knows what they look like."""
+    return BadImageError(str(error).replace(SKIP_ADVICE, ""), error.row)
 
 
 def _learn(

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from biomass.datasets.packed import SUFFIX, verify
 from biomass.datasets.packing import pack
-from biomass.datasets.source import open_source, parse_settings
-from biomass.errors import BiomassError
+from biomass.datasets.source import command_errors, open_source, parse_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; an error of the user's is one line, and the exit code 1."""
+    """The command; an error of the user's is one line, and the exit code 1; after Ctrl-C it is 130."""
     parser = argparse.ArgumentParser("python -m biomass.datasets.pack", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
@@ -31,17 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--verify", action="store_true", help="source is a store: check it, and write nothing")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    stopped = "nothing was changed" if args.verify else "a second call goes on where this one stopped"
+    with command_errors(args.on_bad_image, stopped):
         if args.verify:
             verify(args.source)
             print(f"{args.source} is complete and unchanged")
             return
-        screen, beside = open_source(args.source, **parse_settings(args.set))
+        screen, beside = open_source(args.source, args.on_bad_image == "skip", **parse_settings(args.set))
         out = args.out or beside.with_name(beside.name + SUFFIX)
         pack(screen, out, workers=args.workers, on_bad_image=args.on_bad_image)
         print(f"{out} holds {len(screen)} images")
-    except BiomassError as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

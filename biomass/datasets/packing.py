@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
-from biomass.datasets.files import FilePixels, open_files
+from biomass.datasets.files import SKIP_ADVICE, FilePixels, open_files, without_skip_advice
 from biomass.datasets.packed import (
     ABOUT,
     FILES,
@@ -211,7 +211,9 @@ def _example(screen: Screen) -> np.ndarray:
             return screen.pixels.read(np.array([row]))
         except BadImageError as error:
             first = first or error
-    raise first or DataError("the screen has no images to pack")
+    if first is None:
+        raise DataError("the screen has no images to pack")
+    raise without_skip_advice(first)
 
 
 def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
@@ -311,11 +313,13 @@ def _write(
                 journal.flush()
     if bad and on_bad_image == "error":
         more = f" ({len(bad)} images cannot be read)" if len(bad) > 1 else ""
-        raise BadImageError(f"{bad[min(bad)]}{more}; pack again to go on, or with on_bad_image=skip", min(bad))
+        why = bad[min(bad)].replace(SKIP_ADVICE, "")
+        raise BadImageError(f"{why}{more}; pack again to go on, or with --on-bad-image skip", min(bad))
     entries = [done[block] for block in range(len(done))]
     all_bad = {row: why for entry in entries for row, why in entry.bad.items()}
     if all_bad:
-        log.warning("%d images cannot be read; the first: %s", len(all_bad), all_bad[min(all_bad)])
+        log.warning("%d images cannot be read; the first: %s", len(all_bad),
+                    all_bad[min(all_bad)].replace(SKIP_ADVICE, ""))
     screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
     store = Store(
         plan.images, plan.shape, plan.dtype.str, tuple(screen.pixels.channels), screen.classes, plan.fingerprint,

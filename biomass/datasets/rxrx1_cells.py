@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from biomass.datasets.download import extract, fetch, find_archives, join
 from biomass.datasets.files import open_files
 from biomass.datasets.packed import packed_beside, packed_pixels, read_index
-from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, METADATA_COLUMNS, check_metadata
+from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, DOWNLOAD_ADVICE, METADATA_COLUMNS, check_metadata
 from biomass.errors import ConfigError, DataError, one_line
 from biomass.screen import UNLABELLED, Screen, make_screen
 
@@ -140,7 +141,8 @@ def load_rxrx1_cells(
     _report_empty(fields)
     fields = fields[fields["cells"] > 0].reset_index(drop=True)
     if fields.empty:
-        raise DataError(f"'{folder}' has no cells: choose another folder, or another dataloaders.cell_type")
+        raise DataError(f"'{folder}' has no cells: choose another folder, or another "
+                        "dataloaders.source.cell_type")
     image = np.repeat(np.arange(len(fields)), fields["cells"])
     cells = listing.take(fields["listed"].to_numpy(np.int64))
     files = [_files(fields, image, cells)]
@@ -188,11 +190,11 @@ def _describe(
     path = _find_metadata(folder, metadata_file, root_dir)
     if path is None and include_labels:
         raise DataError(f"no metadata.csv beside '{folder}' or in '{Path(root_dir) / 'rxrx1_v1.0'}': set "
-                        "dataloaders.metadata_file, or dataloaders.include_labels=false")
+                        "dataloaders.metadata_file, or dataloaders.source.include_labels=false")
     known = _by_name(listing.fields) if path is None else _read_metadata(path)
-    plates = listing.fields[["experiment", "plate"]].drop_duplicates()
-    here = known.merge(plates)
-    absent = known.groupby(["experiment", "plate"]).ngroups - here.groupby(["experiment", "plate"]).ngroups
+    here = known.merge(listing.fields[["experiment", "plate"]].drop_duplicates())
+    gone = _plate_keys(known) - _plate_keys(listing.fields)
+    absent = sum(not (folder / experiment / f"Plate{plate}").is_dir() for experiment, plate in gone)
     if absent:
         log.info("'%s' has no folder for %d plates of the metadata", folder, absent)
     listed = listing.fields.assign(listed=np.arange(len(listing.fields)))
@@ -210,6 +212,11 @@ def _describe(
     else:
         fields["label"] = UNLABELLED
     return fields.astype({"plate": str, "site": str}), classes
+
+
+def _plate_keys(fields: pd.DataFrame) -> set[tuple[str, int]]:
+    """Experiment and number of every plate."""
+    return set(fields[["experiment", "plate"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _find_metadata(folder: Path, metadata_file: str | Path | None, root_dir: str | Path) -> Path | None:
@@ -270,7 +277,7 @@ def _select(fields: pd.DataFrame, cell_type: str | Sequence[str] | None, use_one
         known = sorted(fields["cell_type"].unique())
         unknown = [name for name in wanted if name not in known]
         if unknown:
-            raise ConfigError(f"dataloaders.cell_type '{unknown[0]}' is unknown; there is: {', '.join(known)}")
+            raise ConfigError(f"dataloaders.source.cell_type '{unknown[0]}' is unknown; there is: {', '.join(known)}")
         keep &= fields["cell_type"].isin(wanted)
     if use_one_site:
         keep &= fields["site"] == np.where(fields["split"] == "iid_val", "2", "1")
@@ -481,6 +488,7 @@ def _read_summary(path: Path, folder: Path) -> _Listing:
     if not counted:
         raise DataError(f"'{path}' names no image: correct dataloaders.summary_file, or set it to null")
     fields = pd.DataFrame(sorted(counted), columns=list(FIELD))
+    _report_unnamed(path, folder, fields)
     first = ~fields.duplicated(["experiment", "plate"])
     numbers: list[Sequence[int]] = []
     for field, is_first in zip(sorted(counted), first, strict=True):
@@ -498,26 +506,51 @@ def _read_summary(path: Path, folder: Path) -> _Listing:
     return _Listing(fields, counts, np.fromiter((i for n in numbers for i in n), np.int32, int(counts.sum())))
 
 
+def _report_unnamed(path: Path, folder: Path, fields: pd.DataFrame) -> None:
+    """Warn of plates and fields that the folder holds and the summary does not name: it may have been cut off."""
+    held = [(experiment, int(match[1])) for experiment in _folders(folder)
+            for name in _folders(folder / experiment) if (match := _PLATE.fullmatch(name))]  # fmt: skip
+    named = _plate_keys(fields)
+    plates = [f"{experiment}/Plate{plate}" for experiment, plate in held if (experiment, plate) not in named]
+    known = set(fields.itertuples(index=False, name=None))
+    images = [f"{experiment}/Plate{plate}/{name}" for experiment, plate in held if (experiment, plate) in named
+              for name in _folders(folder / experiment / f"Plate{plate}") if (match := _FIELD.fullmatch(name))
+              and (experiment, plate, match[1], int(match[2])) not in known]  # fmt: skip
+    for what, missing in (("plates", plates), ("images", images)):
+        if missing:
+            log.warning("%s of '%s' that '%s' does not name and that are left out: %d, such as '%s'; to list the "
+                        "folder instead, set dataloaders.summary_file=null", what, folder, path, len(missing),
+                        missing[0])
+
+
 def _summary_lines(path: Path) -> Iterator[tuple[int, tuple[str, int, str, int] | None, int | None]]:
     """Number, field of view and count of cells of every line; None for what it does not say.
 
     Published copies are ragged: lines have fewer or more values than there are columns.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
+        with path.open(encoding="utf-8-sig") as file:
+            header = _split(next(file, ""))
             missing = [name for name in ("experiment", "plate", "well", "segmented") if name not in header]
             if missing:
                 raise DataError(f"'{path}' has no column '{missing[0]}': correct dataloaders.summary_file, or set it "
                                 "to null")
-            for line in lines:
-                values = dict(zip(header, line, strict=False))
-                if any(line):
-                    yield lines.line_num, _parse_field(values), _parse_count(values.get("segmented", ""))
+            for number, line in enumerate(file, 2):
+                split = _split(line)
+                values = dict(zip(header, split, strict=False))
+                if any(split):
+                    yield number, _parse_field(values), _parse_count(values.get("segmented", ""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{path}' cannot be read ({one_line(error)}): correct dataloaders.summary_file, or set it to "
                         "null") from error
+
+
+def _split(line: str) -> list[str]:
+    """The values of one line. A quote that is never closed is dropped: it would swallow the lines that follow."""
+    line = line.rstrip("\n")
+    if line.count('"') % 2:
+        return line.replace('"', "").split(",")
+    return next(csv.reader([line]), [])
 
 
 def _parse_field(values: dict[str, str]) -> tuple[str, int, str, int] | None:
@@ -567,12 +600,14 @@ def prepare_rxrx1_cells(img_dir: str | Path, download: bool = True, base_url: st
     if folder.is_file():
         raise DataError(f"'{folder}' is a file: set dataloaders.img_dir to a folder of {LAYOUT}")
     if not download:
-        raise DataError(f"no cropped cells in '{folder}': {_by_hand(folder)}, or set dataloaders.download=true")
+        raise DataError(f"no cropped cells in '{folder}': {_by_hand(folder)}{DOWNLOAD_ADVICE}")
+    with _downloading(folder):  # before anything is written: without a network, nothing is left behind
+        files = _record(f"{base_url}/api/records/{RECORD}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not _has_files(folder):
-                _download(folder, base_url)
+                _download(folder, files)
     except OSError as error:
         raise DataError(f"cannot write to '{folder.parent}' ({error.strerror or error}): set dataloaders.img_dir to a "
                         "folder that can be written") from error
@@ -584,18 +619,29 @@ def _by_hand(folder: Path) -> str:
             "dataloaders=simulated_cells")
 
 
-def _download(folder: Path, base_url: str) -> None:
-    work = folder.with_name(f"{folder.name}.part")
+@contextmanager
+def _downloading(folder: Path) -> Iterator[None]:
+    """Turns what the network does into an error that says what to do."""
     try:
-        for name, url, checksum in _record(f"{base_url}/api/records/{RECORD}"):
-            _check(fetch(url, work / "downloaded" / name), checksum)
+        yield
     except (OSError, HTTPException) as error:
         raise DataError(f"no cropped cells in '{folder}', and they could not be downloaded ({one_line(error)}): "
                         f"{_by_hand(folder)}") from error
+
+
+def _download(folder: Path, files: Sequence[tuple[str, str, str]]) -> None:
+    """Fetch and unpack the files of the record: name, address and checksum of each."""
+    work = folder.with_name(f"{folder.name}.part")
+    with _downloading(folder):
+        for name, url, checksum in files:
+            _check(fetch(url, work / "downloaded" / name), checksum)
     extracted = work / "extracted"
     shutil.rmtree(extracted, ignore_errors=True)
     for whole, pieces in find_archives(work / "downloaded").items():
-        extract(pieces[0] if len(pieces) == 1 else join(pieces, work / whole.name), extracted)
+        try:
+            extract(pieces[0] if len(pieces) == 1 else join(pieces, work / whole.name), extracted)
+        except DataError as error:
+            raise DataError(f"{error}; or {_by_hand(folder)}") from error
     complete = work / "complete"
     shutil.rmtree(complete, ignore_errors=True)
     for root in _roots(extracted):

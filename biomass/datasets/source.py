@@ -1,7 +1,9 @@
 """Any source of images by its path alone, as the commands take it."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,23 +12,44 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
+from biomass.datasets.files import SKIP_ADVICE
 from biomass.datasets.manifest import load_manifest
 from biomass.datasets.packed import ABOUT, load_packed
-from biomass.datasets.rxrx1 import load_rxrx1
+from biomass.datasets.rxrx1 import DOWNLOAD_ADVICE, load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
-from biomass.errors import ConfigError, DataError, one_line
+from biomass.errors import BiomassError, ConfigError, DataError, one_line
 from biomass.screen import Screen
 
 _RXRX1 = "rxrx1_v1.0"
 
 
-def open_source(source: str | Path, /, **options: Any) -> tuple[Screen, Path]:
+@contextmanager
+def command_errors(on_bad_image: str, stopped: str) -> Iterator[None]:
+    """What a command makes of an error of the user's (one line and exit code 1) and of Ctrl-C (one line and 130).
+
+    Args:
+        on_bad_image: the command's option. The readers advise to set the key of a configuration in its place.
+        stopped: what to say after Ctrl-C.
+    """
+    try:
+        yield
+    except BiomassError as error:
+        advice = ", or give --on-bad-image skip" if on_bad_image == "error" else ""
+        message = str(error).replace(SKIP_ADVICE, advice).replace(DOWNLOAD_ADVICE, "")
+        raise SystemExit(f"error: {message}") from None
+    except KeyboardInterrupt:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -> tuple[Screen, Path]:
     """Read a source as what it is.
 
     Args:
         source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, BBBC021, a manifest, or a packed
             store.
-        options: of its reader.
+        skip_bad: whether unreadable images are to be left out, which some readers must know: they look for all files.
+        options: of its reader, which win.
 
     Returns:
         The Screen, and the path that its reader looks for a packed store beside.
@@ -36,15 +59,16 @@ def open_source(source: str | Path, /, **options: Any) -> tuple[Screen, Path]:
         ConfigError: the reader has no such option.
     """
     source = Path(source).absolute()
+    skip: dict[str, Any] = {"on_bad_image": "skip"} if skip_bad else {}
     if (source / ABOUT).is_file():
         return _call(load_packed, source, options), source
     root = source.parent if source.name == _RXRX1 else source
     if (root / _RXRX1 / "metadata.csv").is_file():
-        return _call(load_rxrx1, root, options, download=False), root / _RXRX1
+        return _call(load_rxrx1, root, skip | options, download=False), root / _RXRX1
     if is_bbbc021(source):
         return _call(load_bbbc021, source, options), source
     if source.is_file():
-        return _call(load_manifest, source, options), source
+        return _call(load_manifest, source, skip | options), source
     if source.is_dir():
         return _call(load_rxrx1_cells, source, options, download=False), source
     raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a "

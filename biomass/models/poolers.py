@@ -40,7 +40,11 @@ class AttentionPooler(nn.Module):
 
 
 class BagClassifier(nn.Module):
-    """Attention pooling and a linear layer, over bags padded with zero vectors: (N, K, D) → (N, d_out)."""
+    """Attention pooling and a linear layer, over bags padded with zero vectors: (N, K, D) → (N, d_out).
+
+    A cell whose vector is zero in every feature counts as padding; vectors that were scaled to length 1 never are. A
+    bag of nothing else is pooled with uniform weights, to the zero vector.
+    """
 
     def __init__(self, in_features: int, d_out: int) -> None:
         super().__init__()
@@ -48,4 +52,6 @@ class BagClassifier(nn.Module):
         self.classifier = nn.Linear(in_features, d_out)
 
     def forward(self, bags: Tensor) -> Tensor:
-        return self.classifier(self.pooler(bags, bags.ne(0).any(-1)))
+        present = bags.ne(0).any(-1)
+        present = present | ~present.any(1, keepdim=True)  # a softmax over nothing would be NaN
+        return self.classifier(self.pooler(bags, present))
