@@ -30,7 +30,8 @@ def main(cfg: Config) -> float | None:
     # the screen, its plates, and where batch norm takes its statistics from
     screen = build(data.source)
     rows, groupby = screen.rows("train"), data.get("train_groupby")
-    training.check_labels(screen, data.eval_splits, cfg.model.d_out)
+    d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
+    training.check_labels(screen, data.eval_splits, d_out)
     groups, names = screen.groups(groupby or PLATE), screen.group_names(groupby or PLATE)
     plates, plate_names = screen.groups(data.eval_groupby), screen.group_names(data.eval_groupby)
     in_training = Statistics("batch", groupby is not None, cfg.statistics_rows, names)
@@ -62,7 +63,7 @@ def main(cfg: Config) -> float | None:
     plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
     # network, optimizer, augmentation
-    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (cfg.model.d_out,))
+    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimizer = training.adam(network, cfg.learning_rate, cfg.weight_decay)
     decay = training.warmup_cosine(optimizer, cfg.num_warmup_epochs * len(batches), cfg.num_epochs * len(batches))
