@@ -360,7 +360,7 @@ def test_corrections_are_measured_once(raw, tmp_path, monkeypatch):
     load_bbbc021(raw, cache_dir=cache)
     assert sorted(file.name for file in cache.iterdir()) == ["Week1_22123.h5", "Week2_24381.h5"]
     measured = []
-    monkeypatch.setattr(bbbc021_raw, "measure_plate", lambda file, source, table: measured.append(file.stem))
+    monkeypatch.setattr(bbbc021_raw, "measure_plate", lambda file, *rest: measured.append(file.stem))
     load_bbbc021(raw, cache_dir=cache)
     assert measured == []
     table = pd.read_csv(raw / bbbc021_raw.IMAGE_TABLE)
