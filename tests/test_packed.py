@@ -528,7 +528,7 @@ def test_bad_images_may_be_kept_as_such(tmp_path, screen, caplog):
     good = np.array([3, 8, 10])
     assert np.array_equal(packed.pixels.read(good), screen.pixels.read(good))
     batch = BatchReader(packed, packed.plate_ids, "skip")[np.array([3, 9, 0, 4])]
-    assert batch.skipped.tolist() == [9, 0]
+    assert batch.skipped.tolist() == [0, 9]
     assert batch.rows.tolist() == [3, 4]
     chosen = pickle.loads(pickle.dumps(packed_pixels(tmp_path / "x", screen.pixels.files) or packed.pixels))
     with pytest.raises(BadImageError):

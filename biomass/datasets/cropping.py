@@ -262,6 +262,10 @@ def find_all_nuclei(
     nuclei = _join(found)
     if not len(nuclei.fields):
         raise DataError(f"none of the {len(screen)} fields can be read: copy or download them again")
+    skipped = np.setdiff1d(np.arange(len(screen)), nuclei.fields)
+    if len(skipped):
+        log.warning("%d of %d fields cannot be read: they have no cells; the first: %s", len(skipped), len(screen),
+                    screen.pixels.name(int(skipped[0])))
     if file is not None and part is not None and len(todo):
         save_nuclei(screen, nuclei, file, about)
         shutil.rmtree(part, ignore_errors=True)
