@@ -303,6 +303,59 @@ def test_it_is_looked_for_where_pybbbc_puts_it(pybbbc, monkeypatch):
         load_bbbc021(pybbbc)
 
 
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("replicate", "x", r"'.*bbbc021\.h5' says replicate 'x' of plate Week1_22123, well B02, site 1: .* whole number"),
+    ("replicate", 1.5, r"says replicate '1\.5'"),
+    ("replicate", np.nan, r"says replicate 'nan'"),
+    ("concentration", "x", r"Week1_22123\.h5' says concentration 'x'"),
+    ("compound", b"\xff\xfe", r"Week1_22123\.h5' holds the compound b'\\xff\\xfe', which is not UTF-8"),
+    ("well", "B02", r"Week1_22123\.h5' holds plate Week1_22123, well B02, site 1, which is there already"),
+    ("moa", "null", r"mechanism of none of the 3 treatments is known: make '.*bbbc021\.h5' again with pybbbc$"),
+])
+def test_damaged_values_of_a_plate_file(pybbbc, name, value, message):
+    for file in (pybbbc / "data" / "hdf5").iterdir():
+        with h5py.File(file, "a") as h5:
+            n = len(h5[name])
+            del h5[name]
+            h5[name] = [value] * n
+    with pytest.raises(DataError, match=message) as caught:
+        load_bbbc021(pybbbc)
+    assert "\n" not in str(caught.value)
+    assert "csv" not in str(caught.value)
+
+
+def test_a_damaged_plate_can_be_left_out(pybbbc):
+    (pybbbc / "data" / "hdf5" / "Week2_24381.h5").write_bytes(b"no HDF5")
+    assert len(load_bbbc021(pybbbc, plates=["Week1_22123"], fields="all")) == 10
+
+
+def test_messages_say_things_once(pybbbc):
+    screen = load_bbbc021(pybbbc, fields="all")
+    missing = pybbbc / "data" / "hdf5" / "Week2_24381.h5"
+    missing.unlink()
+    with pytest.raises(DataError, match="is missing: make it again") as caught:
+        load_bbbc021(pybbbc)
+    assert str(caught.value).count(str(missing)) == 1
+    with pytest.raises(BadImageError, match=r"cannot be read \(the file is missing\): make it again") as caught:
+        screen.pixels.read(np.array([12]))
+    assert str(caught.value).count(str(missing)) == str(caught.value).count("pybbbc, or") == 1
+
+
+def test_plates_that_are_not_there_at_all(pybbbc):
+    shutil.rmtree(pybbbc / "data" / "hdf5")
+    with pytest.raises(ConfigError, match=r"plates lists 'nope', which .* there is: Week1_22123, Week2_24381$"):
+        load_bbbc021(pybbbc, plates=["nope"])
+
+
+@pytest.mark.parametrize("dataset", ["pybbbc", "raw"])
+def test_no_plates_and_no_fields(dataset, request):
+    root = request.getfixturevalue(dataset)
+    with pytest.raises(ConfigError, match=r"plates=\[\] names no plate"):
+        load_bbbc021(root, plates=[])
+    with pytest.raises(ConfigError, match="on_bad_image 'maybe' is unknown"):
+        load_bbbc021(root, on_bad_image="maybe")
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"plates": ["Week1_22132"]}, "lists 'Week1_22132'.*did you mean 'Week1_22123'"),
     ({"fields": "some"}, "fields 'some' is unknown"),
@@ -360,7 +413,7 @@ def test_corrections_are_measured_once(raw, tmp_path, monkeypatch):
     load_bbbc021(raw, cache_dir=cache)
     assert sorted(file.name for file in cache.iterdir()) == ["Week1_22123.h5", "Week2_24381.h5"]
     measured = []
-    monkeypatch.setattr(bbbc021_raw, "measure_plate", lambda file, source, table: measured.append(file.stem))
+    monkeypatch.setattr(bbbc021_raw, "measure_plate", lambda file, *rest: measured.append(file.stem))
     load_bbbc021(raw, cache_dir=cache)
     assert measured == []
     table = pd.read_csv(raw / bbbc021_raw.IMAGE_TABLE)
@@ -446,12 +499,64 @@ def test_a_moa_table_that_lacks_a_compound(raw, caplog):
     (bbbc021_raw.IMAGE_TABLE, lambda t: pd.concat([t, t.iloc[:1]]), "plate Week1_22123, well B02, site 1 twice"),
     (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_FileName_DAPI="x.tif"), "'x.tif' .* does not say its site"),
     (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_Metadata_Concentration="high"), "says concentration 'high'"),
+    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate="x"), "says replicate 'x' of plate Week1_22123, well B02"),
+    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate=""), "says replicate '' of plate"),
+    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate="inf"), "says replicate 'inf' of plate"),
+    (bbbc021_raw.IMAGE_TABLE, lambda t: t.iloc[:0], "lists no fields"),
     (bbbc021_raw.MOA_TABLE, lambda t: pd.concat([t, t.iloc[:1].assign(moa="DNA damage")]), "two mechanisms for AZ-C"),
 ])
 def test_damaged_tables(raw, table, change, message):
     change(pd.read_csv(raw / table)).to_csv(raw / table, index=False)
     with pytest.raises(DataError, match=message):
         load_bbbc021(raw)
+
+
+def test_replicates_may_be_written_with_a_point(raw):
+    table = pd.read_csv(raw / bbbc021_raw.IMAGE_TABLE)
+    table.assign(Replicate="1.0").to_csv(raw / bbbc021_raw.IMAGE_TABLE, index=False)
+    assert set(load_bbbc021(raw).table["replicate"]) == {1}
+
+
+def test_a_cache_that_cannot_be_written(raw):
+    (raw / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"cannot write '.*file/cache' .*: set dataloaders\.cache_dir to a folder"):
+        load_bbbc021(raw, cache_dir=raw / "file" / "cache")
+
+
+def test_corrections_without_bad_images(raw, caplog):
+    file = raw / "Week1" / "Week1_22123" / "B02_s1_w1AB1.tif"
+    whole, expected = file.read_bytes(), load_bbbc021(raw, fields="all").pixels.read(np.arange(1))
+    shutil.rmtree(raw / "illumination")
+    Image.fromarray(np.zeros((5, 5), np.uint16)).save(file)  # the first one, of whose size the others are not
+    with pytest.raises(DataError, match=r"B02_s1_w1AB1\.tif' cannot be read \(it is 5 x 5, the others 24 x 30"):
+        load_bbbc021(raw, check_files=False)
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be read \(it is no TIFF\): download the plate again"):
+        load_bbbc021(raw)
+    file.unlink()
+    with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\)"):
+        load_bbbc021(raw, check_files=False)
+    screen = load_bbbc021(raw, fields="all", on_bad_image="skip")
+    assert "plate Week1_22123 is corrected without 1 images that cannot be read" in caplog.text
+    screen.pixels.read(np.arange(1, 16))
+    with pytest.raises(BadImageError, match=r"B02_s1_w1AB1\.tif") as caught:
+        screen.pixels.read(np.array([3, 0]))
+    assert caught.value.row == 0
+    file.write_bytes(whole)  # all are there again: the correction is measured with all of them
+    np.testing.assert_array_equal(load_bbbc021(raw, fields="all").pixels.read(np.arange(1)), expected)
+
+
+def test_a_channel_of_a_site_without_images(raw):
+    folder = raw / "Week1" / "Week1_22123"
+    for file in folder.glob("*_s2_w4*.tif"):
+        file.unlink()
+    screen = load_bbbc021(raw, on_bad_image="skip")
+    assert np.isfinite(screen.pixels.read(np.flatnonzero(screen.table["site"] == "1"))).all()
+    for file in folder.glob("*_w4*.tif"):
+        file.unlink()
+    shutil.rmtree(raw / "illumination")
+    with pytest.raises(DataError, match=r"none of the 10 actin images of plate Week1_22123 can be read; .*plates="):
+        load_bbbc021(raw, on_bad_image="skip")
 
 
 def test_no_moa_table(raw):

@@ -332,6 +332,34 @@ def test_fields_that_could_not_be_read_are_looked_at_by_the_next_call(tmp_path):
     assert_same(find_all_nuclei(with_nuclei(), "DAPI", 16, file=file), expected)
 
 
+def test_pixels_that_are_not_numbers_are_a_bad_image():
+    screen = with_nuclei()
+    screen.pixels.images[3, 1, 5, 5] = np.nan
+    message = r"field 3 \(experiment E1, plate B, well B03, site 1\) has pixels that are not numbers"
+    with pytest.raises(BadImageError, match=message) as caught:
+        find_all_nuclei(screen, "DAPI", 16)
+    assert caught.value.row == 3
+    assert find_all_nuclei(screen, "DAPI", 16, on_bad_image="skip").fields.tolist() == [0, 1, 2, 4, 5]
+
+
+def test_nuclei_are_found_where_they_cannot_be_kept(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    place = tmp_path / "file" / "nuclei.parquet"
+    with pytest.raises(DataError, match="cannot write"):
+        find_all_nuclei(with_nuclei(), "DAPI", 16, file=place)
+    found = find_all_nuclei(with_nuclei(), "DAPI", 16, file=place, keep="if possible")
+    assert_same(found, find_all_nuclei(with_nuclei(), "DAPI", 16))
+    assert "searched without being kept" in caplog.text
+
+
+def test_the_cells_of_a_bad_field_do_not_hide_those_of_the_others(tmp_path):
+    images = np.random.default_rng(0).integers(0, 60_000, (2, 2, 30, 40), dtype=np.uint16)
+    rows = [(0, 15.0, 15.0)] * 150 + [(1, 15.0, 20.0)]
+    cells = pack_cells(screen_of(images, bad=(0,)), nuclei_of(rows, [0, 1]), tmp_path / "cells", 8, workers=0,
+                       on_bad_image="skip")  # fmt: skip
+    np.testing.assert_array_equal(cells.pixels.read(np.array([150]))[0], images[1, :, 11:19, 16:24])
+
+
 # --- tables of nuclei -------------------------------------------------------------------------------------------------
 
 
@@ -514,8 +542,53 @@ def test_a_second_command_searches_no_nuclei(manifest, monkeypatch):
     main(arguments(manifest))
     again = load_packed(manifest.parent / "cells")
     np.testing.assert_array_equal(again.pixels.read(np.arange(3)), cells.pixels.read(np.arange(3)))
+    shutil.rmtree(manifest.parent / "cells")
     with pytest.raises(AssertionError, match="searched"):
         main(arguments(manifest, "--diameter", "20"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_store_of_other_cells_is_refused_before_anything_is_searched(manifest, monkeypatch):
+    main(arguments(manifest))
+    before = content(manifest.parent)
+
+    def search(*arguments, **options):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(cropping, "find_nuclei", search)
+    table = pd.read_csv(manifest)
+    (manifest.parent / "fewer").mkdir()
+    paths = {c: [str(manifest.parent / f) for f in table[c]] for c in ("dna_file", "actin_file")}
+    table.assign(**paths).iloc[:2].to_csv(manifest.parent / "fewer" / "screen.csv", index=False)
+    before |= content(manifest.parent)
+    fewer = arguments(manifest)
+    fewer[0] = str(manifest.parent / "fewer" / "screen.csv")
+    larger = arguments(manifest, "--size", "26")
+    for words in (fewer, larger, arguments(manifest, "--diameter", "20")):
+        with pytest.raises(SystemExit, match=r"error: '.*cells' is a store of other images .*choose another place"):
+            main(words)
+        assert content(manifest.parent) == before
+    (manifest.parent / "cells.nuclei.parquet").unlink()  # then the list of fields tells
+    with pytest.raises(SystemExit, match=r"error: '.*cells' is a store of other images"):
+        main(fewer)
+    assert not (manifest.parent / "cells.nuclei.parquet").exists()
+
+
+def test_crops_that_are_too_large_are_refused_before_anything_is_searched(manifest, monkeypatch):
+    monkeypatch.setattr(cropping, "find_nuclei", None)
+    with pytest.raises(SystemExit, match="error: crops of 81 pixels cannot be cut out of images of 80 x 100"):
+        main(arguments(manifest, "--size", "81"))
+    assert not list(manifest.parent.glob("cells*"))
+
+
+def test_the_command_names_its_option_where_the_stain_has_another_name(manifest):
+    options = [word.replace("image.DAPI=", "image.blue=") for word in arguments(manifest)]
+    with pytest.raises(SystemExit, match=r"no channel 'DAPI'; there is: blue, actin\. Name the one .* with --channel$"):
+        main(options)
+    main([*options, "--channel", "blue"])
 
 
 def test_options_that_the_command_sets_are_refused(manifest):

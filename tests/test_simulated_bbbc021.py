@@ -2,12 +2,14 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
+from biomass.datasets import cropping
 from biomass.datasets.bbbc021 import load_bbbc021, load_bbbc021_cells
 from biomass.datasets.crop import main
 from biomass.datasets.nuclei import find_nuclei, read_nuclei
@@ -23,7 +25,7 @@ from biomass.datasets.simulated_bbbc021 import (
     render_plate,
     simulate_bbbc021,
 )
-from biomass.errors import ConfigError, DataError
+from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation.nearest import nscb
 
 TINY = {"weeks": 2, "replicates": 1, "compounds": 2, "concentrations": 1, "taxol_wells": 1, "sites": 2, "height": 64,
@@ -185,6 +187,136 @@ def test_without_tables_the_nuclei_are_found(tiny, tmp_path):
     shutil.copytree(tiny / "data", tmp_path / "data", ignore=shutil.ignore_patterns("raw"))
     cells = load_bbbc021_cells(tmp_path, size=24, diameter=10)
     assert 0.5 < len(cells) / len(load_bbbc021_cells(tiny, size=24)) < 1.5
+
+
+@pytest.fixture
+def bare(tiny, tmp_path):
+    """The pybbbc files without the tables of nuclei."""
+    shutil.copytree(tiny / "data", tmp_path / "bare" / "data", ignore=shutil.ignore_patterns("raw"))
+    return tmp_path / "bare"
+
+
+@pytest.fixture
+def raw(tiny, tmp_path):
+    """The raw collection, a folder a plate, without the tables of nuclei."""
+    shutil.copytree(tiny / "data" / "raw", tmp_path / "raw", ignore=shutil.ignore_patterns("illumination"))
+    for archive in (tmp_path / "raw" / "images").glob("*.zip"):
+        shutil.unpack_archive(archive, archive.parent)
+        archive.unlink()
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """How many fields were searched for nuclei, one entry a field."""
+    calls = []
+    original = cropping.find_nuclei
+    monkeypatch.setattr(cropping, "find_nuclei", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+SEARCH = {"size": 24, "diameter": 10, "workers": 0}
+
+
+@pytest.mark.parametrize("place", ["store", "dataset", "cache_dir"])
+def test_nuclei_are_searched_once(bare, searched, tmp_path, place):
+    places = {"store": {"store": tmp_path / "cells"}, "cache_dir": {"cache_dir": tmp_path / "cache"}}.get(place, {})
+    first = load_bbbc021_cells(bare, **SEARCH, **places)
+    assert len(searched) == len(load_bbbc021(bare))
+    again = load_bbbc021_cells(bare, **SEARCH, **places)
+    assert len(searched) == len(load_bbbc021(bare))
+    pd.testing.assert_frame_equal(again.table, first.table)
+    found = {"store": tmp_path, "dataset": bare / "data" / "nuclei", "cache_dir": tmp_path / "cache" / "nuclei"}[place]
+    assert len(list(found.glob("*.parquet"))) == 1
+
+
+def test_a_search_that_was_stopped_goes_on(bare, searched):
+    with pytest.MonkeyPatch.context() as patch:
+        save = cropping.save_nuclei
+
+        def killed(*args):
+            save(*args)
+            raise KeyboardInterrupt
+
+        patch.setattr(cropping, "save_nuclei", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load_bbbc021_cells(bare, **SEARCH)
+    done = len(searched)
+    load_bbbc021_cells(bare, **SEARCH)
+    assert 0 < done < len(searched) == len(load_bbbc021(bare))
+
+
+def test_a_dataset_that_cannot_be_written_to(bare, searched, caplog):
+    (bare / "data" / "nuclei").write_text("no folder")
+    cells = load_bbbc021_cells(bare, **SEARCH)
+    assert "searched without being kept" in caplog.text
+    assert len(load_bbbc021_cells(bare, **SEARCH)) == len(cells)
+
+
+def test_size_and_store_are_looked_at_before_nuclei_are_searched(bare, searched, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="crops of 65 pixels cannot be cut out of images of 64 x 80"):
+        load_bbbc021_cells(bare, **SEARCH | {"size": 65})
+    with pytest.raises(DataError, match=r"cannot write '.*file/cells'"):
+        load_bbbc021_cells(bare, **SEARCH, store=tmp_path / "file" / "cells")
+    load_bbbc021_cells(bare, **SEARCH, store=tmp_path / "cells")
+    searched.clear()
+    for other in ({"fields": "all"}, {"size": 26}, {"channels": ["DAPI"]}, {"diameter": 12}):
+        with pytest.raises(DataError, match=r"'.*cells' is a store of other images"):
+            load_bbbc021_cells(bare, **SEARCH | other, store=tmp_path / "cells")
+    assert not searched
+
+
+def test_nuclei_are_searched_in_dapi_whatever_is_asked_for(bare):
+    cells = load_bbbc021_cells(bare, **SEARCH, channels=["tubulin", "actin"])
+    all_channels = load_bbbc021_cells(bare, **SEARCH)
+    assert cells.pixels.channels == ("tubulin", "actin")
+    pd.testing.assert_frame_equal(cells.table, all_channels.table)
+    rows = np.arange(5)
+    np.testing.assert_array_equal(cells.pixels.read(rows)[:, 0], all_channels.pixels.read(rows)[:, 1])
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_cells_without_bad_images(raw, tmp_path, store, caplog):
+    places = {"store": tmp_path / "cells"} if store else {}
+    whole = load_bbbc021_cells(raw, **SEARCH)
+    shutil.rmtree(raw / "nuclei")
+    bad = whole.table["image"].unique()[:3]
+    fields = load_bbbc021(raw)
+    cut, gone, empty = (Path(fields.pixels.name(int(row))) for row in bad)
+    cut.write_bytes(cut.read_bytes()[:200])
+    gone.unlink()
+    empty.write_bytes(b"")
+    shutil.rmtree(raw / "illumination")
+    with pytest.raises(DataError, match=r"has no DAPI image of well .* or set dataloaders.on_bad_image=skip$"):
+        load_bbbc021_cells(raw, **SEARCH, **places)
+    cells = load_bbbc021_cells(raw, **SEARCH, **places, on_bad_image="skip")
+    assert not cells.table["image"].isin(bad).any()
+    assert 0.9 < len(cells) / (~whole.table["image"].isin(bad)).sum() < 1.1
+    assert "is corrected without 3 images that cannot be read; the first: DAPI image" in caplog.text
+    assert f"3 of {len(fields)} fields cannot be read" in caplog.text
+    assert "0x" not in caplog.text
+    assert len(load_bbbc021(raw, on_bad_image="skip")) == len(fields)
+    cells.pixels.read(np.arange(len(cells)))
+
+
+def test_published_nuclei_of_a_bad_image(tiny, raw, tmp_path):
+    fields = load_bbbc021(raw)
+    Path(fields.pixels.name(0)).write_bytes(b"")
+    cells = load_bbbc021_cells(raw, size=24, nuclei_dir=tiny, store=tmp_path / "cells", workers=0, on_bad_image="skip")
+    good = np.flatnonzero(cells.table["image"] != 0)
+    cells.pixels.read(good)
+    with pytest.raises(DataError, match=r"pack again to go on, or set dataloaders.on_bad_image=skip$"):
+        load_bbbc021_cells(raw, size=24, nuclei_dir=tiny, store=tmp_path / "other", workers=0)
+
+
+def test_pixels_that_are_not_numbers(bare):
+    file = bare / "data" / "hdf5" / "Week1_20021.h5"
+    with h5py.File(file, "a") as h5:
+        h5["images"][0, :, 3, 4] = np.nan
+    with pytest.raises(BadImageError, match=r"image 0 of '.*Week1_20021\.h5' .* has pixels that are not numbers"):
+        load_bbbc021_cells(bare, **SEARCH)
+    assert 0 not in load_bbbc021_cells(bare, **SEARCH, on_bad_image="skip").table["image"].to_numpy()
 
 
 @pytest.mark.parametrize(("wrong", "message"), [

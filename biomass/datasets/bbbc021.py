@@ -4,20 +4,31 @@ Read from what pybbbc has made of it (:mod:`.bbbc021_h5`) or from the files of t
 (:mod:`.bbbc021_raw`); both give the same images to half precision.
 """
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from biomass.datasets import bbbc021_h5, bbbc021_raw, nuclei
 from biomass.datasets.channels import match_channels
-from biomass.datasets.cropping import crop_screen, find_all_nuclei, pack_cells, place_nuclei
+from biomass.datasets.cropping import (
+    beside,
+    check_cells,
+    crop_screen,
+    describe_search,
+    find_all_nuclei,
+    pack_cells,
+    place_nuclei,
+)
 from biomass.errors import ConfigError, DataError
+from biomass.loader import OnBadImage
 from biomass.screen import Screen, make_screen
 
 CACHE = Path("~/.cache")
@@ -43,6 +54,7 @@ def load_bbbc021(
     plates: Collection[str] | None = None,
     cache_dir: str | Path | None = None,
     check_files: bool = True,
+    on_bad_image: OnBadImage = "error",
 ) -> Screen:
     """Read BBBC021 as a Screen: a row a field of view, images float16 in 0…1.
 
@@ -65,36 +77,48 @@ def load_bbbc021(
         cache_dir: raw files only: where measured corrections are kept (63 MB a plate); ``illumination/`` beside the
             tables if left out. Measuring a plate for the first time takes about a minute.
         check_files: raw files only: make sure that all images are there; without it a missing one is an error when it
-            is read.
+            is read, which is now where the correction of its plate has not been measured yet.
+        on_bad_image: raw files only: ``error``, or ``skip``: do not look whether all images are there, and measure
+            corrections without those that cannot be read. Reading one of these is an error all the same.
 
     Raises:
-        ConfigError: a plate or channel is not there, or ``fields`` is unknown.
+        ConfigError: a plate or channel is not there, no plate is named, or ``fields`` or ``on_bad_image`` is unknown.
         DataError: no dataset is found, or it is incomplete or damaged.
     """
     if fields not in ("ljosa", "all"):
         raise ConfigError(f"fields '{fields}' is unknown; choose ljosa or all")
+    if on_bad_image not in ("error", "skip"):
+        raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip")
     if isinstance(plates, str):
         plates = [plates]
+    if plates is not None and not len(plates):
+        raise ConfigError("plates=[] names no plate: name one, or leave it out (null) for all")
     root = Path(root_dir if root_dir is not None else CACHE).expanduser()
     file, folder = _find(root)
     pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
     if file is not None:
         order = match_channels(channels, bbbc021_h5.CHANNELS)
         fields_table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates), order)
-        rows = _rows_of_plates(plates, fields_table, file)
+        listed = file
+        rows = _rows_of_plates(plates, fields_table, listed)
         pixels = pixels.take(rows)
     else:
         order = match_channels(channels, bbbc021_raw.CHANNELS)
         fields_table = bbbc021_raw.read_tables(folder)
-        rows = _rows_of_plates(plates, fields_table, folder / bbbc021_raw.IMAGE_TABLE)
+        listed = folder / bbbc021_raw.IMAGE_TABLE
+        rows = _rows_of_plates(plates, fields_table, listed)
         cache = folder / "illumination" if cache_dir is None else Path(cache_dir).expanduser()
         wanted, workers = fields_table.iloc[rows], min(4, os.cpu_count() or 1)
-        pixels = bbbc021_raw.open_raw(folder, wanted, order, cache, workers, check_files)
-    table, classes = annotate(fields_table)
+        skip = on_bad_image == "skip"
+        pixels = bbbc021_raw.open_raw(folder, wanted, order, cache, workers, check_files and not skip, skip)
+    table, classes = annotate(fields_table, listed)
     table = table.iloc[rows]
     if fields == "ljosa":
         taken = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive"))
         log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(taken), len(table))
+        if not len(taken):
+            raise DataError(f"none of the {len(table)} fields of '{listed}' is of a known mechanism and no positive "
+                            "control: name other plates, or set dataloaders.source.fields=all")
         table, pixels = table.iloc[taken], pixels.take(taken)
     return make_screen(table, pixels, classes)
 
@@ -111,12 +135,14 @@ def load_bbbc021_cells(
     fields: Literal["ljosa", "all"] = "ljosa",
     plates: Collection[str] | None = None,
     cache_dir: str | Path | None = None,
+    on_bad_image: OnBadImage = "error",
 ) -> Screen:
     """The single cells of BBBC021 as a Screen: crops around the nuclei, those inside their field only.
 
     The nuclei are those of Ljosa et al. (2013) if their tables are in ``nuclei_dir``, or in ``root_dir`` beside the
-    dataset; otherwise they are found in the DAPI channel (about a second a field). The table has the columns of
-    :func:`load_bbbc021` and those of :func:`biomass.datasets.cropping.crop_screen`.
+    dataset; otherwise they are found in the DAPI channel (about a second a field), once: they are kept beside the
+    store, or in ``nuclei/`` of ``cache_dir``. The table has the columns of :func:`load_bbbc021` and those of
+    :func:`biomass.datasets.cropping.crop_screen`.
 
     Args:
         root_dir: where the dataset is, see :func:`load_bbbc021`.
@@ -125,26 +151,47 @@ def load_bbbc021_cells(
         diameter: of a typical nucleus, pixels, where nuclei have to be found.
         store: a packed store to write the cells to, plate by plate, and to read them from when it is there. Without
             one, a field is read whenever one of its cells is.
-        workers: processes that write the store; all cores if left out.
+        workers: threads that find nuclei, then processes that write the store; all cores if left out.
         channels: see :func:`load_bbbc021`.
         fields: see :func:`load_bbbc021`.
         plates: see :func:`load_bbbc021`.
-        cache_dir: see :func:`load_bbbc021`.
+        cache_dir: where measured corrections are kept, see :func:`load_bbbc021`, and nuclei that were found; the
+            dataset's own folder if left out. Nuclei are not kept where it cannot be written.
+        on_bad_image: ``error``, or ``skip``: the cells of a field that cannot be read are left out where nuclei have to
+            be found, else (and in a store) reading one of them is an error; see also :func:`load_bbbc021`.
 
     Raises:
-        ConfigError, DataError: as :func:`load_bbbc021`; the tables are damaged; the store holds other cells.
+        ConfigError, DataError: as :func:`load_bbbc021`; the crops are larger than the images; the tables are damaged;
+            the store cannot be written, or holds other cells.
+        BadImageError: a field cannot be read.
     """
-
     root = Path(root_dir if root_dir is not None else CACHE).expanduser()
-    screen = load_bbbc021(root, channels=channels, fields=fields, plates=plates, cache_dir=cache_dir)
+    load = partial(load_bbbc021, root, fields=fields, plates=plates, cache_dir=cache_dir, on_bad_image=on_bad_image)
+    screen = load(channels=channels)
     folder = Path(nuclei_dir) if nuclei_dir is not None else find_supplement(root)
     if folder is not None:
+        check_cells(screen, size, store)
         found = place_nuclei(screen, *nuclei.read_nuclei(folder))
     else:
-        found = find_all_nuclei(screen, "DAPI", diameter)
+        searched = screen if "DAPI" in screen.pixels.channels else load(channels=[*channels, "DAPI"])
+        search = describe_search(searched, "DAPI", diameter)
+        check_cells(screen, size, store, search)
+        found = find_all_nuclei(
+            searched, "DAPI", diameter, on_bad_image=on_bad_image,
+            workers=max(1, workers if workers is not None else os.cpu_count() or 1),
+            file=_kept_nuclei(root, cache_dir, search) if store is None else beside(Path(store), ".nuclei.parquet"),
+            keep="if possible" if store is None else "always",
+        )
     if store is None:
         return crop_screen(screen, found, size)
-    return pack_cells(screen, found, store, size, workers=workers)
+    return pack_cells(screen, found, store, size, workers=workers, on_bad_image=on_bad_image)
+
+
+def _kept_nuclei(root: Path, cache_dir: str | Path | None, search: Mapping[str, Any]) -> Path:
+    """Where the nuclei of a search are kept that belong to no store: every search has a file of its own."""
+    folder = _find(root)[1] if cache_dir is None else Path(cache_dir).expanduser()
+    name = hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:16]
+    return folder / "nuclei" / f"{name}.parquet"
 
 
 def is_bbbc021(root: Path) -> bool:
@@ -178,35 +225,40 @@ def _find(root: Path) -> tuple[Path | None, Path]:
 def _rows_of_plates(plates: Collection[str] | None, table: pd.DataFrame, file: Path) -> np.ndarray:
     """The rows of some plates, (n,) int64; all if none are named."""
     known = sorted(table["plate"].unique())
-    for plate in plates if plates is not None else ():
-        if plate not in known:
-            close = get_close_matches(str(plate), known, 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known[:8])} …"
-            raise ConfigError(f"plates lists '{plate}', which '{file}' does not have; {hint}")
+    if plates is not None:
+        bbbc021_h5.check_plates(plates, known, file)
     return np.flatnonzero(table["plate"].isin(known if plates is None else plates))
 
 
-def annotate(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def annotate(table: pd.DataFrame, file: Path = Path(bbbc021_raw.IMAGE_TABLE)) -> tuple[pd.DataFrame, list[str]]:
     """Add the canonical columns of a Screen to a table of fields.
 
     Args:
         table: ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown).
+        file: where it comes from, for messages: the image table, or the file of pybbbc.
 
     Returns:
         The table, and the names of the classes: the known mechanisms, sorted.
 
     Raises:
-        DataError: no mechanism is known of any treatment.
+        DataError: a replicate is no whole number, or no mechanism is known of any treatment.
     """
     table = table[["plate", "well", "site", "replicate", "compound", "concentration", "moa"]].copy()
-    table["replicate"] = table["replicate"].astype(np.int64)
+    replicate = pd.to_numeric(table["replicate"], errors="coerce").astype(np.float64)
+    bad = replicate.isna() | (replicate % 1 != 0)  # the remainder of infinity is not a number
+    if bad.any():
+        plate, well, site, value = table.loc[bad, ["plate", "well", "site", "replicate"]].iloc[0]
+        raise DataError(f"'{file}' says replicate '{value}' of plate {plate}, well {well}, site {site}: it must be a "
+                        "whole number")
+    table["replicate"] = replicate.astype(np.int64)
     dmso = table["compound"] == DMSO
     table.loc[dmso, "moa"] = DMSO  # whatever the moa table says, or does not
     treated = table.loc[~dmso].drop_duplicates(["compound", "concentration"])
     known = int((treated["moa"] != "").sum())
     if not known and len(treated):
-        raise DataError(f"the mechanism of none of the {len(treated)} treatments is known: compounds and "
-                        f"concentrations of '{bbbc021_raw.MOA_TABLE}' must be those of '{bbbc021_raw.IMAGE_TABLE}'")
+        remedy = (f"compounds and concentrations of '{bbbc021_raw.MOA_TABLE}' must be those of "
+                  f"'{bbbc021_raw.IMAGE_TABLE}'" if file.name != _H5 else f"make '{file}' again with pybbbc")
+        raise DataError(f"the mechanism of none of the {len(treated)} treatments is known: {remedy}")
     log.info("BBBC021: the mechanism of %d of %d treatments is known", known, len(treated))
     classes = sorted(set(table["moa"]) - {""})
     column = table["well"].str.extract(r"(\d+)$", expand=False).str.zfill(2)

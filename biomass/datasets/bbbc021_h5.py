@@ -12,6 +12,8 @@ first one.
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from biomass.datasets.files import SKIP_ADVICE
 from biomass.datasets.handles import Handles
-from biomass.errors import BadImageError, DataError, one_line
+from biomass.errors import BadImageError, ConfigError, DataError, one_line
 
 CHANNELS = ("actin", "tubulin", "DAPI")
 """The channels of an image, in the order of the files."""
@@ -40,9 +43,11 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
 
     Args:
         file: the file with the virtual datasets.
-        plates: names of the plates that are wanted; all if left out. The others' files need not be there.
+        plates: names of the plates that are wanted; all if left out. The others' files, as far as these are called
+            what plates are, are left out, and need not be there.
 
     Raises:
+        ConfigError: there is no file of any of the plates.
         DataError: the file cannot be read, or a plate's file is missing.
     """
     with _open(file) as h5:
@@ -50,15 +55,37 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
         if not images.is_virtual:
             return [file]
         sources = sorted((s.vspace.get_select_bounds()[0][0], s.file_name) for s in images.virtual_sources())
+    names = {name: Path(name).stem for _, name in sources}
+    if plates is not None and set(plates) <= set(names.values()):
+        names = {name: plate for name, plate in names.items() if plate in plates}
     found = []
-    for name in dict.fromkeys(name for _, name in sources):
-        places = [file.parent / name, file.parent / "hdf5" / Path(name).name]
+    for name, plate in names.items():
+        places = list(dict.fromkeys([file.parent / name, file.parent / "hdf5" / Path(name).name]))
         there = next((place for place in places if place.is_file()), None)
         if there is not None:
             found.append(there)
-        elif plates is None or Path(name).stem in plates:
-            raise DataError(f"plate file '{places[0]}' of '{file}' is missing (nor is it '{places[1]}'): {_REMEDY}")
+        elif plates is None or plate in plates:
+            nor = f" (nor is it '{places[1]}')" if len(places) > 1 else ""
+            raise DataError(f"plate file '{places[0]}' of '{file}' is missing{nor}: {_REMEDY}")
+    if not found and plates is not None:
+        check_plates(plates, sorted(names.values()), file)
+    if not found:
+        raise DataError(f"'{file}' names no plate files: make it again with pybbbc")
     return found
+
+
+def check_plates(plates: Collection[str], known: Sequence[str], file: Path) -> None:
+    """Make sure that plates are among the ``known`` ones of a file.
+
+    Raises:
+        ConfigError: one is not; names it, and one that it may be meant for.
+    """
+    for plate in plates:
+        if plate not in known:
+            close = get_close_matches(str(plate), known, 1)
+            more = ", …" if len(known) > 8 else ""
+            hint = f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known[:8])}{more}"
+            raise ConfigError(f"plates lists '{plate}', which '{file}' does not have; {hint}")
 
 
 def _open(file: Path) -> h5py.File:
@@ -86,7 +113,8 @@ def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.Data
         and the pixels of its rows.
 
     Raises:
-        DataError: a file cannot be read, a dataset is missing, or one is not as long as the others.
+        DataError: a file cannot be read, a dataset is missing, one is not as long as the others or is damaged, or a
+            field is there twice.
     """
     tables, sizes = [], []
     for number, file in enumerate(files):
@@ -102,6 +130,11 @@ def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.Data
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:
         raise DataError(f"images of '{files[other]}' are {sizes[other]}, those of '{files[0]}' {sizes[0]}: {_REMEDY}")
+    twice = table.duplicated(["plate", "well", "site"])
+    if twice.any():
+        plate, well, site, number = table.loc[twice, ["plate", "well", "site", "file"]].iloc[0]
+        raise DataError(f"'{files[number]}' holds plate {plate}, well {well}, site {site}, which is there already: "
+                        f"{_REMEDY}")
     pixels = H5Pixels(
         tuple(files), table.pop("file").to_numpy(np.int32), table.pop("index").to_numpy(np.int64),
         tuple(channels), tuple(CHANNELS[c] for c in channels), sizes[0],
@@ -114,8 +147,17 @@ def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
     if dataset.shape != (n,):
         raise DataError(f"'{file}' has {n} images, but '{name}' has the shape {dataset.shape}: {_REMEDY}")
     values = dataset[()]
-    if name in _TEXT:
-        return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], dtype=object)
+    if values.dtype.kind in "OS" or name in _TEXT:
+        try:
+            values = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], dtype=object)
+        except UnicodeDecodeError as error:
+            raise DataError(f"'{file}' holds the {name} {error.object!r}, which is not UTF-8: {_REMEDY}") from error
+    if name == "concentration" and values.dtype.kind not in "fiu":
+        numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
+        if np.isnan(numbers).any():
+            raise DataError(f"'{file}' says {name} '{values[np.argmax(np.isnan(numbers))]}': it must be a number; "
+                            f"{_REMEDY}")
+        return numbers
     if values.dtype == np.float16:
         # The shortest decimal number that rounds to the stored one: 0.003, not 0.0030002593994140625.
         return np.array([float(str(value)) for value in values])
@@ -141,7 +183,7 @@ class H5Pixels:
     order: tuple[int, ...]
     channels: tuple[str, ...]
     size: tuple[int, int]
-    _handles: Handles[h5py.File] = field(default_factory=lambda: Handles(_open), repr=False)
+    _handles: Handles[h5py.File] = field(default_factory=lambda: Handles(partial(h5py.File, mode="r")), repr=False)
 
     def __len__(self) -> int:
         return len(self.file)
@@ -159,8 +201,10 @@ class H5Pixels:
                 source = self._handles(self.files[self.file[row]])["images"]
                 for channel, position in enumerate(self.order):
                     source.read_direct(image, np.s_[int(self.index[row]), position], np.s_[channel])
-            except (OSError, DataError) as error:
-                raise BadImageError(f"{self.name(int(row))} cannot be read ({one_line(error)}): {_REMEDY}",
+            except (OSError, KeyError, ValueError, TypeError) as error:  # the last three: it is another file by now
+                there = self.files[self.file[row]].is_file()
+                why = one_line(error) if there else "the file is missing"
+                raise BadImageError(f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}{SKIP_ADVICE}",
                                     int(row)) from error
         return images
 

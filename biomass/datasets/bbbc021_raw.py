@@ -12,25 +12,32 @@ import hashlib
 import io
 import logging
 import os
+import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from biomass.datasets.files import SKIP_ADVICE
 from biomass.datasets.handles import Handles
 from biomass.datasets.illumination import SIGMA, Correction, measure_channel
 from biomass.errors import BadImageError, DataError, one_line
 
 CHANNELS = ("DAPI", "tubulin", "actin")
 """The channels of a field, in the order of the image table (w1, w2, w4)."""
+
+CACHE_ADVICE = "set dataloaders.cache_dir to a folder that can be written"
+"""What an error says of measured corrections that cannot be kept; commands have an option for it instead."""
 
 IMAGE_TABLE = "BBBC021_v1_image.csv"
 MOA_TABLE = "BBBC021_v1_moa.csv"
@@ -45,6 +52,7 @@ _COLUMNS = {
     "Image_Metadata_Concentration": "concentration",
 }
 _SITE = r"_s(\d+)_"  # nowhere in the table, but in every file name
+_SIZES = 5  # images whose size is looked at
 _VERSION = 1  # of the measured corrections: raise it with every change of their values
 _REMEDY = "download the plate again, or leave it out with plates=[…]"
 
@@ -86,9 +94,11 @@ def read_tables(folder: Path) -> pd.DataFrame:
         moa table does not list), ``folder``, and a file name for each of the :data:`CHANNELS`.
 
     Raises:
-        DataError: a table is missing or damaged, or lists something twice.
+        DataError: a table is missing, empty or damaged, or lists something twice.
     """
     raw = read_csv(folder / IMAGE_TABLE, [*_COLUMNS, _FOLDER, *_FILES])
+    if raw.empty:
+        raise DataError(f"'{folder / IMAGE_TABLE}' lists no fields: download it again")
     table = raw[list(_COLUMNS)].rename(columns=_COLUMNS)
     table["concentration"] = _concentrations(table["concentration"], folder / IMAGE_TABLE)
     table["site"] = raw[_FILES[0]].str.extract(_SITE, expand=False)
@@ -145,10 +155,7 @@ class _Archive:
     """An open zip archive, whose files go by their names without folders."""
 
     def __init__(self, file: Path) -> None:
-        try:
-            self._zip = zipfile.ZipFile(file)
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise DataError(f"'{file}' cannot be read ({one_line(error)}): {_REMEDY}") from error
+        self._zip = zipfile.ZipFile(file)
         self.members = {name.rpartition("/")[2]: name for name in self._zip.namelist() if not name.endswith("/")}
 
     def read(self, name: str) -> bytes:
@@ -162,7 +169,10 @@ def _names(source: Path) -> set[str]:
     """Names of the files of a plate."""
     if source.is_dir():
         return {entry.name for entry in os.scandir(source)}
-    archive = _Archive(source)
+    try:
+        archive = _Archive(source)
+    except _DAMAGED as error:
+        raise DataError(f"'{source}' cannot be read ({_why(error)}): {_REMEDY}") from error
     archive.close()
     return set(archive.members)
 
@@ -185,7 +195,7 @@ def check_plate(source: Path, table: pd.DataFrame) -> None:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
             f"plate {first['plate']} has no {channel} image of well {first['well']}, site {first['site']}: "
-            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}"
+            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}{SKIP_ADVICE}"
         )
 
 
@@ -216,6 +226,15 @@ def _check_size(image: np.ndarray, size: tuple[int, ...]) -> None:
 
 # zipfile raises RuntimeError where a member is encrypted, and NotImplementedError where it is packed in an unknown way
 _DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, SyntaxError, EOFError, RuntimeError)
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file that the message names anyhow."""
+    if isinstance(error, UnidentifiedImageError):  # whose message is the address of an object
+        return "it is no TIFF"
+    if isinstance(error, KeyError):
+        return "it is not in the archive"
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
 
 
 @dataclass(eq=False)
@@ -255,11 +274,18 @@ class RawPixels:
         """
         images = np.empty((len(rows), len(self.order), *self.size), np.float16)
         for image, row in zip(images, rows, strict=True):
-            correction = self._measured(self.corrections[self.plate[row]]).correction
+            correction = self._correction(self.corrections[self.plate[row]])
             for channel, position in enumerate(self.order):
                 found = self._read_one(int(row), channel)
                 image[channel] = correction.apply(found, self.sites[row], position)
         return images
+
+    def _correction(self, file: Path) -> Correction:
+        try:
+            return self._measured(file).correction
+        except OSError as error:
+            raise DataError(f"correction '{file}' cannot be read ({_why(error)}): start again, to measure it "
+                            "anew") from error
 
     def _read_one(self, row: int, channel: int) -> np.ndarray:
         source, name = self.sources[self.plate[row]], self.files[row, channel]
@@ -268,7 +294,7 @@ class RawPixels:
             _check_size(found, self.size)
         except _DAMAGED as error:
             raise BadImageError(f"{self.channels[channel]} image '{source / name}' cannot be read "
-                                f"({one_line(error)}): {_REMEDY}", row) from error
+                                f"({_why(error)}): {_REMEDY}{SKIP_ADVICE}", row) from error
         return found
 
     def name(self, row: int) -> str:
@@ -282,7 +308,13 @@ class RawPixels:
 
 
 def open_raw(
-    root: Path, table: pd.DataFrame, channels: Sequence[int], cache: Path, workers: int, check_files: bool = True
+    root: Path,
+    table: pd.DataFrame,
+    channels: Sequence[int],
+    cache: Path,
+    workers: int,
+    check_files: bool = True,
+    skip_bad: bool = False,
 ) -> RawPixels:
     """The corrected images of a raw BBBC021.
 
@@ -295,7 +327,10 @@ def open_raw(
         channels: positions among :data:`CHANNELS` of the channels to read, in their order.
         cache: the folder that keeps the measured corrections, ``<plate>.h5``.
         workers: plates that are measured at a time.
-        check_files: make sure that all images are there; without it a missing one is an error when it is read.
+        check_files: make sure that all images are there; without it a missing one is an error when it is read, which is
+            now where its plate has not been measured.
+        skip_bad: whether to measure without the images that cannot be read. A correction that was measured so is
+            measured again when a call without ``skip_bad`` finds it.
 
     Raises:
         DataError: a plate or an image is missing or damaged, or the cache cannot be written.
@@ -306,9 +341,14 @@ def open_raw(
         for plate, rows in groups.items():
             check_plate(sources[plate], rows)
     files = {plate: cache / f"{plate}.h5" for plate in groups}
-    todo = [plate for plate in groups if not _is_measured(files[plate], groups[plate])]
+    todo = [plate for plate in groups if not _is_measured(files[plate], groups[plate], skip_bad)]
+    if todo:
+        with _writing(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache):
+                pass
     with ThreadPoolExecutor(workers) as pool:  # decoding and arithmetic let go of the interpreter
-        jobs = [pool.submit(measure_plate, files[plate], sources[plate], groups[plate]) for plate in todo]
+        jobs = [pool.submit(measure_plate, files[plate], sources[plate], groups[plate], skip_bad) for plate in todo]
         try:
             for job in tqdm(as_completed(jobs), "Measuring illumination", len(jobs), unit="plate", disable=None):
                 job.result()
@@ -332,53 +372,85 @@ def _fingerprint(table: pd.DataFrame) -> str:
     return hashlib.sha256(f"{_VERSION} {SIGMA}\n{names}".encode()).hexdigest()
 
 
-def _is_measured(file: Path, table: pd.DataFrame) -> bool:
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Turns what goes wrong in the cache into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write '{place}' ({error.strerror or one_line(error)}): {CACHE_ADVICE}") from error
+
+
+def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:
     try:
         with h5py.File(file, "r") as h5:
-            return str(h5.attrs.get("fingerprint", "")) == _fingerprint(table)
+            whole = skip_bad or not h5.attrs.get("skipped", 0)
+            return whole and str(h5.attrs.get("fingerprint", "")) == _fingerprint(table)
     except OSError:  # not there, or damaged
         return False
 
 
-def measure_plate(file: Path, source: Path, table: pd.DataFrame) -> None:
+def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool = False) -> None:
     """Measure the correction of a plate and write it to a file, which appears when it is complete.
 
     Args:
         file: where to.
         source: as :func:`find_plate` gives it.
         table: the rows of the plate, as :func:`read_tables` gives them.
+        skip_bad: whether to leave out images that cannot be read, and count them in the log.
 
     Raises:
-        DataError: an image is missing or damaged, or the file cannot be written.
+        DataError: an image is missing or damaged, or all of a channel are; or the file cannot be written.
     """
     reader = _Reader()
     numbers, sites = pd.factorize(table["site"], sort=True)
+    size = _common_size(reader, source, table[CHANNELS[0]].tolist())
+    bad: dict[str, str] = {}
 
     def images(channel: str) -> Iterator[tuple[int, np.ndarray]]:
-        size = None
+        count = 0
         for number, name in zip(numbers, table[channel], strict=True):
             try:
                 image = reader(source, name)
-                size = size or image.shape
-                _check_size(image, size)
+                _check_size(image, size or image.shape)
             except _DAMAGED as error:
-                raise DataError(f"{channel} image '{source / name}' cannot be read ({one_line(error)}): "
-                                f"{_REMEDY}") from error
+                bad[name] = f"{channel} image '{source / name}' cannot be read ({_why(error)})"
+                if not skip_bad:
+                    raise DataError(f"{bad[name]}: {_REMEDY}{SKIP_ADVICE}") from error
+                continue
+            count += 1
             yield int(number), image
+        if not count:
+            raise DataError(f"none of the {len(table)} {channel} images of plate {table['plate'].iloc[0]} can be read; "
+                            f"the first: {next(bad[name] for name in table[channel])}; {_REMEDY}")
 
     measured = [measure_channel(lambda c=channel: images(c), len(sites)) for channel in CHANNELS]  # type: ignore[misc]
+    if bad:
+        log.warning("plate %s is corrected without %d images that cannot be read; the first: %s",
+                    table["plate"].iloc[0], len(bad), next(iter(bad.values())))
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
+    with _writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(partial, "w") as h5:
             h5["light"] = np.stack([light for light, _, _ in measured], axis=1)
             h5["low"], h5["high"] = (np.array([m[i] for m in measured], np.float32) for i in (1, 2))
             h5.attrs["sites"] = list(sites)
             h5.attrs["fingerprint"] = _fingerprint(table)
+            h5.attrs["skipped"] = len(bad)
         partial.rename(file)
-    except OSError as error:
-        raise DataError(f"cannot write '{file}' ({error.strerror or one_line(error)}): "
-                        "set cache_dir to a folder that can be written") from error
+
+
+def _common_size(reader: _Reader, source: Path, names: Sequence[str]) -> tuple[int, ...] | None:
+    """The size that most of a few images have, so that not all are wrong where the first is; None if there is none."""
+    sizes: Counter[tuple[int, ...]] = Counter()
+    for name in names:
+        try:
+            sizes[reader(source, name).shape] += 1
+        except _DAMAGED:
+            continue
+        if sizes.total() == _SIZES:
+            break
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 class _Measured:

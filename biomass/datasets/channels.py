@@ -20,6 +20,10 @@ The published transfer from RxRx1 to BBBC021 feeds tubulin where the network has
 """
 
 
+ADVICE = "Rename one of them, or leave it out"
+"""What an error says of a channel that is not there; where a command has an option for it, it says that instead."""
+
+
 def _key(name: str) -> str:
     """The first of the synonyms, or the name itself."""
     name = name.strip().lower().replace("_", " ")
@@ -63,4 +67,4 @@ def _position(name: str, keys: Sequence[str], available: Sequence[str]) -> int:
                     f"channel '{name}' may be '{available[first]}' or '{available[second]}': rename one of them"
                 )
             return first
-    raise ConfigError(f"no channel '{name}'; there is: {', '.join(available)}. Rename one of them, or leave it out")
+    raise ConfigError(f"no channel '{name}'; there is: {', '.join(available)}. {ADVICE}")

@@ -19,9 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
-from biomass.datasets.cropping import beside, check_place, find_all_nuclei, pack_cells, place_nuclei, save_nuclei
+from biomass.datasets.channels import ADVICE
+from biomass.datasets.cropping import (
+    beside,
+    check_cells,
+    describe_search,
+    find_all_nuclei,
+    pack_cells,
+    place_nuclei,
+    save_nuclei,
+)
 from biomass.datasets.nuclei import DIAMETER, read_nuclei, read_nuclei_table
 from biomass.datasets.source import command_errors, open_source, parse_settings
+from biomass.errors import ConfigError
 from biomass.screen import Screen
 
 
@@ -29,6 +39,15 @@ def _open_fields(source: Path, skip_bad: bool, options: dict[str, Any]) -> tuple
     """The fields of a source, and the published table or folder of nuclei that lies with it, if there is one."""
     published = find_supplement(source) if is_bbbc021(source) else None
     return open_source(source, skip_bad, **options)[0], published
+
+
+def _describe_search(screen: Screen, channel: str, diameter: float) -> dict[str, Any]:
+    """What nuclei are searched in; where the channel is not there, the error names the command's option."""
+    try:
+        return describe_search(screen, channel, diameter)
+    except ConfigError as error:
+        message = str(error).replace(ADVICE, "Name the one with the stain of DNA with --channel")
+        raise ConfigError(message) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with command_errors(args.on_bad_image, "a second call goes on where this one stopped"):
         screen, published = _open_fields(args.source, args.on_bad_image == "skip", parse_settings(args.set))
-        check_place(args.out)
-        kept = beside(args.out, ".nuclei.parquet")
         listed = args.nuclei or published
+        search = None if listed is not None else _describe_search(screen, args.channel, args.diameter)
+        check_cells(screen, args.size, args.out, search)
+        kept = beside(args.out, ".nuclei.parquet")
         if listed is not None:
             nuclei = place_nuclei(screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed))
         else:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.datasets.channels import match_channels
+from biomass.datasets.files import REMEDY
 from biomass.datasets.nuclei import DIAMETER, find_nuclei
-from biomass.datasets.packed import ABOUT, load_packed
+from biomass.datasets.packed import ABOUT, Store, load_packed
 from biomass.datasets.packing import pack
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
 from biomass.loader import OnBadImage
@@ -169,9 +170,7 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
         ConfigError: the crops are larger than the images.
         DataError: no crop lies inside its field.
     """
-    if not 1 <= size <= min(screen.pixels.size):
-        raise ConfigError(f"crops of {size} pixels cannot be cut out of images of {screen.pixels.size[0]} x "
-                          f"{screen.pixels.size[1]}: choose a size in between")
+    _check_size(screen, size)
     cells = nuclei.table.sort_values("image", kind="stable")
     cells = cells[crops_inside(cells[["y", "x"]].to_numpy(np.float64), screen.pixels.size, size)]
     if cells.empty:
@@ -188,6 +187,26 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
     return make_screen(table, pixels, screen.classes)
 
 
+def _check_size(screen: Screen, size: int) -> None:
+    """Make sure that crops are not larger than the images, in pixels."""
+    if not 1 <= size <= min(screen.pixels.size):
+        raise ConfigError(f"crops of {size} pixels cannot be cut out of images of {screen.pixels.size[0]} x "
+                          f"{screen.pixels.size[1]}: choose a size in between")
+
+
+def describe_search(screen: Screen, channel: str = "DAPI", diameter: float = DIAMETER) -> dict[str, Any]:
+    """What :func:`find_all_nuclei` depends on, as it is kept with the nuclei.
+
+    Raises:
+        ConfigError: there is no such channel.
+    """
+    (position,) = match_channels([channel], screen.pixels.channels)
+    names = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
+    for column in _NAMES:
+        names.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())
+    return {"channel": screen.pixels.channels[position], "diameter": float(diameter), "fields": names.hexdigest()}
+
+
 def find_all_nuclei(
     screen: Screen,
     channel: str = "DAPI",
@@ -196,6 +215,7 @@ def find_all_nuclei(
     on_bad_image: OnBadImage = "error",
     workers: int = 2,
     file: Path | None = None,
+    keep: Literal["always", "if possible"] = "always",
 ) -> Nuclei:
     """Find the nuclei of all fields of a screen, see :func:`biomass.datasets.nuclei.find_nuclei`.
 
@@ -203,24 +223,33 @@ def find_all_nuclei(
         screen: the fields.
         channel: name of the channel with the stain of DNA, or what it is called elsewhere (nuclei, DAPI, Hoechst …).
         diameter: of a typical nucleus, pixels.
-        on_bad_image: ``error``, or ``skip``: a field that cannot be read counts as not looked at.
+        on_bad_image: ``error``, or ``skip``: a field that cannot be read, or has pixels that are not numbers, counts as
+            not looked at.
         workers: threads.
         file: the table to keep them in, see :func:`save_nuclei`. What it holds of the same fields, channel and diameter
             is not searched again; the plates that were finished when a call was stopped wait in ``<file>.part``.
+        keep: what to do where ``file`` cannot be written: ``always`` is an error; ``if possible`` searches without
+            keeping, and says so in the log.
 
     Returns:
         The nuclei, in the order of the fields.
 
     Raises:
         ConfigError: there is no such channel.
-        BadImageError: a field cannot be read.
+        BadImageError: a field cannot be read, or has pixels that are not numbers.
         DataError: no field can be read, or ``file`` cannot be written.
     """
-    (position,) = match_channels([channel], screen.pixels.channels)
-    about = {"channel": screen.pixels.channels[position], "diameter": float(diameter), "fields": _fingerprint(screen)}
+    about = describe_search(screen, channel, diameter)
+    position = screen.pixels.channels.index(about["channel"])
     found = [] if file is None else _kept(file, about)
-    part = None if file is None else beside(file, ".part")
     todo = np.setdiff1d(np.arange(len(screen)), _join(found).fields)
+    if file is not None and keep == "if possible" and len(todo):
+        try:
+            _check_folder(file.parent)
+        except DataError as error:
+            log.warning("nuclei are searched without being kept, and again the next time: %s", error)
+            file = None
+    part = None if file is None else beside(file, ".part")
     todo = todo[np.argsort(screen.plate_ids[todo], kind="stable")]
     plates = np.split(todo, np.flatnonzero(np.diff(screen.plate_ids[todo])) + 1)
     bar = tqdm(desc="Finding nuclei", total=len(screen), initial=len(screen) - len(todo), unit="field", disable=None)
@@ -233,6 +262,10 @@ def find_all_nuclei(
     nuclei = _join(found)
     if not len(nuclei.fields):
         raise DataError(f"none of the {len(screen)} fields can be read: copy or download them again")
+    skipped = np.setdiff1d(np.arange(len(screen)), nuclei.fields)
+    if len(skipped):
+        log.warning("%d of %d fields cannot be read: they have no cells; the first: %s", len(skipped), len(screen),
+                    screen.pixels.name(int(skipped[0])))
     if file is not None and part is not None and len(todo):
         save_nuclei(screen, nuclei, file, about)
         shutil.rmtree(part, ignore_errors=True)
@@ -273,14 +306,6 @@ def _join(parts: Sequence[Nuclei]) -> Nuclei:
     return Nuclei(table, np.sort(np.concatenate([part.fields for part in parts])))
 
 
-def _fingerprint(screen: Screen) -> str:
-    """A hash of the names of the fields, in their order, and of the images' size."""
-    digest = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
-    for column in _NAMES:
-        digest.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _kept(file: Path, about: Mapping[str, Any]) -> list[Nuclei]:
     """What earlier calls have found: the nuclei of the file, and of plates that were finished since."""
     whole = _read_kept(file, about)
@@ -300,7 +325,7 @@ def _read_kept(file: Path, about: Mapping[str, Any]) -> Nuclei | None:
     """The nuclei that :func:`save_nuclei` wrote; None if they are of another search, or cannot be read."""
     try:
         table = pq.read_table(file)
-        if json.loads((table.schema.metadata or {}).get(_ABOUT, b"null")) != about:
+        if _search_of(table.schema) != about:
             return None
         frame = table.select(list(COLUMNS)).to_pandas()
     except (OSError, KeyError, ValueError, pa.ArrowException):
@@ -308,10 +333,19 @@ def _read_kept(file: Path, about: Mapping[str, Any]) -> Nuclei | None:
     return Nuclei(frame[frame["x"].notna()].reset_index(drop=True), frame["image"].unique())
 
 
+def _search_of(schema: pa.Schema) -> Any:
+    """What was searched for a table of nuclei, see :func:`describe_search`; None where the nuclei were given."""
+    return json.loads((schema.metadata or {}).get(_ABOUT, b"null"))
+
+
 def _read(screen: Screen, row: int, channel: int, on_bad_image: OnBadImage) -> np.ndarray | None:
-    """One channel (H, W) of a field; None if it cannot be read and is to be skipped."""
+    """One channel (H, W) of a field; None if it cannot be read, or is not all numbers, and is to be skipped."""
     try:
-        return screen.pixels.read(np.array([row]))[0, channel]
+        image = screen.pixels.read(np.array([row]))[0]
+        if not np.isfinite(image).all():
+            raise BadImageError(f"{screen.pixels.name(row)} ({_named(screen.table.iloc[row], _NAMES)}) has pixels that "
+                                f"are not numbers: {REMEDY}", row)
+        return image[channel]
     except BadImageError:
         if on_bad_image == "error":
             raise
@@ -432,12 +466,62 @@ def check_place(out: Path) -> None:
     Raises:
         DataError: its folder cannot be made or written to, or something else has its name.
     """
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
+    _check_folder(out.parent, out)
     if out.exists() and not (out / ABOUT).is_file():
         raise DataError(f"'{out}' is there already, and is no packed store: choose another place")
+
+
+def _check_folder(folder: Path, place: Path | None = None) -> None:
+    """Make a folder and make sure that it can be written to; ``place`` is what an error names in its stead."""
+    with _writing(place or folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def check_cells(
+    screen: Screen, size: int, out: str | Path | None = None, search: Mapping[str, Any] | None = None
+) -> None:
+    """Make sure that :func:`pack_cells` will not refuse, before hours of searching find out.
+
+    Args:
+        screen: the fields.
+        size: height and width of a crop, pixels.
+        out: the store's folder; None if cells are only to be cut.
+        search: for which nuclei, as :func:`describe_search` gives it; None if they need not be found.
+
+    Raises:
+        ConfigError: the crops are larger than the images.
+        DataError: the store cannot be written, or holds cells of other fields, channels, size or nuclei.
+    """
+    _check_size(screen, size)
+    if out is None:
+        return
+    out = Path(out)
+    check_place(out)
+    if not out.exists():
+        return
+    store, own = Store.read(out), (tuple(screen.pixels.channels), size, size)
+    other = None
+    if (store.channels, *store.shape[1:]) != own:
+        other = f"of {store.shape[1]} x {store.shape[2]} pixels and the channels {', '.join(store.channels)}"
+    elif search is not None and not _same_search(screen, out, search):
+        other = "cells of other fields or nuclei"
+    if other is not None:
+        raise DataError(f"'{out}' is a store of other images ({other}): delete it, or choose another place")
+
+
+def _same_search(screen: Screen, out: Path, search: Mapping[str, Any]) -> bool:
+    """Whether nothing that stands beside a store tells of other fields or nuclei."""
+    try:
+        return bool(_search_of(pq.read_schema(beside(out, ".nuclei.parquet"))) == search)
+    except (OSError, ValueError, pa.ArrowException):  # not there, or damaged
+        pass
+    try:
+        fields = pd.read_csv(beside(out, ".fields.csv"), dtype=str, keep_default_na=False)[_NAMES]
+    except (OSError, ValueError, KeyError):
+        return True
+    return np.array_equal(fields.to_numpy(str), screen.table[_NAMES].to_numpy(str))
 
 
 def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path, about: Mapping[str, Any] | None = None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
 
@@ -93,6 +93,9 @@ def _decode(path: Path, row: int) -> np.ndarray:
         array = read(path)
     except FileNotFoundError:
         raise BadImageError(f"image '{path}' is missing: {REMEDY}", row) from None
+    except UnidentifiedImageError as error:  # whose message is the address of an object
+        kind = path.suffix[1:].upper()
+        raise BadImageError(f"image '{path}' cannot be read (it is no {kind}): {REMEDY}", row) from error
     except Exception as error:  # decoders raise almost anything when a file is damaged
         raise BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {REMEDY}", row) from error
     if array.dtype.newbyteorder("=") not in _DTYPES:

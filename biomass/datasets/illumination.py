@@ -122,7 +122,7 @@ def measure_channel(
     Args:
         images: called twice; yields the number of the site, 0 … n_sites - 1, and an image (H, W), non-negative, for
             every field of the plate, in any order.
-        n_sites: number of sites; each needs at least one image.
+        n_sites: number of sites; one of which there is no image gets even light.
         sigma: of the Gaussian, pixels.
 
     Returns:
@@ -135,7 +135,8 @@ def measure_channel(
             sums[site] = np.zeros(image.shape, np.float64)
         sums[site] += image
         counts[site] += 1
-    light = np.stack([illumination(sums[site] / counts[site], sigma) for site in range(n_sites)])
+    dark = np.zeros(next(iter(sums.values())).shape)
+    light = np.stack([illumination(sums.get(site, dark) / max(counts[site], 1), sigma) for site in range(n_sites)])
     histogram = Histogram()
     for site, image in images():
         histogram.add(image / light[site])

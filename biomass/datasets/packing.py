@@ -206,7 +206,8 @@ def _make_plan(screen: Screen, files: Any) -> _Plan:
 def _example(screen: Screen) -> np.ndarray:
     """The first image that can be read, (1, C, H, W)."""
     first: BadImageError | None = None
-    for row in range(min(len(screen), _TRIES)):
+    # All over the screen: the cells of a field that is bad are hundreds of bad images in a row.
+    for row in np.unique(np.linspace(0, len(screen) - 1, min(len(screen), _TRIES)).astype(np.int64)):
         try:
             return screen.pixels.read(np.array([row]))
         except BadImageError as error:
@@ -314,7 +315,7 @@ def _write(
     if bad and on_bad_image == "error":
         more = f" ({len(bad)} images cannot be read)" if len(bad) > 1 else ""
         why = bad[min(bad)].replace(SKIP_ADVICE, "")
-        raise BadImageError(f"{why}{more}; pack again to go on, or with --on-bad-image skip", min(bad))
+        raise BadImageError(f"{why}{more}; pack again to go on{SKIP_ADVICE}", min(bad))
     entries = [done[block] for block in range(len(done))]
     all_bad = {row: why for entry in entries for row, why in entry.bad.items()}
     if all_bad:

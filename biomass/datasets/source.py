@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
+from biomass.datasets.bbbc021_raw import CACHE_ADVICE
 from biomass.datasets.files import SKIP_ADVICE
 from biomass.datasets.manifest import load_manifest
 from biomass.datasets.packed import ABOUT, load_packed
@@ -36,6 +37,7 @@ def command_errors(on_bad_image: str, stopped: str) -> Iterator[None]:
     except BiomassError as error:
         advice = ", or give --on-bad-image skip" if on_bad_image == "error" else ""
         message = str(error).replace(SKIP_ADVICE, advice).replace(DOWNLOAD_ADVICE, "")
+        message = message.replace(CACHE_ADVICE, "give --set cache_dir=… with a folder that can be written")
         raise SystemExit(f"error: {message}") from None
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)
@@ -66,7 +68,7 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
     if (root / _RXRX1 / "metadata.csv").is_file():
         return _call(load_rxrx1, root, skip | options, download=False), root / _RXRX1
     if is_bbbc021(source):
-        return _call(load_bbbc021, source, options), source
+        return _call(load_bbbc021, source, skip | options), source
     if source.is_file():
         return _call(load_manifest, source, skip | options), source
     if source.is_dir():
