@@ -97,6 +97,7 @@ KEYS = {
     "dataloaders.summary_file": NAME.or_null(),
     "dataloaders.metadata_file": NAME.or_null(),
     "dataloaders.store": NAME.or_null(),
+    "dataloaders.cache_dir": NAME.or_null(),
     "dataloaders.plates": Kind(str | list, "a name, a list of names", item=WORD).or_null(),
     "dataloaders.source": TARGET,
     "dataloaders.fields": TARGET,
