@@ -72,7 +72,7 @@ def test_agrees_with_pycytominer_on_fewer_controls_than_features():
     np.testing.assert_allclose(whiten(x, np.ones(12, bool), 0.0), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("lam", [None, 1e-3, 2.0])
+@pytest.mark.parametrize("lam", [1e-3, 2.0])
 def test_fewer_controls_than_features_and_constant_features_are_the_formula_too(lam):
     rng = np.random.default_rng(3)
     x = rng.normal(size=(30, 50))
@@ -85,6 +85,36 @@ def test_fewer_controls_than_features_and_constant_features_are_the_formula_too(
     white = fitted.apply(x)
     np.testing.assert_allclose(white, expected, rtol=0, atol=1e-6)
     assert np.abs(white[:, 7]).max() < 1e-6
+
+
+def unseen_share(rows, fitted):
+    """The share of the squared length of rows that lies in directions in which no control varies."""
+    return 1 - np.square(rows @ fitted.directions.T).sum() / np.square(rows).sum()
+
+
+def test_by_default_directions_unseen_in_controls_keep_their_share():
+    rng = np.random.default_rng(3)
+    spread = np.arange(1, 401) ** -0.6
+    controls, treated = (rng.normal(size=(n, 400)) * spread for n in (60, 200))
+    treated += 2 * rng.normal(size=400) * spread
+    fitted = fit_whitening(controls)
+    assert len(fitted.variances) == 59
+    before = unseen_share(treated - fitted.centre, fitted)
+    assert 0.2 < before < 0.5
+    assert unseen_share(fitted.apply(treated), fitted) < before + 0.15
+    assert unseen_share(fit_whitening(controls, 1e-3).apply(treated), fitted) > 0.9  # the formula alone
+    # what was seen is whitened by the formula, what was not is scaled as what was seen is on average
+    m = fitted.variances.mean()
+    inside = fitted.directions.T @ fitted.directions
+    expected = zca(controls, 0.01 * m) @ inside + (1.01 * m) ** -0.5 * (np.eye(400) - inside)
+    np.testing.assert_allclose(fitted.matrix(), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(fitted.apply(treated), (treated - controls.mean(0)) @ expected, rtol=0, atol=1e-8)
+
+
+def test_by_default_many_controls_are_whitened_by_plain_zca():
+    x, mask, _ = screen(seed=4, n=400)
+    lam = RELATIVE_LAMBDA * np.linalg.eigvalsh(np.cov(x[mask].T)).mean()
+    np.testing.assert_allclose(whiten(x, mask), (x - x[mask].mean(0)) @ zca(x[mask], lam), rtol=0, atol=1e-9)
 
 
 def test_without_regularization_directions_unseen_in_controls_are_dropped():

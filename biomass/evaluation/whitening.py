@@ -3,8 +3,9 @@
 Controls should all look alike, so what varies among them is nuisance. ZCA whitening gives every direction of that
 variation the same weight; TVN (Ando et al. 2017) then matches the controls' covariance of every batch to that of all
 controls (CORAL; Sun et al. 2016). All maps here are symmetric powers of ``S + lambda I``, S the covariance (divisor
-n - 1) of n control rows of D features. They are applied through the singular vectors of the controls, never as a
-matrix D x D, so that few controls and many features cost little: time n D min(n, D) to fit.
+n - 1) of n control rows of D features; only the default of whitening has another scale for directions in which no
+control varies (:func:`fit_whitening`). They are applied through the singular vectors of the controls, never as a matrix
+D x D, so that few controls and many features cost little: time n D min(n, D) to fit.
 """
 
 from collections.abc import Sequence
@@ -25,11 +26,12 @@ from biomass.evaluation.aggregate import (
 )
 
 RELATIVE_LAMBDA = 0.01
-"""Default lambda of whitening, as a share of the controls' mean variance of a feature.
+"""Default lambda of whitening, as a share of the mean of the controls' nonzero variances (eigenvalues of S).
 
 Chosen on the BBBC021 wells of Ljosa et al. (2013; 330 DMSO wells, 177 features): NSC and NSCB are best or close to it
 from a tenth to ten times this value. Far smaller ones blow up directions in which the controls hardly vary, far larger
-ones leave the features as they were."""
+ones leave the features as they were. Unseen directions, in which no control varies, are no matter of lambda: see
+:func:`fit_whitening`."""
 
 _ROWS = 8192
 """Rows mapped at once: bounds the memory beside the result."""
@@ -37,14 +39,15 @@ _ROWS = 8192
 
 @dataclass(frozen=True)
 class Whitening:
-    """ZCA whitening fitted on controls: ``(x - centre) W`` with ``W = V (S + lambda)^-1/2 V^T``.
+    """ZCA whitening fitted on controls: ``(x - centre) W`` with ``W = V (S + lambda)^-1/2 V^T + rest (I - V V^T)``.
 
     Attributes:
         centre: mean of the controls, (D,).
         variances: the K nonzero eigenvalues of S, descending, (K,); K is at most the number of controls less one.
         directions: their eigenvectors, (K, D), orthonormal rows.
-        regularization: lambda, in squared units of the features. With 0, directions in which the controls do not
-            vary are dropped (pseudo-inverse); otherwise they are scaled by ``lambda^-1/2``.
+        regularization: lambda, in squared units of the features.
+        rest: scale of the directions in which the controls do not vary, in one over units of the features; 0 drops
+            them.
         columns: names of the features it was fitted on; empty for an array.
     """
 
@@ -52,11 +55,13 @@ class Whitening:
     variances: np.ndarray
     directions: np.ndarray
     regularization: float
+    rest: float
     columns: tuple[str, ...]
 
     def matrix(self) -> np.ndarray:
         """W itself, (D, D): for inspection, ``apply`` does not need it."""
-        return _power(np.eye(len(self.centre)), self.variances, self.directions, self.regularization, -0.5)
+        scales = (self.variances + self.regularization) ** -0.5
+        return _scaled(np.eye(len(self.centre)), scales, self.directions, self.rest)
 
     def apply(self, features: Features) -> pd.DataFrame | np.ndarray:
         """Whiten rows, controls or not.
@@ -86,10 +91,20 @@ class Whitening:
 def fit_whitening(controls: Features, regularization: float | None = None) -> Whitening:
     """Fit ZCA whitening on control rows.
 
+    n controls vary in at most n - 1 directions. What a row is in the others, which for 330 control wells and 2048
+    features are most, no control has told how to scale. A lambda that is given makes the plain formula ``(S + lambda
+    I)^-1/2`` (sphering with a ridge), under which they are scaled by ``lambda^-1/2``, more than any direction that was
+    seen; 0 drops them (pseudo-inverse, as pycytominer does). Neither is a good default: the first leaves next to
+    nothing but unseen directions in the profile of a treatment, so that batch effects, whitening and alignment no
+    longer matter; the second loses what a treatment does and no control ever shows. By default they are scaled by
+    ``(m + lambda)^-1/2``, m the mean of the nonzero variances: on average whitening scales what it has seen by
+    just that, so the share of the unseen in the length of a row stays about what it was. With full rank there are none,
+    and the default is plain ZCA with a small lambda.
+
     Args:
         controls: a profile table of control rows, or an array (n, D), n >= 2; n may be smaller than D.
-        regularization: lambda >= 0, in squared units of the features; ``None``: :data:`RELATIVE_LAMBDA` times the
-            mean variance of a feature among the controls, which does not depend on the unit.
+        regularization: lambda >= 0, in squared units of the features; ``None``: :data:`RELATIVE_LAMBDA` times m,
+            which does not depend on the unit, and unseen directions as above.
 
     Raises:
         ConfigError: lambda is negative or not finite.
@@ -199,16 +214,21 @@ def _fit(controls: np.ndarray, regularization: float | None, columns: tuple[str,
     if not len(variances):
         raise DataError(f"all {len(controls)} control rows are the same; there is no variation to whiten")
     if regularization is None:
-        regularization = RELATIVE_LAMBDA * float(variances.sum()) / controls.shape[1]
-    _check_lambda(regularization)
-    return Whitening(centre, variances, directions, float(regularization), columns)
+        mean = float(variances.mean())
+        regularization = RELATIVE_LAMBDA * mean
+        rest = (mean + regularization) ** -0.5
+    else:
+        _check_lambda(regularization)
+        rest = regularization**-0.5 if regularization > 0 else 0.0
+    return Whitening(centre, variances, directions, float(regularization), rest, columns)
 
 
 def _whitened(matrix: np.ndarray, fit: Whitening) -> np.ndarray:
     out = np.empty_like(matrix)
     for start in range(0, len(matrix), _ROWS):
         rows = matrix[start : start + _ROWS].astype(np.float64) - fit.centre
-        out[start : start + _ROWS] = _power(rows, fit.variances, fit.directions, fit.regularization, -0.5)
+        scales = (fit.variances + fit.regularization) ** -0.5
+        out[start : start + _ROWS] = _scaled(rows, scales, fit.directions, fit.rest)
     return out
 
 
@@ -231,9 +251,14 @@ def _power(
     rows: np.ndarray, variances: np.ndarray, directions: np.ndarray, regularization: float, power: float
 ) -> np.ndarray:
     """``rows (S + lambda I)^power`` for S with these eigenvalues (K,) and eigenvectors (K, D), zero elsewhere."""
-    # where S has full rank nothing is left over, and a large lambda^-1/2 would only multiply rounding
-    rest = regularization**power if regularization > 0 and len(variances) < rows.shape[1] else 0.0
-    return rest * rows + ((rows @ directions.T) * ((variances + regularization) ** power - rest)) @ directions
+    return _scaled(rows, (variances + regularization) ** power, directions, regularization**power)
+
+
+def _scaled(rows: np.ndarray, scales: np.ndarray, directions: np.ndarray, rest: float) -> np.ndarray:
+    """Rows (N, D), scaled by ``scales`` (K,) along the orthonormal directions (K, D) and by ``rest`` elsewhere."""
+    if len(directions) == rows.shape[1]:
+        rest = 0.0  # nothing is left over, and a large scale would only multiply rounding
+    return rest * rows + ((rows @ directions.T) * (scales - rest)) @ directions
 
 
 def _batches(features: Features, batches: object) -> tuple[np.ndarray, list[str]]:
