@@ -24,21 +24,24 @@ def main(cfg: Config) -> float | None:
     data = cfg.dataloaders
     folder = Path("runs") / run_name(cfg.run_name, "transfer_bbbc021")
     fabric = training.make_fabric(cfg.device, cfg.precision)
+    transfer.check_names(cfg.normalizations, cfg.postprocessings, cfg.metric, cfg.channels)
     pairs = [(n, p) for n in cfg.normalizations for p in cfg.postprocessings]
     monitored = tuple(cfg.monitor.split("/"))
     if monitored not in pairs:
-        known = ", ".join("/".join(pair) for pair in pairs)
+        known = ", ".join("/".join(pair) for pair in pairs) or "choices: there are none"
         raise ConfigError(f"monitor '{cfg.monitor}' is not one of this run's {known}")
 
-    # images, their cells, and an encoder for each normalization
-    fields, cells = build(data.fields), build(data.source)
+    # an encoder for each normalization: one that is missing is told before the cells are cut out
     paths = {"frozen": cfg.frozen_model_path if cfg.frozen_model_path is not None else cfg.model_path}
-    model, channels = (cfg.model.key, cfg.model.pretrained, cfg.seed), cfg.channels
-    encoders = {
-        n: _encoder(paths.get(n, cfg.model_path), *model, channels, cells.pixels.channels) for n in cfg.normalizations
-    }
-    for n, (_, channels) in encoders.items():
+    own = data.source.get("channels") or ("DAPI", "tubulin", "actin")
+    model = (cfg.model.key, cfg.model.pretrained, cfg.seed, cfg.channels, own)
+    encoders = {n: _encoder(paths.get(n, cfg.model_path), *model) for n in cfg.normalizations}
+    for n, (encoder, _, key) in encoders.items():
+        transfer.check_norms(encoder, [n], key)
+    fields, cells = build(data.fields), build(data.source)
+    for n, (encoder, channels, key) in encoders.items():
         transfer.check_choices(cells, [n], cfg.postprocessings, cfg.metric, channels)
+        transfer.check_encoder(encoder, cells, channels, key)
     standardize = Compose([build(t) for t in cfg.transforms.eval])
     options = {"normalize": cfg.normalize, "batch_size": cfg.encode_batch_size}
     options |= {"num_workers": data.num_workers, "on_bad_image": data.on_bad_image}
@@ -48,7 +51,7 @@ def main(cfg: Config) -> float | None:
     # cells → images → wells, plate by plate; from here on the run writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         wells = {}
-        for n, (encoder, channels) in encoders.items():
+        for n, (encoder, channels, _) in encoders.items():
             images = transfer.image_profiles(
                 fabric, encoder, cells, folder / "plates" / n, n, transform=standardize, channels=channels, **options
             )
@@ -76,11 +79,11 @@ def main(cfg: Config) -> float | None:
 
 def _encoder(
     model_path: str | None, key: str, pretrained: bool, seed: int, channels: Sequence[str] | None, own: Sequence[str]
-) -> tuple[nn.Module, Sequence[str]]:
-    """The encoder of a checkpoint, or one of ImageNet or random weights, and the channels that it expects."""
+) -> tuple[nn.Module, Sequence[str], str]:
+    """The encoder of a checkpoint, or one of ImageNet or random weights, the channels that it expects, and its name."""
     if model_path is None:
         channels = own if channels is None else channels
-        return build_network(Architecture(key, len(channels), ()), pretrained, seed).encoder, channels
+        return build_network(Architecture(key, len(channels), ()), pretrained, seed).encoder, channels, key
     network, architecture, origin = training.load_network(training.find_checkpoint(model_path), key)
     channels = origin.get("channels", own) if channels is None else channels
     if len(channels) != architecture.in_channels:
@@ -88,7 +91,7 @@ def _encoder(
             f"'{model_path}' expects {architecture.in_channels} channels, not {', '.join(channels)}; name them, in its "
             "order, in channels=[…]"
         )
-    return network.encoder, channels
+    return network.encoder, channels, architecture.key
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Encoders of torchvision and timm, heads, poolers."""
 
+import logging
 import urllib.error
 
 import pytest
@@ -69,6 +70,9 @@ def test_heads():
 def test_an_unknown_network_is_refused_with_a_hint():
     with pytest.raises(ConfigError, match=r"model.key 'resnet51' is neither .* did you mean"):
         build_encoder("resnet51")
+    with pytest.raises(ConfigError, match="did you mean resnet18") as caught:
+        build_encoder("resnet18x")  # torchvision has networks for segmentation, too, which are no encoders
+    assert "deeplab" not in str(caught.value)
 
 
 def test_weights_of_torchvision_that_cannot_be_fetched(monkeypatch):
@@ -84,12 +88,17 @@ def test_weights_of_torchvision_that_cannot_be_fetched(monkeypatch):
 def test_weights_of_timm_that_cannot_be_fetched(monkeypatch):
     import timm.models._builder
 
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+
     def refuse(*_, **__):
+        assert not logger.isEnabledFor(logging.WARNING)  # it would tell of a dozen attempts
         raise OSError("no network")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
     with pytest.raises(ConfigError, match=r"set model.pretrained=false"):
         build_encoder("timm/resnet18", pretrained=True)
+    assert logger.level == logging.INFO
 
 
 def test_poolers_against_a_loop():

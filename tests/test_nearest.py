@@ -103,6 +103,15 @@ def test_batches_that_meet_are_kept_apart():
     assert batch_sets(["Week1, Week3", b"Week1"]) == [{"Week1", "Week3"}, {"Week1"}]
 
 
+def test_a_number_is_the_same_batch_whatever_its_type():
+    x = np.array([[1, 0.0], [1, 0.1], [0, 1.0]])
+    for one in (1, 1.0, np.float32(1), np.int64(1), {1.0}, {1, pd.NA}, [1, None]):
+        assert nscb(x, ["a", "b", "c"], ["m"] * 3, [one, 1, "2"]).neighbours.tolist() == [2, 2, 1]
+    assert batch_mixing(x, [1, 1.0, 2]).by_batch["rows"].tolist() == [2, 1]
+    with pytest.raises(DataError, match="row 1 has no batch"):
+        nscb(x, ["a", "b", "c"], ["m"] * 3, [1, {pd.NA}, 2])
+
+
 def test_one_batch_only_leaves_nothing_to_score():
     result = nscb(np.eye(3), ["a", "b", "c"], ["m", "m", "n"], ["w", "w", "w"])
     assert not result.scorable.any()
@@ -175,6 +184,8 @@ def test_bad_input_is_named():
         nsc(table, "Metadata_compound", "Metadata_moa")
     with pytest.raises(DataError, match="row 1 has inf in feature '0'"):
         nsc(np.array([[0.0], [np.inf]]), ["a", "b"], ["m", "m"])
+    with pytest.raises(DataError, match="column 'f1' stands more than once in the profiles; rename or drop"):
+        nsc(table.set_axis([*table.columns[:2], "f1", "f1"], axis=1), "Metadata_compound", "Metadata_moa")
     with pytest.raises(DataError, match=r"column 'batch' is not numeric.*Metadata_batch"):
         nsc(table.assign(f2=1, batch="w"), "Metadata_compound", "Metadata_moa")
     with pytest.raises(ConfigError, match=r"no column 'Metadata_cmpd'.*Metadata_compound"):

@@ -9,10 +9,13 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from biomass.evaluation import transfer
+from biomass.models import Architecture, build_network
 
 NOTEBOOK = ROOT / "notebooks/pybbbc.ipynb"
 
@@ -58,6 +61,34 @@ def test_the_notebook_runs_without_any_download(tmp_path):
     rows = [line.split(" | ")[:2] for line in tables[0].splitlines()[2:]]
     assert rows == [[f"| {n}", how] for n in transfer.NORMALIZATIONS.values() for how in transfer.POSTPROCESSINGS]
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def checkpoint(folder, channels, seed):
+    """An encoder that nothing has trained, as the scripts write it."""
+    architecture = Architecture("test_resnet", len(channels), ())
+    state = {"architecture": architecture.to_dict(), "network": build_network(architecture, seed=seed).state_dict()}
+    torch.save({**state, "channels": list(channels)}, folder / f"{seed}.pt")
+    return str(folder / f"{seed}.pt")
+
+
+def test_every_encoder_is_given_its_own_channels(tmp_path):
+    one, other = checkpoint(tmp_path, ["nuclei", "actin"], 0), checkpoint(tmp_path, ["actin", "nuclei", "ER"], 1)
+    same = {"SIMULATED": SMALL["SIMULATED"]}
+    execute(FOLDER=str(tmp_path / "a"), MODEL_PATH=one, FROZEN_MODEL_PATH=other, **same)
+    execute(FOLDER=str(tmp_path / "b"), MODEL_PATH=other, **same)
+    a, b = (pd.read_parquet(tmp_path / folder / "wells_frozen.parquet") for folder in "ab")
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_plain_state_dicts_and_what_cannot_work_before_anything_is_encoded(tmp_path):
+    network = build_network(Architecture("convnext_tiny", 3, ()))
+    torch.save(network.encoder.state_dict(), tmp_path / "plain.pth")
+    parameters = {"MODEL_PATH": str(tmp_path / "plain.pth"), "SIMULATED": SMALL["SIMULATED"]}
+    with pytest.raises(CellExecutionError, match=r"is a plain state dict; set model\.key"):
+        execute(FOLDER=str(tmp_path / "out"), **parameters)
+    with pytest.raises(CellExecutionError, match="network 'convnext_tiny' has no batch norm"):
+        execute(FOLDER=str(tmp_path / "out"), MODEL_KEY="convnext_tiny", **parameters)
+    assert not (tmp_path / "out/plates").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Checkpoints of other code, and what cannot be one."""
 
 import pytest
+import timm
 import torch
 import torchvision
 
@@ -70,6 +71,27 @@ def test_whole_networks_of_torchvision_load(tmp_path, key):
         torch.testing.assert_close(loaded.eval()(images(64)), whole(images(64)))
 
 
+@pytest.mark.parametrize("key", ["resnet18", "efficientnet_b0", "densenet121", "test_resnet"])
+@pytest.mark.parametrize("wrapped", ["", "module."])
+@pytest.mark.parametrize("last", [True, False])
+def test_plain_networks_of_torchvision_and_timm_load(tmp_path, key, wrapped, last):
+    torch.manual_seed(0)
+    whole = (timm.create_model(key, num_classes=5) if key == "test_resnet" else
+             torchvision.models.get_model(key, num_classes=5)).eval()  # fmt: skip
+    own = build_network(Architecture(key, 3, ())).encoder.state_dict()
+    state = {k: v for k, v in whole.state_dict().items() if last or k in own}
+    if key == "resnet18":  # as old files of weights, which do not count batches
+        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save({f"{wrapped}{k}": v for k, v in state.items()}, tmp_path / "bare.pth")
+    loaded, architecture, _ = load_network(tmp_path / "bare.pth", key)
+    assert architecture.head == ((5,) if last else ())
+    with torch.no_grad():
+        if last:
+            torch.testing.assert_close(loaded.eval()(images(64)), whole(images(64)))
+        kept = loaded.encoder.state_dict()
+        assert all(torch.equal(kept[k], v) for k, v in state.items() if k in own)
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
@@ -78,6 +100,7 @@ def test_whole_networks_of_torchvision_load(tmp_path, key):
         ({"architecture": 18}, "has the architecture 18, which no script of ours"),
         ({"architecture": {"key": "resnet18"}, "network": {}}, "no script of ours .* set model.key"),
         ({"architecture": {"key": "resnet18", "in_channels": 3, "head": []}}, "no weights under the key 'network'"),
+        ({"epoch": 3, "model": {}}, "has the key 'epoch', .*; save the state dict of the network alone, and set model"),
         ({"architecture": {"key": "resnet18", "in_channels": 3, "head": []}, "network": {"a": 1}},
          r"is no resnet18: it lacks 'encoder.conv1.weight'; it is damaged, give another model_path"),
     ],

@@ -167,3 +167,9 @@ def test_bad_input_is_named():
         replicate_map(table.assign(Metadata_plate="p0"), *COLUMNS, "other_plate")
     with pytest.raises(DataError, match="row 3 has nan in feature 'emb_0002'"):
         replicate_map(table.assign(emb_0002=table["emb_0002"].where(table.index != 3)), *COLUMNS)
+
+
+def test_a_table_of_controls_alone_is_refused():
+    table = wells()
+    with pytest.raises(DataError, match="all 12 rows are controls, so there is no treatment"):
+        replicate_map(table[table["Metadata_control"]], *COLUMNS)

@@ -1,19 +1,21 @@
 """Profiles of a screen of cells, their evaluation, the figures, and transfer_bbbc021.py from end to end."""
 
 import shutil
+import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from test_train_cells import CELLS
 
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.cropping import crop_screen, place_nuclei
 from biomass.datasets.nuclei import read_nuclei
 from biomass.datasets.simulated_bbbc021 import simulate_bbbc021
-from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
 from biomass.evaluation import batch_mixing, nscb, plots, transfer, whiten
 from biomass.evaluation.profiles import ArrayPixels
 from biomass.models import Architecture, build_network
@@ -200,10 +202,27 @@ def test_values_that_are_not_finite_are_refused(fabric, tmp_path):
     broken = build_network(Architecture("test_resnet", 2, ()), seed=1).encoder
     next(broken.parameters()).data[0] = torch.nan
     with pytest.raises(DataError, match="output for image 'Week1/P1/A01/1' is not finite") as caught:
-        profile(fabric, broken, small_screen(), tmp_path)
+        profile(fabric, broken, small_screen(), tmp_path, "frozen")
     assert "\n" not in str(caught.value)
     assert not torch.is_inference_mode_enabled()
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("normalization", ["frozen", "all", "controls"])
+def test_one_nan_is_not_blamed_on_the_first_image_of_its_plate(fabric, encoder, tmp_path, normalization):
+    cells = small_screen()
+    pixels = cells.pixels.array.astype(np.float32)
+    pixels[10] = np.nan  # of the DMSO well of the second plate
+    pixels[12] = np.inf
+    cells = make_screen(cells.table, ArrayPixels(pixels, cells.pixels.channels), cells.classes)
+    message = {
+        "frozen": "output for image 'Week1/P2/A01/1' is not finite",
+        "all": "for any image of plate 'Week1/P2'; the cause may be NaN in any image of the plate,.* frozen alone",
+        "controls": "for any image of plate 'Week1/P2'; the cause may be NaN in any image of a control well of the",
+    }[normalization]
+    with pytest.raises(DataError, match=message) as caught:
+        profile(fabric, encoder, cells, tmp_path, normalization)
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_words(fabric, encoder, tmp_path):
@@ -367,7 +386,7 @@ def test_mixing_does_not_reward_what_was_fitted_on_the_wells_that_are_judged():
     wells = simple_wells(n=12, dims=200)
     names = list(wells.filter(like="emb_"))
     shares, fitted = [], []
-    for _ in range(10):
+    for _ in range(30):
         wells[names] = rng.normal(size=(len(wells), 200))
         shares.append(transfer.held_out_mixing(wells, "tvn").share)
         done = transfer.postprocess(wells, "tvn")
@@ -396,6 +415,48 @@ def test_too_few_controls_are_said_before_anything_is_encoded(how, message):
     with pytest.raises(DataError, match=message):
         transfer.check_choices(cells, ["all"], [how])
     transfer.check_choices(cells, ["all"], ["none"])
+
+
+def spoiled(well, **values):
+    """A small screen with other values in the wells of that name."""
+    cells = small_screen()
+    table = cells.table.copy()
+    for column, value in values.items():
+        table.loc[table["well"].isin(well) & (table["plate"] == "P1"), column] = value
+    return make_screen(table, cells.pixels, cells.classes)
+
+
+@pytest.mark.parametrize(
+    ("well", "values", "message"),
+    [
+        (["A02"], {"moa": "Z", "concentration": 2.0, "compound": "b"}, "'b' 2 has two mechanisms, 'Z' and 'X'"),
+        (["A02"], {"concentration": np.nan}, "treated well 'Week1/P1/A02' has no concentration; fill it"),
+        (["A03"], {"compound": None}, "treated well 'Week1/P1/A03' has no compound; fill it"),
+    ],
+)
+def test_treatments_that_cannot_be_told_are_said_before_anything_is_encoded(well, values, message):
+    with pytest.raises(DataError, match=message):
+        transfer.check_choices(spoiled(well, **values), ["all"], ["none"])
+    transfer.check_choices(spoiled(well, **values), ["all"])  # profiles of images need no treatments
+
+
+def test_wells_without_treatment_or_with_two_are_said_before_anything_is_encoded():
+    cells = small_screen()
+    controls = make_screen(cells.table.assign(control="negative"), cells.pixels, cells.classes)
+    with pytest.raises(DataError, match="none of the 12 wells is treated, so there are no treatments to compare"):
+        transfer.check_choices(controls, ["all"], ["none"])
+    table = cells.table.copy()
+    table.loc[4, "concentration"] = 5.0
+    with pytest.raises(DataError, match="well 'Week1/P1/A02' has two treatments or mechanisms"):
+        transfer.check_choices(make_screen(table, cells.pixels, cells.classes), ["all"], ["none"])
+
+
+def test_where_nothing_can_be_scored_no_number_is_shown():
+    wells = simple_wells().assign(Metadata_batch="W1")
+    evaluations = {("all", "none"): transfer.evaluate(wells)}
+    assert transfer.to_markdown(transfer.summarize(evaluations)).endswith(" (3) | – | 100.0 (100.0) |")
+    figures = transfer.draw(evaluations, "all", "none")
+    assert figures["confusion"].axes[0].get_title().endswith("NSCB cannot be scored")
 
 
 def test_without_controls_there_is_no_mixing_and_no_whitening():
@@ -452,6 +513,9 @@ def test_figures_show_what_they_are_given(tmp_path):
     assert legend == ["Week2", "Week10"]
     handles = grid.axes[1].get_legend().legend_handles
     assert len({(h.get_facecolor().tobytes(), h.get_paths()[0].vertices.tobytes()) for h in handles}) == 12
+    grid = plots.scatter_grid({"a": points}, {"mechanism": ["", "DMSO", "X"] * 8}, ("", "DMSO"))
+    handles = grid.axes[0].get_legend().legend_handles
+    assert len({h.get_facecolor().tobytes() for h in handles}) == 3
     bars = plots.mechanism_bars({"one": one.nsc, "two": one.nscb})
     widths = [patch.get_width() for patch in bars.axes[0].patches]
     assert widths == [100 * one.nsc.accuracy, 100 * one.nscb.accuracy]
@@ -544,8 +608,18 @@ def test_a_second_run_of_the_same_name_goes_on(run):
     ("overrides", "error", "message"),
     [
         (["monitor=controls/zca"], ConfigError, "monitor 'controls/zca' is not one of this run's frozen/none,"),
+        (["normalizations=[ben]"], ConfigError, "normalization 'ben' is unknown; choose frozen"),
         (["normalizations=[ben]", "monitor=ben/none"], ConfigError, "normalization 'ben' is unknown"),
+        (["normalizations=frozen"], ConfigError, r"normalizations is \"frozen\"; .* write \[frozen\]"),
+        (["normalizations=[]"], ConfigError, "there are none"),
+        (["postprocessings=[zca]"], ConfigError, "postprocessing 'zca' is unknown"),
         (["postprocessings=[zca]", "monitor=all/zca"], ConfigError, "postprocessing 'zca' is unknown"),
+        (["channels=[]"], ConfigError, r"channels=\[\] names no channel; name those"),
+        (["channels=actin"], ConfigError, r"channels is \"actin\"; .*; write \[actin\]"),
+        (["model.key=convnext_tiny"], ConfigError, "'convnext_tiny' has no batch norm, .*set normalizations="),
+        (["model.key=vit_tiny_patch16_224", "normalizations=[frozen]", "monitor=frozen/none"], ConfigError,
+         "network 'vit_tiny_patch16_224' does not take cells of 48 x 48 pixels and 3 channels"),
+        (["model.key=inception_v3"], ConfigError, "network 'inception_v3' does not take cells of 48 x 48 pixels"),
         (["metric=l1"], ConfigError, "metric='l1' is unknown"),
         (["dataloaders=bbbc021", "dataloaders.root_dir=nowhere"], DataError, "no BBBC021 below 'nowhere'"),
         (["channels=[nuclei,ER,mito]"], ConfigError, "no channel 'mito'"),
@@ -557,6 +631,19 @@ def test_what_cannot_work_is_refused_before_anything_is_written(run, overrides, 
     with pytest.raises(error, match=message) as caught:
         run("transfer_bbbc021", *simulated, *overrides)
     assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("overrides", [["model_path=nowhere"], ["frozen_model_path=nowhere"],
+                                       ["model.key=resnet18", "model.pretrained=true"]])  # fmt: skip
+def test_a_missing_encoder_is_told_before_the_cells_are_cut_out(run, overrides, monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("biomass.datasets.bbbc021.load_bbbc021_cells", pytest.fail)
+    with pytest.raises(BiomassError, match=r"model_path 'nowhere' is neither|cannot fetch the pretrained weights"):
+        run("transfer_bbbc021", *TINY, *overrides)
     assert not Path("runs").exists()
 
 

@@ -38,12 +38,15 @@ def feature_matrix(features: Features) -> np.ndarray:
         (N, D), float32 if all features are, float64 otherwise. May share its memory with ``features``.
 
     Raises:
-        DataError: a column is not numeric, there are no rows or features, the array is not two-dimensional, or a
-            value is missing or infinite (row and column are named).
+        DataError: a column is not numeric or stands twice, there are no rows or features, the array is not
+            two-dimensional, or a value is missing or infinite (row and column are named).
     """
     names: Sequence[object]
     if isinstance(features, pd.DataFrame):
         names = feature_columns(features)
+        twice = features.columns[features.columns.duplicated()]
+        if len(twice):
+            raise DataError(f"column '{twice[0]}' stands more than once in the profiles; rename or drop one of them")
         for name in names:
             if not pd.api.types.is_any_real_numeric_dtype(features[name]):
                 raise DataError(

@@ -145,7 +145,7 @@ def nscb(
         features: a row a treatment: a profile table, or an array (N, D).
         compounds: the compound of every treatment, (N,), or the name of a column; str or bytes.
         moas: the mechanism of every treatment, likewise.
-        batches: the batch of every treatment, likewise: one label (a str, bytes or number), or, where the
+        batches: the batch of every treatment, likewise: one label (a str, bytes or number; 1 is 1.0), or, where the
             replicates of a treatment are spread over batches, a set, list, tuple or array of labels. Two treatments
             share a batch if their sets meet. Labels joined by commas are refused, as ``Week1,Week3`` would not
             meet ``Week1``: split them with :func:`batch_sets`.
@@ -275,7 +275,14 @@ def _texts(values: np.ndarray, what: str) -> np.ndarray:
     for row, value in enumerate(values):
         if value is None:
             raise DataError(f"row {row} has no {what}; fill it or drop the row")
-    return np.array([str(v) for v in values], dtype=object)
+    return np.array([_label(v) for v in values], dtype=object)
+
+
+def _label(value: object) -> str:
+    """A label as a text; 1 and 1.0 are the same label, as a column of numbers turns to floats where one is missing."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
 
 
 def _memberships(batches: np.ndarray) -> np.ndarray:
@@ -283,7 +290,7 @@ def _memberships(batches: np.ndarray) -> np.ndarray:
     sets: list[set[str]] = []
     for row, value in enumerate(batches):
         items = list(value) if isinstance(value, set | frozenset | list | tuple | np.ndarray) else [value]
-        labels = {v.decode() if isinstance(v, bytes) else str(v) for v in items if v is not None and v == v}
+        labels = {_label(v) for v in items if not (pd.api.types.is_scalar(v) and pd.isna(v))}
         if not labels:
             raise DataError(f"row {row} has no batch; fill it or drop the row")
         joined = next((label for label in sorted(labels) if "," in label), None)

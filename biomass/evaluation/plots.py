@@ -11,7 +11,7 @@ from biomass.errors import DataError
 from biomass.evaluation.aggregate import Features, feature_matrix
 from biomass.evaluation.nearest import NearestResult
 
-_GREY = "0.8"
+_GREYS = ("0.8", "0.45")
 _COLOURS = tuple(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))
 """Matplotlib's own colours without its grey; a tenth label gets the first colour again, but another marker."""
 _MARKERS = "o^sD"
@@ -60,7 +60,7 @@ def scatter_grid(
     Args:
         coordinates: title of the column → (N, 2).
         labels: what the colour means → the label of each of the N points.
-        muted: labels drawn small and grey, below the others.
+        muted: up to two labels drawn small and grey, the second one darker, below the others.
     """
     columns, rows = len(coordinates), len(labels)
     figure = Figure(figsize=(3.1 * columns + 2.3, 3.1 * rows), layout="constrained")
@@ -68,7 +68,8 @@ def scatter_grid(
     for i, (meaning, values) in enumerate(labels.items()):
         of_point = np.asarray(values, dtype=str)
         loud = sorted(set(of_point) - set(muted), key=_natural)
-        styles = {label: (_GREY, "o", 8, 1) for label in muted if label in of_point}
+        greys = zip(muted, _GREYS, strict=False)
+        styles = {label: (grey, "o", 8, 1) for label, grey in greys if label in of_point}
         styles |= {label: (_COLOURS[k % 9], _MARKERS[k // 9 % 4], 16, 2) for k, label in enumerate(loud)}
         for j, (title, points) in enumerate(coordinates.items()):
             ax = axes[i, j]

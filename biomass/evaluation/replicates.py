@@ -80,8 +80,8 @@ def replicate_map(
 
     Raises:
         ConfigError: the question, the metric or a column is unknown, or ``null_size`` is not positive.
-        DataError: a feature is missing or infinite, a row has no treatment or plate, no row is a control, or no
-            profile has both a replicate and a rival.
+        DataError: a feature is missing or infinite, a row has no treatment or plate, no row or every row is a control,
+            or no profile has both a replicate and a rival.
     """
     if question not in QUESTIONS:
         raise ConfigError(f"question='{question}' is unknown; there are: {', '.join(QUESTIONS)}")
@@ -92,6 +92,8 @@ def replicate_map(
     treatment = [treatment] if isinstance(treatment, str) else list(treatment)
     matrix = feature_matrix(profiles).astype(np.float64, copy=False)
     control = control_rows(profiles, controls)
+    if control.all():
+        raise DataError(f"all {len(control)} rows are controls, so there is no treatment; give the treated rows, too")
     treatments, plates = group_numbers(profiles, treatment)[0], group_numbers(profiles, plate)[0]
     if metric != "euclidean":
         matrix = directions(matrix, centre=metric == "correlation")

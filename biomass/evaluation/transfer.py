@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import logging
 import os
+import textwrap
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from biomass.datasets.channels import match_channels
-from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.errors import BadImageError, ConfigError, DataError, one_line
 from biomass.evaluation import plots
 from biomass.evaluation.aggregate import METADATA, aggregate
 from biomass.evaluation.nearest import METRICS, BatchMixing, NearestResult, batch_mixing, nsc, nscb
@@ -37,6 +39,7 @@ from biomass.evaluation.whitening import tvn, whiten
 from biomass.inference import Statistics, Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
 from biomass.models import digest
+from biomass.norms import PlateBatchNorm
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, Screen
 
@@ -81,6 +84,31 @@ class Evaluation:
     mixing: BatchMixing | None
 
 
+def check_names(
+    normalizations: Sequence[str],
+    postprocessings: Sequence[str] = (),
+    metric: str = "cosine",
+    channels: Sequence[str] | None = None,
+) -> None:
+    """Refuse words that mean nothing, before there are data or a network.
+
+    Raises:
+        ConfigError: names the word, and those that there are.
+    """
+    for kind, names, known in (
+        ("normalization", normalizations, tuple(NORMALIZATIONS)),
+        ("postprocessing", postprocessings, POSTPROCESSINGS),
+    ):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{kind} '{name}' is unknown; choose {', '.join(known)}")
+    if metric not in METRICS:
+        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
+    if channels is not None and not len(channels):
+        raise ConfigError("channels=[] names no channel; name those that the encoder expects, in its order, or leave "
+                          "them to its checkpoint with channels=null")  # fmt: skip
+
+
 def check_choices(
     cells: Screen,
     normalizations: Sequence[str],
@@ -91,20 +119,66 @@ def check_choices(
     """Refuse at once what would otherwise fail after hours of encoding.
 
     Raises:
-        ConfigError, DataError: as :func:`image_profiles`, :func:`postprocess` and :func:`evaluate` would.
+        ConfigError, DataError: as :func:`image_profiles` and, where there are ``postprocessings``,
+            :func:`well_profiles`, :func:`postprocess` and :func:`evaluate` would.
     """
-    for normalization in normalizations:
-        _statistics(normalization, cells)
-    for how in postprocessings:
-        if how not in POSTPROCESSINGS:
-            raise ConfigError(f"postprocessing '{how}' is unknown; choose {', '.join(POSTPROCESSINGS)}")
-        _check_controls(how, cells)
-    if metric not in METRICS:
-        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
-    _order(channels, cells)
+    check_names(normalizations, postprocessings, metric, channels)
     missing = [column for column in COLUMNS if column not in cells.table]
     if missing:
         raise ConfigError(f"the screen has no column '{missing[0]}'; profiles of treatments need {', '.join(COLUMNS)}")
+    _order(channels, cells)
+    for normalization in normalizations:
+        _statistics(normalization, cells)
+    for how in postprocessings:
+        _check_controls(how, cells)
+    if len(postprocessings):
+        _check_treatments(cells)
+
+
+def check_norms(encoder: nn.Module, normalizations: Sequence[str], key: str) -> None:
+    """Make sure that a network can be normalized by plates, where it shall be.
+
+    Args:
+        encoder: the network.
+        normalizations: words of :data:`NORMALIZATIONS`.
+        key: the network's name, for messages.
+
+    Raises:
+        ConfigError: statistics of plates are asked of a network without batch norm.
+    """
+    by_plate = [name for name in normalizations if name != "frozen"]
+    if by_plate and not any(isinstance(module, PlateBatchNorm) for module in encoder.modules()):
+        raise ConfigError(
+            f"network '{key}' has no batch norm, so plates cannot be normalized in it ({', '.join(by_plate)}); "
+            "set normalizations=[frozen], or choose a network with batch norm (resnet50)"
+        )
+
+
+def check_encoder(encoder: nn.Module, cells: Screen, channels: Sequence[str] | None, key: str) -> None:
+    """Run a network on two black images of the size of the cells, to see whether it takes them.
+
+    Args:
+        encoder: the network.
+        cells: the screen.
+        channels: the channels that it expects; None: those of ``cells``.
+        key: the network's name, for messages.
+
+    Raises:
+        ConfigError: it does not take images of that size, or of so many channels.
+    """
+    shape = (len(cells.pixels.channels if channels is None else channels), *cells.pixels.size)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            encoder(torch.zeros(2, *shape, device=next(encoder.parameters()).device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"network '{key}' does not take cells of {shape[1]} x {shape[2]} pixels and {shape[0]} channels "
+            f"({textwrap.shorten(one_line(error), 120)}); choose another network, or crops of another size"
+        ) from error
+    finally:
+        encoder.train(was_training)
 
 
 def image_profiles(
@@ -151,6 +225,7 @@ def image_profiles(
         BadImageError: a cell cannot be read.
     """
     check_choices(cells, [normalization], channels=channels)
+    check_norms(encoder, [normalization], type(encoder).__name__)
     statistics, order = _statistics(normalization, cells), _order(channels, cells)
     _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
     plate_of_field = cells.plate_ids[first]
@@ -172,7 +247,7 @@ def image_profiles(
         with closing(cast("Generator[tuple[Batch, Tensor]]", outputs)):  # an error here ends its inference mode, too
             for plate, of_plate in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
                 images = first[plate_of_field == plate]
-                table = _table(cells, images, mean_profiles(of_plate, len(images), normalize))
+                table = _table(cells, images, mean_profiles(of_plate, len(images), normalize), normalization)
                 write_profiles(table, files[plate], prints[plate])
         if skipped.rows:
             folder.mkdir(parents=True, exist_ok=True)
@@ -346,7 +421,7 @@ def summarize(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The table of :func:`summarize` in per cent, for people."""
+    """The table of :func:`summarize` in per cent, for people; a dash where nothing can be scored."""
     lines = [
         "| normalization | post-processing | NSC (scored) | NSCB (scored) | same batch (at random) |",
         "|---|---|---:|---:|---:|",
@@ -354,8 +429,9 @@ def to_markdown(table: pd.DataFrame) -> str:
     percent = 100 * table[["nsc", "nscb", "mixing", "mixing_expected"]].to_numpy(np.float64)
     scored = table[["nsc_scored", "nscb_scored"]].to_numpy(np.int64)
     for name, how, values, counts in zip(table["normalization"], table["postprocessing"], percent, scored, strict=True):
-        cells = [NORMALIZATIONS[name], how, f"{values[0]:.1f} ({counts[0]})", f"{values[1]:.1f} ({counts[1]})"]
-        lines.append(f"| {' | '.join(cells)} | {values[2]:.1f} ({values[3]:.1f}) |")
+        scores = [(values[0], f"{counts[0]}"), (values[1], f"{counts[1]}"), (values[2], f"{values[3]:.1f}")]
+        cells = [NORMALIZATIONS[name], how, *("–" if np.isnan(v) else f"{v:.1f} ({beside})" for v, beside in scores)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -395,7 +471,8 @@ def draw(
     labels = {"mechanism": list(about["Metadata_moa"]), "batch": list(about["Metadata_batch"])}
     result = one.nscb
     title = f"{NORMALIZATIONS[normalization]}, post-processing: {postprocessing}\n"
-    title += f"NSCB {100 * result.accuracy:.0f} % of {result.scorable.sum()} treatments"
+    scored = int(result.scorable.sum())
+    title += f"NSCB {100 * result.accuracy:.0f} % of {scored} treatments" if scored else "NSCB cannot be scored"
     return {
         "umap": plots.scatter_grid(
             {name: plots.umap_coordinates(shown[name].wells, seed=seed) for name in shown}, labels, ("", "DMSO")
@@ -430,8 +507,6 @@ def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> No
 
 def _statistics(normalization: str, cells: Screen) -> Statistics:
     """What a normalization means for batch norm, once it is sure that all plates have what it takes."""
-    if normalization not in NORMALIZATIONS:
-        raise ConfigError(f"normalization '{normalization}' is unknown; choose {', '.join(NORMALIZATIONS)}")
     if normalization == "controls":
         count = np.bincount(cells.plate_ids[cells.negative_controls], minlength=len(cells.plate_names))
         lacking = np.flatnonzero(count == 0)
@@ -463,6 +538,35 @@ def _check_controls(how: str, cells: Screen) -> None:
             f"the screen has too few wells of negative controls: {controls.sum()}, and whiten needs 2; leave it out "
             "of postprocessings"
         )
+
+
+def _check_treatments(cells: Screen) -> None:
+    """Make sure that every well has one treatment, and every treatment a name and one mechanism."""
+    well, treatment = [*PLATE, "well"], ["compound", "concentration"]
+    wells = cells.table[[*well, "control", *treatment, "moa"]].drop_duplicates()
+    twice = wells[wells.duplicated(well)]
+    if len(twice):
+        raise DataError(f"well '{_names(twice, well)}' has two treatments or mechanisms; correct the screen's table")
+    treated = wells[wells["control"] == ""]
+    if treated.empty:
+        raise DataError(f"none of the {len(wells)} wells is treated, so there are no treatments to compare; choose "
+                        "other plates, or look at the column 'control'")  # fmt: skip
+    for column in treatment:
+        nameless = treated[treated[column].isna()]
+        if len(nameless):
+            raise DataError(f"treated well '{_names(nameless, well)}' has no {column}; fill it, or drop the well")
+    kinds = treated[[*treatment, "moa"]].drop_duplicates()
+    twice = kinds[kinds.duplicated(treatment)]
+    if len(twice):
+        compound, concentration, moa = twice.iloc[0]
+        same = kinds[(kinds["compound"] == compound) & (kinds["concentration"] == concentration)]
+        raise DataError(f"treatment '{compound}' {concentration:g} has two mechanisms, '{same['moa'].iloc[0]}' and "
+                        f"'{moa}'; correct the table of mechanisms")  # fmt: skip
+
+
+def _names(table: pd.DataFrame, columns: Sequence[str]) -> str:
+    """What the first row says in some columns, as one name."""
+    return "/".join(map(str, table[list(columns)].iloc[0]))
 
 
 def _order(channels: Sequence[str] | None, cells: Screen) -> list[int] | None:
@@ -506,7 +610,7 @@ def _fingerprint(file: Path) -> str | None:
     return metadata.get(b"fingerprint", b"").decode()
 
 
-def _table(cells: Screen, images: np.ndarray, profiles: Profiles) -> pd.DataFrame:
+def _table(cells: Screen, images: np.ndarray, profiles: Profiles, normalization: str) -> pd.DataFrame:
     """The profiles of the images of one plate, each described by its first cell (a row of ``cells``)."""
     there = np.flatnonzero(profiles.counts)
     about = cells.table.iloc[images[there]][list(COLUMNS)].rename(columns=COLUMNS).reset_index(drop=True)
@@ -515,8 +619,15 @@ def _table(cells: Screen, images: np.ndarray, profiles: Profiles) -> pd.DataFram
     about["Metadata_cells"] = profiles.counts[there]
     vectors = profiles.vectors[there]
     bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(bad) == len(vectors) and normalization != "frozen":
+        of_controls = "of a control well " if normalization == "controls" else ""
+        raise DataError(
+            f"the encoder's output is not finite for any image of plate '{_names(about, WELL[:2])}'; the cause may be "
+            f"NaN in any image {of_controls}of the plate, whose statistics carry it into all, or in the checkpoint's "
+            "weights: the normalization frozen alone names the image, or its first one if it is the weights"
+        )
     if len(bad):
-        where = "/".join(about.loc[bad[0], [COLUMNS[c] for c in FIELD]])
+        where = _names(about.loc[bad], [COLUMNS[c] for c in FIELD])
         raise DataError(
             f"the encoder's output for image '{where}' is not finite; look for NaN in the checkpoint's weights and "
             "in the image, or use precision 32"

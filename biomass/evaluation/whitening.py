@@ -86,6 +86,12 @@ class Whitening:
 def fit_whitening(controls: Features, regularization: float | None = None) -> Whitening:
     """Fit ZCA whitening on control rows.
 
+    n controls vary in at most n - 1 directions; the others are scaled by ``lambda^-1/2``, more than any that was seen.
+    With fewer controls than features most of the length of another row then lies in directions that no control has
+    shown, and whitening acts much as if those of the controls had been projected out (and alignment of the controls of
+    each batch changes little more). On the wells of Ljosa et al. (330 DMSO wells, 516 features) that mixes batches
+    better than scaling unseen directions like the average seen one, and scores NSCB alike. A lambda of 0 drops them.
+
     Args:
         controls: a profile table of control rows, or an array (n, D), n >= 2; n may be smaller than D.
         regularization: lambda >= 0, in squared units of the features; ``None``: :data:`RELATIVE_LAMBDA` times the

@@ -1,5 +1,9 @@
 """Encoders of torchvision and timm for images with any number of channels."""
 
+import difflib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -32,11 +36,13 @@ def build_encoder(key: str, in_channels: int = 3, pretrained: bool = False) -> t
     import timm
 
     if not timm.is_model(name):
-        close = [*torchvision.models.list_models(include=f"*{name[:6]}*"), *timm.list_models(f"*{name[:6]}*")][:3]
+        known = dict.fromkeys([*torchvision.models.list_models(module=torchvision.models), *timm.list_models()])
+        close = difflib.get_close_matches(name, known, 3)
         hint = f"did you mean {', '.join(close)}?" if close else "see torchvision.models and timm.list_models()"
         raise ConfigError(f"model.key '{key}' is neither a torchvision nor a timm network; {hint}")
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0)
+        with _quiet("huggingface_hub"):
+            encoder = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -45,6 +51,18 @@ def build_encoder(key: str, in_channels: int = 3, pretrained: bool = False) -> t
             f"network (they are kept in HF_HOME), or set model.pretrained=false"
         ) from error
     return encoder, cast(int, getattr(encoder, "head_hidden_size", None) or encoder.num_features)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a library log errors only: it warns of every attempt to reach a network that is not there."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> tuple[nn.Module, int]:

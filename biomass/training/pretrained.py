@@ -42,8 +42,9 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
 
     Args:
         path: a checkpoint of one of the scripts, or a plain state dict of the original experiment code (keys
-            ``encoder.tv_encoder.*`` with ``projection.*`` or ``classifier.*``; or ``model.*``). The head is
-            ``projection.*`` if there is one, else ``classifier.*``, else the last layer of the encoder.
+            ``encoder.tv_encoder.*`` with ``projection.*`` or ``classifier.*``; or ``model.*``), of torchvision or of
+            timm (no prefix). The head is ``projection.*`` if there is one, else ``classifier.*``, else the last layer
+            of the encoder.
         key: the encoder's name, needed only for a plain state dict.
 
     Returns:
@@ -127,16 +128,19 @@ def load_encoder(network: Network, path: Path, key: str) -> None:
 def _from_original(state: Any, key: str, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint '{path}' has a {type(state).__name__} as its state_dict, not named weights")
-    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*_ENCODERS, *_HEADS)}
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    # without an encoder's prefix it is a network of torchvision or timm, whose last layer may be called classifier, too
+    bare = not any(name.startswith(_ENCODERS) for name in state)
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (("",) if bare else (*_ENCODERS, *_HEADS))}
     for name, value in state.items():
-        name = str(name).removeprefix("module.")
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"checkpoint '{path}' has the key '{name}', which neither our scripts nor the original ones write"
+                f"checkpoint '{path}' has the key '{name}', which neither our scripts nor the original ones write; "
+                "save the state dict of the network alone, and set model.key"
             )
         parts[prefix][name.removeprefix(prefix)] = value
-    encoder = parts[_ENCODERS[0]] | parts[_ENCODERS[1]]
+    encoder = {name: value for prefix in ("", *_ENCODERS) for name, value in parts.get(prefix, {}).items()}
     first = next((v for v in encoder.values() if v.dim() == 4), None)
     if first is None:
         raise CheckpointError(f"checkpoint '{path}' holds no convolution of an encoder")
@@ -145,7 +149,7 @@ def _from_original(state: Any, key: str, path: Path) -> tuple[Architecture, dict
     last: dict[str, Tensor] = {}
     if len({name.rpartition(".")[0] for name in further}) == 1:  # the last layer, which our encoders do without
         last = {name.rpartition(".")[2]: encoder.pop(name) for name in further}
-    head = next(filter(None, (*(parts[prefix] for prefix in _HEADS), last)), {})
+    head = next(filter(None, (*(parts.get(prefix, {}) for prefix in _HEADS), last)), {})
     layers = {m[1]: v.shape[0] for k, v in head.items() if (m := re.fullmatch(r"(?:(\d+)\.)?weight", k)) and v.dim()}
     if len(layers) == 1:  # a single layer has no number in our networks
         head = {re.sub(r"^\d+\.", "", k): v for k, v in head.items()}
