@@ -254,8 +254,11 @@ def test_checkpoints_of_the_original_code_load(tmp_path, kind, head):
 
 def test_plain_state_dicts_that_cannot_be_read(tmp_path):
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"key 'layer.weight'"):
+    with pytest.raises(CheckpointError, match=r"holds no convolution of an encoder, only 'layer.weight'"):
         load_network(tmp_path / "other.pth", "resnet18")
+    torch.save({"encoder.tv_encoder.conv1.weight": torch.zeros(3), "layer.weight": torch.zeros(3)}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match=r"key 'layer.weight', which neither .* write; save the state dict"):
+        load_network(tmp_path / "b.pth", "resnet18")
     with pytest.raises(ConfigError, match=r"set model.key"):
         load_network(tmp_path / "other.pth")
 

@@ -143,7 +143,10 @@ def _from_original(state: Any, key: str, path: Path) -> tuple[Architecture, dict
     encoder = {name: value for prefix in ("", *_ENCODERS) for name, value in parts.get(prefix, {}).items()}
     first = next((v for v in encoder.values() if v.dim() == 4), None)
     if first is None:
-        raise CheckpointError(f"checkpoint '{path}' holds no convolution of an encoder")
+        raise CheckpointError(
+            f"checkpoint '{path}' holds no convolution of an encoder, only '{next(iter(state), '')}' and the like; give "
+            "the state dict of a network"
+        )
     own = build_network(Architecture(key, first.shape[1], ())).encoder.state_dict()
     further = [name for name in encoder if name not in own]
     last: dict[str, Tensor] = {}
