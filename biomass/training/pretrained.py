@@ -144,8 +144,8 @@ def _from_original(state: Any, key: str, path: Path) -> tuple[Architecture, dict
     first = next((v for v in encoder.values() if v.dim() == 4), None)
     if first is None:
         raise CheckpointError(
-            f"checkpoint '{path}' holds no convolution of an encoder, only '{next(iter(state), '')}' and the like; give "
-            "the state dict of a network"
+            f"checkpoint '{path}' holds no convolution of an encoder, only '{next(iter(state), '')}' and the like; "
+            "give the state dict of a network"
         )
     own = build_network(Architecture(key, first.shape[1], ())).encoder.state_dict()
     further = [name for name in encoder if name not in own]
