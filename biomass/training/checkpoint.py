@@ -87,7 +87,11 @@ class Checkpoints:
         return self.folder / BEST
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write ``last`` and, where this is the best state so far, ``best``, which is never the older of the two."""
+        """Write ``last`` and, where this is the best state so far, ``best``.
+
+        ``best`` comes first: killed in between, a run goes on from a ``last`` that does not know of it yet, and finds
+        it once more.
+        """
         if not self.enabled:
             return
         if is_best:
