@@ -169,6 +169,14 @@ def test_a_run_stopped_within_an_epoch_goes_on_there(run):
     assert all(torch.equal(whole["network"][k], v) for k, v in parts["network"].items())
 
 
+def test_a_run_shorter_than_a_line_of_the_log_shows_its_gradients(run):
+    run("train_erm", *TINY, "num_epochs=2", "trainer.log_every=1000", "run_name=a")
+    lines = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line.get("train/gradient_norm", 0) > 0] == [0, 1]
+    run("train_erm", *TINY, "trainer.log_every=1000", "trainer.max_steps=1", "run_name=b")
+    assert "train/gradient_norm" in Path("runs/b/metrics.jsonl").read_text()
+
+
 def test_another_process_that_writes_the_same_run(run, monkeypatch):
     from filelock import FileLock
 

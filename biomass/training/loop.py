@@ -35,7 +35,7 @@ class Schedule:
     Attributes:
         num_epochs: passes over the training split.
         clip: largest gradient norm, None for no clipping.
-        log_every: steps between two lines of the log; the device is waited for only there.
+        log_every: steps between two lines of the log; the device is waited for there, and at the end of an epoch.
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
         max_steps: stop after so many steps in all, to try things out; None for no such bound.
         monitor: the metric that names the best checkpoint and that a sweep may optimize, ``<split>/<metric>``;
@@ -184,6 +184,7 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
     run.loader.batches.set_epoch(epoch, progress.batch)
     generator = torch.Generator(run.fabric.device)
     window = Window(run.statistics.names)
+    batches = progress.batch + len(run.loader)
     bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not sys.stderr.isatty())
     for batch in bar:
         if plan.max_steps is not None and progress.step >= plan.max_steps:
@@ -194,7 +195,8 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
             continue
         generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank))
         progress.step += 1
-        logged = progress.step % plan.log_every == 0
+        ends = progress.batch == batches or progress.step == plan.max_steps  # short runs have norms to show, too
+        logged = ends or progress.step % plan.log_every == 0
         if progress.step == 1 and batch.images.dim() == 4:
             run.logger.images(0, "train/images by plate", batch.images, batch.groups)
         loss, scalars = _forward(run, batch, generator)
@@ -208,7 +210,7 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
             values["train/learning_rate"] = float(run.schedule.get_last_lr()[0])
             run.logger.scalars(progress.step, epoch, values)
             bar.set_postfix_str(_format(values))
-            if bar.disable:
+            if bar.disable and progress.step % plan.log_every == 0:
                 log.info("epoch %d/%d  step %d  %s", epoch + 1, plan.num_epochs, progress.step, _format(values))
         run.schedule.step()
     else:
