@@ -85,9 +85,19 @@ def main(cfg: Config) -> float | None:
         fabric, compiled, fields, eval_loaders, nothing, frozen, logger, SkippedImages(fields)
     )
     run = training.Training(
-        fabric, compiled, optimizer, decay, loader, nothing, Classification(True), frozen, logger, checkpoints,
-        skipped, about,
-    )  # fmt: skip
+        fabric,
+        compiled,
+        optimizer,
+        decay,
+        loader,
+        nothing,
+        Classification(True),
+        frozen,
+        logger,
+        checkpoints,
+        skipped,
+        about,
+    )
     with logger:
         return training.fit(run, plan, evaluate if eval_loaders else None, resume, cfg.seed).best
 

@@ -41,12 +41,22 @@ def main(cfg: Config) -> float | None:
     # fields of view → views → batches of raw images
     loader, *others = (
         training.view_loader(
-            fabric, screen, reader, split, by_group=by_group, mode=data.mode, num_img=data.num_img,
-            batch_size=cfg.train_batch_size, max_groups=data.num_plates_per_batch if split == "train" else 1,
-            parts=data.num_plate_parts, shuffle=split == "train", seed=cfg.seed, num_workers=data.num_workers,
+            fabric,
+            screen,
+            reader,
+            split,
+            by_group=by_group,
+            mode=data.mode,
+            num_img=data.num_img,
+            batch_size=cfg.train_batch_size,
+            max_groups=data.num_plates_per_batch if split == "train" else 1,
+            parts=data.num_plate_parts,
+            shuffle=split == "train",
+            seed=cfg.seed,
+            num_workers=data.num_workers,
         )
         for split in ("train", *data.eval_splits)
-    )  # fmt: skip
+    )
     eval_loaders = dict(zip(data.eval_splits, others, strict=True))
     training.check_negatives({"train": loader, **eval_loaders})
     plan = training.Schedule(

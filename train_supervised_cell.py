@@ -40,10 +40,19 @@ def main(cfg: Config) -> float | None:
 
     # fields of view → cells → batches of raw images
     loader = training.view_loader(
-        fabric, screen, reader, "train", by_group=by_group, mode=data.mode, num_img=data.num_img,
-        batch_size=cfg.train_batch_size, max_groups=data.num_plates_per_batch, parts=data.num_plate_parts,
-        seed=cfg.seed, num_workers=data.num_workers,
-    )  # fmt: skip
+        fabric,
+        screen,
+        reader,
+        "train",
+        by_group=by_group,
+        mode=data.mode,
+        num_img=data.num_img,
+        batch_size=cfg.train_batch_size,
+        max_groups=data.num_plates_per_batch,
+        parts=data.num_plate_parts,
+        seed=cfg.seed,
+        num_workers=data.num_workers,
+    )
     eval_loaders = training.evaluation_loaders(
         fabric, screen, reader, data.eval_splits, by_group, cfg.eval_batch_size, data.num_workers
     )
@@ -71,9 +80,19 @@ def main(cfg: Config) -> float | None:
         fabric, compiled, screen, eval_loaders, standardize, at_inference, logger, skipped
     )
     run = training.Training(
-        fabric, compiled, optimizer, decay, loader, augment, Classification(True), in_training, logger, checkpoints,
-        skipped, about,
-    )  # fmt: skip
+        fabric,
+        compiled,
+        optimizer,
+        decay,
+        loader,
+        augment,
+        Classification(True),
+        in_training,
+        logger,
+        checkpoints,
+        skipped,
+        about,
+    )
     with logger:
         return training.fit(run, plan, evaluate if eval_loaders else None, resume, cfg.seed).best
 

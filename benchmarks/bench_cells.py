@@ -69,8 +69,10 @@ def main() -> None:
         fast, reference, _ = ratio(batched, one_by_one, rounds=5)
         ours = sum(len(batch) for batch in cells) / fast
         theirs = sum(len(batch) for batch in files) / reference
-        print(f"one core, 48 px, {len(chosen[0])} views a batch: ours {ours:.0f} views/s, "
-              f"files and per-image transforms {theirs:.0f} views/s, ratio {ours / theirs:.1f}")  # fmt: skip
+        print(
+            f"one core, 48 px, {len(chosen[0])} views a batch: ours {ours:.0f} views/s, "
+            f"files and per-image transforms {theirs:.0f} views/s, ratio {ours / theirs:.1f}"
+        )
 
 
 def _file(root: Path, table: object, row: int) -> Path:

@@ -48,9 +48,19 @@ def main() -> None:
             logger = training.RunLogger(Path(folder) / "run", {}, enabled=False)
             checkpoints = training.Checkpoints(Path(folder), enabled=False)
             run = training.Training(
-                fabric, network, optimizer, decay, loader, augment, Classification(True), Statistics("batch"), logger,
-                checkpoints, SkippedImages(screen), {},
-            )  # fmt: skip
+                fabric,
+                network,
+                optimizer,
+                decay,
+                loader,
+                augment,
+                Classification(True),
+                Statistics("batch"),
+                logger,
+                checkpoints,
+                SkippedImages(screen),
+                {},
+            )
             network.train()
             training.fit(run, plan)
 

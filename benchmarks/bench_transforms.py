@@ -68,9 +68,7 @@ def main() -> None:
 
     print(f"{'':16} {'one by one':>11} {'batched':>9} {'ratio':>6}   (ms for {len(images)} images)")
     for title, (batched, single) in pairs.items():
-        theirs, ours, faster = ratio(
-            partial(one_by_one, single, images), partial(batched, images, generator), rounds=3
-        )
+        theirs, ours, faster = ratio(partial(one_by_one, single, images), partial(batched, images, generator), rounds=3)
         print(f"{title:16} {1e3 * theirs:11.1f} {1e3 * ours:9.1f} {faster:6.1f}", flush=True)
     torch.set_num_threads(threads)
 

@@ -64,8 +64,9 @@ def _config(folder: Path) -> dict[Any, Any] | None:
     try:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise SystemExit(f"error: '{file}' cannot be read ({' '.join(str(error).split())}); remove the folder, or name "
-                         "other runs") from None  # fmt: skip
+        raise SystemExit(
+            f"error: '{file}' cannot be read ({' '.join(str(error).split())}); remove the folder, or name other runs"
+        ) from None
     return config if isinstance(config, dict) and "model_train_mode" in config else None
 
 
@@ -165,8 +166,10 @@ def check(probes: pd.DataFrame) -> None:
         second = probes[twice].iloc[0]
         first = probes[(probes[[*CELL, "seed"]] == second[[*CELL, "seed"]]).all(axis=1)].iloc[0]
         cell = f"{first['method']}, train {first['trained with']} / inference {first['inference with']}"
-        raise SystemExit(f"error: runs {first['run']} and {second['run']} probe encoders of the same seed "
-                         f"{first['seed']} ({cell}); name only one of them")
+        raise SystemExit(
+            f"error: runs {first['run']} and {second['run']} probe encoders of the same seed "
+            f"{first['seed']} ({cell}); name only one of them"
+        )
 
 
 def _agree(runs: "pd.Series[str]", settings: "pd.Series[Any]", where: str = "") -> None:
@@ -175,8 +178,10 @@ def _agree(runs: "pd.Series[str]", settings: "pd.Series[Any]", where: str = "") 
     for run, other in zip(runs, settings, strict=True):
         for key in [*first, *other]:
             if first.get(key) != other.get(key):
-                raise SystemExit(f"error: runs {runs.iloc[0]} and {run} differ in {where}{key} "
-                                 f"({_differing(first.get(key), other.get(key))}); name only runs that agree in it")
+                raise SystemExit(
+                    f"error: runs {runs.iloc[0]} and {run} differ in {where}{key} "
+                    f"({_differing(first.get(key), other.get(key))}); name only runs that agree in it"
+                )
 
 
 def _differing(one: Any, other: Any) -> str:
@@ -200,8 +205,10 @@ def _place(group: str) -> tuple[int, str]:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A table of method and views against training x inference, ``mean ± spread (seeds)``."""
-    cell = [f"{m:.1f} ± {s:.1f} ({n})" if n > 1 else f"{m:.1f}" for m, s, n in
-            zip(table["mean"], table["std"], table["count"], strict=True)]  # fmt: skip
+    cell = [
+        f"{m:.1f} ± {s:.1f} ({n})" if n > 1 else f"{m:.1f}"
+        for m, s, n in zip(table["mean"], table["std"], table["count"], strict=True)
+    ]
     name = table["method"] + ", " + table["views"].astype(str) + " views"
     columns = "train " + table["trained with"] + " / inference " + table["inference with"]
     wide = pd.DataFrame({"name": name, "column": columns, "cell": cell})

@@ -1,6 +1,6 @@
 """Draw misc/simulated_screen.png: what a simulated screen looks like, biology down and batch effect across.
 
-    python misc/draw_simulated.py
+python misc/draw_simulated.py
 """
 
 from pathlib import Path
@@ -26,8 +26,12 @@ def draw(path: Path) -> None:
     halves = [[p for p in plates if (p.split == "train") == trained] for trained in (True, False)]
     shown = [half[i] for half in halves for i in np.linspace(0, len(half) - 1, PLATES // 2).astype(int)]
     negative = design.treatments + design.positive_controls
-    rows = {"negative control": negative, "positive control 1": negative - 4, "positive control 2": negative - 3,
-            "positive control 3": negative - 2}
+    rows = {
+        "negative control": negative,
+        "positive control 1": negative - 4,
+        "positive control 2": negative - 3,
+        "positive control 3": negative - 2,
+    }
     figure, axes = plt.subplots(len(rows), len(shown), figsize=(1.2 * len(shown) + 0.3, 1.2 * len(rows) + 0.35))
     for column, plate in zip(axes.T, shown, strict=True):
         fields = np.concatenate([images for images, _ in render_plate(design, plate)])

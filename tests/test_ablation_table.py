@@ -34,9 +34,15 @@ def probe(tmp_path):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         config = {
-            "model_train_mode": True, "pooler": "mean", "normalize": True, "use_projs": False, "seed": 0,
-            "dataloaders": {"sampler": sampler, "source": SOURCE | (source or {})}, "encoder": encoder, **keys,
-        }  # fmt: skip
+            "model_train_mode": True,
+            "pooler": "mean",
+            "normalize": True,
+            "use_projs": False,
+            "seed": 0,
+            "dataloaders": {"sampler": sampler, "source": SOURCE | (source or {})},
+            "encoder": encoder,
+            **keys,
+        }
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "test/accuracy": value}) + "\n")
 
@@ -66,10 +72,13 @@ def test_seeds_of_a_cell_are_averaged(probe, table):
 @pytest.mark.parametrize(
     ("mode", "sampler", "expected"),
     [
-        (False, "plate", "vanilla"), (False, "random", "vanilla"), (True, "plate", "plate"),
-        (True, "exp", "experiment"), (True, "random", "mixed batches"),
+        (False, "plate", "vanilla"),
+        (False, "random", "vanilla"),
+        (True, "plate", "plate"),
+        (True, "exp", "experiment"),
+        (True, "random", "mixed batches"),
     ],
-)  # fmt: skip
+)
 def test_inference_is_what_the_probe_normalized_with(probe, table, tmp_path, mode, sampler, expected):
     probe("p", views(sampler="random"), model_train_mode=mode, sampler=sampler)
     assert f"train vanilla / inference {expected}" in table().stdout
@@ -154,9 +163,18 @@ def test_probes_of_plain_state_dicts_are_said_to_be_left_out(probe, table, tmp_p
 # what must agree
 
 
-ENCODER = {"temperature": 0.1, "num_epochs": 40, "model": {"key": "test_resnet", "projector": [8]},
-           "learning_rate": 0.1, "train_batch_size": 52, "run_name": "r", "resume": None,
-           "device": "auto", "save_model": True, "trainer": {"max_steps": None}}  # fmt: skip
+ENCODER = {
+    "temperature": 0.1,
+    "num_epochs": 40,
+    "model": {"key": "test_resnet", "projector": [8]},
+    "learning_rate": 0.1,
+    "train_batch_size": 52,
+    "run_name": "r",
+    "resume": None,
+    "device": "auto",
+    "save_model": True,
+    "trainer": {"max_steps": None},
+}
 
 
 def trained(seed=0, data=None, sampler="plate", **keys):
@@ -188,8 +206,18 @@ def test_encoders_of_a_cell_that_were_trained_otherwise_are_refused(probe, table
 
 def test_encoders_of_a_cell_may_differ_in_what_does_not_matter(probe, table, tmp_path):
     probe("a", trained(0))
-    probe("b", trained(1, run_name="s", resume="auto", device="cpu", save_model=False, trainer={"max_steps": 3},
-                       data={"num_workers": 0}))  # fmt: skip
+    probe(
+        "b",
+        trained(
+            1,
+            run_name="s",
+            resume="auto",
+            device="cpu",
+            save_model=False,
+            trainer={"max_steps": 3},
+            data={"num_workers": 0},
+        ),
+    )
     assert table().returncode == 0
     assert written(tmp_path) == [("MinCLR", "plate", "plate", 2)]
 
@@ -205,10 +233,14 @@ def test_cells_of_the_table_may_be_trained_otherwise_but_on_the_same_data(probe,
     assert refused(table()).startswith("error: runs a and d differ in encoder.dataloaders.source (seed: 0 and 3)")
 
 
-@pytest.mark.parametrize(("keys", "message"), [
-    ({"num_epochs": 3}, "num_epochs (None and 3)"), ({"learning_rate": 0.5}, "learning_rate (None and 0.5)"),
-    ({"transforms": {"eval": []}}, "transforms (None and {'eval': []})"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_epochs": 3}, "num_epochs (None and 3)"),
+        ({"learning_rate": 0.5}, "learning_rate (None and 0.5)"),
+        ({"transforms": {"eval": []}}, "transforms (None and {'eval': []})"),
+    ],
+)
 def test_probes_that_were_trained_otherwise_are_refused(probe, table, keys, message):
     probe("a", trained(0))
     probe("b", trained(0), model_train_mode=False, **keys)
@@ -217,8 +249,16 @@ def test_probes_that_were_trained_otherwise_are_refused(probe, table, keys, mess
 
 def test_probes_may_differ_in_what_the_table_is_about(probe, table):
     probe("a", trained(0))
-    free = {"model_path": "x", "sup_model_path": None, "run_name": "b", "save_key": "k", "resume": "auto",
-            "device": "cpu", "save_model": False, "trainer": {"evaluate_every": 3}}  # fmt: skip
+    free = {
+        "model_path": "x",
+        "sup_model_path": None,
+        "run_name": "b",
+        "save_key": "k",
+        "resume": "auto",
+        "device": "cpu",
+        "save_model": False,
+        "trainer": {"evaluate_every": 3},
+    }
     probe("b", trained(0), sampler="random", **free | {"seed": 3})
     assert table().returncode == 0
 
@@ -235,8 +275,12 @@ def line(epoch, value=0.5, metric="test/accuracy"):
 
 
 def test_probes_that_were_stopped_and_probes_without_the_metric_are_left_out(probe, table, tmp_path):
-    runs = {"done": [line(2, 0.1), line(3, 0.7)], "stopped": [line(1), line(2)], "other": [line(3, 1, "loss")],
-            "torn": [line(2), line(3)[:-7]]}  # fmt: skip
+    runs = {
+        "done": [line(2, 0.1), line(3, 0.7)],
+        "stopped": [line(1), line(2)],
+        "other": [line(3, 1, "loss")],
+        "torn": [line(2), line(3)[:-7]],
+    }
     for seed, (name, lines) in enumerate(runs.items()):
         probe(name, trained(seed), num_epochs=3)
         log(tmp_path, name, *lines)
@@ -264,10 +308,15 @@ def test_what_is_measured_in_training_counts_epochs_from_0(probe, table, tmp_pat
     assert "| 70.0 |" in table("--metric", "train/accuracy").stdout
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("runs/nowhere", "'runs/nowhere' is no folder"), ("runs", "'runs' holds no probe"),
-    ("runs/encoder", "'runs/encoder' holds no probe"), ("runs/broken", "'runs/broken/config.yaml' cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("runs/nowhere", "'runs/nowhere' is no folder"),
+        ("runs", "'runs' holds no probe"),
+        ("runs/encoder", "'runs/encoder' holds no probe"),
+        ("runs/broken", "'runs/broken/config.yaml' cannot be read"),
+    ],
+)
 def test_folders_that_are_named_must_hold_probes(probe, table, tmp_path, name, message):
     probe("a", trained())
     for folder, text in (("encoder", "seed: 0\n"), ("broken", "a: [1\nb: 2")):

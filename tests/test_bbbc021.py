@@ -91,22 +91,28 @@ def test_a_channel_that_is_the_same_everywhere_becomes_zero():
 # --- channels ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wanted", "available", "found"), [
-    (("DAPI", "tubulin", "actin"), ("actin", "tubulin", "DAPI"), (2, 1, 0)),
-    (("nuclei", "ER", "actin"), ("actin", "tubulin", "DAPI"), (2, 1, 0)),
-    (("DNA",), ("ER", "Hoechst"), (1,)),
-    (("er", "tubulin"), ("Tubulin", "ER"), (1, 0)),  # a stand-in only where there is nothing closer
-    (("mito",), ("mito", "nuclei"), (0,)),
-])
+@pytest.mark.parametrize(
+    ("wanted", "available", "found"),
+    [
+        (("DAPI", "tubulin", "actin"), ("actin", "tubulin", "DAPI"), (2, 1, 0)),
+        (("nuclei", "ER", "actin"), ("actin", "tubulin", "DAPI"), (2, 1, 0)),
+        (("DNA",), ("ER", "Hoechst"), (1,)),
+        (("er", "tubulin"), ("Tubulin", "ER"), (1, 0)),  # a stand-in only where there is nothing closer
+        (("mito",), ("mito", "nuclei"), (0,)),
+    ],
+)
 def test_channels_are_matched_by_name(wanted, available, found):
     assert match_channels(wanted, available) == found
 
 
-@pytest.mark.parametrize(("wanted", "available", "message"), [
-    (("RNA",), ("actin", "DAPI"), "no channel 'RNA'; there is: actin, DAPI"),
-    (("nuclei",), ("DAPI", "Hoechst"), "'nuclei' may be 'DAPI' or 'Hoechst'"),
-    (("ER", "tubulin"), ("tubulin", "DAPI"), "'tubulin' would be used for 'ER' and 'tubulin'"),
-])
+@pytest.mark.parametrize(
+    ("wanted", "available", "message"),
+    [
+        (("RNA",), ("actin", "DAPI"), "no channel 'RNA'; there is: actin, DAPI"),
+        (("nuclei",), ("DAPI", "Hoechst"), "'nuclei' may be 'DAPI' or 'Hoechst'"),
+        (("ER", "tubulin"), ("tubulin", "DAPI"), "'tubulin' would be used for 'ER' and 'tubulin'"),
+    ],
+)
 def test_channels_that_do_not_match(wanted, available, message):
     with pytest.raises(ConfigError, match=message):
         match_channels(wanted, available)
@@ -121,8 +127,11 @@ def plate_table(plate: str, wells: dict[str, tuple[str, float, str]], sites: int
 
 
 WELLS = {
-    "B02": ("DMSO", 0.0, "DMSO"), "E02": ("taxol", 0.3, "Microtubule stabilizers"), "C05": ("taxol", 0.3, "Microtubule "
-    "stabilizers"), "D06": ("AZ-C", 0.003, "Eg5 inhibitors"), "E07": ("acyclovir", 10.0, ""),
+    "B02": ("DMSO", 0.0, "DMSO"),
+    "E02": ("taxol", 0.3, "Microtubule stabilizers"),
+    "C05": ("taxol", 0.3, "Microtubule stabilizers"),
+    "D06": ("AZ-C", 0.003, "Eg5 inhibitors"),
+    "E07": ("acyclovir", 10.0, ""),
 }
 PLATES = {"Week1_22123": WELLS, "Week2_24381": {well: WELLS[well] for well in ("B02", "D06", "E07")}}
 
@@ -152,15 +161,22 @@ def raw(tmp_path) -> Path:
             names = {c: f"{row.well}_s{row.site}_w{w}AB{w}.tif" for c, w in (("DAPI", 1), ("Tubulin", 2), ("Actin", 4))}
             for name in names.values():
                 Image.fromarray(rng.integers(200, 4000, SIZE, np.uint16)).save(folder / name)
-            rows.append({f"Image_FileName_{c}": name for c, name in names.items()} | {
-                "Image_PathName_DAPI": f"{plate.split('_')[0]}/{plate}", "Image_Metadata_Plate_DAPI": plate,
-                "Image_Metadata_Well_DAPI": row.well, "Replicate": 1, "Image_Metadata_Compound": row.compound,
-                "Image_Metadata_Concentration": row.concentration,
-            })
+            rows.append(
+                {f"Image_FileName_{c}": name for c, name in names.items()}
+                | {
+                    "Image_PathName_DAPI": f"{plate.split('_')[0]}/{plate}",
+                    "Image_Metadata_Plate_DAPI": plate,
+                    "Image_Metadata_Well_DAPI": row.well,
+                    "Replicate": 1,
+                    "Image_Metadata_Compound": row.compound,
+                    "Image_Metadata_Concentration": row.concentration,
+                }
+            )
     pd.DataFrame(rows).to_csv(tmp_path / bbbc021_raw.IMAGE_TABLE, index=False)
     moas = {(c, d, m) for c, d, m in WELLS.values() if m}
     pd.DataFrame(sorted(moas), columns=["compound", "concentration", "moa"]).to_csv(
-        tmp_path / bbbc021_raw.MOA_TABLE, index=False)
+        tmp_path / bbbc021_raw.MOA_TABLE, index=False
+    )
     second = tmp_path / "Week2" / "Week2_24381"
     with zipfile.ZipFile(tmp_path / "BBBC021_v1_images_Week2_24381.zip", "w") as archive:
         for file in second.iterdir():
@@ -303,15 +319,22 @@ def test_it_is_looked_for_where_pybbbc_puts_it(pybbbc, monkeypatch):
         load_bbbc021(pybbbc)
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [
-    ("replicate", "x", r"'.*bbbc021\.h5' says replicate 'x' of plate Week1_22123, well B02, site 1: .* whole number"),
-    ("replicate", 1.5, r"says replicate '1\.5'"),
-    ("replicate", np.nan, r"says replicate 'nan'"),
-    ("concentration", "x", r"Week1_22123\.h5' says concentration 'x'"),
-    ("compound", b"\xff\xfe", r"Week1_22123\.h5' holds the compound b'\\xff\\xfe', which is not UTF-8"),
-    ("well", "B02", r"Week1_22123\.h5' holds plate Week1_22123, well B02, site 1, which is there already"),
-    ("moa", "null", r"mechanism of none of the 3 treatments is known: make '.*bbbc021\.h5' again with pybbbc$"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "replicate",
+            "x",
+            r"'.*bbbc021\.h5' says replicate 'x' of plate Week1_22123, well B02, site 1: .* whole number",
+        ),
+        ("replicate", 1.5, r"says replicate '1\.5'"),
+        ("replicate", np.nan, r"says replicate 'nan'"),
+        ("concentration", "x", r"Week1_22123\.h5' says concentration 'x'"),
+        ("compound", b"\xff\xfe", r"Week1_22123\.h5' holds the compound b'\\xff\\xfe', which is not UTF-8"),
+        ("well", "B02", r"Week1_22123\.h5' holds plate Week1_22123, well B02, site 1, which is there already"),
+        ("moa", "null", r"mechanism of none of the 3 treatments is known: make '.*bbbc021\.h5' again with pybbbc$"),
+    ],
+)
 def test_damaged_values_of_a_plate_file(pybbbc, name, value, message):
     for file in (pybbbc / "data" / "hdf5").iterdir():
         with h5py.File(file, "a") as h5:
@@ -356,11 +379,14 @@ def test_no_plates_and_no_fields(dataset, request):
         load_bbbc021(root, on_bad_image="maybe")
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"plates": ["Week1_22132"]}, "lists 'Week1_22132'.*did you mean 'Week1_22123'"),
-    ({"fields": "some"}, "fields 'some' is unknown"),
-    ({"channels": ["mito"]}, "no channel 'mito'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plates": ["Week1_22132"]}, "lists 'Week1_22132'.*did you mean 'Week1_22123'"),
+        ({"fields": "some"}, "fields 'some' is unknown"),
+        ({"channels": ["mito"]}, "no channel 'mito'"),
+    ],
+)
 def test_wrong_options(pybbbc, options, message):
     with pytest.raises(ConfigError, match=message):
         load_bbbc021(pybbbc, **options)
@@ -391,8 +417,10 @@ def test_raw_images_are_corrected_as_pybbbc_does(raw):
         rows = np.flatnonzero(screen.table["plate"] == plate)
         sites = screen.table["site"].astype(int).to_numpy()[rows]
         for c, wave in enumerate((1, 2, 4)):
-            names = [f"{w}_s{s}_w{wave}AB{wave}.tif" for w, s in zip(screen.table["well"].to_numpy()[rows], sites,
-                                                                    strict=True)]
+            names = [
+                f"{w}_s{s}_w{wave}AB{wave}.tif"
+                for w, s in zip(screen.table["well"].to_numpy()[rows], sites, strict=True)
+            ]
             expected = reference_correction(np.stack([read_raw(raw, plate, n) for n in names]), sites, 500)
             np.testing.assert_allclose(images[rows, c], expected, atol=1.5e-3)
 
@@ -494,17 +522,28 @@ def test_a_moa_table_that_lacks_a_compound(raw, caplog):
     assert screen.negative_controls.sum() == 4
 
 
-@pytest.mark.parametrize(("table", "change", "message"), [
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.drop(columns="Replicate"), "no column 'Replicate'"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: pd.concat([t, t.iloc[:1]]), "plate Week1_22123, well B02, site 1 twice"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_FileName_DAPI="x.tif"), "'x.tif' .* does not say its site"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_Metadata_Concentration="high"), "says concentration 'high'"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate="x"), "says replicate 'x' of plate Week1_22123, well B02"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate=""), "says replicate '' of plate"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate="inf"), "says replicate 'inf' of plate"),
-    (bbbc021_raw.IMAGE_TABLE, lambda t: t.iloc[:0], "lists no fields"),
-    (bbbc021_raw.MOA_TABLE, lambda t: pd.concat([t, t.iloc[:1].assign(moa="DNA damage")]), "two mechanisms for AZ-C"),
-])
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.drop(columns="Replicate"), "no column 'Replicate'"),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: pd.concat([t, t.iloc[:1]]), "plate Week1_22123, well B02, site 1 twice"),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_FileName_DAPI="x.tif"), "'x.tif' .* does not say its site"),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_Metadata_Concentration="high"), "says concentration 'high'"),
+        (
+            bbbc021_raw.IMAGE_TABLE,
+            lambda t: t.assign(Replicate="x"),
+            "says replicate 'x' of plate Week1_22123, well B02",
+        ),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate=""), "says replicate '' of plate"),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Replicate="inf"), "says replicate 'inf' of plate"),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.iloc[:0], "lists no fields"),
+        (
+            bbbc021_raw.MOA_TABLE,
+            lambda t: pd.concat([t, t.iloc[:1].assign(moa="DNA damage")]),
+            "two mechanisms for AZ-C",
+        ),
+    ],
+)
 def test_damaged_tables(raw, table, change, message):
     change(pd.read_csv(raw / table)).to_csv(raw / table, index=False)
     with pytest.raises(DataError, match=message):

@@ -418,16 +418,16 @@ def test_plates_that_cannot_be_run(sizes: list[int], controls: Sequence[Tensor] 
 PLATES = {30: 5, 7: 4, 11: 6}
 
 
-def plates_in_chunks(
-    size: int, use_controls: bool = False
-) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def plates_in_chunks(size: int, use_controls: bool = False) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Images of three plates, in order, each cut to chunks."""
     chunks: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for plate, n in PLATES.items():
         x = images(n, 8, plate) * (1 + plate / 10) + plate / 10
         flags = torch.arange(n) % 2 == 0
-        chunks += [(x[rows], torch.full((len(rows),), plate), flags[rows] if use_controls else None)
-                   for rows in torch.arange(n).split(size)]
+        chunks += [
+            (x[rows], torch.full((len(rows),), plate), flags[rows] if use_controls else None)
+            for rows in torch.arange(n).split(size)
+        ]
     return chunks
 
 

@@ -85,9 +85,14 @@ def test_last_and_best(tmp_path):
 
 
 RUN = {
-    "architecture": {"key": "resnet50", "head": [10]}, "config": {"seed": 0, "dataloaders": {"sampler": "plate"}},
-    "network": {}, "optimizer": {}, "schedule": {}, "progress": {"epoch": 1}, "random": {},
-}  # fmt: skip
+    "architecture": {"key": "resnet50", "head": [10]},
+    "config": {"seed": 0, "dataloaders": {"sampler": "plate"}},
+    "network": {},
+    "optimizer": {},
+    "schedule": {},
+    "progress": {"epoch": 1},
+    "random": {},
+}
 """As a run writes it."""
 
 
@@ -138,7 +143,7 @@ def test_what_is_no_checkpoint_of_a_run_cannot_be_resumed(tmp_path, key):
         ({"config": RUN["config"] | {"learning_rate": 1}}, "with learning_rate=None, this run has learning_rate=1"),
         ({"encoder": "abc"}, "'x.pt' is a probe of another encoder"),
     ],
-)  # fmt: skip
+)
 def test_another_run_is_refused_with_the_difference(about, message):
     with pytest.raises(CheckpointError, match=message):
         check_resume(RUN | {"path": "x.pt"}, RUN | about)

@@ -118,8 +118,9 @@ def test_every_key_of_a_yaml_has_a_kind_that_its_default_fits(script, source):
 
 
 def test_every_kind_is_that_of_a_key_of_some_yaml():
-    assert {key for script in SCRIPTS for source in SOURCES
-            for key in keys_of(composed(script, f"dataloaders={source}"))} == set(KEYS)  # fmt: skip
+    assert {
+        key for script in SCRIPTS for source in SOURCES for key in keys_of(composed(script, f"dataloaders={source}"))
+    } == set(KEYS)
 
 
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("experiment/*.yaml")) + sorted(CONFIGS.glob("method/*.yaml")))
@@ -188,7 +189,7 @@ def test_the_values_of_presets_fit(preset):
         ("train_classifier", "in_features=wide", 'in_features is "wide"; it must be a whole number of at least 1 or'),
         ("transfer_bbbc021", "channels=DAPI", r"channels is \"DAPI\"; .*; write \[DAPI\]"),
     ],
-)  # fmt: skip
+)
 def test_a_value_of_the_wrong_kind_is_named_before_anything_is_read(script, override, message, run, tmp_path):
     with pytest.raises(ConfigError, match=f"{message}") as caught:
         run(script, override)
@@ -197,8 +198,15 @@ def test_a_value_of_the_wrong_kind_is_named_before_anything_is_read(script, over
 
 
 def test_names_may_look_like_numbers():
-    node = composed("train_classifier", "run_name=20261124", "save_key=true", "model_path=7", "sup_model_path=1.5",
-                    "resume=3", "dataloaders.root_dir=2024")  # fmt: skip
+    node = composed(
+        "train_classifier",
+        "run_name=20261124",
+        "save_key=true",
+        "model_path=7",
+        "sup_model_path=1.5",
+        "resume=3",
+        "dataloaders.root_dir=2024",
+    )
     cfg = Config(node)
     names = (cfg.run_name, cfg.save_key, cfg.model_path, cfg.sup_model_path, cfg.resume)
     assert names == ("20261124", "true", "7", "1.5", "3")
@@ -209,10 +217,21 @@ def test_names_may_look_like_numbers():
 
 
 def test_values_that_fit():
-    overrides = ("learning_rate=1", "weight_decay=0", "train_batch_size=null", "dataloaders.max_groups=null",
-                 "dataloaders.train_groupby=null", "trainer.precision=bf16", "trainer.clip=1", "trainer.clip=0.5",
-                 "trainer.max_steps=3", "transforms.eval=[]", "dataloaders.source.download=maybe",
-                 "dataloaders.eval_splits=[]", "~dataloaders.max_groups")  # fmt: skip
+    overrides = (
+        "learning_rate=1",
+        "weight_decay=0",
+        "train_batch_size=null",
+        "dataloaders.max_groups=null",
+        "dataloaders.train_groupby=null",
+        "trainer.precision=bf16",
+        "trainer.clip=1",
+        "trainer.clip=0.5",
+        "trainer.max_steps=3",
+        "transforms.eval=[]",
+        "dataloaders.source.download=maybe",
+        "dataloaders.eval_splits=[]",
+        "~dataloaders.max_groups",
+    )
     for override in overrides:
         Config(composed("train_erm", override))
 
@@ -224,10 +243,14 @@ def start(tmp_path, data_root, *arguments):
     environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("HYDRA_FULL_ERROR", None)
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train_erm.py"), *arguments], cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, str(ROOT / "train_erm.py"), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest may run in the background
-    )  # fmt: skip
+    )
 
 
 def test_a_run_whose_name_is_a_number(tmp_path, data_root):
@@ -239,8 +262,16 @@ def test_a_run_whose_name_is_a_number(tmp_path, data_root):
 
 @pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
 def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(tmp_path, data_root, launcher):
-    process = start(tmp_path, data_root, "-m", *launcher, *TINY, "trainer.max_steps=1", "run_name=sweep",
-                    "learning_rate=-1,0.001,abc")  # fmt: skip
+    process = start(
+        tmp_path,
+        data_root,
+        "-m",
+        *launcher,
+        *TINY,
+        "trainer.max_steps=1",
+        "run_name=sweep",
+        "learning_rate=-1,0.001,abc",
+    )
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     *jobs, last = errors.splitlines()
@@ -253,8 +284,16 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(tmp_path, data_root
 
 
 def test_a_sweep_goes_on_after_the_last_job_of_a_batch_failed(tmp_path, data_root):
-    process = start(tmp_path, data_root, "-m", *TINY, "trainer.max_steps=1", "run_name=sweep", "seed=-1,0",
-                    "hydra.sweeper.max_batch_size=1")  # fmt: skip
+    process = start(
+        tmp_path,
+        data_root,
+        "-m",
+        *TINY,
+        "trainer.max_steps=1",
+        "run_name=sweep",
+        "seed=-1,0",
+        "hydra.sweeper.max_batch_size=1",
+    )
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "error: 1 of 2 jobs failed"

@@ -39,8 +39,16 @@ def test_methods_only_set_keys_of_the_published_recipe(method):
 
 
 def test_the_demo_takes_two_steps(run):
-    best = run("train_erm", "+experiment=demo", "+method=ben", "trainer.max_steps=2", "dataloaders.num_workers=0",
-               "dataloaders.source.experiments=3", "dataloaders.source.plates=1", "run_name=demo")  # fmt: skip
+    best = run(
+        "train_erm",
+        "+experiment=demo",
+        "+method=ben",
+        "trainer.max_steps=2",
+        "dataloaders.num_workers=0",
+        "dataloaders.source.experiments=3",
+        "dataloaders.source.plates=1",
+        "run_name=demo",
+    )
     assert best is not None
     assert math.isfinite(best)
 

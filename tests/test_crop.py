@@ -50,10 +50,19 @@ class Arrays:
 
 def screen_of(images: np.ndarray, channels: tuple[str, ...] = ("actin", "DAPI"), bad: tuple[int, ...] = ()):
     n = len(images)
-    table = pd.DataFrame({
-        "experiment": "E1", "plate": np.where(np.arange(n) < 2, "P1", "P2"), "well": [f"B{i:02d}" for i in range(n)],
-        "site": 1, "cell_type": "", "label": 0, "split": "", "control": "", "dose": np.arange(n) / 10,
-    })
+    table = pd.DataFrame(
+        {
+            "experiment": "E1",
+            "plate": np.where(np.arange(n) < 2, "P1", "P2"),
+            "well": [f"B{i:02d}" for i in range(n)],
+            "site": 1,
+            "cell_type": "",
+            "label": 0,
+            "split": "",
+            "control": "",
+            "dose": np.arange(n) / 10,
+        }
+    )
     return make_screen(table, Arrays(images, channels, bad), ["one"])
 
 
@@ -131,9 +140,14 @@ def test_cells_of_a_screen(fields):
     assert cells.pixels.channels == ("actin", "DAPI")
     assert cells.pixels.size == (8, 8)
     images = screen.pixels.images
-    expected = np.stack([
-        images[0, :, 6:14, 6:14], images[0, :, 18:26, 26:34], images[2, :, 11:19, 16:24], images[3, :, 16:24, 28:36],
-    ])
+    expected = np.stack(
+        [
+            images[0, :, 6:14, 6:14],
+            images[0, :, 18:26, 26:34],
+            images[2, :, 11:19, 16:24],
+            images[3, :, 16:24, 28:36],
+        ]
+    )
     np.testing.assert_array_equal(cells.pixels.read(np.arange(4)), expected)
     rows = np.array([3, 0, 2, 1, 0])
     crops = pickle.loads(pickle.dumps(cells.pixels)).read(rows)
@@ -224,10 +238,16 @@ def test_one_nucleus():
     assert areas[0] == pytest.approx(np.pi * 64, rel=0.5)
 
 
-@pytest.mark.parametrize("image", [
-    np.zeros((50, 60)), np.full((50, 60), 7, np.uint16), np.random.default_rng(3).normal(600, 30, (200, 200)),
-    np.random.default_rng(3).poisson(4, (200, 200)),
-], ids=["zeros", "constant", "noise", "photons"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((50, 60)),
+        np.full((50, 60), 7, np.uint16),
+        np.random.default_rng(3).normal(600, 30, (200, 200)),
+        np.random.default_rng(3).poisson(4, (200, 200)),
+    ],
+    ids=["zeros", "constant", "noise", "photons"],
+)
 def test_a_field_without_nuclei(image):
     centres, areas = find_nuclei(image, diameter=20)
     assert centres.shape == (0, 2)
@@ -248,10 +268,12 @@ def test_a_diameter_below_the_noise():
 
 
 def test_nuclei_of_all_fields():
-    images = np.stack([
-        np.stack([np.zeros((64, 64)), blobs((64, 64), np.array(c).reshape(-1, 2), 8, np.ones(len(c)))])
-        for c in ([[20, 20], [40, 45]], [], [[32, 32]])
-    ]).astype(np.float32)
+    images = np.stack(
+        [
+            np.stack([np.zeros((64, 64)), blobs((64, 64), np.array(c).reshape(-1, 2), 8, np.ones(len(c)))])
+            for c in ([[20, 20], [40, 45]], [], [[32, 32]])
+        ]
+    ).astype(np.float32)
     screen = screen_of(images)
     nuclei = find_all_nuclei(screen, "nuclei", 16)  # what the screen calls DAPI
     assert nuclei.table["image"].tolist() == [0, 0, 2]
@@ -269,14 +291,19 @@ def test_nuclei_of_all_fields():
 def with_nuclei(bad: tuple[int, ...] = ()):
     """Six fields of two plates; field k has k % 3 nuclei."""
     places = [[20, 20], [40, 45]]
-    images = np.stack([
-        np.stack([np.zeros((64, 64)), blobs((64, 64), np.array(places[: k % 3]).reshape(-1, 2), 8, np.ones(k % 3))])
-        for k in range(6)
-    ]).astype(np.float32)
+    images = np.stack(
+        [
+            np.stack([np.zeros((64, 64)), blobs((64, 64), np.array(places[: k % 3]).reshape(-1, 2), 8, np.ones(k % 3))])
+            for k in range(6)
+        ]
+    ).astype(np.float32)
     screen = screen_of(images, bad=bad)
     order = [2, 0, 3, 1, 4, 5]  # the plates of rows are A, B, A, B, B, B
-    return make_screen(screen.table.assign(plate=["A", "B", "A", "B", "B", "B"]).drop(columns="plate_id"),
-                       Arrays(images[order], ("actin", "DAPI"), bad), ["one"])  # fmt: skip
+    return make_screen(
+        screen.table.assign(plate=["A", "B", "A", "B", "B", "B"]).drop(columns="plate_id"),
+        Arrays(images[order], ("actin", "DAPI"), bad),
+        ["one"],
+    )
 
 
 def assert_same(one: Nuclei, other: Nuclei) -> None:
@@ -355,8 +382,9 @@ def test_nuclei_are_found_where_they_cannot_be_kept(tmp_path, caplog):
 def test_the_cells_of_a_bad_field_do_not_hide_those_of_the_others(tmp_path):
     images = np.random.default_rng(0).integers(0, 60_000, (2, 2, 30, 40), dtype=np.uint16)
     rows = [(0, 15.0, 15.0)] * 150 + [(1, 15.0, 20.0)]
-    cells = pack_cells(screen_of(images, bad=(0,)), nuclei_of(rows, [0, 1]), tmp_path / "cells", 8, workers=0,
-                       on_bad_image="skip")  # fmt: skip
+    cells = pack_cells(
+        screen_of(images, bad=(0,)), nuclei_of(rows, [0, 1]), tmp_path / "cells", 8, workers=0, on_bad_image="skip"
+    )
     np.testing.assert_array_equal(cells.pixels.read(np.array([150]))[0], images[1, :, 11:19, 16:24])
 
 
@@ -378,8 +406,11 @@ def object_row(table: int, number: int, x: object, y: object, area: object = 900
 
 
 SUPPLEMENT = (
-    [image_row(1, 7, "Week1_150607_B01_s1_wABC.tif", "P1", "B01"), image_row(2, 7, "B02_s1_wABC.tif", "P2", "B02"),
-     image_row(2, 8, "B00_s1_wABC.tif", "P9", "B00")],
+    [
+        image_row(1, 7, "Week1_150607_B01_s1_wABC.tif", "P1", "B01"),
+        image_row(2, 7, "B02_s1_wABC.tif", "P2", "B02"),
+        image_row(2, 8, "B00_s1_wABC.tif", "P9", "B00"),
+    ],
     [object_row(2, 7, 20.25, 15), object_row(1, 7, 9, 8), object_row(2, 8, 1, 1), object_row(2, 7, 11, 12)],
 )
 
@@ -394,13 +425,16 @@ def test_published_nuclei(fields, tmp_path):
     assert placed.fields.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("images", "objects", "message"), [
-    ([*SUPPLEMENT[0], SUPPLEMENT[0][0]], SUPPLEMENT[1], "lists plate P1, well B01, site 1 twice"),
-    (SUPPLEMENT[0], [*SUPPLEMENT[1], object_row(5, 5, 1, 1)], "1 of 5 nuclei .* table 5, image 5"),
-    (SUPPLEMENT[0], [object_row(1, 7, "nan", 3)], r"nucleus 0 \(from 0\).* centre \(nan, 3\)"),
-    ([image_row(1, 7, "B01.tif", "P1", "B01")], SUPPLEMENT[1], "'B01.tif' .* does not say its site"),
-    ([row[:9] for row in SUPPLEMENT[0]], SUPPLEMENT[1], "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("images", "objects", "message"),
+    [
+        ([*SUPPLEMENT[0], SUPPLEMENT[0][0]], SUPPLEMENT[1], "lists plate P1, well B01, site 1 twice"),
+        (SUPPLEMENT[0], [*SUPPLEMENT[1], object_row(5, 5, 1, 1)], "1 of 5 nuclei .* table 5, image 5"),
+        (SUPPLEMENT[0], [object_row(1, 7, "nan", 3)], r"nucleus 0 \(from 0\).* centre \(nan, 3\)"),
+        ([image_row(1, 7, "B01.tif", "P1", "B01")], SUPPLEMENT[1], "'B01.tif' .* does not say its site"),
+        ([row[:9] for row in SUPPLEMENT[0]], SUPPLEMENT[1], "cannot be read"),
+    ],
+)
 def test_damaged_tables_of_nuclei(tmp_path, images, objects, message):
     write_supplement(tmp_path, images, objects)
     with pytest.raises(DataError, match=message):
@@ -441,8 +475,17 @@ def manifest(tmp_path):
         for name, image in (("dna", dna), ("actin", dna[::-1])):
             pixels = np.clip(image + rng.normal(500, 10, image.shape), 0, None).astype(np.uint16)
             Image.fromarray(pixels).save(tmp_path / f"{number}_{name}.tif")
-        rows.append({"run": "r1", "barcode": "A7", "well": f"B{number}", "site": 1, "dna_file": f"{number}_dna.tif",
-                     "actin_file": f"{number}_actin.tif", "label": "x"})
+        rows.append(
+            {
+                "run": "r1",
+                "barcode": "A7",
+                "well": f"B{number}",
+                "site": 1,
+                "dna_file": f"{number}_dna.tif",
+                "actin_file": f"{number}_actin.tif",
+                "label": "x",
+            }
+        )
     pd.DataFrame(rows).to_csv(tmp_path / "screen.csv", index=False)
     return tmp_path / "screen.csv"
 
@@ -450,8 +493,18 @@ def manifest(tmp_path):
 def arguments(manifest: Path, *more: str) -> list[str]:
     options = ("image.DAPI=dna_file", "image.actin=actin_file", "columns.experiment=run", "columns.plate=barcode")
     settings = [word for option in options for word in ("--set", option)]
-    return [str(manifest), str(manifest.parent / "cells"), "--size", "24", "--diameter", "18", "--workers", "0",
-            *settings, *more]
+    return [
+        str(manifest),
+        str(manifest.parent / "cells"),
+        "--size",
+        "24",
+        "--diameter",
+        "18",
+        "--workers",
+        "0",
+        *settings,
+        *more,
+    ]
 
 
 def test_the_command_on_a_manifest(manifest, capsys):
@@ -512,8 +565,10 @@ def test_the_command_looks_at_its_place_before_it_searches(manifest, monkeypatch
 
     monkeypatch.setattr(cropping, "find_nuclei", search)
     (manifest.parent / "folder").mkdir()
-    for place, message in (("screen.csv/out", "cannot write '.*screen.csv/out' .*choose another place"),
-                           ("folder", "'.*folder' is there already, and is no packed store")):
+    for place, message in (
+        ("screen.csv/out", "cannot write '.*screen.csv/out' .*choose another place"),
+        ("folder", "'.*folder' is there already, and is no packed store"),
+    ):
         words = arguments(manifest)
         words[1] = str(manifest.parent / place)
         with pytest.raises(SystemExit) as caught:

@@ -22,6 +22,7 @@ def draw(channels: int, dtype: type, n: int = 3, seed: int = 0) -> np.ndarray:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write (H, W, C) as a PNG by the specification, since Pillow cannot write several channels of 16 bit."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -29,8 +30,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
     color = {1: 0, 2: 4, 3: 2, 4: 6}[c]
     lines = b"".join(b"\0" + line.astype(line.dtype.newbyteorder(">")).tobytes() for line in image)
     header = struct.pack(">IIBBBBB", w, h, 8 * image.itemsize, color, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines))
-                     + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
 
 
 def hwc(image: np.ndarray) -> np.ndarray:
@@ -150,8 +152,11 @@ def test_tiff_flavours(tmp_path: Path) -> None:
 def test_ome_tiff_reads_its_own_file_only(tmp_path: Path) -> None:
     """The metadata of a multi-file OME-TIFF names sister files, whose planes are no channels of this file."""
     images = draw(2, np.uint16, 1)[0]
-    planes = "".join(f"""<TiffData FirstC="{c}" PlaneCount="1">
-        <UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>""" for c in range(2))
+    planes = "".join(
+        f"""<TiffData FirstC="{c}" PlaneCount="1">
+        <UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>"""
+        for c in range(2)
+    )
     for c in range(2):
         ome = f"""<?xml version="1.0"?>
         <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{c}"><Image ID="Image:0">

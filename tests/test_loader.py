@@ -153,8 +153,14 @@ def test_batches_of_several_plates_are_not_taken_for_chunks_of_one():
     batches = PlateBatches(np.arange(12), batch_size=6, shuffle=False)  # both batches hold both plates
     reader = BatchReader(source, source.plate_ids)
     found = dict.fromkeys(range(12))
-    for batch, out in infer(Fabric(accelerator="cpu"), network, Loader(reader, batches), lambda x: x,
-                            Statistics("batch"), SkippedImages(source)):  # fmt: skip
+    for batch, out in infer(
+        Fabric(accelerator="cpu"),
+        network,
+        Loader(reader, batches),
+        lambda x: x,
+        Statistics("batch"),
+        SkippedImages(source),
+    ):
         with torch.no_grad(), plate_statistics(network.eval(), batch.groups):
             torch.testing.assert_close(out.clone(), network(batch.images.float()))
         found.update(dict.fromkeys(batch.rows.tolist(), True))

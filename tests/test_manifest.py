@@ -21,7 +21,8 @@ def lab_table() -> pd.DataFrame:
     """Two weeks of two plates, two wells each: the words of a lab, not ours."""
     rows = [
         (f"img/{week}_{plate}_{well}.npy", week, plate, well, compound, moa, dose)
-        for week in ("W1", "W2") for plate in ("007", "8")
+        for week in ("W1", "W2")
+        for plate in ("007", "8")
         for well, compound, moa, dose in (("A1", "DMSO", "", 0.0), ("NA", "taxol", "Microtubule", 1.5))
     ]
     return pd.DataFrame(rows, columns=["file", "batch", "barcode", "position", "compound", "moa", "dose"])
@@ -37,6 +38,7 @@ def draw(n: int, channels: int = 3, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def lab(tmp_path: Path) -> Callable[..., Screen]:
     """Writes a manifest (and its images) and reads it, with the arguments that a test adds."""
+
     def read(table: pd.DataFrame | None = None, name: str = "screen.csv", **arguments: Any) -> Screen:
         table = lab_table() if table is None else table
         (tmp_path / "img").mkdir(exist_ok=True)
@@ -85,13 +87,16 @@ def test_parquet_of_numbers(lab: Callable[..., Screen]) -> None:
     assert screen.labels.tolist() == [1, 0] * 3 + [-1, 0]
 
 
-@pytest.mark.parametrize(("values", "classes", "labels"), [
-    (["10", "9", "0", "9"], ("0", "9", "10"), [2, 1, 0, 1]),
-    (["2", "0", "1", "2"], ("0", "1", "2"), [2, 0, 1, 2]),  # numbers without gaps stay what they are
-    (["b10", "b9", "a", "b9"], ("a", "b10", "b9"), [1, 2, 0, 2]),
-    (["b", "NA", "null", "a"], ("a", "b"), [1, -1, -1, 0]),
-    (["", "", "", ""], (), [-1, -1, -1, -1]),
-])
+@pytest.mark.parametrize(
+    ("values", "classes", "labels"),
+    [
+        (["10", "9", "0", "9"], ("0", "9", "10"), [2, 1, 0, 1]),
+        (["2", "0", "1", "2"], ("0", "1", "2"), [2, 0, 1, 2]),  # numbers without gaps stay what they are
+        (["b10", "b9", "a", "b9"], ("a", "b10", "b9"), [1, 2, 0, 2]),
+        (["b", "NA", "null", "a"], ("a", "b"), [1, -1, -1, 0]),
+        (["", "", "", ""], (), [-1, -1, -1, -1]),
+    ],
+)
 def test_labels(lab: Callable[..., Screen], values: list[str], classes: tuple[str, ...], labels: list[int]) -> None:
     screen = lab(lab_table().assign(moa=values * 2))
     assert screen.classes == classes
@@ -164,8 +169,13 @@ def test_places(tmp_path: Path, lab: Callable[..., Screen]) -> None:
     """Where a manifest and its images lie, and that one file has one spelling."""
     lab()
     table = lab_table()
-    table["file"] = [table["file"][0], "./" + table["file"][1], str(tmp_path / table["file"][2]),
-                     table["file"][3].replace("/", "\\"), *table["file"][4:].str.replace("/", "//./")]
+    table["file"] = [
+        table["file"][0],
+        "./" + table["file"][1],
+        str(tmp_path / table["file"][2]),
+        table["file"][3].replace("/", "\\"),
+        *table["file"][4:].str.replace("/", "//./"),
+    ]
     (tmp_path / "tables").mkdir()
     table.to_csv(tmp_path / "tables" / "a.csv", index=False)
     for path, arguments in (
@@ -202,31 +212,60 @@ BAD: list[tuple[str, pd.DataFrame | None, dict[str, Any], type[BiomassError], st
     ("channels", None, {"channels": ["dna", "actin"]}, BadImageError, r"3 x 6 x 4 uint16, expected .* 2 channel"),
     ("no such value", None, {"splits": {"train": {"experiment": ["W3"]}}}, ConfigError, r"experiment 'W3'.*W1"),
     ("no such plate", None, {"splits": {"train": {"plate": ["W3/8"]}}}, ConfigError, r"plate 'W3/8', which is not in"),
-    ("experiment in two", None, {"splits": {"a": {"experiment": "W1"}, "b": {"experiment": ["W2", "W1"]}}}, ConfigError,
-     r"puts experiment 'W1', plate '007' in 'a' and in 'b'"),
-    ("plate in two", None, {"splits": {"a": {"plate": ["8"]}, "b": {"experiment": ["W2"]}}}, ConfigError,
-     r"puts experiment 'W2', plate '8' in 'a' and in 'b'"),
+    (
+        "experiment in two",
+        None,
+        {"splits": {"a": {"experiment": "W1"}, "b": {"experiment": ["W2", "W1"]}}},
+        ConfigError,
+        r"puts experiment 'W1', plate '007' in 'a' and in 'b'",
+    ),
+    (
+        "plate in two",
+        None,
+        {"splits": {"a": {"plate": ["8"]}, "b": {"experiment": ["W2"]}}},
+        ConfigError,
+        r"puts experiment 'W2', plate '8' in 'a' and in 'b'",
+    ),
     ("two rests", None, {"splits": {"a": "rest", "b": "rest"}}, ConfigError, "rest to 'a' and to 'b'"),
     ("empty rest", None, {"splits": {"a": {"experiment": ["W1", "W2"]}, "b": "rest"}}, ConfigError, r"splits\.b takes"),
     ("nothing left", None, {"splits": {"a": {"position": ["A1"], "compound": ["taxol"]}}}, ConfigError, "takes no"),
     ("a list", None, {"splits": {"train": ["W1"]}}, ConfigError, r"splits\.train is '\['W1'\]': use 'rest'"),
     ("no such column", None, {"splits": {"train": {"week": ["W1"]}}}, ConfigError, r"names the column 'week'.*batch"),
-    ("no such control", None, {"control": {"column": "compound", "negative": ["DMS0"]}}, ConfigError,
-     r"control\.negative lists 'DMS0'.*did you mean 'DMSO'"),
-    ("both controls", None, {"control": {"column": "compound", "negative": "DMSO", "positive": "DMSO"}}, ConfigError,
-     "'DMSO' as negative and as positive"),
+    (
+        "no such control",
+        None,
+        {"control": {"column": "compound", "negative": ["DMS0"]}},
+        ConfigError,
+        r"control\.negative lists 'DMS0'.*did you mean 'DMSO'",
+    ),
+    (
+        "both controls",
+        None,
+        {"control": {"column": "compound", "negative": "DMSO", "positive": "DMSO"}},
+        ConfigError,
+        "'DMSO' as negative and as positive",
+    ),
     ("control key", None, {"control": {"column": "compound", "neg": "DMSO"}}, ConfigError, "keys column, neg"),
     ("control column", None, {"control": {"column": "cmpd", "negative": "DMSO"}}, ConfigError, r"\.column is 'cmpd'"),
     ("no rows", lab_table()[:0], {}, DataError, "has no rows"),
-    ("columns twice", lab_table().set_axis(["file", "batch", "barcode", "position", "x", "moa", "moa"], axis=1), {},
-     DataError, "two columns 'moa'"),
+    (
+        "columns twice",
+        lab_table().set_axis(["file", "batch", "barcode", "position", "x", "moa", "moa"], axis=1),
+        {},
+        DataError,
+        "two columns 'moa'",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("table", "arguments", "kind", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
 def test_bad_manifest(
-    lab: Callable[..., Screen], tmp_path: Path, table: pd.DataFrame | None, arguments: dict[str, Any],
-    kind: type[BiomassError], message: str,
+    lab: Callable[..., Screen],
+    tmp_path: Path,
+    table: pd.DataFrame | None,
+    arguments: dict[str, Any],
+    kind: type[BiomassError],
+    message: str,
 ) -> None:
     read = functools.partial(load_manifest, root_dir=tmp_path) if "path" in arguments else lab
     arguments = {"table": table} | arguments if read is lab else arguments
@@ -235,10 +274,16 @@ def test_bad_manifest(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("a.csv", b""), ("a.csv", b"file,batch\nx\n"), ("a.csv", b"file,batch,barcode\nx,\xff\xfe,1\n"),
-    ("a.csv.gz", b"not compressed"), ("a.parquet", b"PAR1"),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b""),
+        ("a.csv", b"file,batch\nx\n"),
+        ("a.csv", b"file,batch,barcode\nx,\xff\xfe,1\n"),
+        ("a.csv.gz", b"not compressed"),
+        ("a.parquet", b"PAR1"),
+    ],
+)
 def test_damaged_manifest(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read") as caught:
@@ -248,8 +293,11 @@ def test_damaged_manifest(tmp_path: Path, name: str, content: bytes) -> None:
 
 def test_real_cells(real_data: Path) -> None:
     screen = load_manifest(
-        "bbbc021_cells/manifest.csv", root_dir=real_data, columns={"experiment": "batch", "label": "moa"},
-        channels=["DAPI", "actin", "tubulin"], control={"column": "compound", "negative": ["DMSO"]},
+        "bbbc021_cells/manifest.csv",
+        root_dir=real_data,
+        columns={"experiment": "batch", "label": "moa"},
+        channels=["DAPI", "actin", "tubulin"],
+        control={"column": "compound", "negative": ["DMSO"]},
         splits={"test": {"experiment": ["Week10", "Week9"]}, "train": "rest"},
     )
     table = pd.read_csv(real_data / "bbbc021_cells" / "manifest.csv")
@@ -278,7 +326,9 @@ def test_real_fields(real_data: Path, tmp_path: Path) -> None:
     table = pd.DataFrame(rows)
     table.to_csv(tmp_path / "fields.csv", index=False)
     arguments: dict[str, Any] = {
-        "root_dir": tmp_path, "image_dir": folder, "columns": {"experiment": "week"},
+        "root_dir": tmp_path,
+        "image_dir": folder,
+        "columns": {"experiment": "week"},
         "image": {"DAPI": "w1", "actin": "w4", "tubulin": "w2"},
     }
     with pytest.raises(DataError, match=r"row 2 .* no file for channel 'actin'"):

@@ -14,8 +14,9 @@ from biomass.models.poolers import AttentionPooler, BagClassifier, pool
 from biomass.norms import PlateBatchNorm
 
 
-@pytest.mark.parametrize("key", ["resnet18", "densenet121", "mobilenet_v3_small", "regnet_y_400mf", "timm/resnet18",
-                                 "test_resnet"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key", ["resnet18", "densenet121", "mobilenet_v3_small", "regnet_y_400mf", "timm/resnet18", "test_resnet"]
+)
 @pytest.mark.parametrize("channels", [1, 5])
 def test_encoders_take_any_number_of_channels_and_say_their_width(key, channels):
     encoder, width = build_encoder(key, channels)

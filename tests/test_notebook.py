@@ -20,12 +20,25 @@ from biomass.models import Architecture, build_network
 NOTEBOOK = ROOT / "notebooks/pybbbc.ipynb"
 
 SMALL = {
-    "SIMULATED": {"weeks": 2, "replicates": 1, "compounds": 2, "concentrations": 1, "taxol_wells": 1, "height": 96,
-                  "width": 112},
-    "TRAINING": ["num_epochs=1", "num_warmup_epochs=0", "model.key=test_resnet",
-                 *(f"dataloaders.source.{k}={v}" for k, v in {"experiments": 4, "treatments": 4, "wells": 4,
-                                                               "size": 96}.items())],
-}  # fmt: skip
+    "SIMULATED": {
+        "weeks": 2,
+        "replicates": 1,
+        "compounds": 2,
+        "concentrations": 1,
+        "taxol_wells": 1,
+        "height": 96,
+        "width": 112,
+    },
+    "TRAINING": [
+        "num_epochs=1",
+        "num_warmup_epochs=0",
+        "model.key=test_resnet",
+        *(
+            f"dataloaders.source.{k}={v}"
+            for k, v in {"experiments": 4, "treatments": 4, "wells": 4, "size": 96}.items()
+        ),
+    ],
+}
 """Small enough for every run of the test suite."""
 
 

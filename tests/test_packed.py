@@ -47,11 +47,19 @@ def image(seed, shape=(6, 5, 3), dtype=np.uint8):
 
 
 def table(n):
-    return pd.DataFrame({
-        "experiment": np.where(np.arange(n) < n // 2, "a", "b"), "plate": "1", "well": [f"w{i}" for i in range(n)],
-        "site": "1", "cell_type": "x", "label": np.arange(n) % 3, "split": "train", "control": "",
-        "dose": np.arange(n) / 7,
-    })
+    return pd.DataFrame(
+        {
+            "experiment": np.where(np.arange(n) < n // 2, "a", "b"),
+            "plate": "1",
+            "well": [f"w{i}" for i in range(n)],
+            "site": "1",
+            "cell_type": "x",
+            "label": np.arange(n) % 3,
+            "split": "train",
+            "control": "",
+            "dose": np.arange(n) / 7,
+        }
+    )
 
 
 def screen_of_files(folder, n=23, dtype=np.uint8, one_a_channel=False):
@@ -370,14 +378,20 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
     (tmp_path / "images").mkdir()
     for i in range(5):
         np.save(tmp_path / "images" / f"{i}.npy", image(i))
-    pd.DataFrame({
-        "file": [f"images/{i}.npy" for i in range(5)], "experiment": "a", "barcode": "p", "moa": list("xyxyz"),
-    }).to_csv(tmp_path / "m.csv", index=False)
+    pd.DataFrame(
+        {
+            "file": [f"images/{i}.npy" for i in range(5)],
+            "experiment": "a",
+            "barcode": "p",
+            "moa": list("xyxyz"),
+        }
+    ).to_csv(tmp_path / "m.csv", index=False)
     options = ["image=file", "columns.plate=barcode", "columns.label=moa", "channels=[a,b,c]"]
     main([str(tmp_path / "m.csv"), *(a for option in options for a in ("--set", option))])
     assert f"{tmp_path}/m.csv.packed holds 5 images" in capsys.readouterr().out
-    screen = load_manifest(tmp_path / "m.csv", image="file", columns={"plate": "barcode", "label": "moa"},
-                           channels=["a", "b", "c"])
+    screen = load_manifest(
+        tmp_path / "m.csv", image="file", columns={"plate": "barcode", "label": "moa"}, channels=["a", "b", "c"]
+    )
     packed = load_packed(tmp_path / "m.csv.packed")
     assert_same(screen, packed)
     assert packed.classes == ("x", "y", "z")
@@ -389,8 +403,10 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
 def test_the_command_packs_fields_of_view(tmp_path, data_root, monkeypatch):
     # what wilds makes of the metadata is none of our business here, and importing it takes seconds
     monkeypatch.setattr(rxrx1, "_official", lambda root: (np.repeat("train", 24), np.arange(24) % 4))
-    folder = simulate_rxrx1(data_root, Design(experiments=3, plates=1, treatments=2, positive_controls=1, wells=2,
-                                              negative_wells=1, size=48))
+    folder = simulate_rxrx1(
+        data_root,
+        Design(experiments=3, plates=1, treatments=2, positive_controls=1, wells=2, negative_wells=1, size=48),
+    )
     for source in (folder, folder / "rxrx1_v1.0"):
         screen, beside = open_source(source)
         assert beside == folder / "rxrx1_v1.0"
@@ -446,7 +462,8 @@ def lab_files(folder, bad):
     for i, content in bad.items():
         (folder / f"{i}.npy").write_bytes(content) if content is not None else (folder / f"{i}.npy").unlink()
     pd.DataFrame({"path": [f"{i}.npy" for i in range(5)], "experiment": "a", "plate": "p", "label": "x"}).to_csv(
-        folder / "m.csv", index=False)  # fmt: skip
+        folder / "m.csv", index=False
+    )
     return [str(folder / "m.csv"), "--workers", "0"]
 
 
@@ -664,8 +681,12 @@ def test_a_store_that_was_cut_off_is_refused(tmp_path, screen):
 def test_a_store_of_which_parts_do_not_belong_together_is_refused(tmp_path, screen):
     store = pack(screen, tmp_path / "store")
     other = pack(screen_of_files(tmp_path / "others", 11), tmp_path / "other")
-    for name, message in ((INDEX, "11 rows, expected 23"), (FILES, "11 rows"), (IMAGES, "another shape"),
-                          (ABOUT, "another shape")):
+    for name, message in (
+        (INDEX, "11 rows, expected 23"),
+        (FILES, "11 rows"),
+        (IMAGES, "another shape"),
+        (ABOUT, "another shape"),
+    ):
         shutil.copytree(store, tmp_path / "copy")
         shutil.copy(other / name, tmp_path / "copy" / name)
         with pytest.raises(DataError, match=message):

@@ -76,8 +76,11 @@ def test_whole_networks_of_torchvision_load(tmp_path, key):
 @pytest.mark.parametrize("last", [True, False])
 def test_plain_networks_of_torchvision_and_timm_load(tmp_path, key, wrapped, last):
     torch.manual_seed(0)
-    whole = (timm.create_model(key, num_classes=5) if key == "test_resnet" else
-             torchvision.models.get_model(key, num_classes=5)).eval()  # fmt: skip
+    whole = (
+        timm.create_model(key, num_classes=5)
+        if key == "test_resnet"
+        else torchvision.models.get_model(key, num_classes=5)
+    ).eval()
     own = build_network(Architecture(key, 3, ())).encoder.state_dict()
     state = {k: v for k, v in whole.state_dict().items() if last or k in own}
     if key == "resnet18":  # as old files of weights, which do not count batches
@@ -101,10 +104,12 @@ def test_plain_networks_of_torchvision_and_timm_load(tmp_path, key, wrapped, las
         ({"architecture": {"key": "resnet18"}, "network": {}}, "no script of ours .* set model.key"),
         ({"architecture": {"key": "resnet18", "in_channels": 3, "head": []}}, "no weights under the key 'network'"),
         ({"epoch": 3, "model": {}}, "has the key 'epoch', .*; save the state dict of the network alone, and set model"),
-        ({"architecture": {"key": "resnet18", "in_channels": 3, "head": []}, "network": {"a": 1}},
-         r"is no resnet18: it lacks 'encoder.conv1.weight'; it is damaged, give another model_path"),
+        (
+            {"architecture": {"key": "resnet18", "in_channels": 3, "head": []}, "network": {"a": 1}},
+            r"is no resnet18: it lacks 'encoder.conv1.weight'; it is damaged, give another model_path",
+        ),
     ],
-)  # fmt: skip
+)
 def test_checkpoints_that_are_none_of_ours(tmp_path, state, message):
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=message) as caught:

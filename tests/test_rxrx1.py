@@ -36,10 +36,22 @@ def metadata() -> pd.DataFrame:
             for i in range(plate + 3):
                 well, sirna = f"{'BCD'[plate % 3]}{i + 2:02d}", (i + plate) % 4
                 well_id = f"{experiment}_{plate}_{well}"
-                rows += [(
-                    f"{well_id}_{site}", well_id, experiment.split("-")[0], dataset, experiment, plate, well, site,
-                    TYPES[sirna], CLASSES[sirna], sirna,
-                ) for site in (1, 2)]
+                rows += [
+                    (
+                        f"{well_id}_{site}",
+                        well_id,
+                        experiment.split("-")[0],
+                        dataset,
+                        experiment,
+                        plate,
+                        well,
+                        site,
+                        TYPES[sirna],
+                        CLASSES[sirna],
+                        sirna,
+                    )
+                    for site in (1, 2)
+                ]
     columns = "site_id well_id cell_type dataset experiment plate well site well_type sirna sirna_id"
     return pd.DataFrame(rows, columns=columns.split())
 
@@ -165,10 +177,14 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/datasets/pangwei/wilds-rxrx1/revision/") and mirrored:
             return self.answer(json.dumps({"id": "pangwei/wilds-rxrx1", "sha": self.commit}).encode())
         if path.startswith("/api/datasets/pangwei/wilds-rxrx1/tree/"):
-            return self.answer(json.dumps([
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in mirrored.items()
-            ]).encode())
+            return self.answer(
+                json.dumps(
+                    [
+                        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                        for name, data in mirrored.items()
+                    ]
+                ).encode()
+            )
         data = self.server.files.get(path.replace(f"/datasets/pangwei/wilds-rxrx1/resolve/{self.commit}/", "/mirror/"))
         if data is None:
             return self.answer(b"nothing here", 404)
@@ -201,11 +217,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(RxRx1Dataset, "_versions_dict",
-                            {"1.0": {"download_url": f"{server.address}/wilds", "compressed_size": 1}})
+        monkeypatch.setattr(
+            RxRx1Dataset, "_versions_dict", {"1.0": {"download_url": f"{server.address}/wilds", "compressed_size": 1}}
+        )
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                            server.address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.address + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         yield server
         server.shutdown()
 
@@ -293,8 +313,9 @@ def test_a_killed_download_that_had_everything(tmp_path: Path, server: Server) -
 
 
 @pytest.mark.parametrize("spoil", [lambda a: a[: len(a) // 2], lambda a: a[:-4], lambda a: b"no archive" * 100])
-def test_damaged_archive(tmp_path: Path, server: Server, screen_files: dict[str, bytes],
-                         spoil: Callable[[bytes], bytes]) -> None:
+def test_damaged_archive(
+    tmp_path: Path, server: Server, screen_files: dict[str, bytes], spoil: Callable[[bytes], bytes]
+) -> None:
     server.files["/wilds"] = spoil(tar(screen_files))
     with pytest.raises(DataError, match=r"wilds: archive .* is damaged"):
         prepare_rxrx1(tmp_path)
@@ -332,10 +353,14 @@ MIRRORS: dict[str, Callable[[dict[str, bytes]], dict[str, bytes]]] = {
     "zip": lambda f: {"a.zip": zipped(f)},
     "pieces of tar.gz": lambda f: pieces(tar(f), "a.tar.gz.part-", ["aa", "ab", "ac"]),
     "pieces of zip": lambda f: pieces(zipped(f), "a.zip.", [f"{i:03d}" for i in range(1, 4)]),
-    "images apart": lambda f: {"metadata.csv": f["metadata.csv"],
-                               "images.tar.gz": tar({n: d for n, d in f.items() if n != "metadata.csv"})},
-    "an archive an experiment": lambda f: {"metadata.csv": f["metadata.csv"]} | {
-        f"images/{e}.tar": tar(part(f, "images/"), "w") for e in ("HEPG2-01", "HUVEC-02", "U2OS-01")},
+    "images apart": lambda f: {
+        "metadata.csv": f["metadata.csv"],
+        "images.tar.gz": tar({n: d for n, d in f.items() if n != "metadata.csv"}),
+    },
+    "an archive an experiment": lambda f: (
+        {"metadata.csv": f["metadata.csv"]}
+        | {f"images/{e}.tar": tar(part(f, "images/"), "w") for e in ("HEPG2-01", "HUVEC-02", "U2OS-01")}
+    ),
 }
 
 
@@ -413,10 +438,17 @@ def test_find_archives(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     for name in names + others:
         (tmp_path / name).write_text(f"{name};")
-    found = {str(k.relative_to(tmp_path)): [str(p.relative_to(tmp_path)) for p in v]
-             for k, v in find_archives(tmp_path).items()}
-    assert found == {"a.tar.gz": names[:1], "b.zip": names[1:4], "c.tar": names[4:6], "d/e.tgz": names[6:7],
-                     "d/f.tar": names[7:]}
+    found = {
+        str(k.relative_to(tmp_path)): [str(p.relative_to(tmp_path)) for p in v]
+        for k, v in find_archives(tmp_path).items()
+    }
+    assert found == {
+        "a.tar.gz": names[:1],
+        "b.zip": names[1:4],
+        "c.tar": names[4:6],
+        "d/e.tgz": names[6:7],
+        "d/f.tar": names[7:],
+    }
     joined = join(find_archives(tmp_path)[tmp_path / "b.zip"], tmp_path / "whole")
     assert joined.read_text() == "b.zip.part1;b.zip.part2;b.zip.part10;"
 
@@ -426,8 +458,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bar_only_where_a_person_watches(tmp_path: Path, server: Server, screen_files: dict[str, bytes],
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_only_where_a_person_watches(
+    tmp_path: Path, server: Server, screen_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.files["/wilds"] = tar(screen_files)
     for stream in (io.StringIO(), Terminal()):
         monkeypatch.setattr(sys, "stderr", stream)

@@ -20,8 +20,12 @@ from biomass.datasets import rxrx1_cells
 from biomass.datasets.rxrx1_cells import FIELD, count_cells, load_rxrx1_cells, prepare_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
 
-EXPERIMENTS = {"HUVEC-01": ("HUVEC", "train"), "HUVEC-02": ("HUVEC", "train"), "RPE-01": ("RPE", "val"),
-               "U2OS-09": ("U2OS", "test")}
+EXPERIMENTS = {
+    "HUVEC-01": ("HUVEC", "train"),
+    "HUVEC-02": ("HUVEC", "train"),
+    "RPE-01": ("RPE", "val"),
+    "U2OS-09": ("U2OS", "test"),
+}
 WELLS = {"B02": ("treatment", "s0", 0), "B03": ("positive_control", "p0", 1), "C10": ("negative_control", "EMPTY", 2)}
 
 
@@ -48,10 +52,21 @@ def fields():
 
 
 def write_metadata(path, keep=lambda *field: True):
-    rows = [{
-        "cell_type": EXPERIMENTS[e][0], "dataset": EXPERIMENTS[e][1], "experiment": e, "plate": p, "well": w, "site": s,
-        "well_type": WELLS[w][0], "sirna": WELLS[w][1], "sirna_id": WELLS[w][2],
-    } for e, p, w, s in fields() if keep(e, p, w, s)]
+    rows = [
+        {
+            "cell_type": EXPERIMENTS[e][0],
+            "dataset": EXPERIMENTS[e][1],
+            "experiment": e,
+            "plate": p,
+            "well": w,
+            "site": s,
+            "well_type": WELLS[w][0],
+            "sirna": WELLS[w][1],
+            "sirna_id": WELLS[w][2],
+        }
+        for e, p, w, s in fields()
+        if keep(e, p, w, s)
+    ]
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
 
@@ -136,7 +151,9 @@ def test_images_without_cells_are_reported_and_listed(shared, caplog):
     assert [cells_of(*f) for f in sorted(fields())] == counts["cells"].tolist()
     empty = counts[counts["cells"] == 0]
     assert set(empty["experiment"] + "/" + empty["plate"] + "/" + empty["well"] + "/" + empty["site"]) == {
-        "HUVEC-02/2/B03/1", "HUVEC-02/2/B03/2", "RPE-01/1/B02/2"
+        "HUVEC-02/2/B03/1",
+        "HUVEC-02/2/B03/2",
+        "RPE-01/1/B02/2",
     }
 
 
@@ -186,7 +203,10 @@ def test_cell_type_and_one_site(shared):
     assert set(load_rxrx1_cells(shared, cell_type=["RPE", "U2OS"]).table["cell_type"]) == {"RPE", "U2OS"}
     first = load_rxrx1_cells(shared, use_one_site=True).table
     assert {(s, n) for s, n in zip(first["split"], first["site"], strict=True)} == {
-        ("train", "1"), ("iid_val", "2"), ("val", "1"), ("test", "1")
+        ("train", "1"),
+        ("iid_val", "2"),
+        ("val", "1"),
+        ("test", "1"),
     }
     assert np.array_equal(np.unique(first["image"]), np.arange(first["image"].max() + 1))
     kept = [c for c in expected_cells() if EXPERIMENTS[c[0]][1] == "train" or c[3] == 1]
@@ -214,8 +234,14 @@ def test_without_metadata_the_experiments_are_known_by_name(tmp_path, shared):
     table = load_rxrx1_cells(folder, root_dir=tmp_path, include_labels=False).table
     splits = table.groupby("experiment", observed=True)["split"].agg(lambda s: "/".join(s)).to_dict()
     assert splits == {
-        "HEPG2-07": "train/iid_val", "HEPG2-11": "test/test", "HUVEC-16": "train/iid_val", "HUVEC-17": "val/val",
-        "HUVEC-18": "test/test", "RPE-07": "train/iid_val", "RPE-08": "val/val", "U2OS-05": "test/test",
+        "HEPG2-07": "train/iid_val",
+        "HEPG2-11": "test/test",
+        "HUVEC-16": "train/iid_val",
+        "HUVEC-17": "val/val",
+        "HUVEC-18": "test/test",
+        "RPE-07": "train/iid_val",
+        "RPE-08": "val/val",
+        "U2OS-05": "test/test",
     }
     (folder / "HUVEC-18").rename(folder / "HUVEC-25")
     with pytest.raises(DataError, match="experiment 'HUVEC-25' is none of RxRx1"):
@@ -307,8 +333,13 @@ def test_a_quote_that_is_never_closed_takes_nothing_with_it(shared, tmp_path, ca
 
 def test_a_comma_between_quotes_is_of_the_value(shared, tmp_path):
     path = tmp_path / "summary.csv"
-    path.write_text(summary_text().replace("experiment,", "note,experiment,").replace("\nHUVEC", '\n"7,8",HUVEC')
-                    .replace("\nRPE", "\n,RPE").replace("\nU2OS", "\n,U2OS"))
+    path.write_text(
+        summary_text()
+        .replace("experiment,", "note,experiment,")
+        .replace("\nHUVEC", '\n"7,8",HUVEC')
+        .replace("\nRPE", "\n,RPE")
+        .replace("\nU2OS", "\n,U2OS")
+    )
     pd.testing.assert_frame_equal(load_rxrx1_cells(shared, summary_file=path).table, load_rxrx1_cells(shared).table)
 
 
@@ -463,8 +494,9 @@ def archive(kind, members):
 def members(prefix="", experiments=("HUVEC-01",), extra=None):
     buffer = io.BytesIO()
     Image.fromarray(crop(0)).save(buffer, "png")
-    cells = {f"{prefix}{e}/Plate1/B0{w}_s1/{i}.png": buffer.getvalue()
-             for e in experiments for w in (2, 3) for i in range(3)}
+    cells = {
+        f"{prefix}{e}/Plate1/B0{w}_s1/{i}.png": buffer.getvalue() for e in experiments for w in (2, 3) for i in range(3)
+    }
     return cells | {f"{prefix}README.txt": b"cells"} | (extra or {})
 
 
@@ -501,8 +533,15 @@ class Record:
 
     def answer(self, request):
         if request.path == "/api/records/7272553":
-            listing = [{"key": name, "size": len(data), "checksum": f"md5:{self.checksums[name]}",
-                        "links": {"self": f"{self.url}/files/{name}/content"}} for name, data in self.files.items()]
+            listing = [
+                {
+                    "key": name,
+                    "size": len(data),
+                    "checksum": f"md5:{self.checksums[name]}",
+                    "links": {"self": f"{self.url}/files/{name}/content"},
+                }
+                for name, data in self.files.items()
+            ]
             data, status, start = json.dumps({"files": listing}).encode(), 200, 0
         else:
             data, status, start = self.files[request.path.split("/")[2]], 200, 0
@@ -533,14 +572,16 @@ def test_the_published_archive_is_fetched_on_first_use(tmp_path, monkeypatch, ki
     assert len(screen) == 6
     assert screen.pixels.read(np.array([0])).shape == (1, 3, 48, 48)
     assert sorted(p.name for p in (tmp_path / "new").iterdir() if not p.name.startswith(".")) == [
-        "cells", "cells.cells.parquet"
+        "cells",
+        "cells.cells.parquet",
     ]
 
 
 def test_several_archives_and_pieces_make_one_folder(tmp_path):
     whole = archive("zip", members("a/", ("HUVEC-01",)))
     files = {
-        "huvec.zip.001": whole[:100], "huvec.zip.002": whole[100:],
+        "huvec.zip.001": whole[:100],
+        "huvec.zip.002": whole[100:],
         "rpe.tar.gz": archive("tar", members("b/", ("RPE-01", "RPE-02"))),
     }
     with Record(files) as record:
@@ -602,7 +643,9 @@ def test_an_archive_that_cannot_be_unpacked(tmp_path, offset, value):
     data[entry + offset : entry + offset + 2] = value
     with Record({"cells.zip": bytes(data)}) as record, pytest.raises(DataError) as caught:
         prepare_rxrx1_cells(tmp_path / "cells", base_url=record.url)
-    assert caught.match(r"cells\.zip' is refused \(.*\): delete it, and start again .*; or get them from https://doi\.org")
+    assert caught.match(
+        r"cells\.zip' is refused \(.*\): delete it, and start again .*; or get them from https://doi\.org"
+    )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cells").exists()
 

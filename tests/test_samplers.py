@@ -75,9 +75,7 @@ def test_batches_of_one_group_cut_it_into_as_few_nearly_equal_parts_as_both_limi
 def test_several_groups_meet_in_a_batch_within_all_bounds(data, groups, parts, shuffle, seed):
     m = data.draw(st.integers(1, len(set(groups))))
     batch_size = data.draw(st.none() | st.integers(m, 40))
-    sampler = serve(
-        len(groups), groups, batch_size=batch_size, max_groups=m, parts=parts, shuffle=shuffle, seed=seed
-    )
+    sampler = serve(len(groups), groups, batch_size=batch_size, max_groups=m, parts=parts, shuffle=shuffle, seed=seed)
     batches = list(sampler)
     assert_every_row_once(batches, len(groups))
     assert len(sampler) == len(batches)

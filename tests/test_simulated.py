@@ -40,13 +40,28 @@ from biomass.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Design(
-    experiments=4, plates=2, treatments=5, positive_controls=2, wells=5, negative_wells=2, empty_wells=1, size=80,
-    cell_types=("RPE", "U2OS"), cells=True,
+    experiments=4,
+    plates=2,
+    treatments=5,
+    positive_controls=2,
+    wells=5,
+    negative_wells=2,
+    empty_wells=1,
+    size=80,
+    cell_types=("RPE", "U2OS"),
+    cells=True,
 )
 WHOLE = Design(experiments=51, treatments=1108, positive_controls=30, wells=277, negative_wells=1)  # as large as RxRx1
 IDEAL = Nuisance(
-    drift=np.zeros(len(TRAITS)), gain=np.ones(3), background=np.zeros(3), gamma=np.ones(3), blur=np.full(3, 0.01),
-    haze=np.zeros(3), tilt=np.zeros((3, 2)), vignette=np.zeros(3), noise=0.0,
+    drift=np.zeros(len(TRAITS)),
+    gain=np.ones(3),
+    background=np.zeros(3),
+    gamma=np.ones(3),
+    blur=np.full(3, 0.01),
+    haze=np.zeros(3),
+    tilt=np.zeros((3, 2)),
+    vignette=np.zeros(3),
+    noise=0.0,
 )
 
 
@@ -70,8 +85,11 @@ def plain(**values: float) -> np.ndarray:
 
 
 def drawn(traits: np.ndarray, seed: int = 0) -> np.ndarray:
-    return render_cells(traits, np.zeros((len(traits), 2), np.float32),
-                        np.random.default_rng(seed).random((len(traits), 27), dtype=np.float32))
+    return render_cells(
+        traits,
+        np.zeros((len(traits), 2), np.float32),
+        np.random.default_rng(seed).random((len(traits), 27), dtype=np.float32),
+    )
 
 
 # ---- cells
@@ -103,9 +121,18 @@ def test_a_nucleus_has_its_area_and_brightness(radius: float) -> None:
     assert stamp[0].sum() == pytest.approx(0.7 * np.pi * radius**2, rel=0.12)
 
 
-@pytest.mark.parametrize(("trait", "channels"), [("nucleus_brightness", "d"), ("er_brightness", "e"),
-                                                 ("er_spread", "e"), ("rim_brightness", "a"), ("fibres", "a"),
-                                                 ("chromatin_contrast", "d"), ("cell_radius", "ea")])
+@pytest.mark.parametrize(
+    ("trait", "channels"),
+    [
+        ("nucleus_brightness", "d"),
+        ("er_brightness", "e"),
+        ("er_spread", "e"),
+        ("rim_brightness", "a"),
+        ("fibres", "a"),
+        ("chromatin_contrast", "d"),
+        ("cell_radius", "ea"),
+    ],
+)
 def test_a_trait_shows_in_its_channels_only(trait: str, channels: str) -> None:
     before, after = drawn(plain()), drawn(plain(**{trait: 1.3 * TRAITS[trait].base}))
     changed = {name for i, name in enumerate("dea") if np.abs(before - after)[0, i].max() > 1e-3}
@@ -158,8 +185,9 @@ def test_an_ideal_plate_records_the_light() -> None:
     light = np.random.default_rng(0).random((2, 3, 20, 30), dtype=np.float32)
     seen = acquire(np.random.default_rng(0), light, IDEAL)
     np.testing.assert_allclose(seen, light, atol=1e-6)
-    altered = replace(IDEAL, gain=np.array([0.5, 2.0, 1.0]), background=np.array([0.1, 0.0, 0.0]),
-                      gamma=np.array([1.0, 1.0, 2.0]))
+    altered = replace(
+        IDEAL, gain=np.array([0.5, 2.0, 1.0]), background=np.array([0.1, 0.0, 0.0]), gamma=np.array([1.0, 1.0, 2.0])
+    )
     seen = acquire(np.random.default_rng(0), light, altered)
     expected = np.stack([0.5 * light[:, 0] + 0.1, np.minimum(2 * light[:, 1], 1), light[:, 2] ** 2], 1)
     np.testing.assert_allclose(seen, expected, atol=1e-6)
@@ -296,8 +324,19 @@ def test_wilds_reads_it(folder: Path) -> None:
 def test_the_layout_is_complete(folder: Path) -> None:
     images = folder / "rxrx1_v1.0"
     table = pd.read_csv(images / "metadata.csv", keep_default_na=False)
-    assert list(table) == ["site_id", "well_id", "cell_type", "dataset", "experiment", "plate", "well", "site",
-                           "well_type", "sirna", "sirna_id"]
+    assert list(table) == [
+        "site_id",
+        "well_id",
+        "cell_type",
+        "dataset",
+        "experiment",
+        "plate",
+        "well",
+        "site",
+        "well_type",
+        "sirna",
+        "sirna_id",
+    ]
     names = table["experiment"] + "/Plate" + table["plate"].astype(str) + "/" + table["well"]
     names += "_s" + table["site"].astype(str)
     found = {str(f.relative_to(images / "images")) for f in (images / "images").rglob("*.png")}
@@ -376,8 +415,18 @@ def test_chunks_of_fields_bound_memory_and_keep_the_order(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("effect", "seen"), [(0.0, False), (1.0, True)])
 def test_a_perturbation_is_seen_in_the_pixels_of_an_ideal_plate(effect: float, seen: bool) -> None:
-    design = Design(experiments=3, plates=1, treatments=1, positive_controls=0, wells=30, negative_wells=30, sites=1,
-                    nuisance=0, intensity_effect=effect, shape_effect=2 * effect)
+    design = Design(
+        experiments=3,
+        plates=1,
+        treatments=1,
+        positive_controls=0,
+        wells=30,
+        negative_wells=30,
+        sites=1,
+        nuisance=0,
+        intensity_effect=effect,
+        shape_effect=2 * effect,
+    )
     plate = lay_out(design)[0]
     images = np.concatenate([images for images, _ in render_plate(design, plate)]).astype(float)
     values = np.concatenate([images.mean((2, 3)), images.std((2, 3)), np.abs(np.diff(images)).mean((2, 3))], 1)
@@ -411,8 +460,7 @@ def test_an_interrupted_screen_leaves_nothing(
 
 
 def test_a_killed_process_leaves_nothing_that_looks_complete(folder: Path, tmp_path: Path) -> None:
-    code = ("import sys; from biomass.datasets.simulated import *; "
-            f"simulate_rxrx1(sys.argv[1], {TINY!r}, workers=1)")
+    code = f"import sys; from biomass.datasets.simulated import *; simulate_rxrx1(sys.argv[1], {TINY!r}, workers=1)"
     slow = "import biomass.datasets.simulated as s, time; f = s._save; s._save = lambda *a: (time.sleep(.01), f(*a)); "
     process = subprocess.Popen([sys.executable, "-c", slow + code, str(tmp_path)], cwd=ROOT)
     try:

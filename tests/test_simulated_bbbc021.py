@@ -28,8 +28,17 @@ from biomass.datasets.simulated_bbbc021 import (
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation.nearest import nscb
 
-TINY = {"weeks": 2, "replicates": 1, "compounds": 2, "concentrations": 1, "taxol_wells": 1, "sites": 2, "height": 64,
-        "width": 80, "density": 0.5}
+TINY = {
+    "weeks": 2,
+    "replicates": 1,
+    "compounds": 2,
+    "concentrations": 1,
+    "taxol_wells": 1,
+    "sites": 2,
+    "height": 64,
+    "width": 80,
+    "density": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -319,13 +328,16 @@ def test_pixels_that_are_not_numbers(bare):
     assert 0 not in load_bbbc021_cells(bare, **SEARCH, on_bad_image="skip").table["image"].to_numpy()
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"weaks": 3}, "no parameter 'weaks'"),
-    ({"weeks": 1}, "weeks=1.*from 2"),
-    ({"compounds": 9}, "do not fit in the 48"),
-    ({"raw": "tar"}, "raw=tar"),
-    ({"density": -1}, "density=-1"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weaks": 3}, "no parameter 'weaks'"),
+        ({"weeks": 1}, "weeks=1.*from 2"),
+        ({"compounds": 9}, "do not fit in the 48"),
+        ({"raw": "tar"}, "raw=tar"),
+        ({"density": -1}, "density=-1"),
+    ],
+)
 def test_wrong_parameters(tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message):
         simulate_bbbc021(tmp_path, **wrong)

@@ -19,9 +19,12 @@ from biomass.models import Architecture, build_network
 from biomass.training import find_checkpoint, load_checkpoint, load_network
 
 CELLS = (
-    "dataloaders=simulated_cells", *(o for o in TINY_SCREEN if o.startswith("dataloaders.") and "size" not in o),
-    "dataloaders.source.size=96", "device=cpu", "num_warmup_epochs=1",
-)  # fmt: skip
+    "dataloaders=simulated_cells",
+    *(o for o in TINY_SCREEN if o.startswith("dataloaders.") and "size" not in o),
+    "dataloaders.source.size=96",
+    "device=cpu",
+    "num_warmup_epochs=1",
+)
 SIMCLR = (*CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
 PROBE = (*CELLS, "num_epochs=3", "num_warmup_epochs=0", "encode_batch_size=100")
 
@@ -50,8 +53,16 @@ def pretrained(run):
 @pytest.mark.parametrize("mode", ["random_single", "random"])
 @pytest.mark.parametrize("sampler", ["random", "plate", "exp"])
 def test_simclr_trains_validates_and_saves(run, mode, sampler):
-    best = run("train_simclr", *SIMCLR, f"dataloaders.mode={mode}", f"dataloaders.sampler={sampler}", "run_name=a",
-               "num_views=3", "dataloaders.num_img=3", "train_batch_size=14")  # fmt: skip
+    best = run(
+        "train_simclr",
+        *SIMCLR,
+        f"dataloaders.mode={mode}",
+        f"dataloaders.sampler={sampler}",
+        "run_name=a",
+        "num_views=3",
+        "dataloaders.num_img=3",
+        "train_batch_size=14",
+    )
     assert best is not None
     assert math.isfinite(best)
     assert best == min(line["val/loss"] for line in curve("a") if "val/loss" in line)
@@ -74,9 +85,13 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
     assert math.isfinite(last("p", "test/loss")["test/loss"])
 
 
-@pytest.mark.parametrize(("script", "more"), [
-    ("train_simclr", SIMCLR), ("train_supervised_cell", (*CELLS, "model.key=test_resnet", "eval_batch_size=50")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "more"),
+    [
+        ("train_simclr", SIMCLR),
+        ("train_supervised_cell", (*CELLS, "model.key=test_resnet", "eval_batch_size=50")),
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill, script, more):
     overrides = (*more, "dataloaders.mode=random", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1")
     run(script, *overrides, "run_name=whole")
@@ -92,8 +107,14 @@ def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill, script, more):
 @pytest.mark.parametrize("pooler", ["mean", "median", "attention"])
 @pytest.mark.parametrize("plate", [True, False])
 def test_probe(run, pretrained, pooler, plate):
-    best = run("train_classifier", *PROBE, "model_path=latest", f"pooler={pooler}", f"model_train_mode={plate}",
-               "run_name=probe")  # fmt: skip
+    best = run(
+        "train_classifier",
+        *PROBE,
+        "model_path=latest",
+        f"pooler={pooler}",
+        f"model_train_mode={plate}",
+        "run_name=probe",
+    )
     measured = last("probe", "test/accuracy")
     assert best is not None
     assert {"val/accuracy", "test/accuracy", "iid_val/accuracy", "test/treatments"} <= set(measured)
@@ -122,8 +143,14 @@ def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
 
 def test_probe_of_projections_and_of_supervised_encoders(run, pretrained):
     run("train_classifier", *PROBE, "model_path=encoder", "use_projs=true", "in_features=8", "run_name=projections")
-    run("train_supervised_cell", *CELLS, "model.key=test_resnet", "num_epochs=1", "run_name=supervised",
-        "eval_batch_size=50")  # fmt: skip
+    run(
+        "train_supervised_cell",
+        *CELLS,
+        "model.key=test_resnet",
+        "num_epochs=1",
+        "run_name=supervised",
+        "eval_batch_size=50",
+    )
     assert "val/accuracy" in last("supervised", "val/accuracy")
     run("train_classifier", *PROBE, "sup_model_path=supervised", "run_name=of_supervised")
     assert "test/accuracy" in last("of_supervised", "test/accuracy")
@@ -190,8 +217,16 @@ def test_batches_without_a_second_field_have_nothing_to_contrast(run):
 
 
 def test_all_cells_are_served_in_bounded_batches(run):
-    run("train_supervised_cell", *CELLS, "model.key=test_resnet", "dataloaders.mode=all", "train_batch_size=10",
-        "num_epochs=1", "trainer.log_every=1", "run_name=all")  # fmt: skip
+    run(
+        "train_supervised_cell",
+        *CELLS,
+        "model.key=test_resnet",
+        "dataloaders.mode=all",
+        "train_batch_size=10",
+        "num_epochs=1",
+        "trainer.log_every=1",
+        "run_name=all",
+    )
     screen = load_simulated_cells(os.environ["BIOMASS_DATA"], **DESIGN | {"size": 96})
     sizes = np.bincount(screen.plate_ids[screen.rows("train")])
     assert last("all", "train/loss")["step"] == sum(-(-n // 10) for n in sizes)

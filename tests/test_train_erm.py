@@ -28,8 +28,15 @@ def evaluation(name):
 
 @pytest.mark.parametrize("method", ["vanilla", "ben", "ben_experiment", "ben_controls", "adabn"])
 def test_every_method_trains_evaluates_and_saves(run, method):
-    best = run("train_erm", *TINY, f"+method={method}", "num_epochs=2", "train_batch_size=14", f"run_name={method}",
-               "trainer.log_every=2")  # fmt: skip
+    best = run(
+        "train_erm",
+        *TINY,
+        f"+method={method}",
+        "num_epochs=2",
+        "train_batch_size=14",
+        f"run_name={method}",
+        "trainer.log_every=2",
+    )
     last = evaluation(method)
     assert best is not None
     assert 0 <= best <= 1
@@ -48,8 +55,15 @@ def test_every_method_trains_evaluates_and_saves(run, method):
 
 def test_the_published_vanilla_recipe_by_overrides_equals_the_preset(run):
     common = (*TINY, "num_epochs=1", "train_batch_size=14", "eval_batch_size=75")
-    run("train_erm", *common, "~dataloaders.train_groupby", "~dataloaders.max_groups",
-        "dataloaders.eval_plate_sampler=False", "use_train_at_eval=False", "run_name=edited")  # fmt: skip
+    run(
+        "train_erm",
+        *common,
+        "~dataloaders.train_groupby",
+        "~dataloaders.max_groups",
+        "dataloaders.eval_plate_sampler=False",
+        "use_train_at_eval=False",
+        "run_name=edited",
+    )
     run("train_erm", *common, "+method=vanilla", "run_name=preset")
     edited, preset = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("edited", "preset"))
     assert all(torch.equal(edited["network"][k], v) for k, v in preset["network"].items())
@@ -278,8 +292,16 @@ def test_an_unwritable_output_folder(tmp_path, data_root):
 
 
 def test_a_sweep_gives_every_job_its_own_name(tmp_path, data_root):
-    done = script(tmp_path, data_root, "-m", *TINY, "seed=0,1", "trainer.max_steps=1", "run_name=sweep",
-                  "dataloaders.eval_splits=[val]")  # fmt: skip
+    done = script(
+        tmp_path,
+        data_root,
+        "-m",
+        *TINY,
+        "seed=0,1",
+        "trainer.max_steps=1",
+        "run_name=sweep",
+        "dataloaders.eval_splits=[val]",
+    )
     assert done.returncode == 0, done.stderr
     for job in ("sweep-0", "sweep-1"):
         assert (tmp_path / "runs" / job / "metrics.jsonl").exists()

@@ -25,8 +25,17 @@ from biomass.screen import make_screen
 from biomass.training import make_fabric
 from biomass.transforms import Standardize
 
-DESIGN = {"weeks": 2, "replicates": 2, "compounds": 2, "concentrations": 1, "taxol_wells": 1, "sites": 2, "height": 96,
-          "width": 112, "density": 0.7}
+DESIGN = {
+    "weeks": 2,
+    "replicates": 2,
+    "compounds": 2,
+    "concentrations": 1,
+    "taxol_wells": 1,
+    "sites": 2,
+    "height": 96,
+    "width": 112,
+    "density": 0.7,
+}
 """Two weeks of two plates."""
 
 MODEL = ("model.key=test_resnet", "model.pretrained=false", "device=cpu", "figures=false")
@@ -48,15 +57,22 @@ def small_screen(plates=("Week1/P1", "Week1/P2", "Week2/P1"), counts=(3, 2, 4, 1
     """Random cells of 16 px: on every plate the wells A01 (DMSO) … A04, with so many cells in the only site of each."""
     rows = [
         (*plate.split("/"), f"A{w + 1:02d}", cell)
-        for plate in plates for w, count in enumerate(counts) for cell in range(count)
-    ]  # fmt: skip
+        for plate in plates
+        for w, count in enumerate(counts)
+        for cell in range(count)
+    ]
     table = pd.DataFrame(rows, columns=["experiment", "plate", "well", "cell"])
     number = table["well"].str[1:].astype(int) - 1
     table = table.assign(
-        site=1, cell_type="MCF7", label=number, split="test",
-        control=np.where(number == 0, "negative", ""), concentration=number.astype(float),
-        compound=np.array(["DMSO", "a", "b", "c"])[number], moa=np.array(["DMSO", "X", "X", ""])[number],
-    )  # fmt: skip
+        site=1,
+        cell_type="MCF7",
+        label=number,
+        split="test",
+        control=np.where(number == 0, "negative", ""),
+        concentration=number.astype(float),
+        compound=np.array(["DMSO", "a", "b", "c"])[number],
+        moa=np.array(["DMSO", "X", "X", ""])[number],
+    )
     rng = np.random.default_rng(0)
     images = rng.integers(0, 4000, (len(table), len(channels), 16, 16)).astype(np.uint16)
     return make_screen(table, ArrayPixels(images, channels), ["DMSO", "X", "Y", "Z"])
@@ -493,9 +509,14 @@ def test_pycytominer_and_copairs_read_the_profiles(fabric, encoder, tmp_path):
     table = pd.read_parquet(tmp_path / "wells.parquet")
     metadata = table.filter(like="Metadata_")
     scores = average_precision(
-        metadata, table[names].to_numpy(), ["Metadata_compound"], ["Metadata_plate"], [], ["Metadata_compound"],
+        metadata,
+        table[names].to_numpy(),
+        ["Metadata_compound"],
+        ["Metadata_plate"],
+        [],
+        ["Metadata_compound"],
         progress_bar=False,
-    )  # fmt: skip
+    )
     assert len(scores) == 12
     assert scores["average_precision"].between(0, 1).all()
 
@@ -581,13 +602,21 @@ def test_the_script_from_end_to_end(run, capsys, data_root):
 
 def test_the_script_takes_checkpoints_of_the_scripts(run):
     for name, sampler in (("ben", "plate"), ("vanilla", "random")):
-        run("train_supervised_cell", *CELLS, "model.key=test_resnet", "num_epochs=1", "dataloaders.eval_splits=[]",
-            f"dataloaders.sampler={sampler}", f"run_name={name}")  # fmt: skip
+        run(
+            "train_supervised_cell",
+            *CELLS,
+            "model.key=test_resnet",
+            "num_epochs=1",
+            "dataloaders.eval_splits=[]",
+            f"dataloaders.sampler={sampler}",
+            f"run_name={name}",
+        )
     options = ("postprocessings=[none]", "normalizations=[frozen,controls]")
     run("transfer_bbbc021", *TINY, *options, "run_name=one", "model_path=ben")
     run("transfer_bbbc021", *TINY, *options, "run_name=two", "model_path=ben", "frozen_model_path=vanilla")
-    controls, others = ([pd.read_parquet(f"runs/{r}/wells_{n}.parquet") for r in ("one", "two")]
-                        for n in ("controls", "frozen"))  # fmt: skip
+    controls, others = (
+        [pd.read_parquet(f"runs/{r}/wells_{n}.parquet") for r in ("one", "two")] for n in ("controls", "frozen")
+    )
     pd.testing.assert_frame_equal(*controls)
     assert np.abs(features(others[0]) - features(others[1])).max() > 1e-4
     with pytest.raises(ConfigError, match="'ben' expects 3 channels, not nuclei, actin; name them"):
@@ -619,8 +648,11 @@ def test_a_second_run_of_the_same_name_goes_on(run):
         (["channels=[]"], ConfigError, r"channels=\[\] names no channel; name those"),
         (["channels=actin"], ConfigError, r"channels is \"actin\"; .*; write \[actin\]"),
         (["model.key=convnext_tiny"], ConfigError, "'convnext_tiny' has no batch norm, .*set normalizations="),
-        (["model.key=vit_tiny_patch16_224", "normalizations=[frozen]", "monitor=frozen/none"], ConfigError,
-         "network 'vit_tiny_patch16_224' does not take cells of 48 x 48 pixels and 3 channels"),
+        (
+            ["model.key=vit_tiny_patch16_224", "normalizations=[frozen]", "monitor=frozen/none"],
+            ConfigError,
+            "network 'vit_tiny_patch16_224' does not take cells of 48 x 48 pixels and 3 channels",
+        ),
         (["model.key=inception_v3"], ConfigError, "network 'inception_v3' does not take cells of 48 x 48 pixels"),
         (["metric=l1"], ConfigError, "metric='l1' is unknown"),
         (["dataloaders=bbbc021", "dataloaders.root_dir=nowhere"], DataError, "no BBBC021 below 'nowhere'"),
@@ -636,8 +668,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(run, overrides, 
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("overrides", [["model_path=nowhere"], ["frozen_model_path=nowhere"],
-                                       ["model.key=resnet18", "model.pretrained=true"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [["model_path=nowhere"], ["frozen_model_path=nowhere"], ["model.key=resnet18", "model.pretrained=true"]],
+)
 def test_a_missing_encoder_is_told_before_the_cells_are_cut_out(run, overrides, monkeypatch):
     def refuse(*_, **__):
         raise urllib.error.URLError("no network")
@@ -658,8 +692,14 @@ def test_a_missing_plate_file_is_named(run, data_root, tmp_path):
     with pytest.raises(DataError, match=f"plate file '.*{gone.name}' .* is missing"):
         run("transfer_bbbc021", *real)
     plates = [path.stem for path in (root / "data/hdf5").iterdir()]
-    run("transfer_bbbc021", *real, f"dataloaders.plates=[{','.join(plates)}]", "normalizations=[controls]",
-        "postprocessings=[none]", "run_name=t")  # fmt: skip
+    run(
+        "transfer_bbbc021",
+        *real,
+        f"dataloaders.plates=[{','.join(plates)}]",
+        "normalizations=[controls]",
+        "postprocessings=[none]",
+        "run_name=t",
+    )
     assert pd.read_parquet("runs/t/wells_controls.parquet")["Metadata_plate"].nunique() == 3
 
 
@@ -668,9 +708,18 @@ def test_treatments_that_the_moa_table_lacks_cannot_be_scored(run, data_root, tm
     shutil.copytree(simulate_bbbc021(data_root, **DESIGN), root)
     for table in root.glob("supplement_*.txt"):
         table.unlink()  # then nuclei are found in the images, those of unknown compounds too
-    run("transfer_bbbc021", "dataloaders=bbbc021", f"dataloaders.root_dir={root}", "dataloaders.num_workers=0", *MODEL,
-        "dataloaders.source.fields=all", "dataloaders.source.diameter=9", "normalizations=[controls]",
-        "postprocessings=[none]", "run_name=t")  # fmt: skip
+    run(
+        "transfer_bbbc021",
+        "dataloaders=bbbc021",
+        f"dataloaders.root_dir={root}",
+        "dataloaders.num_workers=0",
+        *MODEL,
+        "dataloaders.source.fields=all",
+        "dataloaders.source.diameter=9",
+        "normalizations=[controls]",
+        "postprocessings=[none]",
+        "run_name=t",
+    )
     lines = pd.read_csv("runs/t/predictions.csv").query("score == 'nsc'")
     unknown = lines["compound"].str.startswith("U-")
     assert unknown.sum() == 2

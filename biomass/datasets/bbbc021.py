@@ -117,8 +117,10 @@ def load_bbbc021(
         taken = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive"))
         log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(taken), len(table))
         if not len(taken):
-            raise DataError(f"none of the {len(table)} fields of '{listed}' is of a known mechanism and no positive "
-                            "control: name other plates, or set dataloaders.source.fields=all")
+            raise DataError(
+                f"none of the {len(table)} fields of '{listed}' is of a known mechanism and no positive "
+                "control: name other plates, or set dataloaders.source.fields=all"
+            )
         table, pixels = table.iloc[taken], pixels.take(taken)
     return make_screen(table, pixels, classes)
 
@@ -177,7 +179,10 @@ def load_bbbc021_cells(
         search = describe_search(searched, "DAPI", diameter)
         check_cells(screen, size, store, search)
         found = find_all_nuclei(
-            searched, "DAPI", diameter, on_bad_image=on_bad_image,
+            searched,
+            "DAPI",
+            diameter,
+            on_bad_image=on_bad_image,
             workers=max(1, workers if workers is not None else os.cpu_count() or 1),
             file=_kept_nuclei(root, cache_dir, search) if store is None else beside(Path(store), ".nuclei.parquet"),
             keep="if possible" if store is None else "always",
@@ -218,8 +223,10 @@ def _find(root: Path) -> tuple[Path | None, Path]:
     for place in (*places, *(place / "raw" for place in places)):
         if any((place / f"{bbbc021_raw.IMAGE_TABLE}{ending}").is_file() for ending in ("", ".gz")):
             return None, place
-    raise DataError(f"no BBBC021 below '{root}': neither '{_H5}' of pybbbc nor '{bbbc021_raw.IMAGE_TABLE}' of the raw "
-                    "collection; set root_dir to the folder that holds one of them")
+    raise DataError(
+        f"no BBBC021 below '{root}': neither '{_H5}' of pybbbc nor '{bbbc021_raw.IMAGE_TABLE}' of the raw "
+        "collection; set root_dir to the folder that holds one of them"
+    )
 
 
 def _rows_of_plates(plates: Collection[str] | None, table: pd.DataFrame, file: Path) -> np.ndarray:
@@ -248,16 +255,20 @@ def annotate(table: pd.DataFrame, file: Path = Path(bbbc021_raw.IMAGE_TABLE)) ->
     bad = replicate.isna() | (replicate % 1 != 0)  # the remainder of infinity is not a number
     if bad.any():
         plate, well, site, value = table.loc[bad, ["plate", "well", "site", "replicate"]].iloc[0]
-        raise DataError(f"'{file}' says replicate '{value}' of plate {plate}, well {well}, site {site}: it must be a "
-                        "whole number")
+        raise DataError(
+            f"'{file}' says replicate '{value}' of plate {plate}, well {well}, site {site}: it must be a whole number"
+        )
     table["replicate"] = replicate.astype(np.int64)
     dmso = table["compound"] == DMSO
     table.loc[dmso, "moa"] = DMSO  # whatever the moa table says, or does not
     treated = table.loc[~dmso].drop_duplicates(["compound", "concentration"])
     known = int((treated["moa"] != "").sum())
     if not known and len(treated):
-        remedy = (f"compounds and concentrations of '{bbbc021_raw.MOA_TABLE}' must be those of "
-                  f"'{bbbc021_raw.IMAGE_TABLE}'" if file.name != _H5 else f"make '{file}' again with pybbbc")
+        remedy = (
+            f"compounds and concentrations of '{bbbc021_raw.MOA_TABLE}' must be those of '{bbbc021_raw.IMAGE_TABLE}'"
+            if file.name != _H5
+            else f"make '{file}' again with pybbbc"
+        )
         raise DataError(f"the mechanism of none of the {len(treated)} treatments is known: {remedy}")
     log.info("BBBC021: the mechanism of %d of %d treatments is known", known, len(treated))
     classes = sorted(set(table["moa"]) - {""})

@@ -133,11 +133,16 @@ def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.Data
     twice = table.duplicated(["plate", "well", "site"])
     if twice.any():
         plate, well, site, number = table.loc[twice, ["plate", "well", "site", "file"]].iloc[0]
-        raise DataError(f"'{files[number]}' holds plate {plate}, well {well}, site {site}, which is there already: "
-                        f"{_REMEDY}")
+        raise DataError(
+            f"'{files[number]}' holds plate {plate}, well {well}, site {site}, which is there already: {_REMEDY}"
+        )
     pixels = H5Pixels(
-        tuple(files), table.pop("file").to_numpy(np.int32), table.pop("index").to_numpy(np.int64),
-        tuple(channels), tuple(CHANNELS[c] for c in channels), sizes[0],
+        tuple(files),
+        table.pop("file").to_numpy(np.int32),
+        table.pop("index").to_numpy(np.int64),
+        tuple(channels),
+        tuple(CHANNELS[c] for c in channels),
+        sizes[0],
     )
     return table, pixels
 
@@ -155,8 +160,9 @@ def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
     if name == "concentration" and values.dtype.kind not in "fiu":
         numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
         if np.isnan(numbers).any():
-            raise DataError(f"'{file}' says {name} '{values[np.argmax(np.isnan(numbers))]}': it must be a number; "
-                            f"{_REMEDY}")
+            raise DataError(
+                f"'{file}' says {name} '{values[np.argmax(np.isnan(numbers))]}': it must be a number; {_REMEDY}"
+            )
         return numbers
     if values.dtype == np.float16:
         # The shortest decimal number that rounds to the stored one: 0.003, not 0.0030002593994140625.
@@ -204,8 +210,9 @@ class H5Pixels:
             except (OSError, KeyError, ValueError, TypeError) as error:  # the last three: it is another file by now
                 there = self.files[self.file[row]].is_file()
                 why = one_line(error) if there else "the file is missing"
-                raise BadImageError(f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}{SKIP_ADVICE}",
-                                    int(row)) from error
+                raise BadImageError(
+                    f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}{SKIP_ADVICE}", int(row)
+                ) from error
         return images
 
     def name(self, row: int) -> str:

@@ -147,8 +147,10 @@ def find_plate(root: Path, plate: str, folder: str) -> Path:
         for path in (place / f"BBBC021_v1_images_{plate}.zip", place / f"{plate}.zip"):
             if path.is_file():
                 return path
-    raise DataError(f"no images of plate {plate} below '{root}': neither a folder '{plate}' nor "
-                    f"'BBBC021_v1_images_{plate}.zip'; download it, or leave the plate out with plates=[…]")
+    raise DataError(
+        f"no images of plate {plate} below '{root}': neither a folder '{plate}' nor "
+        f"'BBBC021_v1_images_{plate}.zip'; download it, or leave the plate out with plates=[…]"
+    )
 
 
 class _Archive:
@@ -284,8 +286,9 @@ class RawPixels:
         try:
             return self._measured(file).correction
         except OSError as error:
-            raise DataError(f"correction '{file}' cannot be read ({_why(error)}): start again, to measure it "
-                            "anew") from error
+            raise DataError(
+                f"correction '{file}' cannot be read ({_why(error)}): start again, to measure it anew"
+            ) from error
 
     def _read_one(self, row: int, channel: int) -> np.ndarray:
         source, name = self.sources[self.plate[row]], self.files[row, channel]
@@ -293,8 +296,11 @@ class RawPixels:
             found = self._reader(source, name)
             _check_size(found, self.size)
         except _DAMAGED as error:
-            raise BadImageError(f"{self.channels[channel]} image '{source / name}' cannot be read "
-                                f"({_why(error)}): {_REMEDY}{SKIP_ADVICE}", row) from error
+            raise BadImageError(
+                f"{self.channels[channel]} image '{source / name}' cannot be read "
+                f"({_why(error)}): {_REMEDY}{SKIP_ADVICE}",
+                row,
+            ) from error
         return found
 
     def name(self, row: int) -> str:
@@ -303,8 +309,16 @@ class RawPixels:
 
     def take(self, rows: np.ndarray) -> "RawPixels":
         """The pixels of some rows, in that order."""
-        return RawPixels(self.sources, self.corrections, self.plate[rows], self.sites[rows], self.files[rows],
-                         self.order, self.channels, self.size)
+        return RawPixels(
+            self.sources,
+            self.corrections,
+            self.plate[rows],
+            self.sites[rows],
+            self.files[rows],
+            self.order,
+            self.channels,
+            self.size,
+        )
 
 
 def open_raw(
@@ -359,10 +373,14 @@ def open_raw(
         height, width = h5["light"].shape[2:]
     names = list(groups)
     return RawPixels(
-        tuple(sources[plate] for plate in names), tuple(files[plate] for plate in names),
+        tuple(sources[plate] for plate in names),
+        tuple(files[plate] for plate in names),
         table["plate"].map({plate: i for i, plate in enumerate(names)}).to_numpy(np.int32),
-        table["site"].to_numpy(object), table[[CHANNELS[c] for c in channels]].to_numpy(object),
-        tuple(channels), tuple(CHANNELS[c] for c in channels), (height, width),
+        table["site"].to_numpy(object),
+        table[[CHANNELS[c] for c in channels]].to_numpy(object),
+        tuple(channels),
+        tuple(CHANNELS[c] for c in channels),
+        (height, width),
     )
 
 
@@ -421,13 +439,19 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
             count += 1
             yield int(number), image
         if not count:
-            raise DataError(f"none of the {len(table)} {channel} images of plate {table['plate'].iloc[0]} can be read; "
-                            f"the first: {next(bad[name] for name in table[channel])}; {_REMEDY}")
+            raise DataError(
+                f"none of the {len(table)} {channel} images of plate {table['plate'].iloc[0]} can be read; "
+                f"the first: {next(bad[name] for name in table[channel])}; {_REMEDY}"
+            )
 
     measured = [measure_channel(lambda c=channel: images(c), len(sites)) for channel in CHANNELS]  # type: ignore[misc]
     if bad:
-        log.warning("plate %s is corrected without %d images that cannot be read; the first: %s",
-                    table["plate"].iloc[0], len(bad), next(iter(bad.values())))
+        log.warning(
+            "plate %s is corrected without %d images that cannot be read; the first: %s",
+            table["plate"].iloc[0],
+            len(bad),
+            next(iter(bad.values())),
+        )
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with _writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -52,8 +52,9 @@ def _describe_search(screen: Screen, channel: str, diameter: float) -> dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; an error of the user's is one line, and the exit code 1; after Ctrl-C it is 130."""
-    parser = argparse.ArgumentParser("python -m biomass.datasets.crop", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m biomass.datasets.crop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="a manifest, BBBC021, RxRx1-WILDS, or a packed store of fields")
     parser.add_argument("out", type=Path, help="the store of cells")
     parser.add_argument("--channel", default="DAPI", help="the channel with the stain of DNA")
@@ -74,8 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if listed is not None:
             nuclei = place_nuclei(screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed))
         else:
-            nuclei = find_all_nuclei(screen, args.channel, args.diameter, on_bad_image=args.on_bad_image,
-                                     workers=max(1, args.workers), file=kept)
+            nuclei = find_all_nuclei(
+                screen,
+                args.channel,
+                args.diameter,
+                on_bad_image=args.on_bad_image,
+                workers=max(1, args.workers),
+                file=kept,
+            )
         cells = pack_cells(screen, nuclei, args.out, args.size, workers=args.workers, on_bad_image=args.on_bad_image)
         if listed is not None:
             save_nuclei(screen, nuclei, kept)

@@ -89,8 +89,10 @@ def cut_crops(image: np.ndarray, centres: np.ndarray, size: int) -> np.ndarray:
     outside = ~crops_inside(centres, (image.shape[1], image.shape[2]), size)
     if outside.any():
         y, x = centres[np.argmax(outside)]
-        raise DataError(f"a crop of {size} pixels at y {y:g}, x {x:g} does not lie inside the image of "
-                        f"{image.shape[1]} x {image.shape[2]}: leave it out, or cut smaller crops")
+        raise DataError(
+            f"a crop of {size} pixels at y {y:g}, x {x:g} does not lie inside the image of "
+            f"{image.shape[1]} x {image.shape[2]}: leave it out, or cut smaller crops"
+        )
     corners = _corners(centres, size)
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(1, 2))
     return np.ascontiguousarray(windows[:, corners[:, 0], corners[:, 1]].transpose(1, 0, 2, 3))
@@ -174,8 +176,10 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
     cells = nuclei.table.sort_values("image", kind="stable")
     cells = cells[crops_inside(cells[["y", "x"]].to_numpy(np.float64), screen.pixels.size, size)]
     if cells.empty:
-        raise DataError(f"no crop of {size} pixels around one of the {len(nuclei.table)} nuclei lies inside its field: "
-                        "cut smaller crops, or check the nuclei")
+        raise DataError(
+            f"no crop of {size} pixels around one of the {len(nuclei.table)} nuclei lies inside its field: "
+            "cut smaller crops, or check the nuclei"
+        )
     image = cells["image"].to_numpy(np.int64)
     table = screen.table.drop(columns="plate_id").iloc[image].reset_index(drop=True)
     table["image"] = image
@@ -190,8 +194,10 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
 def _check_size(screen: Screen, size: int) -> None:
     """Make sure that crops are not larger than the images, in pixels."""
     if not 1 <= size <= min(screen.pixels.size):
-        raise ConfigError(f"crops of {size} pixels cannot be cut out of images of {screen.pixels.size[0]} x "
-                          f"{screen.pixels.size[1]}: choose a size in between")
+        raise ConfigError(
+            f"crops of {size} pixels cannot be cut out of images of {screen.pixels.size[0]} x "
+            f"{screen.pixels.size[1]}: choose a size in between"
+        )
 
 
 def describe_search(screen: Screen, channel: str = "DAPI", diameter: float = DIAMETER) -> dict[str, Any]:
@@ -264,8 +270,12 @@ def find_all_nuclei(
         raise DataError(f"none of the {len(screen)} fields can be read: copy or download them again")
     skipped = np.setdiff1d(np.arange(len(screen)), nuclei.fields)
     if len(skipped):
-        log.warning("%d of %d fields cannot be read: they have no cells; the first: %s", len(skipped), len(screen),
-                    screen.pixels.name(int(skipped[0])))
+        log.warning(
+            "%d of %d fields cannot be read: they have no cells; the first: %s",
+            len(skipped),
+            len(screen),
+            screen.pixels.name(int(skipped[0])),
+        )
     if file is not None and part is not None and len(todo):
         save_nuclei(screen, nuclei, file, about)
         shutil.rmtree(part, ignore_errors=True)
@@ -343,8 +353,11 @@ def _read(screen: Screen, row: int, channel: int, on_bad_image: OnBadImage) -> n
     try:
         image = screen.pixels.read(np.array([row]))[0]
         if not np.isfinite(image).all():
-            raise BadImageError(f"{screen.pixels.name(row)} ({_named(screen.table.iloc[row], _NAMES)}) has pixels that "
-                                f"are not numbers: {REMEDY}", row)
+            raise BadImageError(
+                f"{screen.pixels.name(row)} ({_named(screen.table.iloc[row], _NAMES)}) has pixels that "
+                f"are not numbers: {REMEDY}",
+                row,
+            )
         return image[channel]
     except BadImageError:
         if on_bad_image == "error":
@@ -368,13 +381,17 @@ def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame) -> 
     rows = screen.table[keys].astype(str).assign(image=np.arange(len(screen)))
     twice = rows.duplicated(keys)
     if twice.any():
-        raise DataError(f"two fields of the screen are {_named(rows[twice].iloc[0], keys)}: nuclei cannot be matched "
-                        "with them by name")
+        raise DataError(
+            f"two fields of the screen are {_named(rows[twice].iloc[0], keys)}: nuclei cannot be matched "
+            "with them by name"
+        )
     matched = fields[keys].astype(str).merge(rows, how="left", on=keys)["image"]
     if matched.isna().all():
         example, own = _named(fields.iloc[0], keys), _named(rows.iloc[0], keys)
-        raise DataError(f"the screen has none of the {len(fields)} fields of the table of nuclei: those are called "
-                        f"'{example}' there, '{own}' in the screen")
+        raise DataError(
+            f"the screen has none of the {len(fields)} fields of the table of nuclei: those are called "
+            f"'{example}' there, '{own}' in the screen"
+        )
     image = matched.to_numpy()[nuclei["field"].to_numpy()]
     there = np.isfinite(image)
     table = nuclei.loc[there, ["x", "y", "area"]].assign(image=image[there].astype(np.int64)).reset_index(drop=True)
@@ -406,8 +423,14 @@ def count_cells(screen: Screen, nuclei: Nuclei, cells: Screen) -> pd.DataFrame:
     empty = counts[counts["cells"] == 0]
     if len(empty):
         shown = "; ".join("/".join(map(str, row)) for row in empty.iloc[:5, :4].to_numpy())
-        log.warning("%d of %d fields have no cells (%d of them were not looked at): %s%s", len(empty), n,
-                    int(empty["nuclei"].isna().sum()), shown, " …" if len(empty) > 5 else "")
+        log.warning(
+            "%d of %d fields have no cells (%d of them were not looked at): %s%s",
+            len(empty),
+            n,
+            int(empty["nuclei"].isna().sum()),
+            shown,
+            " …" if len(empty) > 5 else "",
+        )
     return counts
 
 
@@ -456,8 +479,9 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write '{place}' ({error.strerror or one_line(error)}): make room, or choose another "
-                        "place") from error
+        raise DataError(
+            f"cannot write '{place}' ({error.strerror or one_line(error)}): make room, or choose another place"
+        ) from error
 
 
 def check_place(out: Path) -> None:

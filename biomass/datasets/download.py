@@ -144,8 +144,9 @@ def _extract_tar(archive: Path, folder: Path, zipped: bool) -> None:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as tar:
             for member in tar:
                 if not (member.isfile() or member.isdir()):
-                    raise DataError(f"archive '{archive}' is refused: its member '{member.name}' is a link or a "
-                                    f"device; {_REMEDY}")
+                    raise DataError(
+                        f"archive '{archive}' is refused: its member '{member.name}' is a link or a device; {_REMEDY}"
+                    )
                 _check_inside(archive, member.name)
                 tar.extract(member, folder, filter="data")
         while stream.read(_BLOCK):  # to the checksum of gzip: tarfile takes a cut between two members for the end
@@ -162,5 +163,6 @@ def _extract_zip(archive: Path, folder: Path) -> None:
 def _check_inside(archive: Path, member: str) -> None:
     path = PurePosixPath(member.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        raise DataError(f"archive '{archive}' is refused: its member '{member}' would be written outside the folder; "
-                        f"{_REMEDY}")
+        raise DataError(
+            f"archive '{archive}' is refused: its member '{member}' would be written outside the folder; {_REMEDY}"
+        )

@@ -174,7 +174,8 @@ class FilePixels:
             expected = f"{' x '.join(str(shape[a]) for a in self.axes)} {self.dtype}"
             raise BadImageError(
                 f"image '{self.root / file}' is {_describe(array)}, expected {expected} ({self.axes}) as in "
-                f"'{self.example}': {REMEDY}", row,
+                f"'{self.example}': {REMEDY}",
+                row,
             )
         target[...] = found
 
@@ -254,8 +255,10 @@ def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> 
     if channels is None:
         return "CHW" if first < last else "HWC"
     if first == last == channels:
-        raise ConfigError(f"image '{file}' is {_describe(array)}, whose channels may be first or last: set "
-                          "dataloaders.source.axes to CHW or HWC")
+        raise ConfigError(
+            f"image '{file}' is {_describe(array)}, whose channels may be first or last: set "
+            "dataloaders.source.axes to CHW or HWC"
+        )
     if channels not in (first, last):
         raise _wrong_channels(array, channels, file, row, "HWC or CHW")
     return "CHW" if first == channels else "HWC"
@@ -282,8 +285,10 @@ def _check_endings(files: Any) -> None:
         known = pc.or_(known, pc.ends_with(lower, ending))
     bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
     if len(bad):
-        raise DataError(f"image '{files[bad[0]].as_py()}' (row {bad[0]}, from 0) is of no known kind: "
-                        f"convert it to one of {', '.join(_READERS)}")
+        raise DataError(
+            f"image '{files[bad[0]].as_py()}' (row {bad[0]}, from 0) is of no known kind: "
+            f"convert it to one of {', '.join(_READERS)}"
+        )
 
 
 def missing_files(root: str | Path, files: Any) -> np.ndarray:

@@ -214,8 +214,9 @@ def _image_columns(
     if len(set(image.values())) < len(image) or not image:
         raise ConfigError(f"{_KEY}.image is {dict(image)}: name one column for every channel")
     if channels is not None and list(channels) != list(image):
-        raise ConfigError(f"{_KEY}.channels is {list(channels)}, but {_KEY}.image names "
-                          f"{list(image)}: leave channels out")
+        raise ConfigError(
+            f"{_KEY}.channels is {list(channels)}, but {_KEY}.image names {list(image)}: leave channels out"
+        )
     return list(image.values())
 
 
@@ -229,8 +230,10 @@ def _sources(columns: Mapping[str, str | None], names: Sequence[str], file: Path
     sources = {column: columns.get(column, column if column in names else None) for column in COLUMNS}
     for column in PLATE:
         if sources[column] is None:
-            raise ConfigError(f"'{file}' has no column '{column}': set {_KEY}.columns.{column} to the one that "
-                              f"says it{_hint(column, names)}")
+            raise ConfigError(
+                f"'{file}' has no column '{column}': set {_KEY}.columns.{column} to the one that "
+                f"says it{_hint(column, names)}"
+            )
     return {column: name for column, name in sources.items() if name is not None}
 
 
@@ -245,8 +248,9 @@ def _check_control(control: Mapping[str, Any], names: Sequence[str], file: Path)
     keys = ("column", "negative", "positive")
     unknown = [key for key in control if key not in keys]
     if unknown or "column" not in control:
-        raise ConfigError(f"{_KEY}.control has the keys {', '.join(control)}: it needs 'column' and takes "
-                          f"{', '.join(keys)}")
+        raise ConfigError(
+            f"{_KEY}.control has the keys {', '.join(control)}: it needs 'column' and takes {', '.join(keys)}"
+        )
     _require(control["column"], "control.column", names, file)
 
 
@@ -257,8 +261,10 @@ def _controls(text: pd.Series, control: Mapping[str, Any]) -> np.ndarray:
         for value in _listed(control.get(kind)):
             rows = (text == value).to_numpy()
             if not rows.any():
-                raise ConfigError(f"{_KEY}.control.{kind} lists '{value}', which column '{control['column']}' "
-                                  f"never says{_hint(value, text.unique())}")
+                raise ConfigError(
+                    f"{_KEY}.control.{kind} lists '{value}', which column '{control['column']}' "
+                    f"never says{_hint(value, text.unique())}"
+                )
             if (result[rows] != "").any():
                 raise ConfigError(f"{_KEY}.control lists '{value}' as negative and as positive: choose one")
             result[rows] = kind
@@ -292,8 +298,10 @@ def _splits(table: pd.DataFrame, splits: Mapping[str, Any]) -> np.ndarray:
 def _select(table: pd.DataFrame, split: str, rule: Any) -> np.ndarray:
     """The rows (N,) bool that a split's rule takes."""
     if not isinstance(rule, Mapping) or not rule:
-        raise ConfigError(f"{_KEY}.splits.{split} is '{rule}': use '{REST}', or columns with the values to take, "
-                          "such as {experiment: [Week1, Week2]}")
+        raise ConfigError(
+            f"{_KEY}.splits.{split} is '{rule}': use '{REST}', or columns with the values to take, "
+            "such as {experiment: [Week1, Week2]}"
+        )
     rows = np.ones(len(table), bool)
     for column, values in rule.items():
         if column not in table:
@@ -302,8 +310,10 @@ def _select(table: pd.DataFrame, split: str, rule: Any) -> np.ndarray:
         for value in _listed(values):
             hits = _says(table, column, value)
             if not hits.any():
-                raise ConfigError(f"{_KEY}.splits.{split} lists {column} '{value}', which is not in the manifest"
-                                  f"{_hint(value, sorted(set(table[column])))}")
+                raise ConfigError(
+                    f"{_KEY}.splits.{split} lists {column} '{value}', which is not in the manifest"
+                    f"{_hint(value, sorted(set(table[column])))}"
+                )
             taken |= hits
         rows &= taken
     return rows

@@ -102,9 +102,11 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     lost = nuclei["field"].isna()
     if lost.any():
         first = nuclei[lost].iloc[0]
-        raise DataError(f"{lost.sum()} of {len(lost)} nuclei in '{folder / OBJECT_TABLE}' lie in no image of "
-                        f"'{folder / IMAGE_TABLE}', the first in table {first['table']}, image {first['image']}: "
-                        "both files must come from the same download")
+        raise DataError(
+            f"{lost.sum()} of {len(lost)} nuclei in '{folder / OBJECT_TABLE}' lie in no image of "
+            f"'{folder / IMAGE_TABLE}', the first in table {first['table']}, image {first['image']}: "
+            "both files must come from the same download"
+        )
     return fields, _numbers(nuclei, folder / OBJECT_TABLE)
 
 
@@ -125,8 +127,9 @@ def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     try:
         table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"table of nuclei '{file}' cannot be read ({one_line(error)}): save it as CSV or "
-                        "Parquet") from error
+        raise DataError(
+            f"table of nuclei '{file}' cannot be read ({one_line(error)}): save it as CSV or Parquet"
+        ) from error
     missing = [column for column in ("plate", "well", "site", "x", "y") if column not in table]
     if missing:
         raise DataError(f"table of nuclei '{file}' has no column '{missing[0]}'; it has: {', '.join(table.columns)}")
@@ -144,8 +147,10 @@ def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:
     bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
-        raise DataError(f"nucleus {row} (from 0) in '{file}' has the centre ({nuclei['x'][row]}, {nuclei['y'][row]}) "
-                        f"and the area {nuclei['area'][row]}: all must be numbers")
+        raise DataError(
+            f"nucleus {row} (from 0) in '{file}' has the centre ({nuclei['x'][row]}, {nuclei['y'][row]}) "
+            f"and the area {nuclei['area'][row]}: all must be numbers"
+        )
     return numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
 
 
@@ -162,8 +167,10 @@ def _read(file: Path, columns: dict[int, str]) -> pd.DataFrame:
             ),
         )
     except FileNotFoundError:
-        raise DataError(f"no table '{file}': get Data S2 of Ljosa et al. (2013), PMC3884769, or let nuclei be found "
-                        "in the DAPI channel") from None
+        raise DataError(
+            f"no table '{file}': get Data S2 of Ljosa et al. (2013), PMC3884769, or let nuclei be found "
+            "in the DAPI channel"
+        ) from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"'{file}' cannot be read ({one_line(error)}): download it again") from error
     return table.rename_columns(list(columns.values())).to_pandas()

@@ -20,8 +20,9 @@ from biomass.datasets.source import command_errors, open_source, parse_settings
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; an error of the user's is one line, and the exit code 1; after Ctrl-C it is 130."""
-    parser = argparse.ArgumentParser("python -m biomass.datasets.pack", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m biomass.datasets.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
     parser.add_argument("out", type=Path, nargs="?", help=f"the store; <source>{SUFFIX} if left out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader")

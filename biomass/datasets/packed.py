@@ -94,8 +94,10 @@ class Store:
             DataError: there is none, or none of this version.
         """
         if not path.is_dir():
-            raise DataError(f"there is no packed store '{path}'; name a folder that biomass.datasets.pack or "
-                            "biomass.datasets.crop has written")
+            raise DataError(
+                f"there is no packed store '{path}'; name a folder that biomass.datasets.pack or "
+                "biomass.datasets.crop has written"
+            )
         try:
             values: dict[str, Any] = json.loads((path / ABOUT).read_text())
             version = values.pop("format")
@@ -109,8 +111,9 @@ class Store:
 
 
 def _unusable(path: Path, why: str) -> DataError:
-    return DataError(f"packed store '{path}' {why}: delete it and pack the images again "
-                     "(python -m biomass.datasets.pack)")
+    return DataError(
+        f"packed store '{path}' {why}: delete it and pack the images again (python -m biomass.datasets.pack)"
+    )
 
 
 @dataclass(eq=False)
@@ -275,6 +278,7 @@ def stamps(root: Path, files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         root: the folder that relative file names refer to.
         files: columns of N file names, Arrow arrays; of several files an image, sizes are added, the newest counts.
     """
+
     def look(column: Any) -> list[tuple[int, int]]:
         return [_stamp(root, name) if name else (0, 0) for name in column.to_pylist()]
 
@@ -390,15 +394,26 @@ def packed_pixels(
         found = pc.index_in(wanted, stored)
         if found.null_count:
             absent = wanted.filter(pc.is_null(found))
-            log.warning("'%s' is not used: it lacks %d of %d images, such as '%s'; delete it and pack them again",
-                        path, len(absent), len(wanted), absent[0].as_py())
+            log.warning(
+                "'%s' is not used: it lacks %d of %d images, such as '%s'; delete it and pack them again",
+                path,
+                len(absent),
+                len(wanted),
+                absent[0].as_py(),
+            )
             return None
         rows = found.to_numpy().astype(np.int64)
     changed = _changed_file(path)
     if changed is not None:
         options = " --set …" if Path(source).is_file() else ""
-        log.warning("'%s' is not used: '%s' has changed since it was packed; pack it anew "
-                    "(python -m biomass.datasets.pack %s%s)", path, changed, source, options)
+        log.warning(
+            "'%s' is not used: '%s' has changed since it was packed; pack it anew "
+            "(python -m biomass.datasets.pack %s%s)",
+            path,
+            changed,
+            source,
+            options,
+        )
         return None
     log.info("reading images from '%s'", path)
     return replace(pixels, rows=rows, channels=tuple(channels or pixels.channels))

@@ -179,8 +179,10 @@ def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_
                 _put_in_place(part, out)
     except OSError as error:
         needed = plan.images * plan.image_bytes / 2**30
-        raise DataError(f"cannot write '{out}' ({error.strerror or error}): it takes {needed:.1f} GiB; make room, or "
-                        "choose another place") from error
+        raise DataError(
+            f"cannot write '{out}' ({error.strerror or error}): it takes {needed:.1f} GiB; make room, or "
+            "choose another place"
+        ) from error
     return out
 
 
@@ -235,8 +237,13 @@ def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
     rows = np.flatnonzero(_differ(stamps(root, columns), _read_stamps(out / FILES, np.full(len(stored), -1))))
     if not len(rows):
         return None
-    log.info("'%s' is packed anew: %d of %d images have changed, such as '%s'", out, len(rows), len(stored),
-             packed.name(int(rows[0])))
+    log.info(
+        "'%s' is packed anew: %d of %d images have changed, such as '%s'",
+        out,
+        len(rows),
+        len(stored),
+        packed.name(int(rows[0])),
+    )
     if isinstance(pixels, PackedPixels):
         return replace(screen, pixels=open_files(root, columns, pixels.channels, source["axes"]))
     return screen
@@ -273,9 +280,7 @@ def _update(screen: Screen, plan: _Plan, out: Path) -> None:
     log.info("'%s' holds these images already", out)
 
 
-def _write(
-    screen: Screen, files: Any, plan: _Plan, part: Path, workers: int | None, on_bad_image: str
-) -> None:
+def _write(screen: Screen, files: Any, plan: _Plan, part: Path, workers: int | None, on_bad_image: str) -> None:
     """Write a store to the folder ``part``, taking up what an earlier call has written there."""
     done = _take_up(part, plan)
     unknown = np.full(plan.images, -1, np.int64)
@@ -319,12 +324,20 @@ def _write(
     entries = [done[block] for block in range(len(done))]
     all_bad = {row: why for entry in entries for row, why in entry.bad.items()}
     if all_bad:
-        log.warning("%d images cannot be read; the first: %s", len(all_bad),
-                    all_bad[min(all_bad)].replace(SKIP_ADVICE, ""))
+        log.warning(
+            "%d images cannot be read; the first: %s", len(all_bad), all_bad[min(all_bad)].replace(SKIP_ADVICE, "")
+        )
     screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
     store = Store(
-        plan.images, plan.shape, plan.dtype.str, tuple(screen.pixels.channels), screen.classes, plan.fingerprint,
-        plan.block, tuple(entry.crc32 for entry in entries if entry.crc32 is not None), all_bad,
+        plan.images,
+        plan.shape,
+        plan.dtype.str,
+        tuple(screen.pixels.channels),
+        screen.classes,
+        plan.fingerprint,
+        plan.block,
+        tuple(entry.crc32 for entry in entries if entry.crc32 is not None),
+        all_bad,
         source,
     )
     (part / ABOUT).write_text(store.to_json())

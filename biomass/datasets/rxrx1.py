@@ -1,8 +1,8 @@
 """RxRx1-WILDS as a Screen (Taylor et al. 2019; Koh et al. 2021), and any screen in its layout::
 
-    <root_dir>/rxrx1_v1.0/metadata.csv
-    <root_dir>/rxrx1_v1.0/RELEASE_v1.0.txt
-    <root_dir>/rxrx1_v1.0/images/<experiment>/Plate<k>/<well>_s<site>.png
+<root_dir>/rxrx1_v1.0/metadata.csv
+<root_dir>/rxrx1_v1.0/RELEASE_v1.0.txt
+<root_dir>/rxrx1_v1.0/images/<experiment>/Plate<k>/<well>_s<site>.png
 """
 
 import logging
@@ -70,8 +70,10 @@ def prepare_rxrx1(root_dir: str | Path = "data", download: bool = True) -> Path:
             if not _is_prepared(folder):
                 _download(folder)
     except OSError as error:
-        raise DataError(f"cannot write to '{root}' ({error.strerror or error}): point dataloaders.root_dir (or "
-                        "BIOMASS_DATA) to a folder that can be written") from error
+        raise DataError(
+            f"cannot write to '{root}' ({error.strerror or error}): point dataloaders.root_dir (or "
+            "BIOMASS_DATA) to a folder that can be written"
+        ) from error
     return folder
 
 
@@ -86,8 +88,10 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def _by_hand(folder: Path) -> str:
-    return (f"unpack RxRx1-WILDS (https://wilds.stanford.edu or https://huggingface.co/datasets/{MIRROR}) by hand, so "
-            f"that '{folder / _METADATA}' exists, or use dataloaders=simulated")
+    return (
+        f"unpack RxRx1-WILDS (https://wilds.stanford.edu or https://huggingface.co/datasets/{MIRROR}) by hand, so "
+        f"that '{folder / _METADATA}' exists, or use dataloaders=simulated"
+    )
 
 
 def _download(folder: Path) -> None:

@@ -141,8 +141,7 @@ def load_rxrx1_cells(
     _report_empty(fields)
     fields = fields[fields["cells"] > 0].reset_index(drop=True)
     if fields.empty:
-        raise DataError(f"'{folder}' has no cells: choose another folder, or another "
-                        "dataloaders.source.cell_type")
+        raise DataError(f"'{folder}' has no cells: choose another folder, or another dataloaders.source.cell_type")
     image = np.repeat(np.arange(len(fields)), fields["cells"])
     cells = listing.take(fields["listed"].to_numpy(np.int64))
     files = [_files(fields, image, cells)]
@@ -189,8 +188,10 @@ def _describe(
     """
     path = _find_metadata(folder, metadata_file, root_dir)
     if path is None and include_labels:
-        raise DataError(f"no metadata.csv beside '{folder}' or in '{Path(root_dir) / 'rxrx1_v1.0'}': set "
-                        "dataloaders.metadata_file, or dataloaders.source.include_labels=false")
+        raise DataError(
+            f"no metadata.csv beside '{folder}' or in '{Path(root_dir) / 'rxrx1_v1.0'}': set "
+            "dataloaders.metadata_file, or dataloaders.source.include_labels=false"
+        )
     known = _by_name(listing.fields) if path is None else _read_metadata(path)
     here = known.merge(listing.fields[["experiment", "plate"]].drop_duplicates())
     gone = _plate_keys(known) - _plate_keys(listing.fields)
@@ -201,8 +202,10 @@ def _describe(
     fields = here.merge(listed, how="outer", on=list(FIELD), sort=True)
     strange = fields[fields["split"].isna()]
     if len(strange):
-        raise DataError(f"'{path}' has no row for '{_name(strange.iloc[0])}' ({len(strange)} of {len(fields)} images) "
-                        f"of '{folder}': set dataloaders.metadata_file to the metadata of these cells")
+        raise DataError(
+            f"'{path}' has no row for '{_name(strange.iloc[0])}' ({len(strange)} of {len(fields)} images) "
+            f"of '{folder}': set dataloaders.metadata_file to the metadata of these cells"
+        )
     fields["listed"] = fields["listed"].fillna(-1).astype(np.int64)
     fields["cells"] = np.where(fields["listed"] >= 0, listing.counts[fields["listed"]], 0)
     classes: list[str] = []
@@ -258,14 +261,19 @@ def _by_name(fields: pd.DataFrame) -> pd.DataFrame:
         kind, _, number = experiment.rpartition("-")
         train, val, last = _OFFICIAL.get(kind, (0, 0, 0))
         if not number.isdecimal() or not 0 < int(number) <= last:
-            raise DataError(f"experiment '{experiment}' is none of RxRx1, so that nobody knows its split: set "
-                            "dataloaders.metadata_file")
+            raise DataError(
+                f"experiment '{experiment}' is none of RxRx1, so that nobody knows its split: set "
+                "dataloaders.metadata_file"
+            )
         split[experiment] = "train" if int(number) <= train else "val" if int(number) <= val else "test"
         cell_type[experiment] = kind
     splits = fields["experiment"].map(split)
     iid_val = (splits == "train") & (fields["site"] != 1)
     return fields.assign(
-        cell_type=fields["experiment"].map(cell_type), sirna="", split=splits.mask(iid_val, "iid_val"), control="",
+        cell_type=fields["experiment"].map(cell_type),
+        sirna="",
+        split=splits.mask(iid_val, "iid_val"),
+        control="",
         label=UNLABELLED,
     )
 
@@ -288,8 +296,13 @@ def _report_empty(fields: pd.DataFrame) -> None:
     empty = fields[fields["cells"] == 0]
     if len(empty):
         wells = int((fields.groupby(list(FIELD[:3]), observed=True)["cells"].sum() == 0).sum())
-        log.warning("images without cells, which are left out: %d of %d, such as '%s'; wells without any: %d",
-                    len(empty), len(fields), _name(empty.iloc[0]), wells)
+        log.warning(
+            "images without cells, which are left out: %d of %d, such as '%s'; wells without any: %d",
+            len(empty),
+            len(fields),
+            _name(empty.iloc[0]),
+            wells,
+        )
 
 
 def _name(field: Any) -> str:
@@ -345,12 +358,14 @@ def _scan(folder: Path) -> _Listing:
         _write_cache(folder, found)
     matches = [match for plate in found.values() for name in plate.names if (match := _FIELD.fullmatch(name))]
     sizes = [len(plate.names) for plate in found.values()]
-    fields = pd.DataFrame({
-        "experiment": np.repeat(np.array([experiment for experiment, _ in found], object), sizes),
-        "plate": np.repeat([number for _, number in found], sizes),
-        "well": [match[1] for match in matches],
-        "site": np.array([match[2] for match in matches], np.int64),
-    })
+    fields = pd.DataFrame(
+        {
+            "experiment": np.repeat(np.array([experiment for experiment, _ in found], object), sizes),
+            "plate": np.repeat([number for _, number in found], sizes),
+            "well": [match[1] for match in matches],
+            "site": np.array([match[2] for match in matches], np.int64),
+        }
+    )
     if fields.empty:
         raise _not_the_layout(folder, "no image")
     return _Listing(fields, *(np.concatenate([plate[i] for plate in found.values()]) for i in (2, 3)))
@@ -455,13 +470,15 @@ def _write_cache(folder: Path, plates: dict[tuple[str, int], _PlateListing]) -> 
     counts = np.concatenate([plate.counts for plate in plates.values()])
     cells = np.concatenate([plate.cells for plate in plates.values()])
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    table = pa.table({
-        "experiment": np.repeat(np.array([experiment for experiment, _ in plates], object), sizes),
-        "plate": np.repeat([number for _, number in plates], sizes),
-        "name": [name for plate in plates.values() for name in plate.names],
-        "time": np.concatenate([plate.times for plate in plates.values()]),
-        "cells": pa.LargeListArray.from_arrays(starts, pa.array(cells, pa.int32())),
-    }).replace_schema_metadata({"version": _CACHE_VERSION})
+    table = pa.table(
+        {
+            "experiment": np.repeat(np.array([experiment for experiment, _ in plates], object), sizes),
+            "plate": np.repeat([number for _, number in plates], sizes),
+            "name": [name for plate in plates.values() for name in plate.names],
+            "time": np.concatenate([plate.times for plate in plates.values()]),
+            "cells": pa.LargeListArray.from_arrays(starts, pa.array(cells, pa.int32())),
+        }
+    ).replace_schema_metadata({"version": _CACHE_VERSION})
     for path in _caches(folder):
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process: others may list it just now
         try:
@@ -483,8 +500,13 @@ def _read_summary(path: Path, folder: Path) -> _Listing:
         else:
             counted[field] = count if counted.get(field, count) == count else None
     if bad:
-        log.warning("lines of '%s' that name no image and are left out: %d, such as line %d; to list the folder "
-                    "instead, set dataloaders.summary_file=null", path, len(bad), bad[0])
+        log.warning(
+            "lines of '%s' that name no image and are left out: %d, such as line %d; to list the folder "
+            "instead, set dataloaders.summary_file=null",
+            path,
+            len(bad),
+            bad[0],
+        )
     if not counted:
         raise DataError(f"'{path}' names no image: correct dataloaders.summary_file, or set it to null")
     fields = pd.DataFrame(sorted(counted), columns=list(FIELD))
@@ -497,8 +519,10 @@ def _read_summary(path: Path, folder: Path) -> _Listing:
         if count is None or is_first:
             found = _list_field(place) if place.is_dir() else []
             if count is not None and count != len(found):
-                raise DataError(f"'{path}' counts {count} cells in '{place}', which has {len(found)}: correct "
-                                "dataloaders.img_dir or dataloaders.summary_file, or set the latter to null")
+                raise DataError(
+                    f"'{path}' counts {count} cells in '{place}', which has {len(found)}: correct "
+                    "dataloaders.img_dir or dataloaders.summary_file, or set the latter to null"
+                )
             numbers.append(found)
         else:
             numbers.append(range(count))
@@ -508,19 +532,33 @@ def _read_summary(path: Path, folder: Path) -> _Listing:
 
 def _report_unnamed(path: Path, folder: Path, fields: pd.DataFrame) -> None:
     """Warn of plates and fields that the folder holds and the summary does not name: it may have been cut off."""
-    held = [(experiment, int(match[1])) for experiment in _folders(folder)
-            for name in _folders(folder / experiment) if (match := _PLATE.fullmatch(name))]  # fmt: skip
+    held = [
+        (experiment, int(match[1]))
+        for experiment in _folders(folder)
+        for name in _folders(folder / experiment)
+        if (match := _PLATE.fullmatch(name))
+    ]
     named = _plate_keys(fields)
     plates = [f"{experiment}/Plate{plate}" for experiment, plate in held if (experiment, plate) not in named]
     known = set(fields.itertuples(index=False, name=None))
-    images = [f"{experiment}/Plate{plate}/{name}" for experiment, plate in held if (experiment, plate) in named
-              for name in _folders(folder / experiment / f"Plate{plate}") if (match := _FIELD.fullmatch(name))
-              and (experiment, plate, match[1], int(match[2])) not in known]  # fmt: skip
+    images = [
+        f"{experiment}/Plate{plate}/{name}"
+        for experiment, plate in held
+        if (experiment, plate) in named
+        for name in _folders(folder / experiment / f"Plate{plate}")
+        if (match := _FIELD.fullmatch(name)) and (experiment, plate, match[1], int(match[2])) not in known
+    ]
     for what, missing in (("plates", plates), ("images", images)):
         if missing:
-            log.warning("%s of '%s' that '%s' does not name and that are left out: %d, such as '%s'; to list the "
-                        "folder instead, set dataloaders.summary_file=null", what, folder, path, len(missing),
-                        missing[0])
+            log.warning(
+                "%s of '%s' that '%s' does not name and that are left out: %d, such as '%s'; to list the "
+                "folder instead, set dataloaders.summary_file=null",
+                what,
+                folder,
+                path,
+                len(missing),
+                missing[0],
+            )
 
 
 def _summary_lines(path: Path) -> Iterator[tuple[int, tuple[str, int, str, int] | None, int | None]]:
@@ -533,16 +571,18 @@ def _summary_lines(path: Path) -> Iterator[tuple[int, tuple[str, int, str, int] 
             header = _split(next(file, ""))
             missing = [name for name in ("experiment", "plate", "well", "segmented") if name not in header]
             if missing:
-                raise DataError(f"'{path}' has no column '{missing[0]}': correct dataloaders.summary_file, or set it "
-                                "to null")
+                raise DataError(
+                    f"'{path}' has no column '{missing[0]}': correct dataloaders.summary_file, or set it to null"
+                )
             for number, line in enumerate(file, 2):
                 split = _split(line)
                 values = dict(zip(header, split, strict=False))
                 if any(split):
                     yield number, _parse_field(values), _parse_count(values.get("segmented", ""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{path}' cannot be read ({one_line(error)}): correct dataloaders.summary_file, or set it to "
-                        "null") from error
+        raise DataError(
+            f"'{path}' cannot be read ({one_line(error)}): correct dataloaders.summary_file, or set it to null"
+        ) from error
 
 
 def _split(line: str) -> list[str]:
@@ -609,14 +649,18 @@ def prepare_rxrx1_cells(img_dir: str | Path, download: bool = True, base_url: st
             if not _has_files(folder):
                 _download(folder, files)
     except OSError as error:
-        raise DataError(f"cannot write to '{folder.parent}' ({error.strerror or error}): set dataloaders.img_dir to a "
-                        "folder that can be written") from error
+        raise DataError(
+            f"cannot write to '{folder.parent}' ({error.strerror or error}): set dataloaders.img_dir to a "
+            "folder that can be written"
+        ) from error
     return folder
 
 
 def _by_hand(folder: Path) -> str:
-    return (f"get them from https://doi.org/10.5281/zenodo.{RECORD} and unpack them there by hand, or use "
-            "dataloaders=simulated_cells")
+    return (
+        f"get them from https://doi.org/10.5281/zenodo.{RECORD} and unpack them there by hand, or use "
+        "dataloaders=simulated_cells"
+    )
 
 
 @contextmanager
@@ -625,8 +669,9 @@ def _downloading(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPException) as error:
-        raise DataError(f"no cropped cells in '{folder}', and they could not be downloaded ({one_line(error)}): "
-                        f"{_by_hand(folder)}") from error
+        raise DataError(
+            f"no cropped cells in '{folder}', and they could not be downloaded ({one_line(error)}): {_by_hand(folder)}"
+        ) from error
 
 
 def _download(folder: Path, files: Sequence[tuple[str, str, str]]) -> None:
@@ -677,8 +722,10 @@ def _check(file: Path, checksum: str) -> None:
         found = hashlib.file_digest(opened, algorithm or "md5").hexdigest()
     if found != expected:
         file.unlink()
-        raise DataError(f"'{file}' arrived damaged ({algorithm} {found}, the record says {expected}): it was removed, "
-                        "start again to download it anew")
+        raise DataError(
+            f"'{file}' arrived damaged ({algorithm} {found}, the record says {expected}): it was removed, "
+            "start again to download it anew"
+        )
 
 
 def _roots(folder: Path) -> Iterator[Path]:

@@ -76,27 +76,27 @@ class Trait(NamedTuple):
 
 TRAITS: dict[str, Trait] = {
     #                             base  cells  effect drift  type   shape
-    "crowding": Trait(            1.00, 0.00,  0.24,  0.20,  0.15,  True),   # cells an area
-    "nucleus_radius": Trait(      4.60, 0.09,  0.24,  0.05,  0.08,  True),   # pixels
-    "nucleus_elongation": Trait(  1.25, 0.08,  0.26,  0.05,  0.05,  True),   # ratio of the axes
-    "nucleus_lobes": Trait(       0.05, 0.30,  0.95,  0.15,  0.20,  True),   # ripple of the outline, of the radius
-    "nucleus_brightness": Trait(  0.90, 0.12,  0.42,  0.20,  0.10,  False),
-    "chromatin_contrast": Trait(  0.30, 0.15,  0.90,  0.30,  0.20,  True),
-    "chromatin_grain": Trait(     3.20, 0.10,  0.45,  0.05,  0.10,  True),   # wavelength, pixels
-    "nucleoli": Trait(            0.30, 0.25,  0.95,  0.20,  0.20,  True),   # depth of the dark spots
-    "cell_radius": Trait(         9.50, 0.10,  0.24,  0.08,  0.12,  True),   # pixels
-    "cell_elongation": Trait(     1.30, 0.12,  0.34,  0.08,  0.12,  True),
-    "cell_ripple": Trait(         0.09, 0.30,  0.85,  0.15,  0.20,  True),
-    "er_brightness": Trait(       0.80, 0.15,  0.48,  0.25,  0.10,  False),
-    "er_spread": Trait(           4.50, 0.15,  0.65,  0.25,  0.15,  False),  # decay length from the nucleus, pixels
-    "er_contrast": Trait(         0.30, 0.15,  0.90,  0.30,  0.20,  True),
-    "er_grain": Trait(            4.00, 0.10,  0.45,  0.05,  0.10,  True),
-    "er_polarity": Trait(         0.25, 0.30,  0.90,  0.20,  0.20,  True),   # more of it on one side of the nucleus
-    "actin_brightness": Trait(    0.35, 0.15,  0.48,  0.25,  0.10,  False),  # of the cell's body
-    "rim_brightness": Trait(      0.60, 0.15,  0.72,  0.30,  0.15,  False),  # of its cortex
-    "rim_width": Trait(           0.12, 0.12,  0.54,  0.15,  0.10,  True),   # of the radius
-    "fibres": Trait(              0.45, 0.20,  0.90,  0.30,  0.20,  True),   # contrast of the stress fibres
-    "fibre_spacing": Trait(       4.20, 0.08,  0.40,  0.05,  0.10,  True),   # pixels
+    "crowding": Trait(1.00, 0.00, 0.24, 0.20, 0.15, True),  # cells an area
+    "nucleus_radius": Trait(4.60, 0.09, 0.24, 0.05, 0.08, True),  # pixels
+    "nucleus_elongation": Trait(1.25, 0.08, 0.26, 0.05, 0.05, True),  # ratio of the axes
+    "nucleus_lobes": Trait(0.05, 0.30, 0.95, 0.15, 0.20, True),  # ripple of the outline, of the radius
+    "nucleus_brightness": Trait(0.90, 0.12, 0.42, 0.20, 0.10, False),
+    "chromatin_contrast": Trait(0.30, 0.15, 0.90, 0.30, 0.20, True),
+    "chromatin_grain": Trait(3.20, 0.10, 0.45, 0.05, 0.10, True),  # wavelength, pixels
+    "nucleoli": Trait(0.30, 0.25, 0.95, 0.20, 0.20, True),  # depth of the dark spots
+    "cell_radius": Trait(9.50, 0.10, 0.24, 0.08, 0.12, True),  # pixels
+    "cell_elongation": Trait(1.30, 0.12, 0.34, 0.08, 0.12, True),
+    "cell_ripple": Trait(0.09, 0.30, 0.85, 0.15, 0.20, True),
+    "er_brightness": Trait(0.80, 0.15, 0.48, 0.25, 0.10, False),
+    "er_spread": Trait(4.50, 0.15, 0.65, 0.25, 0.15, False),  # decay length from the nucleus, pixels
+    "er_contrast": Trait(0.30, 0.15, 0.90, 0.30, 0.20, True),
+    "er_grain": Trait(4.00, 0.10, 0.45, 0.05, 0.10, True),
+    "er_polarity": Trait(0.25, 0.30, 0.90, 0.20, 0.20, True),  # more of it on one side of the nucleus
+    "actin_brightness": Trait(0.35, 0.15, 0.48, 0.25, 0.10, False),  # of the cell's body
+    "rim_brightness": Trait(0.60, 0.15, 0.72, 0.30, 0.15, False),  # of its cortex
+    "rim_width": Trait(0.12, 0.12, 0.54, 0.15, 0.10, True),  # of the radius
+    "fibres": Trait(0.45, 0.20, 0.90, 0.30, 0.20, True),  # contrast of the stress fibres
+    "fibre_spacing": Trait(4.20, 0.08, 0.40, 0.05, 0.10, True),  # pixels
 }
 """The traits that make up the look of a cell."""
 
@@ -152,6 +152,7 @@ def draw_nuisance(
         strength: how far plates lie apart; 0 gives the ideal plate, 1 a plate of a training experiment.
         drift: how much of that is staining and culture, along the traits of cells; 0 leaves optics and camera.
     """
+
     def normal(*shape: int) -> np.ndarray:
         common = experiment.standard_normal(shape) * np.sqrt(_EXPERIMENT_SHARE)
         own = plate.standard_normal(shape) * np.sqrt(1 - _EXPERIMENT_SHARE)
@@ -279,6 +280,7 @@ def render_cells(traits: np.ndarray, offsets: np.ndarray, random: np.ndarray) ->
         Light of every cell in the three :data:`CHANNELS`, (n, 3, S, S) float32, 0 outside the cell, about 1 where
         it is bright.
     """
+
     def trait(name: str) -> np.ndarray:
         return traits[:, _TRAIT[name], None, None]
 
@@ -297,8 +299,10 @@ def render_cells(traits: np.ndarray, offsets: np.ndarray, random: np.ndarray) ->
     nucleus_stretch = np.sqrt(np.maximum(trait("nucleus_elongation"), 1))
     nucleus_radius = np.minimum(trait("nucleus_radius"), 0.75 * radius)
     nucleus, _ = _outline(
-        v * (nucleus_stretch / nucleus_radius), u / (nucleus_stretch * nucleus_radius),
-        trait("nucleus_lobes")[:, 0, 0], random[:, 5:9],
+        v * (nucleus_stretch / nucleus_radius),
+        u / (nucleus_stretch * nucleus_radius),
+        trait("nucleus_lobes")[:, 0, 0],
+        random[:, 5:9],
     )
     nuclear = _inside(nucleus - 1, 2.0 * nucleus_radius)
 
@@ -533,10 +537,18 @@ def lay_out(design: Design) -> list[Plate]:
             empty[rng.permutation(design.wells)[: design.empty_wells]] = True
             places = rng.permutation(len(_WELLS))[: len(classes)]
             order = np.argsort(places)
-            plates.append(Plate(
-                f"{cell_type}-{seen[cell_type]:02d}", p + 1, split, cell_type, (e, p),
-                np.array(_WELLS)[places[order]], classes[order], empty[order],
-            ))
+            plates.append(
+                Plate(
+                    f"{cell_type}-{seen[cell_type]:02d}",
+                    p + 1,
+                    split,
+                    cell_type,
+                    (e, p),
+                    np.array(_WELLS)[places[order]],
+                    classes[order],
+                    empty[order],
+                )
+            )
     return plates
 
 
@@ -637,22 +649,37 @@ def _metadata(design: Design, plates: Sequence[Plate]) -> pd.DataFrame:
     n, positive = design.treatments, design.positive_controls
     sirnas = [f"s{i:04d}" for i in range(n)] + [f"p{i:02d}" for i in range(positive)] + ["EMPTY"]
     kinds = ["treatment"] * n + ["positive_control"] * positive + ["negative_control"]
-    wells = pd.DataFrame({
-        "cell_type": repeat([p.cell_type for p in plates]),
-        "dataset": repeat([p.split for p in plates]),
-        "experiment": repeat([p.experiment for p in plates]),
-        "plate": repeat([p.number for p in plates]),
-        "well": np.concatenate([p.wells for p in plates]),
-        "well_type": np.array(kinds)[classes],
-        "sirna": np.array(sirnas)[classes],
-        "sirna_id": classes,
-    })
+    wells = pd.DataFrame(
+        {
+            "cell_type": repeat([p.cell_type for p in plates]),
+            "dataset": repeat([p.split for p in plates]),
+            "experiment": repeat([p.experiment for p in plates]),
+            "plate": repeat([p.number for p in plates]),
+            "well": np.concatenate([p.wells for p in plates]),
+            "well_type": np.array(kinds)[classes],
+            "sirna": np.array(sirnas)[classes],
+            "sirna_id": classes,
+        }
+    )
     table = wells.loc[wells.index.repeat(design.sites)].reset_index(drop=True)
     table["site"] = np.tile(np.arange(1, design.sites + 1), len(wells))
     table["well_id"] = table["experiment"] + "_" + table["plate"].astype(str) + "_" + table["well"]
     table["site_id"] = table["well_id"] + "_" + table["site"].astype(str)
-    return table[["site_id", "well_id", "cell_type", "dataset", "experiment", "plate", "well", "site", "well_type",
-                  "sirna", "sirna_id"]]
+    return table[
+        [
+            "site_id",
+            "well_id",
+            "cell_type",
+            "dataset",
+            "experiment",
+            "plate",
+            "well",
+            "site",
+            "well_type",
+            "sirna",
+            "sirna_id",
+        ]
+    ]
 
 
 def _write_screen(folder: Path, design: Design, workers: int) -> None:
@@ -675,8 +702,10 @@ def _write_screen(folder: Path, design: Design, workers: int) -> None:
     if design.cells:
         summary = table[["experiment", "plate", "well", "site"]].assign(segmented=[n for j in jobs for n in j.result()])
         summary.to_csv(folder / "cells.csv", index=False)
-    truth = [{"experiment": p.experiment, "plate": p.number, "dataset": p.split} | plate_nuisance(design, p).flat()
-             for p in plates]
+    truth = [
+        {"experiment": p.experiment, "plate": p.number, "dataset": p.split} | plate_nuisance(design, p).flat()
+        for p in plates
+    ]
     pd.DataFrame(truth).to_csv(folder / "nuisance.csv", index=False)
     (folder / "design.json").write_text(design._json())
 

@@ -45,9 +45,18 @@ from biomass.datasets.simulated import (
 from biomass.errors import ConfigError, DataError
 
 MECHANISMS = (
-    "Actin disruptors", "Aurora kinase inhibitors", "Cholesterol-lowering", "DNA damage", "DNA replication",
-    "Eg5 inhibitors", "Epithelial", "Kinase inhibitors", "Microtubule destabilizers", "Microtubule stabilizers",
-    "Protein degradation", "Protein synthesis",
+    "Actin disruptors",
+    "Aurora kinase inhibitors",
+    "Cholesterol-lowering",
+    "DNA damage",
+    "DNA replication",
+    "Eg5 inhibitors",
+    "Epithelial",
+    "Kinase inhibitors",
+    "Microtubule destabilizers",
+    "Microtubule stabilizers",
+    "Protein degradation",
+    "Protein synthesis",
 )
 """The twelve mechanisms of action of BBBC021."""
 
@@ -114,9 +123,19 @@ class Design:
     raw: str = ""
 
     def __post_init__(self) -> None:
-        ranges = {"seed": (0, None), "weeks": (2, None), "groups": (1, None), "replicates": (1, None),
-                  "compounds": (2, None), "concentrations": (1, len(CONCENTRATIONS)), "unknown": (0, None),
-                  "taxol_wells": (0, len(TAXOL_WELLS)), "sites": (1, 9), "height": (48, None), "width": (48, None)}
+        ranges = {
+            "seed": (0, None),
+            "weeks": (2, None),
+            "groups": (1, None),
+            "replicates": (1, None),
+            "compounds": (2, None),
+            "concentrations": (1, len(CONCENTRATIONS)),
+            "unknown": (0, None),
+            "taxol_wells": (0, len(TAXOL_WELLS)),
+            "sites": (1, 9),
+            "height": (48, None),
+            "width": (48, None),
+        }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
             if value != int(value) or value < least or (most is not None and value > most):
@@ -182,8 +201,10 @@ def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: 
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise DataError(f"cannot write a simulated BBBC021 to '{folder}' ({error.strerror or error}): "
-                        "choose a folder that can be written") from error
+        raise DataError(
+            f"cannot write a simulated BBBC021 to '{folder}' ({error.strerror or error}): "
+            "choose a folder that can be written"
+        ) from error
     return folder
 
 
@@ -203,12 +224,15 @@ def lay_out(design: Design) -> pd.DataFrame:
         here = [(m, c) for m in range(len(MECHANISMS)) for c in range(design.compounds) if week_of[m, c] == week]
         for group in range(design.groups):
             key = (week, group)
-            content[key] = [(_compound(m, c), dose, MECHANISMS[m], m, c)
-                            for m, c in here[group :: design.groups] for dose in doses]
+            content[key] = [
+                (_compound(m, c), dose, MECHANISMS[m], m, c) for m, c in here[group :: design.groups] for dose in doses
+            ]
             content[key] += [(f"U-{week}{group}{i}", doses[-1], "", -1, -1) for i in range(design.unknown)]
             if len(content[key]) > len(TREATED_WELLS):
-                raise ConfigError(f"{len(content[key])} treatments do not fit in the {len(TREATED_WELLS)} treated "
-                                  "wells of a plate: raise weeks or groups, or lower compounds or concentrations")
+                raise ConfigError(
+                    f"{len(content[key])} treatments do not fit in the {len(TREATED_WELLS)} treated "
+                    "wells of a plate: raise weeks or groups, or lower compounds or concentrations"
+                )
     rows = []
     taxol = MECHANISMS.index("Microtubule stabilizers")
     for (week, group), treatments in content.items():
@@ -220,10 +244,22 @@ def lay_out(design: Design) -> pd.DataFrame:
         for replicate in range(1, design.replicates + 1):
             plate = f"Week{week + 1}_{20000 + 1000 * week + 100 * group + 20 * replicate + 1}"
             for well in sorted(wells_of):
-                rows += [(plate, well, site, replicate, *wells_of[well], week, group)
-                         for site in range(1, design.sites + 1)]
-    columns = ["plate", "well", "site", "replicate", "compound", "concentration", "moa", "mechanism", "member", "week",
-               "group"]
+                rows += [
+                    (plate, well, site, replicate, *wells_of[well], week, group) for site in range(1, design.sites + 1)
+                ]
+    columns = [
+        "plate",
+        "well",
+        "site",
+        "replicate",
+        "compound",
+        "concentration",
+        "moa",
+        "mechanism",
+        "member",
+        "week",
+        "group",
+    ]
     return pd.DataFrame(rows, columns=columns).assign(table=lambda t: t["week"], image=lambda t: np.arange(len(t)) + 1)
 
 
@@ -384,8 +420,11 @@ def _file_names(design: Design, table: pd.DataFrame) -> pd.DataFrame:
 def _write_raw(folder: Path, plate: str, images: np.ndarray, names: pd.DataFrame, zipped: bool) -> None:
     """Write the TIFFs of a plate, in a folder or in an archive."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = ((name, image[c]) for c, channel in enumerate(bbbc021_raw.CHANNELS)
-             for name, image in zip(names[channel], images, strict=True))
+    files = (
+        (name, image[c])
+        for c, channel in enumerate(bbbc021_raw.CHANNELS)
+        for name, image in zip(names[channel], images, strict=True)
+    )
     if not zipped:
         (folder / plate).mkdir()
         for name, image in files:
@@ -420,14 +459,28 @@ def _write_tables(folder: Path, table: pd.DataFrame, names: pd.DataFrame) -> Non
 def _write_supplement(folder: Path, table: pd.DataFrame, names: pd.DataFrame, found: pd.DataFrame) -> None:
     """Write the tables of Ljosa et al., who left out unknown mechanisms and positive controls."""
     taken = (table["moa"] != "") & ~((table["compound"] == "taxol") & table["well"].isin(TAXOL_WELLS))
-    known = {0: table["table"], 1: table["image"], 2: names["DAPI"], 10: table["plate"], 11: table["well"],
-             35: table["replicate"], 37: table["compound"], 38: table["concentration"]}
+    known = {
+        0: table["table"],
+        1: table["image"],
+        2: names["DAPI"],
+        10: table["plate"],
+        11: table["well"],
+        35: table["replicate"],
+        37: table["compound"],
+        38: table["concentration"],
+    }
     images = pd.DataFrame({i: known.get(i, 0) for i in range(39)}, index=table.index)
     images[taken].to_csv(folder / nuclei.IMAGE_TABLE, sep="\t", header=False, index=False)
     found = found[taken.to_numpy()[found["field"]]]
     number = found.groupby("field").cumcount() + 1
     rows = table.iloc[found["field"]]
-    values = {0: rows["table"], 1: rows["image"], 2: number, 3: found["x"].round(3), 4: found["y"].round(3),
-              7: found["area"]}
+    values = {
+        0: rows["table"],
+        1: rows["image"],
+        2: number,
+        3: found["x"].round(3),
+        4: found["y"].round(3),
+        7: found["area"],
+    }
     objects = pd.DataFrame({i: np.asarray(values.get(i, np.zeros(len(found), int))) for i in range(8)})
     objects.to_csv(folder / nuclei.OBJECT_TABLE, sep="\t", header=False, index=False)

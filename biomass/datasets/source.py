@@ -73,8 +73,7 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
         return _call(load_manifest, source, skip | options), source
     if source.is_dir():
         return _call(load_rxrx1_cells, source, options, download=False), source
-    raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a "
-                    "manifest")
+    raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
 
 
 def _call(load: Callable[..., Screen], path: Path, options: Mapping[str, Any], **own: Any) -> Screen:
@@ -87,8 +86,10 @@ def _call(load: Callable[..., Screen], path: Path, options: Mapping[str, Any], *
             raise ConfigError(f"--set {key}={options[key]} cannot be set: {why}; leave it out")
         if key not in known:
             hint = get_close_matches(key, known, 1)
-            raise ConfigError(f"{load.__name__} has no option '{key}'"
-                              + (f"; did you mean '{hint[0]}'?" if hint else f"; it has {', '.join(known) or 'none'}"))
+            raise ConfigError(
+                f"{load.__name__} has no option '{key}'"
+                + (f"; did you mean '{hint[0]}'?" if hint else f"; it has {', '.join(known) or 'none'}")
+            )
     return load(path, **own, **options)
 
 

@@ -136,9 +136,7 @@ def nsc(features: Features, compounds: object, moas: object, metric: str = "cosi
     return _nearest(features, compounds, moas, None, metric)
 
 
-def nscb(
-    features: Features, compounds: object, moas: object, batches: object, metric: str = "cosine"
-) -> NearestResult:
+def nscb(features: Features, compounds: object, moas: object, batches: object, metric: str = "cosine") -> NearestResult:
     """Predict as :func:`nsc` does, from neighbours that share neither the compound nor any batch.
 
     Args:

@@ -75,8 +75,15 @@ def scatter_grid(
             ax = axes[i, j]
             for label, (colour, marker, size, order) in styles.items():
                 of_label = points[of_point == label]
-                ax.scatter(*of_label.T, s=size, color=colour, marker=marker, linewidths=0, zorder=order,
-                           label=label or "unknown")  # fmt: skip
+                ax.scatter(
+                    *of_label.T,
+                    s=size,
+                    color=colour,
+                    marker=marker,
+                    linewidths=0,
+                    zorder=order,
+                    label=label or "unknown",
+                )
             ax.set(xticks=[], yticks=[], title=title if i == 0 else "")
         axes[i, 0].set_ylabel(f"colour: {meaning}")
         axes[i, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7, markerscale=1.5)
@@ -122,8 +129,15 @@ def confusion(matrix: pd.DataFrame, title: str = "") -> Figure:
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(counts):
         dark = share[row, column] > 0.6
-        ax.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8,
-                color="white" if dark else "black")  # fmt: skip
+        ax.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+        )
     ax.set_xticks(range(len(counts)), list(matrix.columns), rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     ax.set_yticks(range(len(counts)), list(matrix.index), fontsize=8)
     ax.set(xlabel="true", ylabel="predicted")

@@ -105,8 +105,10 @@ def check_names(
     if metric not in METRICS:
         raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
     if channels is not None and not len(channels):
-        raise ConfigError("channels=[] names no channel; name those that the encoder expects, in its order, or leave "
-                          "them to its checkpoint with channels=null")  # fmt: skip
+        raise ConfigError(
+            "channels=[] names no channel; name those that the encoder expects, in its order, or leave "
+            "them to its checkpoint with channels=null"
+        )
 
 
 def check_choices(
@@ -415,8 +417,16 @@ def summarize(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame
         mixing = (one.mixing.share, one.mixing.expected) if one.mixing else (np.nan, np.nan)
         scores = [x for result in (one.nsc, one.nscb) for x in (result.accuracy, int(result.scorable.sum()))]
         rows.append([normalization, postprocessing, *scores, *mixing])
-    columns = ["normalization", "postprocessing", "nsc", "nsc_scored", "nscb", "nscb_scored", "mixing",
-               "mixing_expected"]  # fmt: skip
+    columns = [
+        "normalization",
+        "postprocessing",
+        "nsc",
+        "nsc_scored",
+        "nscb",
+        "nscb_scored",
+        "mixing",
+        "mixing_expected",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -441,8 +451,9 @@ def predictions(evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFra
     for (normalization, postprocessing), one in evaluations.items():
         known = one.treatments
         for score, result in (("nsc", one.nsc), ("nscb", one.nscb)):
-            part = pd.DataFrame({"normalization": normalization, "postprocessing": postprocessing, "score": score},
-                                known.index)  # fmt: skip
+            part = pd.DataFrame(
+                {"normalization": normalization, "postprocessing": postprocessing, "score": score}, known.index
+            )
             part = pd.concat([part, result.table().drop(columns="neighbour")], axis=1)
             part["concentration"] = known["Metadata_concentration"]
             part["batches"] = [" ".join(batches) for batches in known["Metadata_batch"]]
@@ -549,8 +560,10 @@ def _check_treatments(cells: Screen) -> None:
         raise DataError(f"well '{_names(twice, well)}' has two treatments or mechanisms; correct the screen's table")
     treated = wells[wells["control"] == ""]
     if treated.empty:
-        raise DataError(f"none of the {len(wells)} wells is treated, so there are no treatments to compare; choose "
-                        "other plates, or look at the column 'control'")  # fmt: skip
+        raise DataError(
+            f"none of the {len(wells)} wells is treated, so there are no treatments to compare; choose "
+            "other plates, or look at the column 'control'"
+        )
     for column in treatment:
         nameless = treated[treated[column].isna()]
         if len(nameless):
@@ -560,8 +573,10 @@ def _check_treatments(cells: Screen) -> None:
     if len(twice):
         compound, concentration, moa = twice.iloc[0]
         same = kinds[(kinds["compound"] == compound) & (kinds["concentration"] == concentration)]
-        raise DataError(f"treatment '{compound}' {concentration:g} has two mechanisms, '{same['moa'].iloc[0]}' and "
-                        f"'{moa}'; correct the table of mechanisms")  # fmt: skip
+        raise DataError(
+            f"treatment '{compound}' {concentration:g} has two mechanisms, '{same['moa'].iloc[0]}' and "
+            f"'{moa}'; correct the table of mechanisms"
+        )
 
 
 def _names(table: pd.DataFrame, columns: Sequence[str]) -> str:

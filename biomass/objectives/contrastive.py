@@ -49,18 +49,22 @@ def contrastive_loss(projections: Tensor, instances: Tensor, temperature: float,
             return (losses.sum() / counts.sum().clamp(min=1)).to(wide.dtype)
         parts = [
             checkpoint(
-                _anchor_losses, unit, instances, start, min(start + chunk_size, len(unit)), temperature,
-                use_reentrant=False, preserve_rng_state=False,
+                _anchor_losses,
+                unit,
+                instances,
+                start,
+                min(start + chunk_size, len(unit)),
+                temperature,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
             for start in range(0, len(unit), chunk_size)
-        ]  # fmt: skip
+        ]
         losses = torch.stack([part[0].sum() for part in parts]).sum()
         return losses / torch.stack([part[1].sum() for part in parts]).sum().clamp(min=1)
 
 
-def _anchor_losses(
-    unit: Tensor, instances: Tensor, start: int, stop: int, temperature: float
-) -> tuple[Tensor, Tensor]:
+def _anchor_losses(unit: Tensor, instances: Tensor, start: int, stop: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Loss of the anchors start…stop (0 for those without a positive), and which of them have one."""
     similarity = unit[start:stop] @ unit.T / temperature
     itself = torch.arange(start, stop, device=unit.device)[:, None] == torch.arange(len(unit), device=unit.device)

@@ -80,8 +80,12 @@ class CellBatches(Sampler[np.ndarray]):
         if mode == "random":
             self.num_short = int((self._counts[self._places(served)] < num_img).sum())
         if self.num_short:
-            log.warning("%d of %d images have fewer than num_img=%d cells: their cells serve more than once in a batch",
-                        self.num_short, len(served), num_img)
+            log.warning(
+                "%d of %d images have fewer than num_img=%d cells: their cells serve more than once in a batch",
+                self.num_short,
+                len(served),
+                num_img,
+            )
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch and its first batch, see :meth:`PlateBatches.set_epoch`."""

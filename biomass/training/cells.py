@@ -170,9 +170,7 @@ class ContrastiveEvaluation:
             generator = torch.Generator(device).manual_seed(self.seed)
             sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses times views, of views
             views = partial(self.transform, generator=generator)
-            for batch, projections in infer(
-                self.fabric, self.network, loader, views, self.statistics, self.skipped
-            ):
+            for batch, projections in infer(self.fabric, self.network, loader, views, self.statistics, self.skipped):
                 loss = contrastive_loss(projections, batch.instances.to(device, non_blocking=True), self.temperature)
                 sums += torch.stack([loss.double() * len(batch), torch.tensor(float(len(batch)), device=device)])
             total, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]

@@ -16,10 +16,32 @@ LAST, BEST = "last.pt", "best.pt"
 METRICS = "metrics.jsonl"
 
 _OF_A_RUN = ("architecture", "config", "network", "optimizer", "schedule", "progress", "random")
-_FREE_KEYS = ("run_name", "save_key", "save_model", "resume", "device", "num_epochs", "trainer", "encoder",
-              "model_path", "sup_model_path")  # fmt: skip
-_PLACES = ("root_dir", "img_dir", "image_dir", "summary_file", "metadata_file", "nuclei_dir", "cache_dir", "store",
-           "path", "num_workers", "download", "on_bad_image")  # fmt: skip
+_FREE_KEYS = (
+    "run_name",
+    "save_key",
+    "save_model",
+    "resume",
+    "device",
+    "num_epochs",
+    "trainer",
+    "encoder",
+    "model_path",
+    "sup_model_path",
+)
+_PLACES = (
+    "root_dir",
+    "img_dir",
+    "image_dir",
+    "summary_file",
+    "metadata_file",
+    "nuclei_dir",
+    "cache_dir",
+    "store",
+    "path",
+    "num_workers",
+    "download",
+    "on_bad_image",
+)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

@@ -95,11 +95,14 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
         architecture = Architecture.from_dict(state["architecture"])
     except (KeyError, TypeError, ValueError) as error:
         found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
-        raise CheckpointError(f"checkpoint '{path}' has the architecture {found}, which no script of ours writes; "
-                              "save its state dict alone, and set model.key") from error
+        raise CheckpointError(
+            f"checkpoint '{path}' has the architecture {found}, which no script of ours writes; "
+            "save its state dict alone, and set model.key"
+        ) from error
     if not isinstance(network, dict):
-        raise CheckpointError(f"checkpoint '{path}' has an architecture, but no weights under the key 'network'; "
-                              "give another model_path")
+        raise CheckpointError(
+            f"checkpoint '{path}' has an architecture, but no weights under the key 'network'; give another model_path"
+        )
     return architecture, network
 
 

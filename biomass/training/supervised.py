@@ -126,9 +126,7 @@ class SplitEvaluation:
         n, device = len(self.screen), self.fabric.device
         ranks = torch.zeros(n, dtype=torch.int64, device=device)  # 0 is "not seen"; seen ranks are shifted by 1
         losses = torch.zeros(n, dtype=torch.float32, device=device)
-        for batch, logits in infer(
-            self.fabric, self.network, loader, self.transform, self.statistics, self.skipped
-        ):
+        for batch, logits in infer(self.fabric, self.network, loader, self.transform, self.statistics, self.skipped):
             rows = batch.rows.to(device, non_blocking=True)
             labels = batch.labels.clamp(min=0).to(device, non_blocking=True)
             ranks[rows] = class_ranks(logits.float(), labels) + 1
@@ -136,4 +134,3 @@ class SplitEvaluation:
         seen, loss = (self.fabric.all_reduce(x, reduce_op="sum").cpu().numpy() for x in (ranks, losses))  # type: ignore[union-attr]
         rows_seen = np.flatnonzero((seen > 0) & (self.screen.labels >= 0))
         return rows_seen, seen[rows_seen] - 1, loss[rows_seen]
-
