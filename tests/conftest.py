@@ -33,6 +33,15 @@ TINY_SCREEN = (
 
 TINY_RUN = ("model.key=test_resnet", "model.pretrained=false", "model.d_out=6", "device=cpu", "num_warmup_epochs=1")
 
+TINY_CELLS = (
+    "dataloaders=simulated_cells",
+    *(o for o in TINY_SCREEN if o.startswith("dataloaders.") and "size" not in o),
+    "dataloaders.source.size=96",
+    "device=cpu",
+    "num_warmup_epochs=1",
+)
+"""The cells of the tiny screen."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

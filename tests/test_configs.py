@@ -61,7 +61,7 @@ def test_a_screen_of_ones_own_takes_two_steps(run, real_data):
 
 
 def test_the_simulated_screen_of_the_yaml_is_the_default_design():
-    from biomass.datasets.simulated import Design
+    from biomass.simulation.rxrx1 import Design
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         source = dict(compose("train_erm", ["dataloaders=simulated", "dataloaders.root_dir=x"]).dataloaders.source)

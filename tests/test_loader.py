@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from biomass.errors import BadImageError, ConfigError
 from biomass.evaluation.accuracy import accuracy_summary, plate_accuracy
-from biomass.evaluation.profiles import ArrayPixels, Bags, mean_profiles
+from biomass.evaluation.pooling import ArrayPixels, Bags, mean_profiles
 from biomass.inference import Statistics, infer
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network

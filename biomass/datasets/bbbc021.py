@@ -16,9 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from biomass.datasets import bbbc021_h5, bbbc021_raw, nuclei
-from biomass.datasets.channels import match_channels
-from biomass.datasets.cropping import (
+from biomass.cells import nuclei
+from biomass.cells.crops import (
     beside,
     check_cells,
     crop_screen,
@@ -27,6 +26,8 @@ from biomass.datasets.cropping import (
     pack_cells,
     place_nuclei,
 )
+from biomass.channels import match_channels
+from biomass.datasets import bbbc021_h5, bbbc021_raw
 from biomass.errors import ConfigError, DataError
 from biomass.loader import OnBadImage
 from biomass.screen import Screen, make_screen
@@ -69,7 +70,7 @@ def load_bbbc021(
     Args:
         root_dir: where the dataset is; ``~/.cache``, as with pybbbc, if left out.
         channels: names of the channels, in the order in which they are wanted. What a screen that a network was
-            trained on calls them may be used as well, see :func:`biomass.datasets.channels.match_channels`.
+            trained on calls them may be used as well, see :func:`biomass.channels.match_channels`.
         fields: ``ljosa`` takes the fields that Ljosa et al. (2013) evaluated: treatments of known mechanism and DMSO,
             without the positive controls, whose taxol would outnumber every other treatment (632 wells, 103
             treatments); ``all`` takes all of them.
@@ -144,7 +145,7 @@ def load_bbbc021_cells(
     The nuclei are those of Ljosa et al. (2013) if their tables are in ``nuclei_dir``, or in ``root_dir`` beside the
     dataset; otherwise they are found in the DAPI channel (about a second a field), once: they are kept beside the
     store, or in ``nuclei/`` of ``cache_dir``. The table has the columns of :func:`load_bbbc021` and those of
-    :func:`biomass.datasets.cropping.crop_screen`.
+    :func:`biomass.cells.crops.crop_screen`.
 
     Args:
         root_dir: where the dataset is, see :func:`load_bbbc021`.

@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from biomass.datasets.files import SKIP_ADVICE
-from biomass.datasets.handles import Handles
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
+from biomass.pixels.files import SKIP_ADVICE
+from biomass.pixels.open_handles import Handles
 
 CHANNELS = ("actin", "tubulin", "DAPI")
 """The channels of an image, in the order of the files."""

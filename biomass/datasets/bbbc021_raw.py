@@ -28,10 +28,10 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from biomass.datasets.files import SKIP_ADVICE
-from biomass.datasets.handles import Handles
-from biomass.datasets.illumination import SIGMA, Correction, measure_channel
 from biomass.errors import BadImageError, DataError, one_line
+from biomass.pixels.files import SKIP_ADVICE
+from biomass.pixels.illumination import SIGMA, Correction, measure_channel
+from biomass.pixels.open_handles import Handles
 
 CHANNELS = ("DAPI", "tubulin", "actin")
 """The channels of a field, in the order of the image table (w1, w2, w4)."""

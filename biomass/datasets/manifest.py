@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from biomass.datasets.files import check_present, check_unique, open_files
-from biomass.datasets.packed import packed_pixels
 from biomass.errors import ConfigError, DataError, one_line
+from biomass.pixels.files import check_present, check_unique, open_files
+from biomass.pixels.packed import packed_pixels
 from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, make_screen
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")

@@ -17,9 +17,9 @@ import pandas as pd
 from filelock import FileLock
 
 from biomass.datasets.download import extract, fetch, find_archives, join
-from biomass.datasets.files import check_present, check_unique, open_files
-from biomass.datasets.packed import packed_pixels
 from biomass.errors import DataError, one_line
+from biomass.pixels.files import check_present, check_unique, open_files
+from biomass.pixels.packed import packed_pixels
 from biomass.screen import Pixels, Screen, make_screen
 
 CHANNELS = ("nuclei", "ER", "actin")

@@ -32,10 +32,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from biomass.datasets.download import extract, fetch, find_archives, join
-from biomass.datasets.files import open_files
-from biomass.datasets.packed import packed_beside, packed_pixels, read_index
 from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, DOWNLOAD_ADVICE, METADATA_COLUMNS, check_metadata
 from biomass.errors import ConfigError, DataError, one_line
+from biomass.pixels.files import open_files
+from biomass.pixels.packed import packed_beside, packed_pixels, read_index
 from biomass.screen import UNLABELLED, Screen, make_screen
 
 RECORD = "7272553"
@@ -112,7 +112,7 @@ def load_rxrx1_cells(
     own; of the training experiments, site 1 is ``train`` and every other site ``iid_val``. Without metadata (and with
     ``include_labels=False``) the experiments of RxRx1-WILDS are known by their names; no row is a control then.
 
-    Pixels are read from ``<img_dir>.packed`` if that holds all of the cells (see :mod:`biomass.datasets.packed`); then
+    Pixels are read from ``<img_dir>.packed`` if that holds all of the cells (see :mod:`biomass.pixels.packed`); then
     ``img_dir`` itself may be absent. Images without cells have no row: they are counted in the log, and
     :func:`count_cells` lists them.
 
@@ -337,7 +337,7 @@ def _list_store(store: Path) -> _Listing:
     """The cells of a packed store, whose files may be gone."""
     table = read_index(store)
     if not {*FIELD, "image", "cell"} <= set(table):
-        raise DataError(f"'{store}' holds no cropped cells: read it with biomass.datasets.packed.load_packed")
+        raise DataError(f"'{store}' holds no cropped cells: read it with biomass.pixels.packed.load_packed")
     table = table.sort_values(["image", "cell"])
     fields = table.drop_duplicates("image")[list(FIELD)].astype(str).astype({"plate": np.int64, "site": np.int64})
     counts = np.unique(table["image"], return_counts=True)[1]

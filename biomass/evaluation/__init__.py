@@ -1,8 +1,8 @@
 """What a trained network is worth: accuracy, profiles, mechanisms of action, batch effects."""
 
-from biomass.evaluation.aggregate import aggregate, feature_columns, normalize, prune_correlated, replicate_correlation
 from biomass.evaluation.nearest import BatchMixing, NearestResult, batch_mixing, batch_sets, nsc, nscb
 from biomass.evaluation.replicates import ReplicateMap, replicate_map
+from biomass.evaluation.tables import aggregate, feature_columns, normalize, prune_correlated, replicate_correlation
 from biomass.evaluation.whitening import Whitening, align, fit_whitening, tvn, whiten
 
 __all__ = [

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.aggregate import Features, feature_matrix, row_values
+from biomass.evaluation.tables import Features, feature_matrix, row_values
 
 METRICS = ("cosine", "correlation", "euclidean")
 

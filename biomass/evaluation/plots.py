@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from biomass.errors import DataError
-from biomass.evaluation.aggregate import Features, feature_matrix
 from biomass.evaluation.nearest import NearestResult
+from biomass.evaluation.tables import Features, feature_matrix
 
 _GREYS = ("0.8", "0.45")
 _COLOURS = tuple(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))

@@ -21,8 +21,8 @@ import pandas as pd
 from scipy.special import digamma
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.aggregate import METADATA, control_rows, feature_matrix, group_numbers
 from biomass.evaluation.nearest import METRICS, directions
+from biomass.evaluation.tables import METADATA, control_rows, feature_matrix, group_numbers
 
 QUESTIONS = ("same_plate", "other_plate")
 

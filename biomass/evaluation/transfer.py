@@ -29,12 +29,12 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from biomass.datasets.channels import match_channels
+from biomass.channels import match_channels
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
 from biomass.evaluation import plots
-from biomass.evaluation.aggregate import METADATA, aggregate
 from biomass.evaluation.nearest import METRICS, BatchMixing, NearestResult, batch_mixing, nsc, nscb
-from biomass.evaluation.profiles import Profiles, mean_profiles
+from biomass.evaluation.pooling import Profiles, mean_profiles
+from biomass.evaluation.tables import METADATA, aggregate
 from biomass.evaluation.whitening import tvn, whiten
 from biomass.inference import Statistics, Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
@@ -211,7 +211,7 @@ def image_profiles(
         normalization: one of :data:`NORMALIZATIONS`. Statistics are those of the whole plate, whatever ``batch_size``.
         transform: applied to the cells on the device, without randomness.
         channels: names of the channels that the encoder expects, in its order; found among those of ``cells`` by
-            :func:`biomass.datasets.channels.match_channels`. None: those of ``cells`` as they are.
+            :func:`biomass.channels.match_channels`. None: those of ``cells`` as they are.
         normalize: scale the vector of every cell to length 1 first.
         batch_size: cells at once; None for whole plates.
         num_workers: processes that read ahead.

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.aggregate import (
+from biomass.evaluation.tables import (
     Features,
     control_rows,
     feature_columns,
@@ -130,7 +130,7 @@ def align(
 
     Every row x of batch b becomes ``centre + (x - centre) (S_b + eta I)^-1/2 (S + eta I)^1/2``, with S_b the
     covariance of the controls of b, S that of all controls, and ``centre`` the mean of all controls. Means of batches
-    are left alone: :func:`biomass.evaluation.aggregate.normalize` is for those.
+    are left alone: :func:`biomass.evaluation.tables.normalize` is for those.
 
     Args:
         features: a profile table, or an array (N, D).

@@ -9,7 +9,7 @@ from biomass.training.cells import (
     view_loader,
 )
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
-from biomass.training.fabric import make_fabric, set_up
+from biomass.training.device import make_fabric, set_up
 from biomass.training.logger import RunLogger
 from biomass.training.loop import Progress, Schedule, Training, fit
 from biomass.training.optim import adam, warmup_cosine

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.profiles import ArrayPixels, Bags, mean_profiles
+from biomass.evaluation.pooling import ArrayPixels, Bags, mean_profiles
 from biomass.inference import Statistics, Transform, infer, share_of_rank
 from biomass.loader import Batch, BatchReader, BatchSource, Loader, SkippedImages
 from biomass.models.poolers import POOLERS

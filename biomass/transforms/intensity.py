@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from biomass.errors import ConfigError
-from biomass.transforms.draws import as_range, check_probability, uniform
+from biomass.transforms.random import as_range, check_probability, uniform
 
 LUMA = (0.2989, 0.587, 0.114)
 """Shares of red, green and blue in the gray value (ITU-R BT.601)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from biomass.errors import ConfigError
-from biomass.transforms.draws import as_range, check_probability, uniform
+from biomass.transforms.random import as_range, check_probability, uniform
 
 Size = tuple[int, int]
 """Height and width of an image, in pixels."""

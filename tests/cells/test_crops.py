@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from biomass.datasets import cropping
-from biomass.datasets.crop import main
-from biomass.datasets.cropping import (
+from biomass.cells import crops as cropping
+from biomass.cells.crops import (
     Nuclei,
     count_cells,
     crop_screen,
@@ -23,9 +22,10 @@ from biomass.datasets.cropping import (
     place_nuclei,
     save_nuclei,
 )
-from biomass.datasets.nuclei import find_nuclei, read_nuclei, read_nuclei_table
-from biomass.datasets.packed import load_packed
+from biomass.cells.nuclei import find_nuclei, read_nuclei, read_nuclei_table
+from biomass.commands.crop import main
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels.packed import load_packed
 from biomass.screen import make_screen
 
 

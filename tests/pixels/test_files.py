@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from biomass.datasets.files import check_present, check_unique, missing_files, open_files
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels.files import check_present, check_unique, missing_files, open_files
 
 H, W = 7, 5
 

@@ -1,4 +1,4 @@
-"""Writing a packed store (see :mod:`biomass.datasets.packed`): resumable, checked, all or nothing."""
+"""Writing a packed store (see :mod:`biomass.pixels.packed`): resumable, checked, all or nothing."""
 
 import hashlib
 import json
@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
-from biomass.datasets.files import SKIP_ADVICE, FilePixels, open_files, without_skip_advice
-from biomass.datasets.packed import (
+from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels.files import SKIP_ADVICE, FilePixels, open_files, without_skip_advice
+from biomass.pixels.packed import (
     ABOUT,
     FILES,
     IMAGES,
@@ -40,7 +41,6 @@ from biomass.datasets.packed import (
     stamps,
     verify,
 )
-from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.screen import Pixels, Screen
 
 BLOCK_BYTES = 16 << 20

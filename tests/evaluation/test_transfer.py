@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from conftest import TINY_CELLS
 from scipy.spatial import cKDTree
-from test_train_cells import CELLS
 
+from biomass.cells.crops import crop_screen, place_nuclei
+from biomass.cells.nuclei import read_nuclei
 from biomass.datasets.bbbc021 import load_bbbc021
-from biomass.datasets.cropping import crop_screen, place_nuclei
-from biomass.datasets.nuclei import read_nuclei
-from biomass.datasets.simulated_bbbc021 import simulate_bbbc021
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
 from biomass.evaluation import batch_mixing, nscb, plots, transfer, whiten
-from biomass.evaluation.profiles import ArrayPixels
+from biomass.evaluation.pooling import ArrayPixels
 from biomass.models import Architecture, build_network
 from biomass.norms import plate_statistics
 from biomass.screen import make_screen
+from biomass.simulation.bbbc021 import simulate_bbbc021
 from biomass.training import make_fabric
 from biomass.transforms import Standardize
 
@@ -604,7 +604,7 @@ def test_the_script_takes_checkpoints_of_the_scripts(run):
     for name, sampler in (("ben", "plate"), ("vanilla", "random")):
         run(
             "train_supervised_cell",
-            *CELLS,
+            *TINY_CELLS,
             "model.key=test_resnet",
             "num_epochs=1",
             "dataloaders.eval_splits=[]",

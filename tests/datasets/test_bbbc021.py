@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from biomass.channels import match_channels
 from biomass.datasets import bbbc021_raw
 from biomass.datasets.bbbc021 import annotate, load_bbbc021, load_bbbc021_cells
 from biomass.datasets.bbbc021_h5 import link_plates, write_plate
-from biomass.datasets.channels import match_channels
-from biomass.datasets.illumination import Histogram, illumination, measure_channel, rescale, smooth
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels.illumination import Histogram, illumination, measure_channel, rescale, smooth
 
 SIZE = (24, 30)
 

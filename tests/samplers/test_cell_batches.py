@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from biomass.errors import ConfigError, DataError
 from biomass.samplers import PlateBatches
-from biomass.samplers.cells import CellBatches, check_views
+from biomass.samplers.cell_batches import CellBatches, check_views
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 counts = st.lists(st.integers(1, 7), min_size=1, max_size=25)

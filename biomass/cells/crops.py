@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from biomass.datasets.channels import match_channels
-from biomass.datasets.files import REMEDY
-from biomass.datasets.nuclei import DIAMETER, find_nuclei
-from biomass.datasets.packed import ABOUT, Store, load_packed
-from biomass.datasets.packing import pack
+from biomass.cells.nuclei import DIAMETER, find_nuclei
+from biomass.channels import match_channels
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
 from biomass.loader import OnBadImage
+from biomass.pixels.files import REMEDY
+from biomass.pixels.packed import ABOUT, Store, load_packed
+from biomass.pixels.writer import pack
 from biomass.screen import Pixels, Screen, make_screen
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def find_all_nuclei(
     file: Path | None = None,
     keep: Literal["always", "if possible"] = "always",
 ) -> Nuclei:
-    """Find the nuclei of all fields of a screen, see :func:`biomass.datasets.nuclei.find_nuclei`.
+    """Find the nuclei of all fields of a screen, see :func:`biomass.cells.nuclei.find_nuclei`.
 
     Args:
         screen: the fields.
@@ -371,7 +371,7 @@ def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame) -> 
     Args:
         screen: the fields.
         fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
-        nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.datasets.nuclei.read_nuclei` gives
+        nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
             them. Nuclei of fields that the screen does not have are left out.
 
     Raises:
@@ -451,13 +451,13 @@ def pack_cells(
         out: the store's folder. Beside it ``<out>.fields.csv`` is written, see :func:`count_cells`.
         size: height and width of a crop, pixels.
         workers: processes; as many as there are cores if left out, 0 uses this one alone.
-        on_bad_image: what to do with a field that cannot be read, see :func:`biomass.datasets.packing.pack`.
+        on_bad_image: what to do with a field that cannot be read, see :func:`biomass.pixels.writer.pack`.
 
     Returns:
         The cells, read from the store.
 
     Raises:
-        ConfigError, DataError: as :func:`crop_screen` and :func:`biomass.datasets.packing.pack`.
+        ConfigError, DataError: as :func:`crop_screen` and :func:`biomass.pixels.writer.pack`.
     """
     out = Path(out)
     cells = crop_screen(screen, nuclei, size)
@@ -549,7 +549,7 @@ def _same_search(screen: Screen, out: Path, search: Mapping[str, Any]) -> bool:
 
 
 def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write nuclei to a table that :func:`biomass.datasets.nuclei.read_nuclei_table` reads; all or nothing.
+    """Write nuclei to a table that :func:`biomass.cells.nuclei.read_nuclei_table` reads; all or nothing.
 
     Args:
         screen: the fields.

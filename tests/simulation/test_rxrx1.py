@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from wilds.datasets.rxrx1_dataset import RxRx1Dataset
 
-from biomass.datasets import simulated
-from biomass.datasets.simulated import (
+from biomass.errors import ConfigError, DataError
+from biomass.simulation import rxrx1 as simulated
+from biomass.simulation.rxrx1 import (
     CROP,
     TRAITS,
     Design,
@@ -36,9 +37,8 @@ from biomass.datasets.simulated import (
     render_plate,
     simulate_rxrx1,
 )
-from biomass.errors import ConfigError, DataError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Design(
     experiments=4,
     plates=2,
@@ -460,8 +460,8 @@ def test_an_interrupted_screen_leaves_nothing(
 
 
 def test_a_killed_process_leaves_nothing_that_looks_complete(folder: Path, tmp_path: Path) -> None:
-    code = f"import sys; from biomass.datasets.simulated import *; simulate_rxrx1(sys.argv[1], {TINY!r}, workers=1)"
-    slow = "import biomass.datasets.simulated as s, time; f = s._save; s._save = lambda *a: (time.sleep(.01), f(*a)); "
+    code = f"import sys; from biomass.simulation.rxrx1 import *; simulate_rxrx1(sys.argv[1], {TINY!r}, workers=1)"
+    slow = "import biomass.simulation.rxrx1 as s, time; f = s._save; s._save = lambda *a: (time.sleep(.01), f(*a)); "
     process = subprocess.Popen([sys.executable, "-c", slow + code, str(tmp_path)], cwd=ROOT)
     try:
         until(lambda: any(tmp_path.rglob("*_s1.png")))

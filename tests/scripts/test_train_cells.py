@@ -10,27 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_SCREEN
+from conftest import ROOT, TINY_CELLS, TINY_SCREEN
 
-from biomass.datasets import crop
-from biomass.datasets.simulated import Design, load_simulated_cells, simulate_rxrx1
+from biomass.commands import crop
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
+from biomass.simulation.rxrx1 import Design, load_simulated_cells, simulate_rxrx1
 from biomass.training import find_checkpoint, load_checkpoint, load_network
 
-CELLS = (
-    "dataloaders=simulated_cells",
-    *(o for o in TINY_SCREEN if o.startswith("dataloaders.") and "size" not in o),
-    "dataloaders.source.size=96",
-    "device=cpu",
-    "num_warmup_epochs=1",
-)
-SIMCLR = (*CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
-PROBE = (*CELLS, "num_epochs=3", "num_warmup_epochs=0", "encode_batch_size=100")
+SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
+PROBE = (*TINY_CELLS, "num_epochs=3", "num_warmup_epochs=0", "encode_batch_size=100")
 
 
 DESIGN = {key.rpartition(".")[2]: int(value) for key, value in (o.split("=") for o in TINY_SCREEN if "source" in o)}
-"""The screen of CELLS, but for the size of its fields."""
+"""The screen of TINY_CELLS, but for the size of its fields."""
 
 
 def last(name, metric):
@@ -80,7 +73,7 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
     fields = simulate_rxrx1(data_root, Design(**DESIGN | {"size": 96}))
     crop.main([str(fields), str(tmp_path / "cells"), "--channel", "nuclei", "--diameter", "10", "--workers", "0"])
     own = ("dataloaders=packed", f"dataloaders.root_dir={tmp_path}", "dataloaders.num_workers=0", "device=cpu")
-    run("train_simclr", *own, *SIMCLR[len(CELLS) :], "num_warmup_epochs=1", "run_name=own")
+    run("train_simclr", *own, *SIMCLR[len(TINY_CELLS) :], "num_warmup_epochs=1", "run_name=own")
     run("train_classifier", *own, "dataloaders.eval_splits=[val,test]", "model_path=own", "num_epochs=2", "run_name=p")
     assert math.isfinite(last("p", "test/loss")["test/loss"])
 
@@ -89,7 +82,7 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
     ("script", "more"),
     [
         ("train_simclr", SIMCLR),
-        ("train_supervised_cell", (*CELLS, "model.key=test_resnet", "eval_batch_size=50")),
+        ("train_supervised_cell", (*TINY_CELLS, "model.key=test_resnet", "eval_batch_size=50")),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill, script, more):
@@ -145,7 +138,7 @@ def test_probe_of_projections_and_of_supervised_encoders(run, pretrained):
     run("train_classifier", *PROBE, "model_path=encoder", "use_projs=true", "in_features=8", "run_name=projections")
     run(
         "train_supervised_cell",
-        *CELLS,
+        *TINY_CELLS,
         "model.key=test_resnet",
         "num_epochs=1",
         "run_name=supervised",
@@ -205,7 +198,11 @@ def test_a_probe_goes_on_only_with_its_own_encoder(run, pretrained):
     ],
 )
 def test_instances_must_be_parts_of_a_plate(run, pretrained, script, instance, message):
-    base = {"train_simclr": SIMCLR, "train_classifier": (*PROBE, "model_path=encoder"), "train_supervised_cell": CELLS}
+    base = {
+        "train_simclr": SIMCLR,
+        "train_classifier": (*PROBE, "model_path=encoder"),
+        "train_supervised_cell": TINY_CELLS,
+    }
     with pytest.raises(ConfigError, match=f"dataloaders.instance {message} .*; name the columns"):
         run(script, *base[script], f"dataloaders.instance={instance}", "run_name=x")
     assert not Path("runs/x").exists()
@@ -219,7 +216,7 @@ def test_batches_without_a_second_field_have_nothing_to_contrast(run):
 def test_all_cells_are_served_in_bounded_batches(run):
     run(
         "train_supervised_cell",
-        *CELLS,
+        *TINY_CELLS,
         "model.key=test_resnet",
         "dataloaders.mode=all",
         "train_batch_size=10",
@@ -328,7 +325,7 @@ def test_the_ablation_table(run, pretrained, tmp_path):
 
 
 def test_the_ablation_by_its_three_commands(tmp_path, data_root):
-    tiny = [o for o in CELLS if o != "dataloaders=simulated_cells"]
+    tiny = [o for o in TINY_CELLS if o != "dataloaders=simulated_cells"]
 
     def command(*arguments):
         environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from biomass.datasets import cropping
+from biomass.cells import crops as cropping
+from biomass.cells.nuclei import find_nuclei, read_nuclei
+from biomass.commands.crop import main
 from biomass.datasets.bbbc021 import load_bbbc021, load_bbbc021_cells
-from biomass.datasets.crop import main
-from biomass.datasets.nuclei import find_nuclei, read_nuclei
-from biomass.datasets.packed import load_packed
-from biomass.datasets.simulated_bbbc021 import (
+from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.evaluation.nearest import nscb
+from biomass.pixels.packed import load_packed
+from biomass.simulation.bbbc021 import (
     DMSO_WELLS,
     MECHANISMS,
     SINGLE_WEEK,
@@ -25,8 +27,6 @@ from biomass.datasets.simulated_bbbc021 import (
     render_plate,
     simulate_bbbc021,
 )
-from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.evaluation.nearest import nscb
 
 TINY = {
     "weeks": 2,

@@ -15,13 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from biomass.datasets import packed as packed_module
-from biomass.datasets import packing, rxrx1
+from biomass.commands.pack import main
+from biomass.datasets import rxrx1
+from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import load_bbbc021
-from biomass.datasets.files import open_files
 from biomass.datasets.manifest import load_manifest
-from biomass.datasets.pack import main
-from biomass.datasets.packed import (
+from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
+from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.loader import BatchReader, Loader
+from biomass.pixels import packed as packed_module
+from biomass.pixels import writer as packing
+from biomass.pixels.files import open_files
+from biomass.pixels.packed import (
     ABOUT,
     FILES,
     IMAGES,
@@ -32,14 +37,10 @@ from biomass.datasets.packed import (
     packed_pixels,
     verify,
 )
-from biomass.datasets.packing import pack
-from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
-from biomass.datasets.simulated import Design, simulate_rxrx1
-from biomass.datasets.simulated_bbbc021 import simulate_bbbc021
-from biomass.datasets.source import open_source
-from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.loader import BatchReader, Loader
+from biomass.pixels.writer import pack
 from biomass.screen import Screen, make_screen
+from biomass.simulation.bbbc021 import simulate_bbbc021
+from biomass.simulation.rxrx1 import Design, simulate_rxrx1
 
 
 def image(seed, shape=(6, 5, 3), dtype=np.uint8):
@@ -258,7 +259,7 @@ def test_a_store_of_changed_files_is_not_used(tmp_path, screen, caplog):
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning == (
         f"'{tmp_path}/files.packed' is not used: '{source}/9.npy' has changed since it was packed; pack it anew "
-        f"(python -m biomass.datasets.pack {source})"
+        f"(python -m biomass.commands.pack {source})"
     )
     rewrite(source / "9.npy", image(9))
     assert packed_pixels(source, screen.pixels.files) is not None  # the same bytes again
@@ -332,7 +333,7 @@ def test_cells_that_were_cut_again(tmp_path, caplog):
     touch(place)
     screen = load_rxrx1_cells(folder)
     assert not hasattr(screen.pixels, "path")
-    assert f"pack it anew (python -m biomass.datasets.pack {folder})" in caplog.text
+    assert f"pack it anew (python -m biomass.commands.pack {folder})" in caplog.text
     main([str(folder)])
     assert load_rxrx1_cells(folder).pixels.path == tmp_path / "cells.packed"
     assert_same(screen, load_rxrx1_cells(folder))
@@ -499,7 +500,7 @@ def test_the_command_after_ctrl_c(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "stopped: a second call goes on where this one stopped"
     assert not (tmp_path / "m.csv.packed").exists()
     main(arguments)
-    monkeypatch.setattr("biomass.datasets.pack.verify", interrupt)
+    monkeypatch.setattr("biomass.commands.pack.verify", interrupt)
     with pytest.raises(SystemExit) as caught:
         main(["--verify", str(tmp_path / "m.csv.packed")])
     assert caught.value.code == 130
