@@ -1,16 +1,32 @@
 """The one family of errors that a user can cause.
 
-Every message is a single line that carries the offending value and the remedy; the scripts print it without a
+Every message is a single line that carries the offending value and its remedy; scripts and commands print it without a
 traceback and exit with a code that is not 0. Anything else that escapes is a defect of ours and keeps its traceback.
+
+What a user has to *type* to follow a remedy depends on where he is: a key of a YAML for a script, an option for a
+command, an argument in Python. A reader or a sampler does not know. Its error therefore names an *advice*, and the edge
+looks up what that means there, see :func:`explain`.
 """
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 
 class BiomassError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend.
+
+    Args:
+        message: one line: the value, the cause, the remedy in words that hold everywhere.
+        advice: name of an entry in the tables of advice (see :func:`explain`): what could be set differently.
+    """
+
+    def __init__(self, message: str, advice: str | None = None) -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 class ConfigError(BiomassError):
-    """A key or a value of a configuration does not fit."""
+    """A setting does not fit: a key, an option, an argument, or a place to write to."""
 
 
 class DataError(BiomassError):
@@ -24,12 +40,12 @@ class BadImageError(DataError):
         row: the row of the screen that the image belongs to.
     """
 
-    def __init__(self, message: str, row: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, row: int, advice: str | None = "skip") -> None:
+        super().__init__(message, advice)
         self.row = row
 
-    def __reduce__(self) -> tuple[type["BadImageError"], tuple[str, int]]:
-        return type(self), (str(self), self.row)  # crosses from a loader's worker process with its row
+    def __reduce__(self) -> tuple[type["BadImageError"], tuple[str, int, str | None]]:
+        return type(self), (str(self), self.row, self.advice)  # crosses from a loader's worker process with its row
 
 
 class CheckpointError(BiomassError):
@@ -41,6 +57,46 @@ class TrainingError(BiomassError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message of any error, or its type where it has none, on a single line."""
+    """The message of any error, or its type where it has none, on a single line.
+
+    >>> one_line(ValueError("first\\n  second"))
+    'first; second'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines) or type(error).__name__
+
+
+def explain(error: BiomassError, advice: Mapping[str, str]) -> str:
+    """The message of an error for the user of one script or command.
+
+    Args:
+        error: of the family.
+        advice: what each advice means there; an error whose advice is not in it stays as it is.
+
+    >>> explain(DataError("'a.png' is damaged", advice="skip"), {"skip": "or set dataloaders.on_bad_image=skip"})
+    "'a.png' is damaged; or set dataloaders.on_bad_image=skip"
+    """
+    remedy = advice.get(error.advice) if error.advice is not None else None
+    return one_line(error) if remedy is None else f"{one_line(error)}; {remedy}"
+
+
+def did_you_mean(name: object, known: Iterable[object], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them where none is near.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        otherwise: what to say where none is near; left out, what there is.
+
+    >>> did_you_mean("plat", ["plate", "well"])
+    "did you mean 'plate'?"
+    >>> did_you_mean("x", ["plate", "well"])
+    'choose plate or well'
+    """
+    names = [str(one) for one in known]
+    near = get_close_matches(str(name), names, 1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    if otherwise:
+        return otherwise
+    return f"choose {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}" if names else ""

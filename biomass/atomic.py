@@ -1,0 +1,89 @@
+"""One way to write a file or a folder: completely, or not at all.
+
+What is being written stands beside its place under a hidden name, ``.<name>.<process>.part``, and takes its name when
+it is complete and on the disk. An error, or a Ctrl-C, removes it. A process that was killed leaves it behind; nothing
+reads it, and :func:`leftovers` finds it.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from biomass.errors import ConfigError
+
+
+@contextmanager
+def whole_file(path: Path, advice: str | None = None) -> Iterator[Path]:
+    """A path to write a file to, which replaces ``path`` when the block ends without an error.
+
+    Args:
+        path: its folder is made if it is not there.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+
+    >>> folder = getfixture("tmp_path")
+    >>> with whole_file(folder / "table.csv") as part:
+    ...     _ = part.write_text("plate,well")
+    >>> [file.name for file in folder.iterdir()]
+    ['table.csv']
+    """
+    part = _part(path)
+    with writing(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, advice: str | None = None) -> Iterator[Path]:
+    """An empty folder to write to, which becomes ``path`` when the block ends without an error.
+
+    Args:
+        path: must not be there, or be an empty folder; the folder above it is made if it is not there.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    part = _part(path)
+    with writing(path, advice):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def writing(place: Path, advice: str | None = None) -> Iterator[None]:
+    """Turn an error of the file system into one line about ``place``.
+
+    Raises:
+        ConfigError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write '{place}' ({error.strerror or error}): make room there, or choose another place", advice
+        ) from error
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What processes that were killed left behind of ``path``."""
+    return sorted(path.parent.glob(f".{path.name}.*.part"))
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
