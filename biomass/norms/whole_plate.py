@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,7 +29,7 @@ def whole_plate_forward(
     network: nn.Module,
     chunks: Iterable[Tensor],
     *,
-    controls: Sequence[Tensor] | None = None,
+    weights: Sequence[Tensor] | None = None,
     store: Store = "auto",
     plate: str = "of these images",
 ) -> list[Any]:
@@ -46,7 +46,8 @@ def whole_plate_forward(
             down to the modules that hold norms.
         chunks: images (n, C, H, W) of the plate, n free for each chunk, on any device. An iterator is read chunk by
             chunk, so that what was read can already wait in host memory.
-        controls: for each chunk which rows are controls, (n,) bool; statistics come from these only. None: all rows.
+        weights: for each chunk how much each row counts in the statistics, (n,), 0 or more, in one unit for all chunks;
+            flags, such as those of the control rows, are weights, too. None: all rows alike.
         store: where values wait between the norms.
         plate: name of the plate, for error messages.
 
@@ -55,15 +56,15 @@ def whole_plate_forward(
 
     Raises:
         ConfigError: the network has no plate-aware norm, or plain ones beside them, or cannot be traced.
-        DataError: no chunk; no control row; flags that do not fit; statistics that rest on one value a channel.
+        DataError: no chunk; no row that counts; weights that do not fit; statistics that rest on one value a channel.
     """
     network = unwrap(network)
     with evaluating(network):
         run = WholePlate(network, store, plate)
-        for chunk, flags in itertools.zip_longest(chunks, controls or ()):
+        for chunk, weight in itertools.zip_longest(chunks, weights or ()):
             if chunk is None:
-                raise DataError("there are more sets of control flags than chunks; give one set a chunk")
-            run.add(chunk, flags)
+                raise DataError("there are more sets of weights than chunks; give one set a chunk")
+            run.add(chunk, weight)
         return run.to_the_end()
 
 
@@ -164,7 +165,8 @@ def _make_plan(network: nn.Module) -> _Plan:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"{type(network).__name__} cannot be traced by torch.fx ({type(error).__name__}: {reason}), so a plate "
-            "cannot be run in chunks; take the whole-plate forward instead, one batch a plate (eval_batch_size: null)"
+            "cannot be run in chunks; run each plate as one batch",
+            "eval_batch_size",
         ) from error
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
     segments: list[list[fx.Node]] = [[]]
@@ -309,28 +311,45 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _Part(NamedTuple):
+    """How the rows of a chunk count.
+
+    Attributes:
+        weights: (n,) float64 on the device, with a sum of 1; None where all count alike.
+        total: the sum of the weights as they were given, against which chunks are pooled.
+        counting: the number of rows with a weight above 0.
+    """
+
+    weights: Tensor | None
+    total: float
+    counting: int
+
+
 class _Pool:
     """Mean and biased variance of each channel over chunks, merged pairwise in float64 (Chan, Golub & LeVeque 1983)."""
 
     def __init__(self) -> None:
-        self.values = 0
+        self.values = 0  # a channel, that count
+        self.weight = 0.0  # of them
         self.mean = self.var = torch.zeros((), dtype=torch.float64)
 
-    def add(self, x: Tensor, rows: int, weights: Tensor | None) -> None:
-        """Add the ``rows`` rows of ``x`` (n, C, *S) that have the weight 1 / rows, all n if ``weights`` is None."""
+    def add(self, x: Tensor, part: _Part) -> None:
+        """Add the rows of ``x`` (n, C, *S), as they count."""
+        rows = part.counting if part.weights is not None else len(x)  # several rows an image, where layers see tokens
         if rows == 0:
             return
         row_mean, row_var = row_moments(x)
-        if weights is None:
-            weights = row_mean.new_full((rows,), 1 / rows)
+        weights = row_mean.new_full((rows,), 1 / rows) if part.weights is None else part.weights
         mean = weights @ row_mean
         var = weights @ (row_var + (row_mean - mean).square())
-        values = rows * x.shape[2:].numel()
-        share = values / (self.values + values)
+        values = x.shape[2:].numel()  # a row and channel
+        weight = (rows if part.weights is None else part.total) * values
+        share = weight / (self.weight + weight)
         step = mean - self.mean
         self.var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
         self.mean = self.mean + step * share
-        self.values += values
+        self.weight += weight
+        self.values += rows * values
 
 
 class WholePlate:
@@ -341,21 +360,21 @@ class WholePlate:
         self.plan = _plan(network)
         self.depot = Depot(device_of(network), store)
         self.values: list[dict[fx.Node, Any]] = []  # of each chunk
-        self.controls: list[Tensor | None] = []
+        self.weights: list[Tensor | None] = []
         self.lengths: list[int] = []
         self.pools: dict[fx.Node, _Pool] = {}
 
-    def add(self, images: Tensor, controls: Tensor | None) -> None:
-        """Take in a chunk: images (n, C, H, W), and which of them are controls, (n,) bool."""
+    def add(self, images: Tensor, weights: Tensor | None) -> None:
+        """Take in a chunk: images (n, C, H, W), and how much each of them counts, (n,); None: all alike."""
         self.values.append({self.plan.image: self.depot.receive(images)})
-        self.controls.append(controls)
+        self.weights.append(weights)
         self.lengths.append(len(images))
 
     def to_the_last_norm(self) -> dict[str, Tensor]:
         """Mean and biased variance (2, C) of every norm, float64, by the name of the layer."""
-        rows, weights = _weights(self.controls, self.lengths, self.depot.device, self.plate)
+        parts = _parts(self.weights, self.lengths, self.depot.device, self.plate)
         for segment, following in itertools.pairwise(self.plan.segments):
-            self._advance(segment, following[0], rows, weights)
+            self._advance(segment, following[0], parts)
         return {_path(node): torch.stack([pool.mean, pool.var]) for node, pool in self.pools.items()}
 
     def to_the_end(self) -> list[Any]:
@@ -368,21 +387,20 @@ class WholePlate:
             outputs.append(output)
         return outputs
 
-    def _advance(
-        self, segment: tuple[fx.Node, ...], norm: fx.Node, rows: list[int], weights: list[Tensor | None]
-    ) -> None:
+    def _advance(self, segment: tuple[fx.Node, ...], norm: fx.Node, parts: list[_Part]) -> None:
         """Run a segment chunk by chunk, and pool the moments that the norm behind it needs."""
         pool = self.pools[norm] = _Pool()
-        for values, count, weight in zip(self.values, rows, weights, strict=True):
+        for values, part in zip(self.values, parts, strict=True):
             for node in segment:
                 self._execute(node, values)
             x = self._arguments(norm, values)[0][0]
-            if weight is not None and len(x) != len(weight):
+            if part.weights is not None and len(x) != len(part.weights):
                 raise ConfigError(
-                    f"layer '{_path(norm)}' normalizes {len(x)} rows for {len(weight)} images, so controls cannot be "
-                    "told apart there; take statistics from all rows"
+                    f"layer '{_path(norm)}' normalizes {len(x)} rows for {len(part.weights)} images, so controls "
+                    "cannot be told apart there; take statistics of all rows",
+                    "statistics",
                 )
-            pool.add(x, len(x) if weight is None else count, weight)
+            pool.add(x, part)
             del x  # or it would not leave the device
             for value in values.values():
                 pytree.tree_map_only(Slot, self.depot.park, value)
@@ -442,25 +460,23 @@ class WholePlate:
         return getattr(self.network.get_submodule(module), name)
 
 
-def _weights(
-    controls: Sequence[Tensor | None], lengths: list[int], device: torch.device, plate: str
-) -> tuple[list[int], list[Tensor | None]]:
-    """Of each chunk: how many rows its statistics come from, and the weight of each row, None if it is all rows."""
+def _parts(weights: Sequence[Tensor | None], lengths: list[int], device: torch.device, plate: str) -> list[_Part]:
+    """How the rows of each chunk count, after a look at what was given."""
     if not sum(lengths):
         raise DataError(f"plate '{plate}' has no images; give at least one chunk with one")
-    if all(flags is None for flags in controls):
-        return lengths, [None] * len(lengths)
-    rows: list[int] = []
-    weights: list[Tensor | None] = []
-    for flags, length in zip(controls, lengths, strict=True):
-        if flags is None or flags.shape != (length,):
-            given = "no control flags" if flags is None else f"{len(flags)} control flags"
-            raise DataError(f"plate '{plate}' has a chunk of {length} rows with {given}; give one flag a row")
-        flags = flags.cpu().double()
-        rows.append(int(flags.sum()))
-        weights.append((flags / max(rows[-1], 1)).to(device))
-    if not sum(rows):
+    if all(weight is None for weight in weights):
+        return [_Part(None, length, length) for length in lengths]
+    parts = []
+    for weight, length in zip(weights, lengths, strict=True):
+        if weight is None or weight.shape != (length,):
+            given = "no weights" if weight is None else f"{len(weight)} weights"
+            raise DataError(f"plate '{plate}' has a chunk of {length} rows with {given}; give one a row")
+        wide = weight.cpu().double()
+        total = float(wide.sum())
+        parts.append(_Part((wide / (total or 1.0)).to(device), total, int((wide > 0).sum())))
+    if not any(part.counting for part in parts):
         raise DataError(
-            f"plate '{plate}' has no control row among its {sum(lengths)} rows; take statistics from all rows instead"
+            f"plate '{plate}' has no control row among its {sum(lengths)} rows; take statistics of all rows instead",
+            "statistics",
         )
-    return rows, weights
+    return parts
