@@ -3,6 +3,16 @@
 A network runs *layer-synchronously* over the chunks of a plate: all chunks advance to the input of a batch norm, the
 moments of the chunks are pooled into those of the plate, and only then do the chunks go on. So every layer sees the
 statistics of the whole plate, in one pass over the network, while the operations themselves only ever hold one chunk.
+
+A network of two norms and two chunks a, b runs in this order, where ``conv`` stands for all that is between norms::
+
+    conv a, conv b | pool a and b → mean, var of norm 1 | norm 1, conv a; norm 1, conv b | pool → norm 2 | norm 2 a, b
+    '-- segment 0 -'                                      '-------- segment 1 ---------'
+
+The words of this module: a *node* is one operation of the traced network; a *segment* holds the nodes from one norm up
+to the next; the *plan* is the segments of a network, and which values nobody needs after a node; a *pool* gathers the
+moments of the chunks at one norm; a *slot* holds a tensor of one chunk, on the device or, where there is no room, in
+host memory; the *depot* decides which.
 """
 
 import itertools
@@ -11,15 +21,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.norms.plate_batch_norm import PlateBatchNorm, device_of, row_moments
+
+T = TypeVar("T")
 
 Store = Literal["auto", "device", "host"]
 """Where values wait for the other chunks: on the device while half of its free memory lasts, always, never."""
@@ -57,6 +69,14 @@ def whole_plate_forward(
     Raises:
         ConfigError: the network has no plate-aware norm, or plain ones beside them, or cannot be traced.
         DataError: no chunk; no row that counts; weights that do not fit; statistics that rest on one value a channel.
+
+    >>> from biomass.norms import convert, plate_statistics
+    >>> network = convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())).eval()
+    >>> plate = torch.randn(6, 1, 4, 4)
+    >>> outputs = whole_plate_forward(network, plate.split(2))
+    >>> with torch.no_grad(), plate_statistics(network, torch.zeros(6, dtype=torch.long)):
+    ...     torch.allclose(torch.cat(outputs), network(plate), atol=1e-5)
+    True
     """
     network = unwrap(network)
     with evaluating(network):
@@ -142,7 +162,7 @@ class _Root(nn.Module):
 
 
 def _plan(network: nn.Module) -> _Plan:
-    """The plan of ``network``, which is in evaluation mode; made anew only if its modules changed."""
+    """The plan of ``network``, which is in evaluation mode; made again only if its modules changed."""
     modules = [(name, type(module)) for name, module in network.named_modules()]
     known = _plans.get(network)
     if known is None or known[0] != modules:
@@ -168,25 +188,36 @@ def _make_plan(network: nn.Module) -> _Plan:
             "cannot be run in chunks; run each plate as one batch",
             "eval_batch_size",
         ) from error
+    # inputs and attributes are looked up when a node needs them, all other nodes run
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
-    segments: list[list[fx.Node]] = [[]]
-    for node in nodes:
-        if _is_norm(node, network):
-            segments.append([])
-        segments[-1].append(node)
+    return _Plan(
+        image=next(node for node in graph.nodes if node.op == "placeholder"),
+        segments=_cut_at(nodes, [_is_norm(node, network) for node in nodes]),
+        dead=_dead_after(nodes),
+        constants={name: value for name, value in vars(root).items() if name not in before},
+        norms=tuple(_path(node) for node in nodes if _is_norm(node, network)),
+    )
+
+
+def _cut_at(nodes: Sequence[T], begins: Sequence[bool]) -> tuple[tuple[T, ...], ...]:
+    """Cut a sequence before each place where something begins; the first part may be empty.
+
+    >>> _cut_at(["conv", "norm1", "relu", "norm2"], [False, True, False, True])
+    (('conv',), ('norm1', 'relu'), ('norm2',))
+    """
+    starts = [0, *(place for place, begin in enumerate(begins) if begin), len(nodes)]
+    return tuple(tuple(nodes[start:stop]) for start, stop in itertools.pairwise(starts))
+
+
+def _dead_after(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each node the values that nothing needs once it has run: those it uses, or makes, for the last time."""
     last_use: dict[fx.Node, fx.Node] = {node: node for node in nodes}
     for node in nodes:
         last_use.update(dict.fromkeys(node.all_input_nodes, node))
     dead: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
     for value, node in last_use.items():
         dead[node].append(value)
-    return _Plan(
-        next(node for node in graph.nodes if node.op == "placeholder"),
-        tuple(map(tuple, segments)),
-        {node: tuple(values) for node, values in dead.items()},
-        {name: value for name, value in vars(root).items() if name not in before},
-        tuple(_path(segment[0]) for segment in segments[1:]),
-    )
+    return {node: tuple(values) for node, values in dead.items()}
 
 
 def _opaque_functions(network: nn.Module) -> tuple[Any, ...]:
@@ -223,56 +254,70 @@ def norms_in_order(network: nn.Module) -> tuple[str, ...]:
 
 
 class Slot:
-    """A tensor that may wait, on the device or in host memory, while other chunks run."""
+    """A tensor that may wait, on the device or in host memory, while other chunks run.
+
+    Attributes:
+        tensor: on the device; None while it waits in host memory.
+        host: its copy in host memory, if it has one.
+        version: that of the tensor when it last was equal to the copy: operations in place raise it.
+        reserved: bytes of the device that are set aside for it while it waits there.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
         self.host: Tensor | None = None
-        self.version = 0  # of the tensor, when it was last equal to what is in host memory
-        self.kept = 0  # bytes it takes on the device while it waits there
+        self.version = 0
+        self.reserved = 0
 
 
 class Depot:
-    """Decides where tensors wait, and moves them."""
+    """Decides where tensors wait, and moves them.
+
+    Attributes:
+        device: where the network is.
+        free: bytes on the device that tensors may still wait in.
+    """
 
     def __init__(self, device: torch.device, store: Store) -> None:
         self.device = device
-        self.room: float
+        self.free: float
         if store == "host":
-            self.room = 0
+            self.free = 0
         elif store == "device" or (store == "auto" and device.type != "cuda"):
-            self.room = float("inf")
+            self.free = float("inf")
         elif store == "auto":
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self.room = (torch.cuda.mem_get_info(device)[0] + cached) / 2
+            self.free = (torch.cuda.mem_get_info(device)[0] + cached) / 2
         else:
-            raise ConfigError(f"store '{store}' is unknown; choose {', '.join(get_args(Store))}")
+            raise ConfigError(f"store '{store}' is unknown; {did_you_mean(store, get_args(Store))}")
 
     def receive(self, image: Tensor) -> Slot:
-        """A chunk of images from the caller, wherever it is."""
+        """A slot for a chunk of images from the caller, wherever it is."""
         slot = Slot(image)
         if image.device != self.device:
             slot.tensor, slot.host = None, image
-        self.park(slot)
+        self.wait(slot)
         return slot
 
-    def park(self, slot: Slot) -> None:
-        """Let the tensor wait, out of the device's memory if there is no room."""
-        if slot.tensor is None or slot.kept:
+    def wait(self, slot: Slot) -> None:
+        """Let the tensor of a slot wait: on the device while there is room, else in host memory."""
+        if slot.tensor is None or slot.reserved:  # it waits already
             return
         size = slot.tensor.numel() * slot.tensor.element_size()
-        if size <= self.room:
-            self.room -= size
-            slot.kept, slot.host = size, None
+        if size <= self.free:
+            self.free -= size
+            slot.reserved, slot.host = size, None
             return
-        if slot.host is None or slot.version != _version(slot.tensor):  # changed in place since it came from there
+        if slot.host is None or slot.version != _version(
+            slot.tensor
+        ):  # no copy yet, or one of before a change in place
             slot.host = _to_host(slot.tensor)
         slot.tensor = None
 
     def take(self, slot: Slot) -> Tensor:
-        """The tensor on the device."""
-        self.room += slot.kept
-        slot.kept = 0
+        """The tensor on the device, to be used now."""
+        self.free += slot.reserved
+        slot.reserved = 0
         if slot.tensor is None:
             assert slot.host is not None
             slot.tensor = _to_device(slot.host, self.device)
@@ -403,7 +448,7 @@ class WholePlate:
             pool.add(x, part)
             del x  # or it would not leave the device
             for value in values.values():
-                pytree.tree_map_only(Slot, self.depot.park, value)
+                pytree.tree_map_only(Slot, self.depot.wait, value)
         if pool.values == 1:
             raise DataError(
                 f"plate '{self.plate}' has one value a channel at layer '{_path(norm)}' to take statistics from; give "
@@ -411,6 +456,7 @@ class WholePlate:
             )
 
     def _execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """Run one node for one chunk: take its arguments out of ``values``, put its result there, drop what is dead."""
         args, kwargs, slots = self._arguments(node, values)
         result: Any
         if node in self.pools:
@@ -426,16 +472,22 @@ class WholePlate:
             assert callable(node.target)
             result = node.target(*args, **kwargs)
 
-        def hold(tensor: Tensor) -> Slot:  # one slot a tensor: an operation in place returns its argument
+        # An operation in place, such as a ReLU, returns its argument: result and argument then share one slot, so that
+        # the tensor neither waits twice nor goes on from a copy that was made before the change.
+        def slot_of(tensor: Tensor) -> Slot:
             return next((slot for slot in slots if slot.tensor is tensor), None) or Slot(tensor)
 
-        values[node] = pytree.tree_map_only(Tensor, hold, result)
-        for dead in self.plan.dead[node]:
-            values.pop(dead, None)
+        values[node] = pytree.tree_map_only(Tensor, slot_of, result)
+        for value in self.plan.dead[node]:
+            values.pop(value, None)
         return result
 
     def _arguments(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[list[Any], dict[str, Any], list[Slot]]:
-        """Arguments of a node for one chunk, a norm's all positional, and the slots that they were taken from."""
+        """Arguments of a node for one chunk, a norm's all positional, and the slots that they were taken from.
+
+        A node's arguments are nested tuples, lists and dicts of plain values and of other nodes, whose results stand in
+        ``values``; those results are nested likewise, with slots in the place of tensors.
+        """
         slots: list[Slot] = []
 
         def take(slot: Slot) -> Tensor:
