@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from biomass.errors import ConfigError
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import plate_statistics, whole_plate_forward
+from biomass.samplers import share_of_rank as share_of_rank  # until those who import it from here have moved
 
 Transform = Callable[..., Tensor]
 
@@ -120,8 +120,3 @@ def _run(
             plate=statistics.names[group] if statistics.names else str(group),
         )
     yield from zip(chunks, outputs, strict=True)
-
-
-def share_of_rank(rows: np.ndarray, groups: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The rows whose group this rank evaluates: whole groups, dealt out in turn. All of them for one rank."""
-    return rows[np.unique(groups[rows], return_inverse=True)[1] % world_size == rank]
