@@ -60,12 +60,12 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
     about = {name: value for name, value in state.items() if name in ("config", "channels")}
     if "architecture" in state:
         architecture, weights = _of_script(state, path)
-        remedy, advice = "it is damaged, give another checkpoint", None
+        remedy, advice = "it is damaged, give another one", None
     else:
         if key is None:
             raise ConfigError(f"checkpoint '{path}' does not say which network its weights belong to", "model_key")
         architecture, weights = _of_other_code(state, key, path)
-        about, remedy, advice = {}, "name the network that it belongs to", "model_key"
+        about, remedy, advice = {}, "is it of another network?", "model_key"
     network = build_network(architecture)
     try:
         network.load_state_dict(weights)
@@ -96,7 +96,7 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
         found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
         raise CheckpointError(
             f"checkpoint '{path}' has the architecture {found}, which is not one of this package; "
-            "save its state dict alone, and name its network",
+            "save its state dict alone",
             advice="model_key",
         ) from error
     if not isinstance(network, dict):
@@ -123,7 +123,7 @@ def load_encoder(network: Network, path: Path, key: str) -> None:
     if architecture.key != key or different is not None:
         raise CheckpointError(
             f"checkpoint '{path}' holds a {architecture.key} of {architecture.in_channels} channels, not this run's "
-            f"{key}; train a {architecture.key}, or start from another checkpoint",
+            f"{key}; start from another one, or train a {architecture.key}",
             advice="model_key",
         )
     network.encoder.load_state_dict(weights)
