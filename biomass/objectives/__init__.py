@@ -13,6 +13,6 @@ from biomass.loader import Batch
 from biomass.objectives.classification import Classification, class_ranks
 from biomass.objectives.contrastive import Contrastive, contrastive_loss
 
-Objective = Callable[[Callable[[Tensor], Tensor], Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[Callable[..., Tensor], Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 
 __all__ = ["Classification", "Contrastive", "Objective", "class_ranks", "contrastive_loss"]

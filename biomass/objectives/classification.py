@@ -22,7 +22,7 @@ class Classification:
     accuracy: bool = False
 
     def __call__(
-        self, network: Callable[[Tensor], Tensor], images: Tensor, batch: Batch
+        self, network: Callable[..., Tensor], images: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (a scalar) and scalars to log, for images (N, C, H, W) and ``batch.labels`` (N,).
 

@@ -122,7 +122,7 @@ class Contrastive:
         check_temperature(self.temperature)
 
     def __call__(
-        self, network: Callable[[Tensor], Tensor], images: Tensor, batch: Batch
+        self, network: Callable[..., Tensor], images: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss for the views (N, C, H, W) of ``batch.instances`` (N,)."""
         projections, instances = network(images), batch.instances

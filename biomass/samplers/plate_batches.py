@@ -123,39 +123,28 @@ class PlateBatches(Sampler[np.ndarray]):
         return self._epoch_length() - self.start
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        epoch = self._draw_epoch()
+        rng = None
+        if self.shuffle:
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch,)))
+        order, controls = self._served.draw(rng), self._controls.draw(rng)
+        batches = _deal(self._parts.counts, self._num_batches, rng)
         first = self.rank + self.start * self.world_size
         numbers = range(first, first + len(self) * self.world_size, self.world_size)
-        return (self._batch(epoch, number % self._num_batches) for number in numbers)
+        return (self._rows_of(batches[number % self._num_batches], order, controls) for number in numbers)
+
+    def _rows_of(self, parts: np.ndarray, order: np.ndarray, controls: np.ndarray) -> np.ndarray:
+        """The rows of some parts, with the controls that they bring along."""
+        pieces = []
+        for part in parts:
+            pieces.append(order[self._parts.starts[part] : self._parts.stops[part]])
+            pieces.append(controls[self._controls.places(self._parts.group[part], self._parts.number[part])])
+        return self.rows[np.concatenate(pieces)]
 
     def _epoch_length(self) -> int:
         # In training the first batches come once more at the end, so that all ranks take equally many: a step that one
         # rank lacks would hang the others. In evaluation no batch is repeated, and the last ranks may take one less.
         missing = 0 if self.shuffle else self.rank
         return -(-(self._num_batches - missing) // self.world_size)
-
-    def _draw_epoch(self) -> "_Epoch":
-        rng = None
-        if self.shuffle:
-            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch,)))
-        order, control_order = self._served.draw(rng), self._controls.draw(rng)
-        return _Epoch(order, control_order, _deal(self._parts.counts, self._num_batches, rng))
-
-    def _batch(self, epoch: "_Epoch", number: int) -> np.ndarray:
-        pieces = []
-        for part in epoch.batches[number]:
-            places = self._controls.places(self._parts.group[part], self._parts.number[part])
-            pieces.append(epoch.order[self._parts.starts[part] : self._parts.stops[part]])
-            pieces.append(epoch.control_order[places])
-        return self.rows[np.concatenate(pieces)]
-
-
-class _Epoch(NamedTuple):
-    """What is random about an epoch."""
-
-    order: np.ndarray  # positions of the served rows, group by group
-    control_order: np.ndarray  # positions of the control rows, group by group
-    batches: list[np.ndarray]  # the numbers of the parts of each batch
 
 
 class _Groups:
@@ -240,11 +229,7 @@ def _cut(sizes: np.ndarray, room: int | None, fewest: int) -> _Parts:
 
 
 def _runs(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For consecutive runs of these lengths: the run that each element belongs to, and its number within the run.
-
-    >>> _runs(np.array([2, 3]))
-    (array([0, 0, 1, 1, 1]), array([0, 1, 0, 1, 2]))
-    """
+    """The run that each element of consecutive runs belongs to, and its place in it: lengths 2, 1 give 0 0 1, 0 1 0."""
     run = np.repeat(np.arange(len(lengths)), lengths)
     return run, np.arange(len(run)) - (np.cumsum(lengths) - lengths)[run]
 

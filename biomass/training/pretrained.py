@@ -135,10 +135,8 @@ def _of_other_code(state: dict[str, Any], key: str, path: Path) -> tuple[Archite
     own = build_network(Architecture(key, 3, ())).encoder.state_dict()
     prefixes = _prefixes(weights, list(own))
     if len(prefixes) > 1:
-        raise CheckpointError(
-            f"checkpoint '{path}' holds {len(prefixes)} encoders, {' and '.join(map(repr, prefixes))}; "
-            "save the state dict of one of them alone"
-        )
+        names = " and ".join(map(repr, prefixes))
+        raise CheckpointError(f"checkpoint '{path}' holds {len(prefixes)} encoders, {names}; save one of them alone")
     prefix = "".join(prefixes)
     inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     outside = {name: value for name, value in weights.items() if not name.startswith(prefix)}
@@ -155,10 +153,8 @@ def _of_other_code(state: dict[str, Any], key: str, path: Path) -> tuple[Archite
 
     first = next((value for value in inside.values() if value.dim() == 4), None)
     if first is None:
-        raise CheckpointError(
-            f"checkpoint '{path}' holds no convolution of an encoder, only '{next(iter(weights), '')}' and the like; "
-            "give the state dict of a network"
-        )
+        some = next(iter(weights), "")
+        raise CheckpointError(f"checkpoint '{path}' holds no convolution of an encoder, only '{some}' and the like")
     widths, head = _linear_layers(projection or classifier or last)
     named = {f"encoder.{name}": value for name, value in inside.items()}
     return Architecture(key, first.shape[1], widths), named | {f"head.{name}": value for name, value in head.items()}
