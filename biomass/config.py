@@ -17,8 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from types import UnionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,130 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from biomass.errors import BiomassError, ConfigError, one_line
-
-
-class Kind(NamedTuple):
-    """What the value of a key may be.
-
-    Attributes:
-        types: of the value; true and false are no numbers here.
-        what: the same in words, for the error that says "it must be …".
-        least: the smallest number allowed.
-        item: what each element of a list may be.
-        null: whether null is a value.
-        text: a number or true stands for its text, as a folder may be called 20261124.
-    """
-
-    types: type | UnionType
-    what: str
-    least: float = -math.inf
-    item: "Kind | None" = None
-    null: bool = False
-    text: bool = False
-
-    def or_null(self) -> "Kind":
-        """The same, or null."""
-        return self._replace(what=f"{self.what} or null", null=True)
-
-
-FLAG = Kind(bool, "true or false")
-WORD = Kind(str, "a word")
-NAME = Kind(str, "a name or path", text=True)
-NATURAL = Kind(int, "a whole number of at least 0", least=0)
-COUNT = Kind(int, "a whole number of at least 1", least=1)
-NUMBER = Kind(int | float, "a number")
-POSITIVE = Kind(int | float, "a number of at least 0", least=0)
-WORDS = Kind(list, "a list of words", item=WORD)
-WIDTHS = Kind(list, "a list of whole numbers of at least 1", item=COUNT)
-SECTION = Kind(dict, "a section of keys")
-TARGET = Kind(dict, "a section with a _target_")
-TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
-
-KEYS = {
-    "run_name": NAME.or_null(),
-    "save_key": NAME.or_null(),
-    "seed": NATURAL,
-    "resume": NAME._replace(what="auto, a checkpoint").or_null(),
-    "device": WORD,
-    "precision": Kind(int | str, "32, bf16 or 16"),
-    # the network
-    "model_path": NAME.or_null(),
-    "sup_model_path": NAME.or_null(),
-    "frozen_model_path": NAME.or_null(),
-    "model": SECTION,
-    "model.key": WORD,
-    "model.d_out": COUNT.or_null(),
-    "model.pretrained": FLAG,
-    "model.projector": WIDTHS,
-    "use_projs": FLAG,
-    "model_train_mode": FLAG,
-    "normalize": FLAG,
-    "pooler": WORD,
-    "in_features": COUNT.or_null(),
-    "out_features": COUNT.or_null(),
-    "channels": WORDS.or_null(),
-    # the data
-    "dataloaders": SECTION,
-    "dataloaders.root_dir": NAME,
-    "dataloaders.img_dir": NAME,
-    "dataloaders.summary_file": NAME.or_null(),
-    "dataloaders.metadata_file": NAME.or_null(),
-    "dataloaders.store": NAME.or_null(),
-    "dataloaders.cache_dir": NAME.or_null(),
-    "dataloaders.plates": Kind(str | list, "a name, a list of names", item=WORD).or_null(),
-    "dataloaders.source": TARGET,
-    "dataloaders.fields": TARGET,
-    "dataloaders.simulated": TARGET,
-    "dataloaders.num_workers": NATURAL,
-    "dataloaders.on_bad_image": WORD,
-    "transforms": SECTION,
-    "transforms.train": TARGETS,
-    "transforms.eval": TARGETS,
-    # batches
-    "dataloaders.sampler": WORD,
-    "dataloaders.mode": WORD,
-    "dataloaders.instance": WORDS,
-    "dataloaders.num_img": COUNT,
-    "dataloaders.num_plates_per_batch": COUNT,
-    "dataloaders.num_plate_parts": COUNT.or_null(),
-    "dataloaders.train_groupby": WORDS.or_null(),
-    "dataloaders.max_groups": COUNT.or_null(),
-    "dataloaders.num_controls": NATURAL,
-    "dataloaders.eval_plate_sampler": FLAG,
-    "dataloaders.eval_groupby": WORDS,
-    "dataloaders.eval_splits": WORDS,
-    "statistics_rows": WORD,
-    "use_train_at_eval": FLAG,
-    "train_batch_size": COUNT.or_null(),
-    "eval_batch_size": COUNT.or_null(),
-    "encode_batch_size": COUNT.or_null(),
-    # training
-    "num_views": COUNT,
-    "temperature": POSITIVE,
-    "gather": FLAG,
-    "learning_rate": POSITIVE,
-    "weight_decay": POSITIVE,
-    "num_epochs": COUNT,
-    "num_warmup_epochs": NATURAL,
-    "compute_train_acc": FLAG,
-    "save_model": FLAG,
-    "trainer": SECTION,
-    "trainer.precision": Kind(int | str, "32, bf16 or 16"),
-    "trainer.devices": COUNT,
-    "trainer.compile": FLAG,
-    "trainer.clip": NUMBER.or_null(),
-    "trainer.log_every": COUNT,
-    "trainer.evaluate_every": COUNT,
-    "trainer.max_steps": NATURAL.or_null(),
-    "trainer.monitor": WORD,
-    # the transfer to BBBC021
-    "normalizations": WORDS,
-    "postprocessings": WORDS,
-    "metric": WORD,
-    "monitor": WORD,
-    "figures": FLAG,
-}
-"""Every key of the experiments, of whichever script. What is below a ``_target_`` is the business of that target."""
+from biomass.keys import KEYS, SECTION, Kind
 
 
 class Config:
@@ -249,7 +125,7 @@ def _fits(value: Any, kind: Kind) -> bool:
         return kind.least <= value < math.inf
     if isinstance(value, list):
         return kind.item is None or all(_fits(one, kind.item) for one in value)
-    return not isinstance(value, dict) or kind is not TARGET or "_target_" in value
+    return not isinstance(value, dict) or not kind.target or "_target_" in value
 
 
 def _leaves(node: DictConfig, path: str) -> Iterator[str]:
