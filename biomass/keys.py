@@ -7,6 +7,7 @@ takes three edits: the YAML, a line in :data:`KEYS`, and the script that reads i
 """
 
 import math
+import re
 from collections.abc import Callable
 from types import UnionType
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ class Kind(NamedTuple):
         target: a section needs a ``_target_``.
         changes: a resumed run may have another value.
         places: arguments of a target which a resumed run may have other values of.
+        names: arguments of a target that hold names of plates, columns and the like: text, whatever they look like.
         unset: what null means, and what a run did that began before the key existed.
     """
 
@@ -37,6 +39,7 @@ class Kind(NamedTuple):
     target: bool = False
     changes: bool = False
     places: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     unset: Any = None
 
     def or_null(self, unset: Any = None) -> "Kind":
@@ -64,7 +67,8 @@ TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
 _PLACES = (
     "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path download on_bad_image"
 )
-READER = TARGET._replace(places=frozenset(_PLACES.split()))  # the same files may lie elsewhere
+_NAMES = "columns image channels cell_type classes splits control"
+READER = TARGET._replace(places=frozenset(_PLACES.split()), names=frozenset(_NAMES.split()))
 
 KEYS = {
     "run_name": NAME.or_null().may_change(),
@@ -97,7 +101,7 @@ KEYS = {
     "dataloaders.metadata_file": NAME.or_null().may_change(),
     "dataloaders.store": NAME.or_null().may_change(),
     "dataloaders.cache_dir": NAME.or_null().may_change(),
-    "dataloaders.plates": Kind(str | list, "a name, a list of names", item=WORD).or_null(),
+    "dataloaders.plates": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
     "dataloaders.source": READER,
     "dataloaders.fields": READER,
     "dataloaders.simulated": READER,
@@ -167,6 +171,18 @@ def may_change(key: str) -> bool:
     """
     section, _, argument = key.rpartition(".")
     return KEYS[key].changes if key in KEYS else section in KEYS and argument in KEYS[section].places
+
+
+def holds_names(key: str) -> bool:
+    """Whether the value of a key, or of an argument of a target, is made of names.
+
+    >>> holds_names("dataloaders.source.splits.test"), holds_names("learning_rate")
+    (True, False)
+    """
+    if key in KEYS:
+        return KEYS[key].text
+    targets = {target: kind.names for target, kind in KEYS.items() if kind.names}
+    return any(re.match(rf"{target}\.({'|'.join(names)})(\.|$)", key) for target, names in targets.items())
 
 
 class Advice(NamedTuple):
