@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
 from biomass.datasets.bbbc021_raw import CACHE_ADVICE
 from biomass.datasets.manifest import load_manifest
+from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import DOWNLOAD_ADVICE, load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
 from biomass.errors import BiomassError, ConfigError, DataError, one_line
 from biomass.pixels.files import SKIP_ADVICE
-from biomass.pixels.packed import ABOUT, load_packed
+from biomass.pixels.packed import ABOUT
 from biomass.screen import Screen
 
 _RXRX1 = "rxrx1_v1.0"
