@@ -17,8 +17,7 @@ from biomass.datasets.manifest import load_manifest
 from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import DOWNLOAD_ADVICE, load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
-from biomass.errors import BiomassError, ConfigError, DataError, one_line
-from biomass.pixels.files import SKIP_ADVICE
+from biomass.errors import BiomassError, ConfigError, DataError, explain, one_line
 from biomass.pixels.packed import ABOUT
 from biomass.screen import Screen
 
@@ -36,8 +35,8 @@ def command_errors(on_bad_image: str, stopped: str) -> Iterator[None]:
     try:
         yield
     except BiomassError as error:
-        advice = ", or give --on-bad-image skip" if on_bad_image == "error" else ""
-        message = str(error).replace(SKIP_ADVICE, advice).replace(DOWNLOAD_ADVICE, "")
+        advice = {"skip": "or give --on-bad-image skip"} if on_bad_image == "error" else {}
+        message = explain(error, advice).replace(DOWNLOAD_ADVICE, "")
         message = message.replace(CACHE_ADVICE, "give --set cache_dir=… with a folder that can be written")
         raise SystemExit(f"error: {message}") from None
     except KeyboardInterrupt:
