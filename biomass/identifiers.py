@@ -38,7 +38,7 @@ MISSING_WORDS = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "NULL"
 Place: TypeAlias = Callable[[int], str]
 """How to call a row (from 0) of a table in a message."""
 
-_SHOWN = 5  # names that a message lists
+_SHOWN, _MANY = 5, 20  # names that a message lists
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # blanks without width, which str.split leaves
 _WELL = re.compile(r"([A-Z]|A[A-F])0*([1-9]\d?)|R0*([1-9]\d?)C0*([1-9]\d?)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
@@ -199,6 +199,16 @@ def find(
     return list(dict.fromkeys(_found(value, options, what, form, advice) for value in listed))
 
 
+def readings(value: object, known: Iterable[str], form: Callable[[object], str] = normal) -> list[str]:
+    """The names of a table that a value which is not text may stand for, see :func:`find`.
+
+    >>> readings(10, ["10", "0012", "0xA", "12"])
+    ['10', '0012', '0xA']
+    """
+    name = form(value)
+    return [one for one in known if one and (one == name or _is_read_as(one, value))]
+
+
 def match(
     left: pd.DataFrame,
     right: pd.DataFrame,
@@ -340,21 +350,21 @@ def _found(value: Any, options: list[str], what: str, form: Callable[[object], s
     name = form(value)
     if isinstance(value, str | bytes):
         whole = _WHOLE.fullmatch(name)  # "1.0" where the table's is "1"
-        readings = [one for one in (name, whole[1] if whole else name) if one in options][:1]
+        possible = [one for one in (value, name, whole[1] if whole else name) if one in options][:1]
         shown, hint = repr(value), ""
     else:
-        readings = [one for one in options if one and (one == name or _is_read_as(one, value))]
+        possible = readings(value, options, form)
         shown, hint = str(value), " (it is not text: if it is a name, quote it)"
-    if len(readings) > 1:
+    if len(possible) > 1:
         raise ConfigError(
-            f"{what}: {shown} is not text, and may be {' or '.join(map(repr, readings))}: quote it", advice
+            f"{what}: {shown} is not text, and may be {' or '.join(map(repr, possible))}: quote it", advice
         )
-    if not readings:
+    if not possible:
         there = ", ".join(options[:_SHOWN]) + (", …" if len(options) > _SHOWN else "")
         raise ConfigError(
             f"{what}: {shown} is not there{hint}; {_nearest(name, options) or f'there is: {there}'}", advice
         )
-    return readings[0]
+    return str(possible[0])
 
 
 def _is_read_as(name: str, value: Any) -> bool:

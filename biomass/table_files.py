@@ -324,9 +324,9 @@ def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tupl
                 check_utf8=False,
             ),
         )
-    except pa.ArrowInvalid as error:
-        if "Empty CSV" not in str(error):
-            raise
+    except pa.ArrowInvalid:
+        if raw.count(b"\n") > layout.header + 1:
+            raise  # it has more than a header
         table = pa.table({name: pa.array([], pa.string()) for name in names})
     return table, odd
 
