@@ -167,7 +167,7 @@ def test_a_probe_resumes(run, pretrained):
         ("train_simclr", ["temperature=0"], ConfigError, "temperature is 0"),
         ("train_simclr", ["trainer.monitor=val/accuracy"], ConfigError, "is not measured; choose one of: val/loss"),
         ("train_simclr", ["model_path=nothing"], CheckpointError, "neither a checkpoint file nor a run"),
-        ("train_classifier", [], ConfigError, "give model_path .* neither is given"),
+        ("train_classifier", [], ConfigError, "neither is given"),
         ("train_classifier", ["model_path=a", "sup_model_path=b"], ConfigError, "both are given"),
         ("train_classifier", ["model_path=latest"], CheckpointError, "neither a checkpoint file nor a run"),
     ],
@@ -246,7 +246,7 @@ def test_what_is_random_has_no_place_before_a_probe(run, pretrained):
 
 
 def test_probes_that_do_not_fit_their_encoder(run, pretrained):
-    with pytest.raises(ConfigError, match="in_features is 512, but the encoder gives 96; set in_features=96"):
+    with pytest.raises(ConfigError, match=r"512 features .* gives 96"):
         run("train_classifier", *PROBE, "model_path=encoder", "in_features=512")
     with pytest.raises(ConfigError, match=r"is outside out_features=3; set out_features=6"):
         run("train_classifier", *PROBE, "model_path=encoder", "out_features=3")
