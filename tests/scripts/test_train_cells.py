@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT, TINY_CELLS, TINY_SCREEN
 
 from biomass.commands import crop
+from biomass.datasets.simulated import load_simulated_cells
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
-from biomass.simulation.rxrx1 import Design, load_simulated_cells, simulate_rxrx1
+from biomass.simulation.rxrx1 import Design, simulate_rxrx1
 from biomass.training import find_checkpoint, load_checkpoint, load_network
 
 SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
@@ -289,10 +290,11 @@ def test_plain_state_dicts_that_cannot_be_read(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no convolution of an encoder, only 'layer.weight'"):
         load_network(tmp_path / "other.pth", "resnet18")
     torch.save({"encoder.tv_encoder.conv1.weight": torch.zeros(3), "layer.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"key 'layer.weight', which neither .* write; save the state dict"):
+    with pytest.raises(CheckpointError, match=r"holds no convolution of an encoder, only 'encoder.tv_encoder.conv1"):
         load_network(tmp_path / "b.pth", "resnet18")
-    with pytest.raises(ConfigError, match=r"set model.key"):
+    with pytest.raises(ConfigError, match="other") as error:
         load_network(tmp_path / "other.pth")
+    assert error.value.advice == "model_key"
 
 
 def test_where_a_model_path_leads(tmp_path):
