@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError
-from biomass.identifiers import names, normal, wells
+from biomass.identifiers import names, normal, normal_column
 
 METADATA = "Metadata_"
 """What the name of a column begins with that describes the row."""
@@ -212,7 +212,7 @@ def group_numbers(profiles: pd.DataFrame, by: str | Sequence[str]) -> tuple[np.n
     (array([1, 0, 0, 1]), ['A01', 'B02'])
     """
     columns = require(profiles, [by] if isinstance(by, str) else by)
-    keys = normal_columns(profiles, columns)
+    keys = _normal_columns(profiles, columns)
     absent = keys.isna()
     if absent.to_numpy().any():
         row, column = np.argwhere(absent.to_numpy())[0]
@@ -224,34 +224,6 @@ def group_numbers(profiles: pd.DataFrame, by: str | Sequence[str]) -> tuple[np.n
     _, first = np.unique(numbers, return_index=True)
     titles = ["/".join(map(normal, values)) for values in keys.iloc[first].itertuples(index=False)]
     return numbers, titles
-
-
-def normal_columns(profiles: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table with their names in normal form, ``None`` where one is missing.
-
-    Numbers, truth values and dates stay what they are, and categories keep their order.
-
-    >>> normal_columns(pd.DataFrame({"Metadata_moa": ["a ", "NA"], "Metadata_dose": [1.0, 0.5]}),
-    ...                ["Metadata_moa", "Metadata_dose"])
-      Metadata_moa  Metadata_dose
-    0            a            1.0
-    1         None            0.5
-    """
-    return pd.DataFrame({c: _normal(profiles[c], row_labels(profiles)) for c in columns}, profiles.index)
-
-
-def _normal(column: "pd.Series[Any]", place: Callable[[int], str]) -> "pd.Series[Any]":
-    kind = column.dtype
-    if pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind):
-        return column
-    of_wells = re.fullmatch(r"(.*_)?well(_position)?", str(column.name), re.IGNORECASE)
-    texts = (wells if of_wells else names)(column, str(column.name), place=place)
-    texts[texts == ""] = None
-    new = pd.Series(texts, column.index)
-    if not isinstance(kind, pd.CategoricalDtype):
-        return new
-    order = (wells if of_wells else names)(kind.categories, str(column.name))
-    return new.astype(pd.CategoricalDtype(list(dict.fromkeys(one for one in order if one)), kind.ordered))
 
 
 def control_rows(profiles: Features, controls: object) -> np.ndarray:
@@ -314,7 +286,7 @@ def aggregate(
     grouped = pd.DataFrame(matrix.astype(np.float64, copy=False), columns=features).groupby(numbers, sort=True)
     values = grouped.mean() if how == "mean" else grouped.median()
     first = np.unique(numbers, return_index=True)[1]
-    normalized = normal_columns(profiles, list(dict.fromkeys([*by, *keep, *collect])))
+    normalized = _normal_columns(profiles, list(dict.fromkeys([*by, *keep, *collect])))
     metadata = normalized[list(dict.fromkeys([*by, *keep]))].iloc[first].reset_index(drop=True)
     for column in keep:
         distinct = normalized[column].groupby(numbers, sort=True).nunique(dropna=False).to_numpy()
@@ -454,6 +426,11 @@ def _standard_score(matrix: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(centred, axis=0)
     constant = length <= _ROUNDING * np.linalg.norm(matrix, axis=0)
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
+
+
+def _normal_columns(profiles: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table with their names in normal form, ``None`` where one is missing; numbers stay numbers."""
+    return pd.DataFrame({c: normal_column(profiles[c], place=row_labels(profiles)) for c in columns}, profiles.index)
 
 
 def _list(columns: Sequence[str]) -> str:
