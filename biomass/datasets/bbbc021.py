@@ -168,7 +168,7 @@ def load_bbbc021_cells(
     folder = Path(nuclei_dir) if nuclei_dir is not None else find_supplement(root)
     if folder is not None:
         check_cells(screen, size, store)
-        found = place_nuclei(screen, *nuclei.read_nuclei(folder))
+        found = place_nuclei(screen, *nuclei.read_nuclei(folder), subset=True)
     else:
         searched = screen if "DAPI" in screen.pixels.channels else load(channels=[*channels, "DAPI"])
         search = describe_search(searched, "DAPI", diameter)
