@@ -30,8 +30,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import string_array
-from biomass.pixels.origin import find_changed_file
+from biomass.pixels.origin import SEPARATOR, find_changed_file, join_files
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
@@ -41,9 +40,6 @@ FORMAT = 1
 
 IMAGES, INDEX, FILES, ABOUT = "images.npy", "index.parquet", "files.parquet", "store.json"
 """The files of a store."""
-
-SEPARATOR = "\n"
-"""Stands between the names where an image was read from several files."""
 
 log = logging.getLogger(__name__)
 
@@ -237,20 +233,6 @@ def packed_beside(source: str | Path) -> Path | None:
     path = Path(source).absolute()
     path = path.with_name(path.name + SUFFIX)
     return path if path.is_dir() else None
-
-
-def join_files(files: Sequence[Any]) -> Any:
-    """One Arrow array (N,) of N images' files, of the columns of names that a reader of files has."""
-    columns = [string_array(column) for column in files]
-    if len(columns) == 1:
-        return columns[0]
-    return pc.binary_join_element_wise(*columns, pa.scalar(SEPARATOR, pa.large_string()))
-
-
-def split_files(files: Any) -> tuple[Any, ...]:
-    """The inverse of :func:`join_files`."""
-    parts = pc.split_pattern(files, SEPARATOR)
-    return tuple(pc.list_element(parts, column) for column in range(len(parts[0])))
 
 
 def packed_pixels(

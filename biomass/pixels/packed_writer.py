@@ -45,20 +45,8 @@ from tqdm import tqdm
 from biomass.atomic import whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import FilePixels, none_readable, open_files
-from biomass.pixels.origin import Stamps, describe_origin, find_root, stamp_files
-from biomass.pixels.packed import (
-    ABOUT,
-    FILES,
-    IMAGES,
-    INDEX,
-    PackedPixels,
-    Store,
-    join_files,
-    open_packed,
-    read_index,
-    split_files,
-    verify,
-)
+from biomass.pixels.origin import Stamps, describe_origin, find_root, join_files, split_files, stamp_files
+from biomass.pixels.packed import ABOUT, FILES, IMAGES, INDEX, PackedPixels, Store, open_packed, read_index, verify
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 BLOCK_BYTES = 16 << 20
@@ -334,18 +322,9 @@ def _write_tables(
     if bad:
         log.warning("%d images cannot be read; the first: %s", len(bad), bad[min(bad)])
     screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
-    store = Store(
-        plan.images,
-        plan.shape,
-        plan.dtype.str,
-        tuple(screen.pixels.channels),
-        screen.classes,
-        plan.fingerprint,
-        plan.block,
-        tuple(block.crc32 for block in blocks if block.crc32 is not None),
-        bad,
-        origin,
-    )
+    channels, checksums = tuple(screen.pixels.channels), tuple(b.crc32 for b in blocks if b.crc32 is not None)
+    layout = plan.images, plan.shape, plan.dtype.str, channels, screen.classes
+    store = Store(*layout, plan.fingerprint, plan.block, checksums, bad, origin)
     (part / ABOUT).write_text(store.to_json())
     for name in (IMAGES, FILES, INDEX, ABOUT):
         with (part / name).open("rb") as file:
