@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
 from biomass.errors import DataError
+from biomass.identifiers import match
 from biomass.screen import Screen
 
 COLUMNS = ("image", "x", "y", "area")
@@ -50,32 +51,26 @@ def join_nuclei(*parts: Nuclei) -> Nuclei:
 def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame) -> Nuclei:
     """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
 
+    Names are compared in their normal form (:mod:`biomass.identifiers`): well ``A1`` is ``A01``. Fields of one side
+    that the other does not have are logged; nuclei in such fields are left out.
+
     Args:
         screen: the fields.
         fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
         nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
-            them. Nuclei of fields that the screen does not have are left out.
+            them.
 
     Raises:
         DataError: the screen has none of the fields, or two fields of the same name.
     """
     keys = [column for column in FIELD if column in fields]
-    rows = screen.table[keys].astype(str).assign(image=np.arange(len(screen)))
-    twice = rows.duplicated(keys)
-    if twice.any():
-        name = name_field(rows[twice].iloc[0], keys)
-        raise DataError(f"two fields of the screen are {name}: nuclei cannot be matched with them by name")
-    matched = fields[keys].astype(str).merge(rows, how="left", on=keys)["image"]
-    if matched.isna().all():
-        listed, own = name_field(fields.iloc[0], keys), name_field(rows.iloc[0], keys)
-        raise DataError(
-            f"the screen has none of the {len(fields)} fields of the table of nuclei: a field is called '{listed}' "
-            f"there, '{own}' in the screen"
-        )
-    image = matched.to_numpy()[nuclei["field"].to_numpy()]
-    there = np.isfinite(image)
-    table = nuclei.loc[there, ["x", "y", "area"]].assign(image=image[there].astype(np.int64)).reset_index(drop=True)
-    return Nuclei(table[list(COLUMNS)], np.unique(matched.dropna().to_numpy(np.int64)))
+    sides = {"left_name": "fields of the table of nuclei", "right_name": "fields of the screen"}
+    found = match(fields, screen.table, keys, **sides, left_over="say", right_over="say", advice="nuclei")
+    if (found < 0).all():
+        listed, own = name_field(fields.iloc[0], keys), name_field(screen.table.iloc[0], keys)
+        raise DataError(f"the table of nuclei has other fields than the screen: '{listed}', not '{own}'", "nuclei")
+    table = nuclei.assign(image=found[nuclei["field"].to_numpy()])[list(COLUMNS)]
+    return Nuclei(table[table["image"] >= 0].reset_index(drop=True), np.unique(found[found >= 0]))
 
 
 def name_field(row: "pd.Series[Any]", columns: Sequence[str] = FIELD) -> str:

@@ -12,6 +12,8 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from biomass.errors import ConfigError, DataError, one_line
+from biomass.identifiers import names, wells
+from biomass.table_files import read_table
 
 SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS = "supplement_Image.txt", "supplement_Object.txt"
 """The tables of Ljosa et al. (2013), Data S2."""
@@ -107,51 +109,56 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"'{folder / SUPPLEMENT_IMAGES}', the first in table {first['table']}, image {first['image']}: "
             "both files must come from the same download"
         )
-    return fields, _numbers(nuclei, folder / SUPPLEMENT_OBJECTS)
-
-
-def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a lab's own table of nuclei: CSV or Parquet, a row a nucleus.
-
-    Args:
-        file: has the columns ``plate, well, site, x, y`` (centre, pixels), and may have ``experiment`` and ``area``. A
-            field without nuclei has one row with neither x nor y, or none: then it counts as not looked at.
-
-    Returns:
-        The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
-
-    Raises:
-        DataError: it cannot be read, or lacks a column.
-    """
-    file = Path(file).expanduser()
-    try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            f"table of nuclei '{file}' cannot be read ({one_line(error)}): save it as CSV or Parquet"
-        ) from error
-    missing = [column for column in ("plate", "well", "site", "x", "y") if column not in table]
-    if missing:
-        raise DataError(f"table of nuclei '{file}' has no column '{missing[0]}'; it has: {', '.join(table.columns)}")
-    keys = [column for column in ("experiment", "plate", "well", "site") if column in table]
-    field = table.groupby(keys, sort=False, observed=True, dropna=False).ngroup()
-    fields = table.loc[~field.duplicated(), keys].astype(str).reset_index(drop=True)
-    there = table["x"].notna() | table["y"].notna()
-    nuclei = table[there].assign(field=field[there], area=table.get("area", 0))
-    return fields, _numbers(nuclei[["field", "x", "y", "area"]].reset_index(drop=True), file)
-
-
-def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """The columns ``field, x, y, area`` as numbers."""
     numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
     bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
         raise DataError(
-            f"nucleus {row} (from 0) in '{file}' has the centre ({nuclei['x'][row]}, {nuclei['y'][row]}) "
-            f"and the area {nuclei['area'][row]}: all must be numbers"
+            f"nucleus {row} (from 0) in '{folder / SUPPLEMENT_OBJECTS}' has the centre ({nuclei['x'][row]}, "
+            f"{nuclei['y'][row]}) and the area {nuclei['area'][row]}: all must be numbers"
         )
-    return numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
+    return fields, numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
+
+
+def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a lab's own table of nuclei, as :func:`biomass.table_files.read_table` reads tables: a row a nucleus.
+
+    Args:
+        file: has the columns ``plate, well, site, x, y`` (centre, pixels), and may have ``experiment`` and ``area``. A
+            field without nuclei has one row with neither x nor y. A field without any row counts as not looked at.
+
+    Returns:
+        The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column, a name or a number.
+
+    >>> file = getfixture("tmp_path") / "nuclei.csv"
+    >>> _ = file.write_text("plate;well;site;x;y\\nP1;A1;1;20,5;31\\nP1;A01;1;7;8\\nP1;A2;1;;\\n")
+    >>> fields, nuclei = read_nuclei_table(file)
+    >>> fields.to_numpy().tolist()
+    [['P1', 'A01', '1'], ['P1', 'A02', '1']]
+    >>> nuclei.to_numpy().tolist()
+    [[0.0, 20.5, 31.0, 0.0], [0.0, 7.0, 8.0, 0.0]]
+    """
+    table = read_table(Path(file).expanduser(), "table of nuclei", advice="nuclei")
+    numbers = {column: table.numbers(column) for column in ("x", "y", "area") if column in table.columns}
+    keys = [column for column in ("experiment", "plate", "well", "site") if column in table.columns]
+    missing = {"plate", "well", "site", "x", "y"} - {*keys, *numbers}
+    if missing:
+        raise DataError(
+            f"table of nuclei '{file}' has no column '{min(missing)}'; it has: {', '.join(table.columns)}", "nuclei"
+        )
+    frame = table.frame()
+    form = {"well": wells}
+    rows = pd.DataFrame({k: form.get(k, names)(frame[k], k, place=table.place, needed=True) for k in keys})
+    field = rows.groupby(keys, sort=False).ngroup()
+    nuclei = pd.DataFrame({"field": field, "area": 0.0} | numbers)[["field", "x", "y", "area"]]
+    there = nuclei["x"].notna() | nuclei["y"].notna()
+    lacking = np.flatnonzero(there & nuclei.isna().any(axis=1))
+    if len(lacking):
+        raise DataError(f"{table.place(lacking[0])} lacks x, y or area of its nucleus: complete or remove it", "nuclei")
+    return rows[~field.duplicated()].reset_index(drop=True), nuclei[there].reset_index(drop=True)
 
 
 def _read(file: Path, columns: dict[int, str]) -> pd.DataFrame:
