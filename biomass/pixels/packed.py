@@ -5,10 +5,10 @@
     <store>/files.parquet   which file every row was read from, its size then, and when it had last been changed
     <store>/store.json      channels, classes, shape and checksums
 
-:func:`biomass.pixels.packed_writer.pack` writes it, by custom to ``<source>.packed``. There the reader of the source
-finds it (:func:`packed_pixels`) and reads the pixels from it, unless the source has changed since: a few hundred files
-are looked at each time, all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` needs no
-source.
+:func:`biomass.pixels.packed_writer.pack` writes it, usually to ``<source>.packed``. There the reader of the source
+finds it (:func:`packed_pixels`) and takes the pixels from it, unless the source has changed since. A few hundred files
+are looked at each time, and all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` reads a
+store without its source.
 """
 
 import json
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
+from biomass.pixels.files import read_npy_header
 from biomass.pixels.origin import SEPARATOR, find_changed_file, join_files
 
 SUFFIX = ".packed"
@@ -166,7 +167,8 @@ class PackedPixels:
         if self.bad:
             hits = np.flatnonzero(np.isin(places, self._bad_rows))
             if len(hits):
-                raise BadImageError(self.bad[int(places[hits[0]])], int(rows[hits[0]]))
+                why = f"{self.bad[int(places[hits[0]])]}, and pack the images again"
+                raise BadImageError(why, int(rows[hits[0]]))
         array = self._array
         if hasattr(os, "posix_fadvise"):
             # What is not in memory comes from the disk all at once, not page by page as numpy runs into it: measured
@@ -196,11 +198,8 @@ def open_packed(path: str | Path) -> PackedPixels:
     path = Path(path)
     store = Store.read(path)
     try:
-        with (path / IMAGES).open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("version of the npy format")
-            header = np.lib.format.read_array_header_1_0(file)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        header, offset = read_npy_header(path / IMAGES)
+        size = (path / IMAGES).stat().st_size
         tables = {name: pq.read_metadata(path / name).num_rows for name in (INDEX, FILES)}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unusable(path, f"cannot be read ({one_line(error)})") from error
@@ -247,8 +246,7 @@ def packed_pixels(
         channels: names of the channels; those of the store if left out.
 
     Returns:
-        None where there is no store, or, after a warning, where it lacks an image or the source has changed since it
-        was packed.
+        None where there is no store; also, with a warning, where it lacks an image or the source has changed since.
 
     Raises:
         DataError: the store is incomplete, was cut off, or is of another version.
