@@ -539,7 +539,7 @@ def test_wells_that_are_written_in_another_way_are_the_same_wells(tmp_path):
 def test_fields_without_a_partner_on_both_sides_are_refused(fields):
     listed = pd.DataFrame({"plate": ["P1", "P9"], "well": ["B00", "B00"], "site": [1, 1]})
     nuclei = pd.DataFrame({"field": [0, 1], "x": [1.0, 2.0], "y": [1.0, 2.0], "area": [1.0, 1.0]})
-    with pytest.raises(DataError, match="1 of 2.*plate P9"):
+    with pytest.raises(DataError, match=r"1 of 2.*plate P9"):
         place_nuclei(fields[0], listed, nuclei)
     placed = place_nuclei(fields[0], listed, nuclei, subset=True)
     assert placed.table["x"].tolist() == [1.0]

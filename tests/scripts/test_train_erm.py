@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY_RUN, TINY_SCREEN
 
-from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, TrainingError
+from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, DataError, TrainingError
 from biomass.training import load_checkpoint
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["model.d_out=3"], ConfigError, r"label \d .* is outside model.d_out=3; set model.d_out=6"),
+        (["model.d_out=3"], ConfigError, r"label \d .* among 3; the screen has 6 classes"),
         (["dataloaders.eval_splits=[val,tset]"], ConfigError, "split 'tset' has no rows; did you mean 'test'"),
         (["dataloaders.max_groups=50"], ConfigError, "is 50, but these rows have only 4 groups"),
         (["dataloaders.train_groupby=[week]"], ConfigError, "cannot group by 'week'"),
@@ -138,10 +138,14 @@ def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill):
         (["model.key=resnet19"], ConfigError, "'resnet19' is neither"),
         (["trainer.precision=8"], ConfigError, "precision '8' is unknown"),
         (["device=tpu"], ConfigError, "device 'tpu' is unknown"),
-        (["trainer.monitor=train/accuracy"], ConfigError, "trainer.monitor 'train/accuracy'"),
+        (["trainer.monitor=train/accuracy"], ConfigError, "monitor 'train/accuracy'"),
         (["trainer.monitor=val/acuracy"], ConfigError, "'val/acuracy' is not measured; choose one of: val/accuracy"),
         (["resume=nowhere.pt"], CheckpointError, "there is no checkpoint 'nowhere.pt'"),
-        (["statistics_rows=some"], ConfigError, "statistics_rows 'some' is unknown"),
+        (["statistics_rows=some"], ConfigError, "'some'"),
+        (["statistics.eval=plates"], ConfigError, "'plates'.*'plate'"),
+        (["statistics.train=calibrated"], ConfigError, "'calibrated' are for inference"),
+        (["statistics.by=[flask]"], ConfigError, "'flask'"),
+        (["statistics.eval=controls", "dataloaders.source.negative_wells=0"], DataError, "no negative control"),
         (["dataloaders.on_bad_image=ignore"], ConfigError, "on_bad_image 'ignore' is unknown"),
         (["num_epochs=0"], ConfigError, "num_epochs is 0"),
         (["run_name=a/b"], ConfigError, "run_name 'a/b'"),
@@ -204,7 +208,7 @@ def test_another_process_that_writes_the_same_run(run, monkeypatch):
 
 
 def test_a_label_that_only_evaluation_knows_is_found_before_training(run):
-    with pytest.raises(ConfigError, match=r"label \d .* is outside model.d_out=5; set model.d_out=6"):
+    with pytest.raises(ConfigError, match=r"label \d .*  among 5; the screen has 6 classes"):
         run("train_erm", *TINY, "model.d_out=5", "run_name=a")
 
 
