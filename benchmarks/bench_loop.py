@@ -14,10 +14,9 @@ from lightning_fabric import Fabric
 
 from benchmarks.timing import ratio
 from biomass import training
-from biomass.inference import Statistics
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import plate_statistics
+from biomass.norms import Statistics, plate_statistics
 from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.simulation.rxrx1 import load_simulated
@@ -42,24 +41,24 @@ def main() -> None:
         loader = Loader(BatchReader(screen, screen.plate_ids), batches)
         augment = Compose([RandomRotate90(), RandomHorizontalFlip(), Standardize()])
         steps = min(STEPS, len(batches))
-        plan = training.Schedule(num_epochs=1, max_steps=steps, log_every=10)
+        plan = training.Plan(num_epochs=1, max_steps=steps, log_every=10)
 
         def whole_loop() -> None:
             logger = training.RunLogger(Path(folder) / "run", {}, enabled=False)
             checkpoints = training.Checkpoints(Path(folder), enabled=False)
             run = training.Training(
-                fabric,
-                network,
-                optimizer,
-                decay,
-                loader,
-                augment,
-                Classification(True),
-                Statistics("batch"),
-                logger,
-                checkpoints,
-                SkippedImages(screen),
-                {},
+                fabric=fabric,
+                network=network,
+                optimizer=optimizer,
+                lr_schedule=decay,
+                loader=loader,
+                transform=augment,
+                objective=Classification(True),
+                statistics=Statistics("plate"),
+                logger=logger,
+                checkpoints=checkpoints,
+                skipped=SkippedImages(screen),
+                about={},
             )
             network.train()
             training.fit(run, plan)

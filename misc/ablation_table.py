@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,20 @@ from biomass.atomic import whole_file
 from biomass.errors import ConfigError, one_line
 
 METHODS = {"random_single": "SimCLR", "random": "MinCLR"}
-TRAINED = {"random": "vanilla", "plate": "plate", "exp": "experiment"}
 FIELDS = "supervised field"
-INFERENCE = {"random": "mixed batches", "plate": "plate", "exp": "experiment"}
-ORDER = {"vanilla": 0, "mixed batches": 1, "plate": 2, "experiment": 3}
+PLATE = ("experiment", "plate")
+SAMPLERS = {"random": None, "plate": PLATE, "exp": ("experiment",)}
+"""What the published words draw a batch from: the columns of a group, or None for mixed batches."""
+TITLES = {"running": "vanilla", "batch": "mixed batches"}
+"""What a column of the table calls a word for statistics; others are called by their name, or by their groups."""
+ORDER = {"vanilla": 0, "mixed batches": 1, "plate": 2, "experiment": 3, "controls": 4}
 CELL = ["method", "views", "trained with", "inference with"]
 """What makes a cell of the table. Its probes differ only in the seeds of their encoders."""
-FREE = {"seed", "run_name", "resume", "device", "save_model", "trainer", "dataloaders.num_workers"}
+STATISTICS = {"statistics", "statistics_rows", "dataloaders.sampler", "dataloaders.train_groupby"}
+"""Keys that say what statistics are taken from; the columns of the table show it."""
+FREE = STATISTICS | {"seed", "run_name", "resume", "device", "save_model", "trainer", "dataloaders.num_workers"}
 """Keys in which the encoders of a cell may differ."""
-FREE_PROBE = FREE | {"model_path", "sup_model_path", "save_key", "encoder", "model_train_mode", "dataloaders.sampler"}
+FREE_PROBE = FREE | {"model_path", "sup_model_path", "save_key", "encoder", "model_train_mode", "calibration"}
 """Keys in which the probes of a table may differ."""
 _SOURCE = "dataloaders.source"
 
@@ -120,20 +126,41 @@ def _describe(config: dict[Any, Any]) -> dict[str, Any]:
     encoder = config["encoder"]
     data = encoder["dataloaders"]
     if "num_views" in encoder:
-        method, trained = METHODS[data["mode"]], TRAINED[data["sampler"]]
+        method, columns = METHODS[data["mode"]], SAMPLERS[data["sampler"]]
     elif "sampler" in data:
-        method, trained = "supervised cell", TRAINED[data["sampler"]]
+        method, columns = "supervised cell", SAMPLERS[data["sampler"]]
     else:
-        method, trained = FIELDS, _grouped(data.get("train_groupby"))
+        method, columns = FIELDS, data.get("train_groupby")
+    plate = "controls" if encoder.get("statistics_rows") == "controls" else "plate"
+    groups = SAMPLERS[config["dataloaders"]["sampler"]]
+    at_hand = "plate" if groups else "batch"
     return {
         "method": method,
         "views": encoder.get("num_views", 1),
-        "trained with": trained,
-        "inference with": INFERENCE[config["dataloaders"]["sampler"]] if config["model_train_mode"] else "vanilla",
+        "trained with": _title(encoder, "train", plate if columns else "running", columns),
+        "inference with": _title(config, "eval", at_hand if config["model_train_mode"] else "running", groups),
         "seed": encoder["seed"],
         "probe": _settings(config, FREE_PROBE),
         "encoder": _settings(encoder, FREE),
     }
+
+
+def _title(config: dict[Any, Any], stage: str, word: str, columns: Sequence[str] | str | None) -> str:
+    """What the statistics of a stage, ``train`` or ``eval``, are called in the table.
+
+    Args:
+        config: of the run; its ``statistics`` override the word and the columns.
+        stage: of the run.
+        word: what its published keys mean.
+        columns: those that make a group, as its published keys mean; None for plates.
+    """
+    chosen = config.get("statistics") or {}
+    word, columns = chosen.get(stage) or word, chosen.get("by") or columns or PLATE
+    if word in TITLES:
+        return TITLES[word]
+    names = {columns} if isinstance(columns, str) else set(columns)
+    groups = "plate" if names == set(PLATE) else ", ".join(sorted(names))
+    return groups if word == "plate" else word if groups == "plate" else f"{word}, {groups}"
 
 
 def _settings(config: dict[Any, Any], free: set[str]) -> dict[str, Any]:
@@ -141,12 +168,6 @@ def _settings(config: dict[Any, Any], free: set[str]) -> dict[str, Any]:
     keys = {key: value for key, value in config.items() if key != "dataloaders"}
     keys |= {f"dataloaders.{key}": value for key, value in config["dataloaders"].items()}
     return {key: value for key, value in keys.items() if key not in free}
-
-
-def _grouped(columns: list[str] | str | None) -> str:
-    """What batches were drawn from, as the columns of train_groupby say."""
-    names = [columns] if isinstance(columns, str) else columns or ["vanilla"]
-    return "plate" if set(names) == {"experiment", "plate"} else ", ".join(names)
 
 
 def check(probes: pd.DataFrame) -> None:

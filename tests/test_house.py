@@ -93,5 +93,5 @@ def test_the_ground_stands_on_itself(name: str) -> None:
 @pytest.mark.parametrize("name", modules_of(SOURCES))
 def test_sources_of_screens_know_nothing_of_their_use(name: str) -> None:
     doors = {"biomass.datasets.pack", "biomass.datasets.crop"}  # the published paths of two commands
-    above = {*USES, "config", *(() if name in doors else ("commands",))}
+    above = {*USES, "config", "experiment", *(() if name in doors else ("commands",))}
     assert not rooms(name) & above

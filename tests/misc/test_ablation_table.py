@@ -26,6 +26,11 @@ def fields(seed=0, **data):
     return {"seed": seed, "dataloaders": {"eval_plate_sampler": True, **data}}
 
 
+def words(train=None, evaluation=None, by=None):
+    """What ``+method=…`` sets; null leaves it to the published keys."""
+    return {"train": train, "eval": evaluation, "by": by}
+
+
 @pytest.fixture
 def probe(tmp_path):
     """``probe("name", encoder, 0.5, key=value)`` writes the run of a probe."""
@@ -86,6 +91,31 @@ def test_inference_is_what_the_probe_normalized_with(probe, table, tmp_path, mod
 
 
 @pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (words("plate"), "vanilla"),
+        (words(None, "plate"), "plate"),
+        (words(None, "plate", ["experiment"]), "experiment"),
+        (words(None, "controls"), "controls"),
+        (words(None, "calibrated"), "calibrated"),
+    ],
+)
+def test_words_for_statistics_override_the_published_keys(probe, table, tmp_path, chosen, expected):
+    probe("a", views(0, sampler="random"), model_train_mode=False, sampler="random", statistics=chosen)
+    probe("b", views(1), model_train_mode=False, sampler="random", statistics=chosen)
+    assert table().returncode == 0
+    assert written(tmp_path) == [("MinCLR", trained, expected, 1) for trained in ("vanilla", "plate")]
+
+
+@pytest.mark.parametrize("more", [{"sampler": "plate"}, {"statistics": words("plate")}])
+def test_two_ways_of_saying_the_same_share_a_cell(probe, table, tmp_path, more):
+    probe("a", views(0, sampler="random") | {"statistics": words("plate")})
+    probe("b", views(1, sampler=more.get("sampler", "random")) | {k: v for k, v in more.items() if k != "sampler"})
+    assert table().returncode == 0
+    assert written(tmp_path) == [("MinCLR", "plate", "plate", 2)]
+
+
+@pytest.mark.parametrize(
     ("encoder", "method", "trained"),
     [
         (views(mode="random_single", sampler="exp"), "SimCLR", "experiment"),
@@ -96,6 +126,17 @@ def test_inference_is_what_the_probe_normalized_with(probe, table, tmp_path, mod
         (fields(train_groupby=["experiment", "plate"]), "supervised field", "plate"),
         (fields(train_groupby=["experiment"]), "supervised field", "experiment"),
         (fields(train_groupby=["cell_type"]), "supervised field", "cell_type"),
+        (
+            fields(train_groupby=["plate", "experiment"]) | {"statistics_rows": "controls"},
+            "supervised field",
+            "controls",
+        ),
+        (fields(train_groupby=["experiment"]) | {"statistics": words("running")}, "supervised field", "vanilla"),
+        (views(sampler="random") | {"statistics": words("plate")}, "MinCLR", "plate"),
+        (views(sampler="exp") | {"statistics": words("plate")}, "MinCLR", "experiment"),
+        (views(sampler="exp") | {"statistics": words("plate", by=["cell_type"])}, "MinCLR", "cell_type"),
+        (views() | {"statistics": words("controls", by=["experiment"])}, "MinCLR", "controls, experiment"),
+        (views(sampler="random") | {"statistics": words()}, "MinCLR", "vanilla"),
     ],
 )
 def test_an_encoder_is_what_its_script_and_its_batches_are(probe, table, tmp_path, encoder, method, trained):
