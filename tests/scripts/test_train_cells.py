@@ -17,7 +17,7 @@ from biomass.datasets.simulated import load_simulated_cells
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1
-from biomass.training import Profiler, find_checkpoint, load_checkpoint, load_network
+from biomass.training import Profiler, build_probe, find_checkpoint, load_checkpoint, load_network
 
 SMALL = ("model.key=test_resnet", "model.pretrained=false", "dataloaders.sampler=plate")
 SIMCLR = (*TINY_CELLS, *SMALL, "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
@@ -125,14 +125,8 @@ def test_probe(run, pretrained, pooler, plate):
     assert state["architecture"] == {"pooler": pooler, "in_features": 96, "d_out": 6}
     if pooler == "attention":  # trained and saved
         assert any(name.startswith("pooler.") for name in state["network"])
-        untrained = training_start(run, "attention")
+        untrained = build_probe("attention", 96, None, 6, 0).state_dict()
         assert any(not torch.equal(state["network"][k], untrained[k]) for k in untrained if k.startswith("pooler."))
-
-
-def training_start(run, pooler):
-    from biomass.training import build_probe
-
-    return build_probe(pooler, 96, None, 6, 0).state_dict()
 
 
 def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
