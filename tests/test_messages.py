@@ -28,7 +28,6 @@ OPEN = {
     "datasets/manifest.py",
     "datasets/rxrx1.py",
     "datasets/rxrx1_cells.py",
-    "evaluation/transfer.py",
     "models/encoders.py",
     "norms/calibration.py",
     "norms/whole_plate.py",
@@ -40,7 +39,6 @@ OPEN = {
     "training/device.py",
     "training/loop.py",
     "training/pretrained.py",
-    "training/probe.py",
     "training/supervised.py",
     "transforms/random.py",
 }
