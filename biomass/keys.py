@@ -246,7 +246,7 @@ ADVICE = {
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "devices": Advice("set {key}", ("trainer.devices",)),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
-    "resume": Advice("set {key}", ("resume",)),
+    "resume": Advice("{key}=auto continues it, run_name names another", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }
 """What the advice of an error (:class:`biomass.errors.BiomassError`) means for the user of a script."""
