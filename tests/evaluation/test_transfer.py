@@ -12,7 +12,8 @@ import torchvision
 from conftest import TINY_CELLS
 from scipy.spatial import cKDTree
 
-from biomass.cells.crops import crop_screen, place_nuclei
+from biomass.cells.crops import crop_screen
+from biomass.cells.fields import place_nuclei
 from biomass.cells.nuclei import read_nuclei
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
@@ -105,7 +106,7 @@ def test_profiles_are_means_over_cells_normalized_plate_by_plate(
         plates = torch.zeros(len(rows), dtype=torch.int64)
         source = "running" if normalization == "frozen" else "batch"
         controls = controls if normalization == "controls" else None
-        with torch.no_grad(), plate_statistics(encoder, plates, source=source, controls=controls):
+        with torch.no_grad(), plate_statistics(encoder, plates, source=source, weights=controls):
             vectors = encoder.eval()(images).numpy()
         if normalize:
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -678,7 +679,7 @@ def test_a_missing_encoder_is_told_before_the_cells_are_cut_out(run, overrides, 
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
     monkeypatch.setattr("biomass.datasets.bbbc021.load_bbbc021_cells", pytest.fail)
-    with pytest.raises(BiomassError, match=r"model_path 'nowhere' is neither|cannot fetch the pretrained weights"):
+    with pytest.raises(BiomassError, match=r"'nowhere' is neither|cannot fetch the pretrained weights"):
         run("transfer_bbbc021", *TINY, *overrides)
     assert not Path("runs").exists()
 
