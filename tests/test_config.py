@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY_RUN, TINY_SCREEN
 from hydra import compose, initialize_config_dir
@@ -299,6 +300,24 @@ def test_names_on_the_command_line_are_text_as_written(name):
     assert Config(from_shell(f"run_name='\"{name}\"'")).run_name == name
     node = from_shell(f"dataloaders=bbbc021 dataloaders.plates=[{name},7]", "transfer_bbbc021")
     assert Config(node).dataloaders.plates == [name, "7"]
+
+
+def test_a_plate_0012_is_never_plate_10(tmp_path):
+    """From a file and from a shell to the rows of a screen."""
+    rows = [f"{plate}.npy,E,{plate},B02,1,{plate}" for plate in ("0012", "10", "12")]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,experiment,plate,well,site,label", *rows]) + "\n")
+    for plate in ("0012", "10", "12"):
+        np.save(tmp_path / f"{plate}.npy", np.zeros((8, 8), np.uint8))
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndataloaders: {source: {splits: {test: {plate: [0012]}, train: rest}}}\n"
+    )
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    source = ("dataloaders=manifest", f"dataloaders.root_dir={tmp_path}")
+    typed = Arguments.of(["dataloaders.source.splits={test: {plate: [0012]}, train: rest}"]).for_hydra()
+    for overrides in ([path, "+experiment=mine"], typed):
+        screen = build(Config(composed("train_erm", *source, *overrides)).dataloaders.source)
+        assert screen.table.plate[screen.rows("test")].tolist() == ["0012"]
 
 
 def test_names_in_a_sweep_keep_their_spelling():
