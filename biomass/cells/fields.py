@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
-from biomass.errors import DataError
 from biomass.identifiers import match
 from biomass.screen import Screen
 
@@ -48,29 +48,35 @@ def join_nuclei(*parts: Nuclei) -> Nuclei:
     return Nuclei(table, np.sort(np.concatenate([part.fields for part in parts])))
 
 
-def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame) -> Nuclei:
+def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame, *, subset: bool = False) -> Nuclei:
     """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
 
-    Names are compared in their normal form (:mod:`biomass.identifiers`): well ``A1`` is ``A01``. Fields of one side
-    that the other does not have are logged; nuclei in such fields are left out.
+    A table of more fields than the screen has, or of fewer, is no matter; the log says how many are left over. Where
+    both have fields that the other lacks, their names most likely differ, and cells would be lost: that is refused.
 
     Args:
         screen: the fields.
         fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
         nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
             them.
+        subset: the names are known to be the same, and the screen to have only a part of the fields: say nothing
+            about the others, and do not refuse.
 
     Raises:
-        DataError: the screen has none of the fields, or two fields of the same name.
+        DataError: the screen has none of the fields, or two fields of the same name, or both have fields that the
+            other lacks.
     """
     keys = [column for column in FIELD if column in fields]
-    sides = {"left_name": "fields of the table of nuclei", "right_name": "fields of the screen"}
-    found = match(fields, screen.table, keys, **sides, left_over="say", right_over="say", advice="nuclei")
-    if (found < 0).all():
-        listed, own = name_field(fields.iloc[0], keys), name_field(screen.table.iloc[0], keys)
-        raise DataError(f"the table of nuclei has other fields than the screen: '{listed}', not '{own}'", "nuclei")
-    table = nuclei.assign(image=found[nuclei["field"].to_numpy()])[list(COLUMNS)]
-    return Nuclei(table[table["image"] >= 0].reset_index(drop=True), np.unique(found[found >= 0]))
+    place = partial(
+        match, fields, screen.table, keys, left_name="fields of the nuclei", right_name="fields of the screen"
+    )
+    image = place(left_over="ignore")
+    unseen = len(screen) - len(np.unique(image[image >= 0]))
+    refused = unseen == len(screen) or (unseen and not subset)
+    image = place(left_over="error" if refused else "ignore" if subset else "say", right_over="say", advice="nuclei")
+    of_nucleus = image[nuclei["field"].to_numpy(np.int64)]
+    table = nuclei[["x", "y", "area"]].assign(image=of_nucleus)[of_nucleus >= 0].reset_index(drop=True)
+    return Nuclei(table[list(COLUMNS)], np.unique(image[image >= 0]))
 
 
 def name_field(row: "pd.Series[Any]", columns: Sequence[str] = FIELD) -> str:
@@ -98,9 +104,15 @@ def count_cells(screen: Screen, nuclei: Nuclei, cells: Screen) -> pd.DataFrame:
     counts["cells"] = np.bincount(cells.table["image"].to_numpy(np.int64), minlength=n)
     empty = counts[counts["cells"] == 0]
     if len(empty):
-        shown = "; ".join("/".join(map(str, row)) for row in empty.iloc[:5, :4].to_numpy()) + " …" * (len(empty) > 5)
-        message = "%d of %d fields have no cells (%d of them were not looked at): %s"
-        log.warning(message, len(empty), n, int(empty["nuclei"].isna().sum()), shown)
+        shown = "; ".join("/".join(map(str, row)) for row in empty.iloc[:5, :4].to_numpy())
+        log.warning(
+            "%d of %d fields have no cells (%d of them were not looked at): %s%s",
+            len(empty),
+            n,
+            int(empty["nuclei"].isna().sum()),
+            shown,
+            " …" if len(empty) > 5 else "",
+        )
     return counts
 
 

@@ -114,56 +114,64 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"'{folder / SUPPLEMENT_IMAGES}', the first in table {first['table']}, image {first['image']}: "
             "both files must come from the same download"
         )
-    numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
-    bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise DataError(
-            f"nucleus {row} (from 0) in '{folder / SUPPLEMENT_OBJECTS}' has the centre ({nuclei['x'][row]}, "
-            f"{nuclei['y'][row]}) and the area {nuclei['area'][row]}: all must be numbers"
-        )
-    return fields, numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
+    return fields, _numbers(nuclei, folder / SUPPLEMENT_OBJECTS)
 
 
 def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a lab's own table of nuclei, as :func:`biomass.table_files.read_table` reads tables: a row a nucleus.
+    """Read a lab's own table of nuclei, a row a nucleus.
 
     Args:
-        file: has the columns ``plate, well, site, x, y`` (centre, pixels), and may have ``experiment`` and ``area``. A
-            field without nuclei has one row with neither x nor y. A field without any row counts as not looked at.
+        file: any table that :func:`biomass.table_files.read_table` reads, with the columns ``plate, well, site, x, y``
+            (centre, pixels); it may have ``experiment`` and ``area``. A field without nuclei has one row with neither x
+            nor y, or none: then it counts as not looked at.
 
     Returns:
         The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
 
     Raises:
-        DataError: it cannot be read, or lacks a column, a name or a number.
+        DataError: it cannot be read or lacks a column, a row has no plate or well, or a value is not a number.
 
     >>> file = getfixture("tmp_path") / "nuclei.csv"
-    >>> _ = file.write_text("plate;well;site;x;y\\nP1;A1;1;20,5;31\\nP1;A01;1;7;8\\nP1;A2;1;;\\n")
+    >>> _ = file.write_text("plate;well;site;x;y\\nP1;a1;1;10,5;20\\nP1;A01;1;3;4\\nP1;A02;1;;\\n")
     >>> fields, nuclei = read_nuclei_table(file)
-    >>> fields.to_numpy().tolist()
-    [['P1', 'A01', '1'], ['P1', 'A02', '1']]
-    >>> nuclei.to_numpy().tolist()
-    [[0.0, 20.5, 31.0, 0.0], [0.0, 7.0, 8.0, 0.0]]
+    >>> fields
+      plate well site
+    0    P1  A01    1
+    1    P1  A02    1
+    >>> nuclei
+          x     y  area  field
+    0  10.5  20.0   0.0      0
+    1   3.0   4.0   0.0      0
     """
     table = read_table(Path(file).expanduser(), "table of nuclei", advice="nuclei")
-    numbers = {column: table.numbers(column) for column in ("x", "y", "area") if column in table.columns}
-    keys = [column for column in ("experiment", "plate", "well", "site") if column in table.columns]
-    missing = {"plate", "well", "site", "x", "y"} - {*keys, *numbers}
-    if missing:
-        raise DataError(
-            f"table of nuclei '{file}' has no column '{min(missing)}'; it has: {', '.join(table.columns)}", "nuclei"
-        )
+    table.require(["plate", "well", "site", "x", "y"], "table of nuclei", "nuclei")
     frame = table.frame()
-    form = {"well": wells}
-    rows = pd.DataFrame({k: form.get(k, names)(frame[k], k, place=table.place, needed=True) for k in keys})
-    field = rows.groupby(keys, sort=False).ngroup()
-    nuclei = pd.DataFrame({"field": field, "area": 0.0} | numbers)[["field", "x", "y", "area"]]
+    keys = [column for column in ("experiment", "plate", "well", "site") if column in frame]
+    fields = pd.DataFrame(
+        {c: (wells if c == "well" else names)(frame[c], c, place=table.place, needed=c != "site") for c in keys}
+    )
+    field = fields.groupby(keys, sort=False).ngroup()
+    nuclei = pd.DataFrame({column: table.numbers(column) for column in ("x", "y", "area") if column in frame})
+    nuclei = nuclei.reindex(columns=["x", "y", "area"]).assign(field=field)
     there = nuclei["x"].notna() | nuclei["y"].notna()
-    lacking = np.flatnonzero(there & nuclei.isna().any(axis=1))
-    if len(lacking):
-        raise DataError(f"{table.place(lacking[0])} lacks x, y or area of its nucleus: complete or remove it", "nuclei")
-    return rows[~field.duplicated()].reset_index(drop=True), nuclei[there].reset_index(drop=True)
+    half = there & (nuclei["x"].isna() | nuclei["y"].isna())
+    if half.any():
+        raise DataError(f"{table.place(int(np.argmax(half)))} has only one of x and y: give both, or none", "nuclei")
+    nuclei["area"] = nuclei["area"].fillna(0)
+    return fields[~field.duplicated()].reset_index(drop=True), nuclei[there].reset_index(drop=True)
+
+
+def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """The columns ``field, x, y, area`` as numbers."""
+    numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(
+            f"nucleus {row} (from 0) in '{file}' has the centre ({nuclei['x'][row]}, {nuclei['y'][row]}) "
+            f"and the area {nuclei['area'][row]}: all must be numbers"
+        )
+    return numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
 
 
 def _read(file: Path, columns: dict[int, str]) -> pd.DataFrame:

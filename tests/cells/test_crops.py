@@ -436,7 +436,7 @@ def test_published_nuclei(fields, tmp_path):
     listed, nuclei = read_nuclei(tmp_path)
     assert listed.to_numpy().tolist() == [["P1", "B01", "1"], ["P2", "B02", "1"], ["P9", "B00", "1"]]
     assert nuclei.to_numpy().tolist() == [[1, 20.25, 15, 900], [0, 9, 8, 900], [2, 1, 1, 900], [1, 11, 12, 900]]
-    placed = place_nuclei(fields[0], listed, nuclei)  # the screen has no plate P9
+    placed = place_nuclei(fields[0], listed, nuclei, subset=True)  # the screen has no plate P9
     assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900], [1, 9, 8, 900], [2, 11, 12, 900]]
     assert placed.fields.tolist() == [1, 2]
 
@@ -464,8 +464,54 @@ def test_missing_tables_of_nuclei(tmp_path):
 
 def test_nuclei_that_fit_no_field(fields):
     listed = pd.DataFrame({"plate": ["P7"], "well": ["B00"], "site": ["1"]})
-    with pytest.raises(DataError, match=r"plate P7, well B00, site 1.*plate P1, well B00, site 1"):
-        place_nuclei(fields[0], listed, pd.DataFrame({"field": [0], "x": [1.0], "y": [1.0], "area": [1.0]}))
+    nuclei = pd.DataFrame({"field": [0], "x": [1.0], "y": [1.0], "area": [1.0]})
+    for subset in (False, True):
+        with pytest.raises(DataError, match=r"1 of 1 .*4 fields.*plate P7, well B00, site 1; .*P1, P2"):
+            place_nuclei(fields[0], listed, nuclei, subset=subset)
+
+
+def test_names_that_differ_lose_no_cells(fields, tmp_path, caplog):
+    """Wells A1, A2, A03 against A01 …: matched; and where a name really differs, that is refused, not passed over."""
+    screen, nuclei = fields
+    save_nuclei(screen, nuclei, tmp_path / "nuclei.parquet")
+    table = pd.read_parquet(tmp_path / "nuclei.parquet")
+    expected = place_nuclei(screen, *read_nuclei_table(tmp_path / "nuclei.parquet"))
+    rewritten = table.assign(
+        well=table["well"].str.replace("0", "").str.lower().where(table["well"] != "B00", "B00"),
+        plate=table["plate"] + " ",
+        site=table["site"].astype(float),
+    )
+    for name, options in (("a.csv", {}), ("b.csv", {"sep": ";", "decimal": ","}), ("c.tsv", {"sep": "\t"})):
+        rewritten.to_csv(tmp_path / name, index=False, **options)
+        again = place_nuclei(screen, *read_nuclei_table(tmp_path / name))
+        np.testing.assert_allclose(again.table.to_numpy(), expected.table.to_numpy())
+        np.testing.assert_array_equal(again.fields, expected.fields)
+    table[table["plate"] == table["plate"].iloc[0]].to_csv(tmp_path / "some.csv", index=False)
+    assert len(place_nuclei(screen, *read_nuclei_table(tmp_path / "some.csv")).fields) < len(expected.fields)
+    assert "fields of the screen have no partner" in caplog.text
+    table.replace({"plate": {table["plate"].iloc[0]: "P77"}}).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(DataError, match=r"no plate 'P77' there.*P1, P2") as caught:
+        place_nuclei(screen, *read_nuclei_table(tmp_path / "other.csv"))
+    assert caught.value.advice == "nuclei"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (",B01,1,3,4", r"row 3 of 'n\.csv' has no plate"),
+        ("P1,NA,1,3,4", r"row 3 of 'n\.csv' has no well"),
+        ("P1,B01,1,3,x", r"row 3 of 'n\.csv' says 'x' for 'y'"),
+        ("P1,B01,1,,4", r"row 3 of 'n\.csv' has only one"),
+        ("P1,B01,1,3", "row 3 has 4 values"),
+    ],
+)
+def test_a_faulty_table_of_nuclei_says_where(tmp_path, row, message):
+    (tmp_path / "n.csv").write_text(f"plate,well,site,x,y\nP1,B01,1,3,4\n{row}\n")
+    with pytest.raises(DataError, match=message):
+        read_nuclei_table(tmp_path / "n.csv")
+    (tmp_path / "n.csv").write_text("plate,well,x,y\nP1,B01,3,4\n")
+    with pytest.raises(DataError, match="no column 'site'; it has: plate, well, x, y"):
+        read_nuclei_table(tmp_path / "n.csv")
 
 
 def test_saved_nuclei_are_read_again(fields, tmp_path):
@@ -475,46 +521,6 @@ def test_saved_nuclei_are_read_again(fields, tmp_path):
     expected = nuclei.table.sort_values("image", kind="stable")[["image", "x", "y", "area"]].to_numpy()
     np.testing.assert_allclose(again.table.to_numpy(), expected)
     np.testing.assert_array_equal(again.fields, nuclei.fields)  # also the field without nuclei
-
-
-def test_wells_that_are_written_in_another_way_are_the_same_wells(tmp_path):
-    n = 9
-    table = pd.DataFrame({"experiment": "E1", "plate": "12", "well": [f"A{i + 1:02d}" for i in range(n)], "site": "1"})
-    table = table.assign(cell_type="", label=0, split="", control="")
-    screen = make_screen(table, Arrays(np.zeros((n, 1, 20, 20)), ("DAPI",)), ["one"])
-    names = ["A1", "A2", "A03", "a4", "A005", "r01c06", "A07 ", "A8", "A9"]
-    listed = pd.DataFrame({"plate": [12.0] * n, "well": names, "site": 1, "x": 10.5, "y": 9})
-    for file in (tmp_path / "nuclei.csv", tmp_path / "nuclei.parquet"):
-        listed.to_csv(file, index=False) if file.suffix == ".csv" else listed.to_parquet(file)
-        placed = place_nuclei(screen, *read_nuclei_table(file))
-        assert placed.fields.tolist() == placed.table["image"].tolist() == list(range(n))
-
-
-def test_fields_without_a_partner_are_named(fields, caplog):
-    listed = pd.DataFrame({"plate": ["P1", "P9"], "well": ["B0", "B0"], "site": [1, 1]})
-    nuclei = pd.DataFrame({"field": [0, 1], "x": [1.0, 2.0], "y": [1.0, 2.0], "area": [1.0, 1.0]})
-    placed = place_nuclei(fields[0], listed.replace("B0", "B00"), nuclei)
-    assert placed.table["x"].tolist() == [1.0]
-    assert placed.fields.tolist() == [0]
-    said = [record.getMessage() for record in caplog.records]
-    assert any("1 of 2" in message and "plate P9" in message for message in said)
-    assert any("3 of 4" in message and "well B01" in message for message in said)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("plate,well,site,x\nP1,B01,1,3\n", "no column 'y'"),
-        ("plate,well,site,x,y\nP1,B01,1,3,4\nP1,B01,1,3,\n", "row 3 of 'nuclei.csv'"),
-        ("plate,well,site,x,y\nP1,B01,1,3,far\n", "row 2 of 'nuclei.csv' says 'far'"),
-        ("plate,well,site,x,y\nP1,,1,3,4\n", "row 2 of 'nuclei.csv' has no well"),
-        ("plate,well,site,x,y\nP1,B01,1,3\n", "row 2 has 4 values"),
-    ],
-)
-def test_what_is_wrong_with_a_table_of_nuclei_is_named(tmp_path, text, message):
-    (tmp_path / "nuclei.csv").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_nuclei_table(tmp_path / "nuclei.csv")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
