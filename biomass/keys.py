@@ -235,6 +235,8 @@ ADVICE = {
     # network and training
     "d_out": Advice("set {key}", ("model.d_out", "out_features")),
     "out_features": Advice("set {key}", ("out_features",)),
+    "in_features": Advice("leave {key} out", ("in_features",)),
+    "model_path": Advice("set {key} or sup_model_path", ("model_path",)),
     "use_projs": Advice("set {key}=false", ("use_projs",)),
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),

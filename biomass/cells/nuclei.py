@@ -47,11 +47,6 @@ def find_nuclei(image: np.ndarray, diameter: float = DIAMETER) -> tuple[np.ndarr
 
     Raises:
         ConfigError: the diameter is below 4 pixels.
-
-    >>> y, x = np.mgrid[:60, :80]
-    >>> centres, areas = find_nuclei(100 + 900 * (np.hypot(y - 20, x - 50) < 9), diameter=18)
-    >>> centres.round().tolist()
-    [[20.0, 50.0]]
     """
     if not diameter >= 4:
         raise ConfigError(f"nuclei of a diameter of {diameter} pixels cannot be told from noise: use at least 4")
