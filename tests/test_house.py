@@ -18,7 +18,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 GROUND = ("errors", "atomic", "identifiers", "screen")
 """What everything may stand on; imports nothing but itself."""
 SOURCES = ("pixels", "cells", "simulation", "datasets")
-"""Where a Screen comes from; knows nothing of what is done with it."""
+"""Where a Screen comes from; knows nothing of what is done with it. Each room stands on those before it."""
 USES = ("samplers", "loader", "norms", "inference", "models", "objectives", "training", "evaluation")
 """What is done with a Screen."""
 
@@ -95,3 +95,9 @@ def test_sources_of_screens_know_nothing_of_their_use(name: str) -> None:
     doors = {"biomass.datasets.pack", "biomass.datasets.crop"}  # the published paths of two commands
     above = {*USES, "config", "experiment", *(() if name in doors else ("commands",))}
     assert not rooms(name) & above
+
+
+@pytest.mark.parametrize("name", modules_of(SOURCES))
+def test_rooms_of_sources_stand_on_those_before_them(name: str) -> None:
+    own = SOURCES.index(name.split(".")[1])
+    assert not rooms(name) & set(SOURCES[own + 1 :])
