@@ -291,11 +291,17 @@ def script(config_name: str) -> Callable[[Callable[[Config], float | None]], Cal
     """
 
     def decorate(main: Callable[[Config], float | None]) -> Callable[[], Any]:
-        folder = Path(inspect.getfile(main)).resolve().parent / "configs"
+        folder = config_folder(main)
         run_with = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
 
         @functools.wraps(main)
         def entry() -> Any:
+            if not (folder / f"{config_name}.yaml").is_file():
+                raise SystemExit(
+                    f"error: no '{folder / config_name}.yaml': the YAML files are part of the repository, not of an "
+                    "installed package; clone the repository and install it from there with pip install --editable ."
+                )
+
             def task(node: DictConfig) -> float | None:
                 return main(Config(node)) if outcomes is None else _job(main, outcomes, node)
 
@@ -326,6 +332,13 @@ def script(config_name: str) -> Callable[[Callable[[Config], float | None]], Cal
         return entry
 
     return decorate
+
+
+def config_folder(main: Callable[..., Any]) -> Path:
+    """Where the YAML files are: beside a root script; for a tool, which is in the package, beside the package."""
+    if main.__module__.startswith("biomass."):
+        return Path(__file__).resolve().parents[1] / "configs"
+    return Path(inspect.getfile(main)).resolve().parent / "configs"
 
 
 def _job(main: Callable[[Config], float | None], outcomes: Path, node: DictConfig) -> float | None:

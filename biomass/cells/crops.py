@@ -206,7 +206,7 @@ def describe_search(screen: Screen, channel: str = "DAPI", diameter: float = DIA
     Raises:
         ConfigError: there is no such channel.
     """
-    (position,) = match_channels([channel], screen.pixels.channels)
+    (position,) = match_channels([channel], screen.pixels.channels, "channel")
     names = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
     for column in _NAMES:
         names.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())

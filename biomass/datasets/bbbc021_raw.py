@@ -36,9 +36,6 @@ from biomass.pixels.open_handles import Handles
 CHANNELS = ("DAPI", "tubulin", "actin")
 """The channels of a field, in the order of the image table (w1, w2, w4)."""
 
-CACHE_ADVICE = "set dataloaders.cache_dir to a folder that can be written"
-"""What an error says of measured corrections that cannot be kept; commands have an option for it instead."""
-
 IMAGE_TABLE = "BBBC021_v1_image.csv"
 MOA_TABLE = "BBBC021_v1_moa.csv"
 
@@ -396,7 +393,8 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write '{place}' ({error.strerror or one_line(error)}): {CACHE_ADVICE}") from error
+        why = error.strerror or one_line(error)
+        raise DataError(f"cannot write '{place}' ({why}): choose a folder that can be written", "cache_dir") from error
 
 
 def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:

@@ -34,9 +34,6 @@ METADATA_COLUMNS = ("cell_type", "dataset", "experiment", "plate", "well", "site
 CONTROLS = {"treatment": "", "positive_control": "positive", "negative_control": "negative"}
 """What a ``well_type`` is called in a Screen's column ``control``."""
 
-DOWNLOAD_ADVICE = ", or set dataloaders.source.download=true"
-"""What an error says where a download was not allowed."""
-
 _FOLDER = "rxrx1_v1.0"
 _METADATA = "metadata.csv"
 _RELEASE = "RELEASE_v1.0.txt"
@@ -63,7 +60,7 @@ def prepare_rxrx1(root_dir: str | Path = "data", download: bool = True) -> Path:
     if _is_prepared(folder):
         return folder
     if not download:
-        raise DataError(f"no RxRx1-WILDS in '{folder}': {_by_hand(folder)}{DOWNLOAD_ADVICE}")
+        raise DataError(f"no RxRx1-WILDS in '{folder}': {_by_hand(folder)}", "download")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{_FOLDER}.lock"):

@@ -32,7 +32,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from biomass.datasets.download import extract, fetch, find_archives, join
-from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, DOWNLOAD_ADVICE, METADATA_COLUMNS, check_metadata
+from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, METADATA_COLUMNS, check_metadata
 from biomass.errors import ConfigError, DataError, one_line
 from biomass.pixels.files import open_files
 from biomass.pixels.packed import packed_beside, packed_pixels, read_index
@@ -640,7 +640,7 @@ def prepare_rxrx1_cells(img_dir: str | Path, download: bool = True, base_url: st
     if folder.is_file():
         raise DataError(f"'{folder}' is a file: set dataloaders.img_dir to a folder of {LAYOUT}")
     if not download:
-        raise DataError(f"no cropped cells in '{folder}': {_by_hand(folder)}{DOWNLOAD_ADVICE}")
+        raise DataError(f"no cropped cells in '{folder}': {_by_hand(folder)}", "download")
     with _downloading(folder):  # before anything is written: without a network, nothing is left behind
         files = _record(f"{base_url}/api/records/{RECORD}")
     try:
