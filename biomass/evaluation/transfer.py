@@ -36,10 +36,10 @@ from biomass.evaluation.nearest import METRICS, BatchMixing, NearestResult, batc
 from biomass.evaluation.pooling import Profiles, mean_profiles
 from biomass.evaluation.tables import METADATA, aggregate
 from biomass.evaluation.whitening import tvn, whiten
-from biomass.inference import Statistics, Transform, infer
+from biomass.inference import Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
 from biomass.models import digest
-from biomass.norms import PlateBatchNorm
+from biomass.norms import PlateBatchNorm, Statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, Screen
 
@@ -518,18 +518,10 @@ def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> No
 
 def _statistics(normalization: str, cells: Screen) -> Statistics:
     """What a normalization means for batch norm, once it is sure that all plates have what it takes."""
-    if normalization == "controls":
-        count = np.bincount(cells.plate_ids[cells.negative_controls], minlength=len(cells.plate_names))
-        lacking = np.flatnonzero(count == 0)
-        if len(lacking):
-            others = f" (nor have {len(lacking) - 1} other plates)" if len(lacking) > 1 else ""
-            raise DataError(
-                f"plate '{cells.plate_names[lacking[0]]}'{others} has no cell of a negative control (DMSO), from which "
-                "it is to be normalized; leave it out, or normalize without controls"
-            )
-    if normalization == "frozen":
-        return Statistics("running", names=cells.plate_names)
-    return Statistics("batch", rows="controls" if normalization == "controls" else "all", names=cells.plate_names)
+    words = {"frozen": "running", "all": "plate"}
+    statistics = Statistics(words.get(normalization, normalization), names=cells.plate_names)
+    statistics.check(cells)
+    return statistics
 
 
 def _check_controls(how: str, cells: Screen) -> None:

@@ -105,7 +105,7 @@ def test_profiles_are_means_over_cells_normalized_plate_by_plate(
         plates = torch.zeros(len(rows), dtype=torch.int64)
         source = "running" if normalization == "frozen" else "batch"
         controls = controls if normalization == "controls" else None
-        with torch.no_grad(), plate_statistics(encoder, plates, source=source, controls=controls):
+        with torch.no_grad(), plate_statistics(encoder, plates, source=source, weights=controls):
             vectors = encoder.eval()(images).numpy()
         if normalize:
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

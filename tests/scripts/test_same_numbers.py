@@ -41,6 +41,7 @@ CELLS = (
 SIMCLR = (*CELLS, "model.projector=[16,16,8]", "num_views=2", "temperature=0.1", "weight_decay=0")
 SUPERVISED = (*CELLS, "eval_batch_size=64", "dataloaders.num_img=1", "weight_decay=1e-5")
 PROBE = (
+    "transforms=plain",
     "dataloaders=simulated_cells",
     *(o for o in CELLS if "source" in o or "num_workers" in o),
     "device=cpu",
