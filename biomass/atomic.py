@@ -7,6 +7,7 @@ reads it, and :func:`leftovers` finds it.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,23 @@ def writing(place: Path, advice: str | None = None) -> Iterator[None]:
         raise ConfigError(
             f"cannot write '{place}' ({error.strerror or error}): make room there, or choose another place", advice
         ) from error
+
+
+def check_writable(folder: Path, place: Path | None = None, advice: str | None = None) -> None:
+    """Make a folder and make sure that it can be written to, before hours of work find out that it cannot.
+
+    Args:
+        folder: where something will be written.
+        place: what the error names; the folder if left out.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
+    """
+    with writing(place or folder, advice):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def leftovers(path: Path) -> list[Path]:

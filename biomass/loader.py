@@ -4,17 +4,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from biomass.errors import BadImageError, BiomassError, ConfigError
-from biomass.screen import Screen
-
-OnBadImage = Literal["error", "skip"]
+from biomass.errors import BadImageError, BiomassError
+from biomass.screen import OnBadImage, Screen, check_on_bad_image
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +76,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         on_bad_image: OnBadImage = "error",
         instances: np.ndarray | None = None,
     ) -> None:
-        if on_bad_image not in ("error", "skip"):
-            raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip")
+        check_on_bad_image(on_bad_image)
         self.pixels = screen.pixels
         self.labels = screen.labels
         self.controls = screen.negative_controls

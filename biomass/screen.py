@@ -6,7 +6,7 @@ Whatever the source of a screen, everything behind it sees only this table and :
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,19 @@ CONTROLS = ("", "negative", "positive")
 
 UNLABELLED = -1
 """The value of the column ``label`` where nothing is known."""
+
+OnBadImage = Literal["error", "skip"]
+"""What to do with an image that cannot be read: stop with an error that names it, or leave it out."""
+
+
+def check_on_bad_image(on_bad_image: str) -> None:
+    """Make sure that it is one of :data:`OnBadImage`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if on_bad_image not in get_args(OnBadImage):
+        raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip", "skip")
 
 
 class Pixels(Protocol):

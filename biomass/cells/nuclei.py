@@ -13,8 +13,8 @@ from skimage.segmentation import watershed
 
 from biomass.errors import ConfigError, DataError, one_line
 
-IMAGE_TABLE = "supplement_Image.txt"
-OBJECT_TABLE = "supplement_Object.txt"
+SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS = "supplement_Image.txt", "supplement_Object.txt"
+"""The tables of Ljosa et al. (2013), Data S2."""
 
 DIAMETER = 36.0
 """Diameter of a typical MCF-7 nucleus in BBBC021, pixels."""
@@ -86,28 +86,28 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         DataError: a table is missing or damaged, a field is listed twice, or a nucleus lies in none of the fields.
     """
     folder = Path(folder).expanduser()
-    images = _read(folder / IMAGE_TABLE, _IMAGE_COLUMNS)
-    objects = _read(folder / OBJECT_TABLE, _OBJECT_COLUMNS)
+    images = _read(folder / SUPPLEMENT_IMAGES, _IMAGE_COLUMNS)
+    objects = _read(folder / SUPPLEMENT_OBJECTS, _OBJECT_COLUMNS)
     fields = images[["plate", "well"]].assign(site=images["file"].str.extract(_SITE, expand=False))
     if fields["site"].isna().any():
         name = images["file"][fields["site"].isna()].iloc[0]
-        raise DataError(f"file name '{name}' in '{folder / IMAGE_TABLE}' does not say its site (such as _s1_)")
+        raise DataError(f"file name '{name}' in '{folder / SUPPLEMENT_IMAGES}' does not say its site (such as _s1_)")
     for columns, table in ((["plate", "well", "site"], fields), (["table", "image"], images)):
         twice = table.duplicated(columns)
         if twice.any():
             what = ", ".join(f"{c} {v}" for c, v in table.loc[twice, columns].iloc[0].items())
-            raise DataError(f"'{folder / IMAGE_TABLE}' lists {what} twice: remove one of the rows")
+            raise DataError(f"'{folder / SUPPLEMENT_IMAGES}' lists {what} twice: remove one of the rows")
     keys = images[["table", "image"]].assign(field=np.arange(len(images)))
     nuclei = objects.merge(keys, how="left", on=["table", "image"])
     lost = nuclei["field"].isna()
     if lost.any():
         first = nuclei[lost].iloc[0]
         raise DataError(
-            f"{lost.sum()} of {len(lost)} nuclei in '{folder / OBJECT_TABLE}' lie in no image of "
-            f"'{folder / IMAGE_TABLE}', the first in table {first['table']}, image {first['image']}: "
+            f"{lost.sum()} of {len(lost)} nuclei in '{folder / SUPPLEMENT_OBJECTS}' lie in no image of "
+            f"'{folder / SUPPLEMENT_IMAGES}', the first in table {first['table']}, image {first['image']}: "
             "both files must come from the same download"
         )
-    return fields, _numbers(nuclei, folder / OBJECT_TABLE)
+    return fields, _numbers(nuclei, folder / SUPPLEMENT_OBJECTS)
 
 
 def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.datasets.any_source import open_source
 from biomass.pixels.packed import SUFFIX, verify
-from biomass.pixels.writer import pack
+from biomass.pixels.packed_writer import pack
 
 PLACE = 40
 

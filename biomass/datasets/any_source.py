@@ -7,10 +7,11 @@ from typing import Any
 
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
 from biomass.datasets.manifest import load_manifest
+from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.pixels.packed import ABOUT, load_packed
+from biomass.pixels.packed import ABOUT
 from biomass.screen import Screen
 
 _RXRX1 = "rxrx1_v1.0"

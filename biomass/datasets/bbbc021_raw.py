@@ -29,15 +29,11 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
+from biomass.pixels.bbbc021_files import IMAGE_TABLE, MOA_TABLE
+from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.files import SKIP_ADVICE
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
-
-CHANNELS = ("DAPI", "tubulin", "actin")
-"""The channels of a field, in the order of the image table (w1, w2, w4)."""
-
-IMAGE_TABLE = "BBBC021_v1_image.csv"
-MOA_TABLE = "BBBC021_v1_moa.csv"
 
 _FILES = tuple(f"Image_FileName_{channel.capitalize() if channel != 'DAPI' else channel}" for channel in CHANNELS)
 _FOLDER = "Image_PathName_DAPI"

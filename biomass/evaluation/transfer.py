@@ -37,11 +37,11 @@ from biomass.evaluation.pooling import Profiles, mean_profiles
 from biomass.evaluation.tables import METADATA, aggregate
 from biomass.evaluation.whitening import tvn, whiten
 from biomass.inference import Transform, infer
-from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
+from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import digest
 from biomass.norms import PlateBatchNorm, Statistics
 from biomass.samplers import PlateBatches
-from biomass.screen import PLATE, Screen
+from biomass.screen import PLATE, OnBadImage, Screen
 
 NORMALIZATIONS: Mapping[str, str] = {"frozen": "no BEN", "all": "BEN, all cells", "controls": "BEN, control cells"}
 """Where batch norm takes its statistics from, and what that is called in tables and figures: the running averages of

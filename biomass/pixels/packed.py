@@ -7,7 +7,7 @@
 
 ``python -m biomass.commands.pack <source>`` writes it to ``<source>.packed``; there the reader of the source finds it
 (:func:`packed_pixels`) and reads its pixels from it, unless the source has changed since: a few hundred files are
-looked at each time, all of them when it is packed again. :func:`load_packed` needs no source at all.
+looked at each time, all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` needs no source.
 """
 
 import json
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import string_array
-from biomass.screen import Screen
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
@@ -226,16 +225,6 @@ def open_packed(path: str | Path) -> PackedPixels:
         if found != store.images:
             raise _unusable(path, f"was cut off: {name} has {found} rows, expected {store.images}")
     return PackedPixels(path, store.channels, store.shape[1:], dtype, offset, store.images, bad=store.bad)
-
-
-def load_packed(path: str | Path) -> Screen:
-    """Read a packed store as the Screen that was packed, without its source.
-
-    Raises:
-        DataError: the store is incomplete, was cut off, or is of another version.
-    """
-    pixels = open_packed(path)
-    return Screen(read_index(pixels.path), pixels, Store.read(pixels.path).classes)
 
 
 def read_index(path: Path) -> pd.DataFrame:

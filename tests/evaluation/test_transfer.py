@@ -12,7 +12,8 @@ import torchvision
 from conftest import TINY_CELLS
 from scipy.spatial import cKDTree
 
-from biomass.cells.crops import crop_screen, place_nuclei
+from biomass.cells.crops import crop_screen
+from biomass.cells.fields import place_nuclei
 from biomass.cells.nuclei import read_nuclei
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError

@@ -20,24 +20,24 @@ from biomass.datasets import rxrx1
 from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.manifest import load_manifest
+from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.loader import BatchReader, Loader
 from biomass.pixels import packed as packed_module
-from biomass.pixels import writer as packing
+from biomass.pixels import packed_writer as packing
 from biomass.pixels.files import open_files
 from biomass.pixels.packed import (
     ABOUT,
     FILES,
     IMAGES,
     INDEX,
-    load_packed,
     open_packed,
     packed_beside,
     packed_pixels,
     verify,
 )
-from biomass.pixels.writer import pack
+from biomass.pixels.packed_writer import pack
 from biomass.screen import Screen, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1

@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT, TINY_CELLS, TINY_SCREEN
 
 from biomass.commands import crop
+from biomass.datasets.simulated import load_simulated_cells
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
-from biomass.simulation.rxrx1 import Design, load_simulated_cells, simulate_rxrx1
+from biomass.simulation.rxrx1 import Design, simulate_rxrx1
 from biomass.training import find_checkpoint, load_checkpoint, load_network
 
 SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")

@@ -34,8 +34,8 @@ from biomass.pixels.packed import (
     Store,
     describe_source,
     join_files,
-    load_packed,
     open_packed,
+    read_index,
     source_root,
     split_files,
     stamps,
@@ -267,14 +267,13 @@ def _put_in_place(part: Path, out: Path) -> None:
 
 def _update(screen: Screen, plan: _Plan, out: Path) -> None:
     """Bring the table and the classes of a store that is there up to date."""
-    packed = load_packed(out)
     store = Store.read(out)
     if store.fingerprint != plan.fingerprint:
         raise DataError(f"'{out}' is a store of other images: delete it, or choose another place")
-    if not packed.table.equals(screen.table):
+    if not read_index(out).equals(screen.table):
         screen.table.to_parquet(out / f"{INDEX}.part", compression="zstd", index=False)
         (out / f"{INDEX}.part").replace(out / INDEX)
-    if packed.classes != screen.classes:
+    if store.classes != screen.classes:
         (out / f"{ABOUT}.part").write_text(replace(store, classes=screen.classes).to_json())
         (out / f"{ABOUT}.part").replace(out / ABOUT)
     log.info("'%s' holds these images already", out)
