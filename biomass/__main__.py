@@ -18,14 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in [tool.name for tool in tools]:
         print(f"error: no tool '{name}'; {did_you_mean(name, [tool.name for tool in tools])}", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = [f"biomass {name}", *rest]
+    program = f"biomass {name}"
     try:
         tool = importlib.import_module(f"biomass.commands.{name}")
-        if hasattr(tool.main, "__wrapped__") and not {"--help", "-h"}.isdisjoint(rest):
-            # In place of Hydra's help, which lists keys and does not say what the tool is for.
-            print(f"{plain(tool.__doc__ or '')}\n\nAll its keys are explained in configs/{name}.yaml.")
+        if not hasattr(tool.main, "__wrapped__"):
+            tool.main(rest)
             return
-        tool.main()
+        if not {"--help", "-h"}.isdisjoint(rest):  # what follows are the keys: they do not say what the tool is for
+            print(plain(tool.__doc__ or ""), end="\n\n")
+        tool.main(rest, program)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biomass.errors import DataError
 from biomass.loader import Batch
-from biomass.models.poolers import pool
+from biomass.models.poolers import median_pool
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Bags:
             part = rows[start : start + chunk]
             bags = torch.from_numpy(self.read(part))
             present = torch.arange(bags.shape[1]) < torch.from_numpy(self.counts[part])[:, None]
-            vectors[part] = pool(bags, present, "median").numpy()
+            vectors[part] = median_pool(bags, present).numpy()
         return Profiles(vectors, self.counts)
 
 

@@ -679,7 +679,7 @@ def test_a_missing_encoder_is_told_before_the_cells_are_cut_out(run, overrides, 
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
     monkeypatch.setattr("biomass.datasets.bbbc021.load_bbbc021_cells", pytest.fail)
-    with pytest.raises(BiomassError, match=r"model_path 'nowhere' is neither|cannot fetch the pretrained weights"):
+    with pytest.raises(BiomassError, match=r"'nowhere' is neither|cannot fetch the pretrained weights"):
         run("transfer_bbbc021", *TINY, *overrides)
     assert not Path("runs").exists()
 

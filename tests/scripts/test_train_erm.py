@@ -131,7 +131,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill):
     ("overrides", "error", "message"),
     [
         (["model.d_out=3"], ConfigError, r"label \d .* is outside model.d_out=3; set model.d_out=6"),
-        (["dataloaders.eval_splits=[val,tset]"], ConfigError, "split 'tset' has no rows; this screen has: "),
+        (["dataloaders.eval_splits=[val,tset]"], ConfigError, "split 'tset' has no rows; did you mean 'test'"),
         (["dataloaders.max_groups=50"], ConfigError, "max_groups is 50, but these rows have only"),
         (["dataloaders.train_groupby=[week]"], ConfigError, "cannot group by 'week'"),
         (["+lerning_rate=1"], ConfigError, "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
