@@ -5,6 +5,7 @@ it is complete and on the disk. An error, or a Ctrl-C, removes it. A process tha
 reads it, and :func:`leftovers` finds it.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, one_line
 
 
 @contextmanager
@@ -67,8 +68,13 @@ def whole_folder(path: Path, advice: str | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(place: Path, advice: str | None = None) -> Iterator[None]:
+def writing(place: Path, advice: str | None = None, needed: int | None = None) -> Iterator[None]:
     """Turn an error of the file system into one line about ``place``.
+
+    Args:
+        place: what is written.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+        needed: bytes that it takes, for the error of a full disk.
 
     Raises:
         ConfigError: in place of an ``OSError``.
@@ -76,9 +82,11 @@ def writing(place: Path, advice: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"cannot write '{place}' ({error.strerror or error}): make room there, or choose another place", advice
-        ) from error
+        remedy = "choose another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            room = "" if needed is None else f" for {needed / 2**30:.1f} GiB"
+            remedy = f"make room{room}, or {remedy}"
+        raise ConfigError(f"cannot write '{place}' ({error.strerror or one_line(error)}): {remedy}", advice) from error
 
 
 def check_writable(folder: Path, place: Path | None = None, advice: str | None = None) -> None:

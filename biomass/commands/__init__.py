@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean, explain, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
 
 ADVICE = {
     "skip": "or give --on-bad-image skip",
@@ -133,8 +133,6 @@ def run_on_files(stopped: str, followed: Collection[str] = ()) -> Iterator[None]
         yield
     except BiomassError as error:
         advice = {name: text for name, text in ADVICE.items() if name not in followed}
-        message, old = str(error), ", or set dataloaders.on_bad_image=skip"
-        error = DataError(message.replace(old, ""), "skip" if old in message else error.advice)
         raise SystemExit(f"error: {explain(error, advice)}") from None
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)

@@ -20,7 +20,6 @@ import pandas as pd
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT, UNKNOWN
-from biomass.pixels.files import SKIP_ADVICE
 from biomass.pixels.open_handles import Handles
 
 _REMEDY = "make it again with pybbbc, or leave the plate out with plates=[…]"
@@ -200,9 +199,7 @@ class H5Pixels:
             except (OSError, KeyError, ValueError, TypeError) as error:  # the last three: it is another file by now
                 there = self.files[self.file[row]].is_file()
                 why = one_line(error) if there else "the file is missing"
-                raise BadImageError(
-                    f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}{SKIP_ADVICE}", int(row)
-                ) from error
+                raise BadImageError(f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}", int(row)) from error
         return images
 
     def name(self, row: int) -> str:

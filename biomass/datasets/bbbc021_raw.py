@@ -31,7 +31,6 @@ from tqdm import tqdm
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.bbbc021_files import IMAGE_TABLE, MOA_TABLE
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
-from biomass.pixels.files import SKIP_ADVICE
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
 
@@ -190,7 +189,8 @@ def check_plate(source: Path, table: pd.DataFrame) -> None:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
             f"plate {first['plate']} has no {channel} image of well {first['well']}, site {first['site']}: "
-            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}{SKIP_ADVICE}"
+            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}",
+            "skip",
         )
 
 
@@ -290,8 +290,7 @@ class RawPixels:
             _check_size(found, self.size)
         except _DAMAGED as error:
             raise BadImageError(
-                f"{self.channels[channel]} image '{source / name}' cannot be read "
-                f"({_why(error)}): {_REMEDY}{SKIP_ADVICE}",
+                f"{self.channels[channel]} image '{source / name}' cannot be read ({_why(error)}): {_REMEDY}",
                 row,
             ) from error
         return found
@@ -428,7 +427,7 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
             except _DAMAGED as error:
                 bad[name] = f"{channel} image '{source / name}' cannot be read ({_why(error)})"
                 if not skip_bad:
-                    raise DataError(f"{bad[name]}: {_REMEDY}{SKIP_ADVICE}") from error
+                    raise DataError(f"{bad[name]}: {_REMEDY}", "skip") from error
                 continue
             count += 1
             yield int(number), image

@@ -1,6 +1,6 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
-from biomass.training.calibrations import calibration_file, save_calibration, use_calibration
+from biomass.training.calibrations import calibration_file, check_calibration, save_calibration, use_calibration
 from biomass.training.cells import profile_screen
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
@@ -26,6 +26,7 @@ __all__ = [
     "adam",
     "build_probe",
     "calibration_file",
+    "check_calibration",
     "check_channels",
     "check_instances",
     "check_labels",

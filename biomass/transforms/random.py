@@ -17,9 +17,7 @@ def uniform(
         ConfigError: there is no generator. Inference has none, as it must give the same result twice.
     """
     if generator is None:
-        raise ConfigError(
-            "a random transform needs a torch.Generator, which inference does not have: train with it only"
-        )
+        raise ConfigError("a random transform needs a torch.Generator, and inference has none", advice="transforms")
     draws = torch.rand(len(images), *shape, generator=generator, device=images.device, dtype=torch.float64)
     return draws * (high - low) + low
 

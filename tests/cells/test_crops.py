@@ -336,6 +336,30 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
+def test_a_search_that_was_stopped_when_all_plates_were_finished_is_kept_whole(tmp_path, monkeypatch):
+    file = tmp_path / "cells.nuclei.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_report_unread", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            find_all_nuclei(with_nuclei(), "DAPI", 16, file=file)
+    assert sorted(p.name for p in (tmp_path / "cells.nuclei.parquet.part").iterdir()) == ["0.parquet", "1.parquet"]
+    screen = with_nuclei()
+    expected = find_all_nuclei(with_nuclei(), "DAPI", 16)
+    assert_same(find_all_nuclei(screen, "DAPI", 16, file=file), expected)
+    assert not screen.pixels.reads
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_parts_of_another_search_are_not_taken_for_ones_of_this(tmp_path):
+    file = tmp_path / "cells.nuclei.parquet"
+    with pytest.raises(BadImageError):
+        find_all_nuclei(with_nuclei(bad=(4,)), "DAPI", 16, file=file)
+    screen = with_nuclei()
+    expected = find_all_nuclei(with_nuclei(), "DAPI", 18)
+    assert_same(find_all_nuclei(screen, "DAPI", 18, file=file), expected)
+    assert sorted(screen.pixels.reads) == [0, 1, 2, 3, 4, 5]
+
+
 def test_fields_that_could_not_be_read_are_looked_at_by_the_next_call(tmp_path):
     file = tmp_path / "cells.nuclei.parquet"
     first = find_all_nuclei(with_nuclei(bad=(0, 4)), "DAPI", 16, on_bad_image="skip", file=file)

@@ -205,6 +205,20 @@ def test_advice_names_options_that_exist(tmp_path):
             assert any(option in one for one in helps), option
 
 
+def test_no_option_is_named_below_the_tools():
+    """A reader does not know whether a script, a tool or a notebook has called it."""
+    own = {option for name in ON_FILES for option in re.findall(r'"(--[\w-]+)"', source_of(name))} | {"--on-bad-image"}
+    assert len(own) > 5
+    for path in (ROOT / "biomass").rglob("*.py"):
+        if path.parent.name != "commands" and path.name != "__main__.py":
+            assert not {option for option in own if option in path.read_text()}, path
+
+
+def source_of(name: str) -> str:
+    folder = ROOT / "biomass" / "commands"
+    return (folder / f"{name}.py").read_text() + (folder / "__init__.py").read_text()
+
+
 # --- tools that load a model ------------------------------------------------------------------------------------------
 
 OVERRIDES = '''"""Show what it was given.
