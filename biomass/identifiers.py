@@ -148,6 +148,28 @@ def wells_at(rows: object, columns: object, *, place: Place = from_zero) -> np.n
     return np.array(result, dtype=object)
 
 
+def normal_column(column: "pd.Series[Any]", *, place: Place = from_zero) -> "pd.Series[Any]":
+    """A column of a table with its names in normal form, ``None`` where one is missing.
+
+    Numbers, truth values and dates stay what they are, and categories keep their order. A column called ``well``, or
+    ``…_well``, is one of wells.
+
+    >>> normal_column(pd.Series(["A1", "NA"], name="Metadata_Well")).tolist()
+    ['A01', None]
+    """
+    kind, what = column.dtype, str(column.name)
+    if pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind):
+        return column
+    form = wells if re.fullmatch(r"(.*_)?well(_position)?", what, re.IGNORECASE) else names
+    texts = form(column, what, place=place)
+    texts[texts == ""] = None
+    new = pd.Series(texts, column.index, name=column.name)
+    if not isinstance(kind, pd.CategoricalDtype):
+        return new
+    order = dict.fromkeys(name for name in form(kind.categories, what) if name)
+    return new.astype(pd.CategoricalDtype(list(order), kind.ordered))
+
+
 def is_missing(values: object) -> np.ndarray:
     """Which of N values are missing, (N,) bool: the one definition, see the module.
 
@@ -429,5 +451,6 @@ def _why(lone: pd.DataFrame, there: pd.DataFrame) -> str:
         if absent:
             some = ", ".join(f"'{value}'" for value in absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
             shown = ", ".join(map(str, known[:_SHOWN])) + (", …" if len(known) > _SHOWN else "")
-            return f"there is no {column} {some} there, but {shown} ({_nearest(absent[0], known) or 'none is near'})"
+            near = _nearest(absent[0], known)
+            return f"there is no {column} {some} there, but {shown}{f' ({near})' if near else ''}"
     return f"their values are there, but not together ({', '.join(map(str, lone.columns))})"

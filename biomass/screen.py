@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.identifiers import names, wells
 
 COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split", "control")
 """The canonical columns, in this order, of every screen's table."""
@@ -21,6 +22,9 @@ PLATE = ("experiment", "plate")
 
 CONTROLS = ("", "negative", "positive")
 """The values of the column ``control``; the empty one is a treated (perturbed) well."""
+
+NAMED = ("compound", "moa")
+"""Further columns of names, where a source has them; empty where one is missing."""
 
 UNLABELLED = -1
 """The value of the column ``label`` where the class is unknown."""
@@ -150,12 +154,14 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
     """Check a source's table, number its plates and return the Screen.
 
     Args:
-        table: the canonical columns, and any others; names of plates and the like become text.
+        table: the canonical columns, and any others; names become text in the normal form of
+            :mod:`biomass.identifiers`, those of compounds and mechanisms, too.
         pixels: the images, in the order of the rows.
         classes: names of the labels.
 
     Raises:
-        DataError: a canonical column is missing, a label has no class, a control is unknown, or the table is empty.
+        DataError: a canonical column is missing, a label has no class, a control is unknown, two names differ in
+            nothing but case, or the table is empty.
 
     >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["", ""]) | {"plate": ["A", "B"], "label": [0, -1]})
     >>> screen = make_screen(table, pixels=None, classes=["DMSO"])
@@ -168,8 +174,9 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
     if table.empty:
         raise DataError("the table has no rows; a screen needs at least one image")
     table = table.reset_index(drop=True)
-    for column in ("experiment", "plate", "well", "site", "cell_type", "split", "control"):
-        table[column] = table[column].astype(str).astype("category")
+    for column in (*COLUMNS, *NAMED):
+        if column != "label" and column in table:
+            table[column] = pd.Categorical((wells if column == "well" else names)(table[column], column))
     table["label"] = table["label"].astype(np.int64)
     bad = table.index[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
     if len(bad):

@@ -36,7 +36,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"
 _SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
 _RECORDS = 100  # rows of them
 _BLOCK = 1 << 24  # bytes; no row may be longer
-_SHOWN = 3  # rows or columns that a message lists
+_SHOWN, _MANY = 3, 20  # rows, and columns, that a message lists
 
 _FOREIGN = (
     (b"PK\x03\x04", "an Excel workbook or another zip archive", "save the sheet as CSV (UTF-8), or unpack it"),
@@ -65,6 +65,7 @@ _BOMS = (
 )
 _HTML = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
 _NUMERIC = re.compile(r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*")
+_WHOLE_COMMA = r"^([+-]?\d+(,0+)?)?$"
 _DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 
 log = logging.getLogger(__name__)
@@ -104,37 +105,59 @@ class TableFile:
         where = from_zero(row) if self.rows is None else f"row {self.rows[row]}"
         return f"{where} of '{self.path.name}'"
 
+    def require(self, columns: Iterable[str], what: str = "table", advice: str | None = None) -> None:
+        """Make sure that the table has some columns.
+
+        Raises:
+            DataError: it lacks one.
+        """
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            hint = _list(self.columns, _MANY)
+            raise DataError(f"{what} '{self.path}' has no column '{missing[0]}'; it has: {hint}", advice)
+
     def frame(self, numbers: Collection[str] = ()) -> pd.DataFrame:
         """The table for pandas.
 
         Args:
             numbers: columns of text that become numbers if all their values are; those that stay missing are NaN. A
                 number with a leading zero (``0012``), or of more digits than 64 bits hold, is a name: such columns stay
-                text. Where values are not separated by commas, ``0,5`` is a number.
+                text. Where values are not separated by commas, ``0,5`` is a number, and a column of ``1,0`` and ``2,0``
+                is one of ``1`` and ``2``.
         """
         table, commas = self.arrow, []
         for i, name in enumerate(table.column_names):
-            if name in numbers and self.rows is not None:
-                column, comma = _as_numbers(table[name], self.commas)
-                table = table.set_column(i, name, column)
-                commas += [name] * comma
+            if self.rows is None:
+                break
+            column, comma = table[name], False
+            if name in numbers:
+                column, comma = _as_numbers(column, self.commas)
+            elif self.commas and pc.all(pc.match_substring_regex(column, _WHOLE_COMMA)).as_py():
+                column = pc.replace_substring_regex(column, r",0+$", "")
+            table = table.set_column(i, name, column)
+            commas += [name] * comma
         if commas:
             log.warning("'%s': numbers are written with decimal commas in %s", self.path, _list(commas))
         return table.to_pandas(ignore_metadata=True)
 
-    def numbers(self, column: str) -> np.ndarray:
+    def numbers(self, column: str, needed: bool = False) -> np.ndarray:
         """A column that must hold numbers, (N,) float64, NaN where a value is missing.
 
+        Args:
+            column: its name.
+            needed: whether every row must have one.
+
         Raises:
-            DataError: a value is not a number; names it and its row.
+            DataError: a value is not a number, or is missing but needed; names it and its row.
         """
-        values = self.frame([column])[column]
-        if pd.api.types.is_numeric_dtype(values):
-            return values.to_numpy(np.float64, na_value=np.nan)
+        values = self.arrow.select([column]).to_pandas(ignore_metadata=True)[column]
         text = values.astype("string").str.strip().fillna("")
-        written = text.where(~text.str.fullmatch(_DECIMAL_COMMA), text.str.replace(",", ".")) if self.commas else text
+        written = text
+        if self.commas and text.str.contains(",").any():
+            log.info("'%s': numbers are written with decimal commas in %s", self.path, column)
+            written = text.where(~text.str.fullmatch(_DECIMAL_COMMA), text.str.replace(",", "."))
         numbers = pd.to_numeric(written, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        bad = np.isnan(numbers) & ~text.isin(["", *MISSING_WORDS]).to_numpy(bool)
+        bad = np.isnan(numbers) & (needed | ~text.isin(["", *MISSING_WORDS]).to_numpy(bool))
         if bad.any():
             row = int(np.argmax(bad))
             raise DataError(f"{self.place(row)} says '{values[row]}' for '{column}', which is not a number: correct it")
@@ -357,7 +380,7 @@ def _check_names(there: Sequence[str], columns: Sequence[str] | None, name: str)
         raise DataError(f"{name} has two columns '{twice[0]}': rename one of them")
     missing = [one for one in columns or () if one not in there]
     if missing:
-        raise DataError(f"{name} has no column '{missing[0]}'; it has: {_list(there, 20)}")
+        raise DataError(f"{name} has no column '{missing[0]}'; it has: {_list(there, _MANY)}")
 
 
 def _find_layout(raw: bytes, path: Path) -> _Layout:

@@ -95,6 +95,9 @@ def test_decimal_commas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     np.testing.assert_array_equal(frame["x"], [125, -3, np.nan])
     assert frame["sites"].tolist() == ["1,2", "1,2,3", "4"]
     assert "decimal commas in dose, x" in caplog.text
+    assert table.frame()["dose"].tolist() == ["0,5", "", "2"]  # as written
+    (tmp_path / "whole.csv").write_text("site;sites\n1,0;1,2\n;1,0\n2,0;3\n")  # made floats by the missing one
+    assert read_table(tmp_path / "whole.csv").frame().to_numpy().T.tolist() == [["1", "", "2"], ["1,2", "1,0", "3"]]
     np.testing.assert_array_equal(table.numbers("dose"), [0.5, np.nan, 2])
     with pytest.raises(DataError, match=r"row 3 of 't\.csv' says '1,2,3' for 'sites', which is not a number"):
         table.numbers("sites")

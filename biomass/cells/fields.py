@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
-from biomass.errors import DataError
+from biomass.identifiers import match
 from biomass.screen import Screen
 
 COLUMNS = ("image", "x", "y", "area")
@@ -47,35 +48,35 @@ def join_nuclei(*parts: Nuclei) -> Nuclei:
     return Nuclei(table, np.sort(np.concatenate([part.fields for part in parts])))
 
 
-def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame) -> Nuclei:
+def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame, *, subset: bool = False) -> Nuclei:
     """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
+
+    A table of more fields than the screen has, or of fewer, is no matter; the log says how many are left over. Where
+    both have fields that the other lacks, their names most likely differ, and cells would be lost: that is refused.
 
     Args:
         screen: the fields.
         fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
         nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
-            them. Nuclei of fields that the screen does not have are left out.
+            them.
+        subset: the names are known to be the same, and the screen to have only a part of the fields: say nothing
+            about the others, and do not refuse.
 
     Raises:
-        DataError: the screen has none of the fields, or two fields of the same name.
+        DataError: the screen has none of the fields, or two fields of the same name, or both have fields that the
+            other lacks.
     """
     keys = [column for column in FIELD if column in fields]
-    rows = screen.table[keys].astype(str).assign(image=np.arange(len(screen)))
-    twice = rows.duplicated(keys)
-    if twice.any():
-        name = name_field(rows[twice].iloc[0], keys)
-        raise DataError(f"two fields of the screen are {name}: nuclei cannot be matched with them by name")
-    matched = fields[keys].astype(str).merge(rows, how="left", on=keys)["image"]
-    if matched.isna().all():
-        listed, own = name_field(fields.iloc[0], keys), name_field(rows.iloc[0], keys)
-        raise DataError(
-            f"the screen has none of the {len(fields)} fields of the table of nuclei: a field is called '{listed}' "
-            f"there, '{own}' in the screen"
-        )
-    image = matched.to_numpy()[nuclei["field"].to_numpy()]
-    there = np.isfinite(image)
-    table = nuclei.loc[there, ["x", "y", "area"]].assign(image=image[there].astype(np.int64)).reset_index(drop=True)
-    return Nuclei(table[list(COLUMNS)], np.unique(matched.dropna().to_numpy(np.int64)))
+    place = partial(
+        match, fields, screen.table, keys, left_name="fields of the nuclei", right_name="fields of the screen"
+    )
+    image = place(left_over="ignore")
+    unseen = len(screen) - len(np.unique(image[image >= 0]))
+    refused = unseen == len(screen) or (unseen and not subset)
+    image = place(left_over="error" if refused else "ignore" if subset else "say", right_over="say", advice="nuclei")
+    of_nucleus = image[nuclei["field"].to_numpy(np.int64)]
+    table = nuclei[["x", "y", "area"]].assign(image=of_nucleus)[of_nucleus >= 0].reset_index(drop=True)
+    return Nuclei(table[list(COLUMNS)], np.unique(image[image >= 0]))
 
 
 def name_field(row: "pd.Series[Any]", columns: Sequence[str] = FIELD) -> str:

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_cells(screen, args.size, args.out, search)
         kept = nuclei_file(args.out)
         if listed is not None:
-            nuclei = place_nuclei(screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed))
+            nuclei = place_nuclei(
+                screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed), subset=listed.is_dir()
+            )
         else:
             nuclei = find_all_nuclei(
                 screen,

@@ -168,7 +168,7 @@ def load_bbbc021_cells(
     folder = Path(nuclei_dir) if nuclei_dir is not None else find_supplement(root)
     if folder is not None:
         check_cells(screen, size, store)
-        found = place_nuclei(screen, *nuclei.read_nuclei(folder))
+        found = place_nuclei(screen, *nuclei.read_nuclei(folder), subset=True)
     else:
         searched = screen if "DAPI" in screen.pixels.channels else load(channels=[*channels, "DAPI"])
         search = describe_search(searched, "DAPI", diameter)
@@ -228,7 +228,7 @@ def _rows_of_plates(plates: Collection[str] | None, table: pd.DataFrame, file: P
     """The rows of some plates, (n,) int64; all if none are named."""
     known = sorted(table["plate"].unique())
     if plates is not None:
-        bbbc021_h5.check_plates(plates, known, file)
+        plates = bbbc021_h5.find_plates(plates, known, file)
     return np.flatnonzero(table["plate"].isin(known if plates is None else plates))
 
 

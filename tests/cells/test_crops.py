@@ -436,7 +436,7 @@ def test_published_nuclei(fields, tmp_path):
     listed, nuclei = read_nuclei(tmp_path)
     assert listed.to_numpy().tolist() == [["P1", "B01", "1"], ["P2", "B02", "1"], ["P9", "B00", "1"]]
     assert nuclei.to_numpy().tolist() == [[1, 20.25, 15, 900], [0, 9, 8, 900], [2, 1, 1, 900], [1, 11, 12, 900]]
-    placed = place_nuclei(fields[0], listed, nuclei)  # the screen has no plate P9
+    placed = place_nuclei(fields[0], listed, nuclei, subset=True)  # the screen has no plate P9
     assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900], [1, 9, 8, 900], [2, 11, 12, 900]]
     assert placed.fields.tolist() == [1, 2]
 
@@ -464,9 +464,54 @@ def test_missing_tables_of_nuclei(tmp_path):
 
 def test_nuclei_that_fit_no_field(fields):
     listed = pd.DataFrame({"plate": ["P7"], "well": ["B00"], "site": ["1"]})
-    message = "'plate P7, well B00, site 1' there, 'plate P1, well B00, site 1' in the screen"
+    nuclei = pd.DataFrame({"field": [0], "x": [1.0], "y": [1.0], "area": [1.0]})
+    for subset in (False, True):
+        with pytest.raises(DataError, match=r"1 of 1 .*4 fields.*plate P7, well B00, site 1; .*P1, P2"):
+            place_nuclei(fields[0], listed, nuclei, subset=subset)
+
+
+def test_names_that_differ_lose_no_cells(fields, tmp_path, caplog):
+    """Wells A1, A2, A03 against A01 …: matched; and where a name really differs, that is refused, not passed over."""
+    screen, nuclei = fields
+    save_nuclei(screen, nuclei, tmp_path / "nuclei.parquet")
+    table = pd.read_parquet(tmp_path / "nuclei.parquet")
+    expected = place_nuclei(screen, *read_nuclei_table(tmp_path / "nuclei.parquet"))
+    rewritten = table.assign(
+        well=table["well"].str.replace("0", "").str.lower().where(table["well"] != "B00", "B00"),
+        plate=table["plate"] + " ",
+        site=table["site"].astype(float),
+    )
+    for name, options in (("a.csv", {}), ("b.csv", {"sep": ";", "decimal": ","}), ("c.tsv", {"sep": "\t"})):
+        rewritten.to_csv(tmp_path / name, index=False, **options)
+        again = place_nuclei(screen, *read_nuclei_table(tmp_path / name))
+        np.testing.assert_allclose(again.table.to_numpy(), expected.table.to_numpy())
+        np.testing.assert_array_equal(again.fields, expected.fields)
+    table[table["plate"] == table["plate"].iloc[0]].to_csv(tmp_path / "some.csv", index=False)
+    assert len(place_nuclei(screen, *read_nuclei_table(tmp_path / "some.csv")).fields) < len(expected.fields)
+    assert "fields of the screen have no partner" in caplog.text
+    table.replace({"plate": {table["plate"].iloc[0]: "P77"}}).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(DataError, match=r"no plate 'P77' there.*P1, P2") as caught:
+        place_nuclei(screen, *read_nuclei_table(tmp_path / "other.csv"))
+    assert caught.value.advice == "nuclei"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (",B01,1,3,4", r"row 3 of 'n\.csv' has no plate"),
+        ("P1,NA,1,3,4", r"row 3 of 'n\.csv' has no well"),
+        ("P1,B01,1,3,x", r"row 3 of 'n\.csv' says 'x' for 'y'"),
+        ("P1,B01,1,,4", r"row 3 of 'n\.csv' has only one"),
+        ("P1,B01,1,3", "row 3 has 4 values"),
+    ],
+)
+def test_a_faulty_table_of_nuclei_says_where(tmp_path, row, message):
+    (tmp_path / "n.csv").write_text(f"plate,well,site,x,y\nP1,B01,1,3,4\n{row}\n")
     with pytest.raises(DataError, match=message):
-        place_nuclei(fields[0], listed, pd.DataFrame({"field": [0], "x": [1.0], "y": [1.0], "area": [1.0]}))
+        read_nuclei_table(tmp_path / "n.csv")
+    (tmp_path / "n.csv").write_text("plate,well,x,y\nP1,B01,3,4\n")
+    with pytest.raises(DataError, match="no column 'site'; it has: plate, well, x, y"):
+        read_nuclei_table(tmp_path / "n.csv")
 
 
 def test_saved_nuclei_are_read_again(fields, tmp_path):
@@ -527,7 +572,7 @@ def test_the_command_on_a_manifest(manifest, capsys):
     main(arguments(manifest))
     assert "holds 3 cells of 3 fields" in capsys.readouterr().out
     cells = load_packed(manifest.parent / "cells")
-    assert cells.table["well"].tolist() == ["B0", "B0", "B1"]
+    assert cells.table["well"].tolist() == ["B0", "B0", "B01"]
     assert cells.pixels.channels == ("DAPI", "actin")
     dna = np.asarray(Image.open(manifest.parent / "1_dna.tif"))
     np.testing.assert_array_equal(cells.pixels.read(np.array([2]))[0, 0], dna[28:52, 38:62])
