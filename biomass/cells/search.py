@@ -13,11 +13,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from biomass.atomic import check_writable
-from biomass.cells.fields import FIELD, NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
+from biomass.cells.fields import NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
 from biomass.cells.nuclei import DIAMETER, find_nuclei
 from biomass.channels import match_channels
 from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.screen import OnBadImage, Screen, check_on_bad_image
+from biomass.screen import FIELD, OnBadImage, Screen, check_on_bad_image
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from biomass.commands.pack import main
-from biomass.datasets import rxrx1
 from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.manifest import load_manifest
@@ -413,9 +412,7 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
     assert "complete and unchanged" in capsys.readouterr().out
 
 
-def test_the_command_packs_fields_of_view(tmp_path, data_root, monkeypatch):
-    # what wilds makes of the metadata is none of our business here, and importing it takes seconds
-    monkeypatch.setattr(rxrx1, "_official", lambda root: (np.repeat("train", 24), np.arange(24) % 4))
+def test_the_command_packs_fields_of_view(tmp_path, data_root):
     folder = simulate_rxrx1(
         data_root,
         Design(experiments=3, plates=1, treatments=2, positive_controls=1, wells=2, negative_wells=1, size=48),
