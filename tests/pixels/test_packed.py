@@ -232,7 +232,7 @@ def test_labels_come_from_the_metadata_of_today_not_from_the_store(tmp_path):
 
 def test_a_store_that_holds_no_cells_does_not_stand_for_them(tmp_path, screen):
     pack(screen, tmp_path / "cells.packed")
-    with pytest.raises(DataError, match="holds no cropped cells"):
+    with pytest.raises(DataError, match="cropped cells"):
         load_rxrx1_cells(tmp_path / "cells", include_labels=False)
 
 
