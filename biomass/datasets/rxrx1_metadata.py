@@ -37,8 +37,8 @@ def read_metadata(path: Path) -> pd.DataFrame:
 
     >>> file = getfixture("tmp_path") / "metadata.csv"
     >>> _ = file.write_text(",".join(COLUMNS) + "\\nRPE,train,RPE-01,1,B2,2,treatment,s1,0\\n")
-    >>> read_metadata(file)[["well", "site", "label", "dataset", "place"]].iloc[0].tolist()
-    ['B02', '2', 0, 'train', 'RPE-01/Plate1/B2_s2']
+    >>> read_metadata(file)[["well", "site", "dataset", "place"]].iloc[0].tolist()
+    ['B02', '2', 'train', 'RPE-01/Plate1/B2_s2']
     """
     table = read_table(path, "metadata", advice="metadata_file")
     table.require(COLUMNS, "metadata", "metadata_file")
