@@ -149,24 +149,24 @@ def wells_at(rows: object, columns: object, *, place: Place = from_zero) -> np.n
 
 
 def normal_column(column: "pd.Series[Any]", *, place: Place = from_zero) -> "pd.Series[Any]":
-    """A column of a table with its names in normal form, ``None`` where one is missing.
+    """A column of a table with its names in normal form; a missing one is an empty text, or stays ``None`` or NaN.
 
     Numbers, truth values and dates stay what they are, and categories keep their order. A column called ``well``, or
     ``…_well``, is one of wells.
 
-    >>> normal_column(pd.Series(["A1", "NA"], name="Metadata_Well")).tolist()
-    ['A01', None]
+    >>> normal_column(pd.Series(["A1", "NA", None], name="Metadata_Well")).tolist()
+    ['A01', '', None]
     """
     kind, what = column.dtype, str(column.name)
     if pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind):
         return column
     form = wells if re.fullmatch(r"(.*_)?well(_position)?", what, re.IGNORECASE) else names
     texts = form(column, what, place=place)
-    texts[texts == ""] = None
     new = pd.Series(texts, column.index, name=column.name)
+    new[column.isna()] = None
     if not isinstance(kind, pd.CategoricalDtype):
         return new
-    order = dict.fromkeys(name for name in form(kind.categories, what) if name)
+    order = dict.fromkeys(form(kind.categories, what))
     return new.astype(pd.CategoricalDtype(list(order), kind.ordered))
 
 

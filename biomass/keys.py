@@ -67,7 +67,7 @@ TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
 _PLACES = (
     "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path download on_bad_image"
 )
-_NAMES = "columns image channels cell_type classes splits control"
+_NAMES = "image channels cell_type classes splits control"
 READER = TARGET._replace(places=frozenset(_PLACES.split()), names=frozenset(_NAMES.split()))
 
 KEYS = {
@@ -211,6 +211,7 @@ ADVICE = {
     "nuclei": Advice("the nuclei are read from {key}", (f"{_SOURCE}.nuclei_dir",)),
     "store": Advice("the store is {key}", ("dataloaders.store", f"{_SOURCE}.store")),
     # the table of a screen
+    "path": Advice("the table is {key}, relative to dataloaders.root_dir", (f"{_SOURCE}.path",)),
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
     "splits": Advice("the splits are {key}", (f"{_SOURCE}.splits",)),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
@@ -235,8 +236,11 @@ ADVICE = {
     # network and training
     "d_out": Advice("set {key}", ("model.d_out", "out_features")),
     "out_features": Advice("set {key}", ("out_features",)),
+    "in_features": Advice("leave {key} out", ("in_features",)),
+    "model_path": Advice("set {key} or sup_model_path", ("model_path",)),
     "use_projs": Advice("set {key}=false", ("use_projs",)),
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
+    "transforms": Advice("take it out of {key}", ("transforms.eval",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
     "statistics": Advice("set {key}", ("statistics", "statistics_rows", "model_train_mode", "normalizations")),
     "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),
@@ -244,7 +248,7 @@ ADVICE = {
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "devices": Advice("set {key}", ("trainer.devices",)),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
-    "resume": Advice("set {key}", ("resume",)),
+    "resume": Advice("{key}=auto continues it, run_name names another", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }
 """What the advice of an error (:class:`biomass.errors.BiomassError`) means for the user of a script."""
