@@ -20,6 +20,9 @@ COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split",
 PLATE = ("experiment", "plate")
 """The columns that together name a plate."""
 
+FIELD = (*PLATE, "well", "site")
+"""The columns that together name a field of view."""
+
 CONTROLS = ("", "negative", "positive")
 """The values of the column ``control``; the empty one is a treated (perturbed) well."""
 
