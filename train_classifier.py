@@ -11,6 +11,7 @@ import numpy as np
 
 from biomass import training
 from biomass.config import Config, build, run_name, script
+from biomass.evaluation import profile_screen
 from biomass.inference import Statistics, infer
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import digest
@@ -71,7 +72,7 @@ def main(cfg: Config) -> float | None:
     training.check_resume(resume, about)
     skipped = SkippedImages(cells)
     outputs = infer(fabric, encoder, loader, standardize, statistics, skipped)
-    fields = training.profile_screen(cells, instances, outputs, cfg.pooler, normalize)
+    fields = profile_screen(cells, instances, outputs, cfg.pooler, normalize)
 
     # from here on the run writes
     reader = BatchReader(fields, fields.plate_ids)

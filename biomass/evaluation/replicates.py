@@ -94,14 +94,16 @@ def replicate_map(
     control = control_rows(profiles, controls)
     if control.all():
         raise DataError(f"all {len(control)} rows are controls, so there is no treatment; give the treated rows, too")
-    treatments, plates = group_numbers(profiles, treatment)[0], group_numbers(profiles, plate)[0]
+    plates = group_numbers(profiles, plate)[0]
+    treatments = np.empty(len(control), np.int64)
+    treatments[~control] = named = group_numbers(profiles[~control], treatment)[0]
+    # a control is nobody's replicate, whatever it is called: alone in its treatment, it makes no pair with others
+    treatments[control] = named.max() + 1 + np.arange(control.sum())
     if metric != "euclidean":
         matrix = directions(matrix, centre=metric == "correlation")
 
     meta = pd.DataFrame({"treatment": treatments, "plate": plates, "control": control})
     if question == "same_plate":
-        # a control is nobody's replicate: alone in its treatment, it makes no pair with the other controls
-        meta.loc[control, "treatment"] = treatments.max() + 1 + np.arange(control.sum())
         positive, negative = _pairs(meta, ["treatment"], []), _pairs(meta, ["plate"], ["control"])
     else:
         keep = np.flatnonzero(~control)

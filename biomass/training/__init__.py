@@ -4,7 +4,6 @@ from biomass.training.cells import (
     ContrastiveEvaluation,
     check_instances,
     check_negatives,
-    profile_screen,
     sampler_columns,
     view_loader,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "load_network",
     "make_fabric",
     "one_of",
-    "profile_screen",
     "sampler_columns",
     "save_checkpoint",
     "set_up",

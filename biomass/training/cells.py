@@ -1,6 +1,6 @@
-"""What the scripts for single cells share: batches of views, profiles of a frozen encoder, contrastive validation."""
+"""What the scripts for single cells share: batches of views, checks of them, and contrastive validation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -8,16 +8,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.pooling import ArrayPixels, Bags, mean_profiles
 from biomass.inference import Statistics, Transform, infer, share_of_rank
-from biomass.loader import Batch, BatchReader, BatchSource, Loader, SkippedImages
-from biomass.models.poolers import POOLERS
+from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
 from biomass.objectives import contrastive_loss
 from biomass.samplers import CellBatches, PlateBatches
-from biomass.screen import PLATE, Pixels, Screen
+from biomass.screen import PLATE, Screen
 
 SAMPLERS: Mapping[str, Sequence[str] | None] = {"random": None, "plate": PLATE, "exp": ("experiment",)}
 """What a batch is drawn from, by the word in the YAML: anything, one plate, one experiment."""
@@ -178,43 +176,3 @@ class ContrastiveEvaluation:
                 raise DataError(f"no image of split '{split}' could be read; look at on_bad_image")
             metrics[f"{split}/loss"] = total / count
         return metrics
-
-
-def profile_screen(
-    screen: Screen,
-    instances: np.ndarray,
-    outputs: Iterable[tuple[Batch, Tensor]],
-    pooler: str = "mean",
-    normalize: bool = True,
-) -> Screen:
-    """Pool the vectors of cells into a Screen whose rows are fields of view, its "pixels" their vectors.
-
-    Args:
-        screen: the cells.
-        instances: (rows of the screen,) the field of view that each cell belongs to, dense.
-        outputs: batches of cells and their vectors, as :func:`biomass.inference.infer` yields them.
-        pooler: ``mean`` and ``median`` give a vector (D,) a field, ``attention`` keeps the vectors of all cells.
-        normalize: scale the vector of every cell to length 1.
-
-    Returns:
-        A row for each field, described by its first cell; a field without any vector belongs to no split.
-
-    Raises:
-        ConfigError: an unknown pooler.
-    """
-    fields, first = np.unique(instances, return_index=True)
-    pixels: Pixels
-    if pooler == "mean":
-        profiles = mean_profiles(outputs, len(fields), normalize)
-        pixels, counts = ArrayPixels(profiles.vectors), profiles.counts
-    elif pooler == "median":
-        profiles = Bags(outputs, len(fields), normalize).median_profiles()
-        pixels, counts = ArrayPixels(profiles.vectors), profiles.counts
-    elif pooler == "attention":
-        pixels = Bags(outputs, len(fields), normalize)
-        counts = pixels.counts
-    else:
-        raise ConfigError(f"pooler '{pooler}' is unknown; choose {', '.join(POOLERS)}")
-    table = screen.table.iloc[first].reset_index(drop=True)
-    table["split"] = table["split"].astype(str).where(counts > 0, "")
-    return Screen(table, pixels, screen.classes)

@@ -14,7 +14,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from biomass.evaluation import transfer
+from biomass.evaluation import encode, transfer
 from biomass.models import Architecture, build_network
 
 NOTEBOOK = ROOT / "notebooks/pybbbc.ipynb"
@@ -72,7 +72,8 @@ def test_the_notebook_runs_without_any_download(tmp_path):
     tables, pictures = execute(FOLDER=str(tmp_path / "out"), **SMALL)
     assert pictures == 4
     rows = [line.split(" | ")[:2] for line in tables[0].splitlines()[2:]]
-    assert rows == [[f"| {n}", how] for n in transfer.NORMALIZATIONS.values() for how in transfer.POSTPROCESSINGS]
+    how = [one.title for one in transfer.POSTPROCESSINGS.values()]
+    assert rows == [[f"| {name}", title] for name in encode.NORMALIZATIONS.values() for title in how]
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
