@@ -5,16 +5,14 @@
 Every key is explained in configs/train_classifier.yaml.
 """
 
-from pathlib import Path
-
-import numpy as np
+from functools import partial
 
 from biomass import training
-from biomass.config import Config, build, run_name, script
-from biomass.evaluation import profile_screen
-from biomass.inference import Statistics, infer
-from biomass.loader import BatchReader, Loader, SkippedImages
+from biomass.config import Config, build, script
+from biomass.experiment import Experiment, compose
+from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
+from biomass.norms import Method, Statistics
 from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
@@ -23,84 +21,78 @@ from biomass.transforms import Compose
 
 @script("train_classifier")
 def main(cfg: Config) -> float | None:
-    """Encode every cell once, train the probe, evaluate and save; returns the best value of the monitored metric."""
-    data, trainer = cfg.dataloaders, cfg.trainer
-    save_key = cfg.save_key
-    name = run_name(cfg.run_name or save_key, "train_classifier")
-    fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
-    checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
-    resume = checkpoints.to_resume(cfg.resume)
+    """Encode the cells, train the probe, evaluate and save; returns the best value of the monitored metric."""
+    data, save_key = cfg.dataloaders, cfg.save_key
+    experiment = Experiment.begin(cfg, "train_classifier", cfg.run_name or save_key)
 
     # the frozen encoder
-    path = training.find_checkpoint(training.one_of(cfg.model_path, cfg.sup_model_path))
+    path = training.find_checkpoint(training.encoder_path(cfg.model_path, cfg.sup_model_path))
     network, trained, origin = training.load_network(path, cfg.model.key)
-    encoder, width = training.frozen_part(network, cfg.use_projs, path)
-    encoder.to(fabric.device)
+    encoder, width = training.probed_part(network, cfg.use_projs, path)
+    encoder.to(experiment.fabric.device)
 
-    # the cells, each once: plate by plate, or mixed
+    # the cells, and where batch norm takes its statistics from: published keys first, words in their place
     cells = build(data.source)
     training.check_channels(trained, origin, cells, path)
-    columns = training.sampler_columns(data.sampler)
-    groups, instances = cells.groups(columns or PLATE), cells.groups(data.instance)
-    splits = list(dict.fromkeys(["train", *data.eval_splits]))
+    columns, splits = training.sampler_columns(data.sampler), list(dict.fromkeys(["train", *data.eval_splits]))
+    word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
+    method = Method("running", word, by, by).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    statistics = Statistics.over(cells, method.eval, method.eval_by)
+    statistics.check(cells, *splits)
+    groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
     training.check_instances(cells, instances, groups, splits)
-    rows = np.sort(np.concatenate([cells.rows(split) for split in splits]))
-    batches = PlateBatches(
-        rows, groups[rows] if columns else None, batch_size=cfg.encode_batch_size, shuffle=not columns, seed=cfg.seed
-    )
-    reader = BatchReader(cells, groups, data.on_bad_image, instances)
-    loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
-    names = cells.group_names(columns or PLATE)
-    statistics = Statistics("batch" if cfg.model_train_mode else "running", columns is not None, "all", names)
-    standardize = Compose([build(t) for t in cfg.transforms.eval])
+    file = training.calibration_file(path, cfg.calibration)
+    if method.eval == "calibrated":
+        training.use_calibration(network.encoder, file, statistics, cells, splits)
 
-    # cells → one vector for each field of view, once for all epochs; what stands in the way is known before
+    # what turns cells into a vector for each field of view: once, or again for every epoch where training augments
+    standardize, augment = compose(cfg.transforms.eval), compose(cfg.transforms.get("train", cfg.transforms.eval))
+    profiler = training.Profiler(
+        experiment.fabric,
+        encoder,
+        cells,
+        splits,
+        BatchReader(cells, groups, data.on_bad_image, instances),
+        statistics,
+        by_group=columns is not None or statistics.by_group,
+        batch_size=cfg.encode_batch_size,
+        pooler=cfg.pooler,
+        normalize=cfg.normalize,
+        num_workers=data.num_workers,
+        seed=cfg.seed,
+        skipped=SkippedImages(cells),
+    )
+
+    # the probe; what stands in the way is known before anything is encoded
     d_out = cfg.out_features if cfg.out_features is not None else len(cells.classes)
     training.check_labels(cells, data.eval_splits, d_out, "out_features")
+    experiment.plan.check_monitor(data.eval_splits, training.SplitEvaluation.measured)
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
-    optimizer = training.adam(probe, cfg.learning_rate, cfg.weight_decay)
-    plan = training.Schedule(
-        cfg.num_epochs, trainer.clip, trainer.log_every, trainer.evaluate_every, trainer.max_steps, trainer.monitor
-    )
-    plan.check_monitor(data.eval_splits, training.SplitEvaluation.measured)
-    batch_size, normalize, warmup = cfg.train_batch_size, cfg.normalize, cfg.num_warmup_epochs
-    compiled, optimizer = training.set_up(fabric, probe, optimizer, trainer.compile)
-    cfg.check_all_read()
+    batch_size, architecture = cfg.train_batch_size, {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}
     config = cfg.to_dict() | {"encoder": origin.get("config", {})}
-    architecture = {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}
-    about = {"architecture": architecture, "config": config, "encoder": digest(encoder)}
-    training.check_resume(resume, about)
-    skipped = SkippedImages(cells)
-    outputs = infer(fabric, encoder, loader, standardize, statistics, skipped)
-    fields = profile_screen(cells, instances, outputs, cfg.pooler, normalize)
+    about = experiment.settle(architecture=architecture, encoder=digest(encoder), config=config)
+    fields = profiler.profiles(splits, standardize)
 
-    # from here on the run writes
+    # profiles → batches; from here on the run writes
+    batches = PlateBatches(fields.rows("train"), batch_size=batch_size, seed=cfg.seed)
+    again = None if augment == standardize else partial(profiler.profiles, ["train"], augment)
+    loader = training.profile_loader(fields, batches, again)
     reader = BatchReader(fields, fields.plate_ids)
-    shuffled = PlateBatches(fields.rows("train"), batch_size=batch_size, seed=cfg.seed)
-    loader = Loader(reader, shuffled)
-    eval_loaders = training.evaluation_loaders(fabric, fields, reader, data.eval_splits, False, batch_size)
-    decay = training.warmup_cosine(optimizer, warmup * len(shuffled), cfg.num_epochs * len(shuffled))
-    logger = training.RunLogger(Path("runs") / name, config, resume, enabled=fabric.is_global_zero)
-    nothing, frozen = Compose([]), Statistics("running", names=fields.plate_names)
-    evaluate = training.SplitEvaluation(
-        fabric, compiled, fields, eval_loaders, nothing, frozen, logger, SkippedImages(fields)
+    eval_loaders = training.evaluation_loaders(experiment.fabric, fields, reader, data.eval_splits, False, batch_size)
+    compiled, optimizer, lr_schedule = experiment.optimize(probe, len(batches))
+    nothing, plain = Compose([]), Statistics("running", names=fields.plate_names)
+    return experiment.train(
+        network=compiled,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        loader=loader,
+        transform=nothing,
+        objective=Classification(accuracy=True),
+        statistics=plain,
+        skipped=profiler.skipped,
+        evaluate=training.SplitEvaluation(fields, eval_loaders, nothing, plain) if eval_loaders else None,
+        about=about,
     )
-    run = training.Training(
-        fabric,
-        compiled,
-        optimizer,
-        decay,
-        loader,
-        nothing,
-        Classification(True),
-        frozen,
-        logger,
-        checkpoints,
-        skipped,
-        about,
-    )
-    with logger:
-        return training.fit(run, plan, evaluate if eval_loaders else None, resume, cfg.seed).best
 
 
 if __name__ == "__main__":

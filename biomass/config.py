@@ -93,7 +93,7 @@ KEYS = {
     # the data
     "dataloaders": SECTION,
     "dataloaders.root_dir": NAME,
-    "dataloaders.img_dir": NAME,
+    "dataloaders.img_dir": NAME.or_null(),
     "dataloaders.summary_file": NAME.or_null(),
     "dataloaders.metadata_file": NAME.or_null(),
     "dataloaders.store": NAME.or_null(),
@@ -116,10 +116,15 @@ KEYS = {
     "dataloaders.num_plate_parts": COUNT.or_null(),
     "dataloaders.train_groupby": WORDS.or_null(),
     "dataloaders.max_groups": COUNT.or_null(),
-    "dataloaders.num_controls": NATURAL,
+    "dataloaders.num_controls": NATURAL.or_null(),
     "dataloaders.eval_plate_sampler": FLAG,
     "dataloaders.eval_groupby": WORDS,
     "dataloaders.eval_splits": WORDS,
+    "statistics": SECTION,
+    "statistics.train": WORD.or_null(),
+    "statistics.eval": WORD.or_null(),
+    "statistics.by": WORDS.or_null(),
+    "calibration": NAME.or_null(),
     "statistics_rows": WORD,
     "use_train_at_eval": FLAG,
     "train_batch_size": COUNT.or_null(),
@@ -148,7 +153,7 @@ KEYS = {
     "normalizations": WORDS,
     "postprocessings": WORDS,
     "metric": WORD,
-    "monitor": WORD,
+    "monitor": WORD.or_null(),
     "figures": FLAG,
 }
 """Every key of the experiments, of whichever script. What is below a ``_target_`` is the business of that target."""
@@ -208,6 +213,8 @@ class Config:
         referred = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(self._node)))  # read through interpolation
         known = self._read | referred
         for path in _leaves(self._node, ""):
+            if path in KEYS and OmegaConf.select(self._node, path) is None:
+                continue  # of another choice of data, and not set
             if not any(path == read or path.startswith(f"{read}.") for read in known):
                 near = difflib.get_close_matches(path, known, 1)
                 hint = f"did you mean '{near[0]}'?" if near else "remove it"

@@ -12,10 +12,10 @@ from lightning_fabric import Fabric
 from biomass.errors import BadImageError, ConfigError
 from biomass.evaluation.accuracy import accuracy_summary, plate_accuracy
 from biomass.evaluation.pooling import Bags, mean_profiles
-from biomass.inference import Statistics, infer
+from biomass.inference import infer
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import plate_statistics
+from biomass.norms import Statistics, plate_statistics
 from biomass.objectives import class_ranks
 from biomass.samplers import PlateBatches
 from biomass.screen import COLUMNS, VectorPixels, make_screen
@@ -122,13 +122,13 @@ def test_an_unknown_policy_is_refused():
         BatchReader(screen(), np.zeros(12), "maybe")
 
 
-@pytest.mark.parametrize("rows", ["all", "controls"])
-def test_inference_in_chunks_equals_whole_plates(rows):
+@pytest.mark.parametrize("word", ["plate", "controls"])
+def test_inference_in_chunks_equals_whole_plates(word):
     source = screen()
     network = build_network(Architecture("resnet18", 2, (3,)))
     before = {k: v.clone() for k, v in network.state_dict().items()}
     fabric, skipped = Fabric(accelerator="cpu"), SkippedImages(source)
-    plates, statistics = source.plate_ids, Statistics("batch", True, rows)
+    plates, statistics = source.plate_ids, Statistics(word)
     outputs = {}
     for size in (None, 2):
         batches = PlateBatches(np.arange(12), plates, batch_size=size, shuffle=False)
@@ -141,8 +141,8 @@ def test_inference_in_chunks_equals_whole_plates(rows):
     for plate in range(3):  # against the network run on every plate alone
         mine = np.flatnonzero(plates == plate)
         images = torch.from_numpy(source.read(mine)).float() / 100
-        controls = torch.from_numpy(source.negative_controls[mine]) if rows == "controls" else None
-        with torch.no_grad(), plate_statistics(network.eval(), torch.zeros(len(mine), dtype=int), controls=controls):
+        controls = torch.from_numpy(source.negative_controls[mine]) if word == "controls" else None
+        with torch.no_grad(), plate_statistics(network.eval(), torch.zeros(len(mine), dtype=int), weights=controls):
             torch.testing.assert_close(outputs[None][mine], network(images), rtol=1e-4, atol=1e-4)
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
@@ -158,7 +158,7 @@ def test_batches_of_several_plates_are_not_taken_for_chunks_of_one():
         network,
         Loader(reader, batches),
         lambda x: x,
-        Statistics("batch"),
+        Statistics("plate"),
         SkippedImages(source),
     ):
         with torch.no_grad(), plate_statistics(network.eval(), batch.groups):

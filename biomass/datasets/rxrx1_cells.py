@@ -93,7 +93,7 @@ class _PlateListing(NamedTuple):
 
 
 def load_rxrx1_cells(
-    img_dir: str | Path,
+    img_dir: str | Path | None = None,
     *,
     metadata_file: str | Path | None = None,
     summary_file: str | Path | None = None,
@@ -117,7 +117,7 @@ def load_rxrx1_cells(
     :func:`count_cells` lists them.
 
     Args:
-        img_dir: the folder of the cells; if relative, to the working directory.
+        img_dir: the folder of the cells; if relative, to the working directory. None: ``rxrx1_cells`` in ``root_dir``.
         metadata_file: the metadata of RxRx1-WILDS; if left out, ``metadata.csv`` in ``img_dir``, beside it, in
             ``rxrx1_v1.0`` beside it, or in ``<root_dir>/rxrx1_v1.0``, whichever there is first.
         summary_file: CSV with the columns ``experiment, plate, well, segmented`` (number of cells), and ``site``
@@ -134,7 +134,7 @@ def load_rxrx1_cells(
             damaged or do not belong to it; there is no cell.
         BadImageError: none of the first images can be read. One of another size is this error when it is read.
     """
-    folder = Path(img_dir)
+    folder = Path(root_dir) / "rxrx1_cells" if img_dir is None else Path(img_dir)
     listing = _list(folder, summary_file, download)
     fields, classes = _describe(folder, listing, metadata_file, root_dir, include_labels)
     fields = _select(fields, cell_type, use_one_site)

@@ -6,16 +6,15 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 
 from biomass.channels import match_channels
 from biomass.errors import ConfigError, DataError, did_you_mean, one_line
-from biomass.evaluation.encode import NORMALIZATIONS, Encoder
+from biomass.evaluation.encode import Encoder
 from biomass.evaluation.nearest import METRICS
 from biomass.evaluation.transfer import COLUMNS, POSTPROCESSINGS, Postprocessing
-from biomass.norms import PlateBatchNorm
+from biomass.norms import WORDS, PlateBatchNorm, Statistics
 from biomass.screen import PLATE, Screen
 
 
@@ -27,12 +26,16 @@ def check_names(
     Raises:
         ConfigError: names the word, and the nearest or all of those that there are.
     """
+    # the statistics of an image must not depend on which other images happen to be in its batch
+    alone = [name for name, word in WORDS.items() if word.by_group or word.prior]
     words: tuple[tuple[str, Sequence[str], Iterable[str]], ...] = (
-        ("normalization", normalizations, NORMALIZATIONS),
+        ("normalization", normalizations, alone),
         ("postprocessing", postprocessings, POSTPROCESSINGS),
         ("metric", [metric], METRICS),
     )
     for kind, names, known in words:
+        if not names:
+            raise ConfigError(f"no {kind} is chosen; choose some of {', '.join(known)}")
         for name in names:
             if name not in known:
                 raise ConfigError(f"{kind} '{name}' is unknown; {did_you_mean(name, known)}")
@@ -46,26 +49,33 @@ def check_encoders(encoders: Mapping[str, Encoder]) -> None:
     """Make sure that networks can be normalized by plates, where they shall be, before there are cells.
 
     Args:
-        encoders: choice of statistics → the network that is to run under it.
+        encoders: word for statistics → the network that is to run under it.
 
     Raises:
         ConfigError: statistics of plates are asked of a network without batch norm.
     """
-    for name, encoder in encoders.items():
-        if name != "frozen" and not any(isinstance(module, PlateBatchNorm) for module in encoder.network.modules()):
+    for word, encoder in encoders.items():
+        plain = not any(isinstance(module, PlateBatchNorm) for module in encoder.network.modules())
+        if plain and WORDS[word].by_group:
             raise ConfigError(
-                f"network '{encoder.key}' has no batch norm, so plates cannot be normalized in it ({name}); take "
-                f"{NORMALIZATIONS['frozen']} alone, or a network with batch norm (resnet50)",
+                f"network '{encoder.key}' has no batch norm, so plates cannot be normalized in it ({word}); take "
+                "running averages alone, or a network with batch norm (resnet50)",
                 advice="statistics",
             )
 
 
-def check_cells(cells: Screen, encoders: Mapping[str, Encoder], postprocessings: Sequence[str]) -> None:
+def check_cells(
+    cells: Screen,
+    encoders: Mapping[str, Encoder],
+    statistics: Mapping[str, Statistics],
+    postprocessings: Iterable[str] = (),
+) -> None:
     """Make sure that a screen holds what encoders, their statistics and the evaluation need of it.
 
     Args:
         cells: the screen.
-        encoders: choice of statistics → the network that is to run under it.
+        encoders: word for statistics → the network that is to run under it.
+        statistics: the same words, over the groups of ``cells``.
         postprocessings: those that wells will undergo; none where profiles of images are all that is wanted.
 
     Raises:
@@ -76,29 +86,16 @@ def check_cells(cells: Screen, encoders: Mapping[str, Encoder], postprocessings:
     missing = [column for column in COLUMNS if column not in cells.table]
     if missing:
         raise ConfigError(f"the screen has no column '{missing[0]}'; profiles of treatments need {', '.join(COLUMNS)}")
-    for name, encoder in encoders.items():
-        if name == "controls":
-            _check_control_cells(cells)
+    for word, encoder in encoders.items():
+        statistics[word].check(cells)
         if encoder.channels is not None:
             match_channels(encoder.channels, cells.pixels.channels)
         _run_once(encoder, cells)
-    for how in postprocessings:
-        _check_control_wells(POSTPROCESSINGS[how], cells)
-    if len(postprocessings):
+    corrections = [POSTPROCESSINGS[how] for how in postprocessings]
+    for correction in corrections:
+        _check_control_wells(correction, cells)
+    if corrections:
         _check_treatments(cells)
-
-
-def _check_control_cells(cells: Screen) -> None:
-    """Every plate has a cell of a negative control."""
-    count = np.bincount(cells.plate_ids[cells.negative_controls], minlength=len(cells.plate_names))
-    lacking = np.flatnonzero(count == 0)
-    if len(lacking):
-        others = f" (nor have {len(lacking) - 1} other plates)" if len(lacking) > 1 else ""
-        raise DataError(
-            f"plate '{cells.plate_names[lacking[0]]}'{others} has no cell of a negative control (DMSO), from which it "
-            "is to be normalized; leave it out, or normalize without controls",
-            advice="statistics",
-        )
 
 
 def _run_once(encoder: Encoder, cells: Screen) -> None:

@@ -7,7 +7,7 @@ and goes on where it was stopped, see :func:`image_profiles`.
 import hashlib
 import itertools
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -22,18 +22,15 @@ from torch import Tensor, nn
 
 from biomass.atomic import whole_file
 from biomass.channels import match_channels
-from biomass.errors import BadImageError, DataError
+from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation.pooling import Profiles, mean_profiles
-from biomass.evaluation.transfer import COLUMNS, TREATMENT, WELL
-from biomass.inference import Statistics, Transform, infer
+from biomass.evaluation.transfer import COLUMNS, TREATMENT
+from biomass.inference import Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
 from biomass.models import digest
+from biomass.norms import WORDS, Statistics, calibration_state
 from biomass.samplers import PlateBatches
-from biomass.screen import FIELD, PLATE, Screen
-
-NORMALIZATIONS: Mapping[str, str] = {"frozen": "no BEN", "all": "BEN, all cells", "controls": "BEN, control cells"}
-"""Where batch norm takes its statistics from, and what that is called in tables and figures: the running averages of
-training, all cells of the plate, or the cells of its negative controls."""
+from biomass.screen import FIELD, Screen
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +48,12 @@ class Encoder(NamedTuple):
 
 def image_profiles(
     fabric: Fabric,
-    encoder: nn.Module,
+    encoder: Encoder,
     cells: Screen,
     folder: Path,
-    normalization: str = "controls",
+    statistics: Statistics,
     *,
     transform: Transform,
-    channels: Sequence[str] | None = None,
     normalize: bool = True,
     batch_size: int | None = 2048,
     num_workers: int = 0,
@@ -65,21 +61,22 @@ def image_profiles(
 ) -> pd.DataFrame:
     """Encode all cells of a screen and average them over each image.
 
-    Every plate is written to ``<folder>/<experiment>/<plate>.parquet`` when it is done. A later call reads what is
-    there; plates that were made with other weights or settings, or from other cells, are made again.
+    Every plate is written to ``<folder>/<experiment>/<plate>.parquet`` when it is done (every group, where statistics
+    are not taken by plate). A later call reads what is there; plates that were made with other weights or settings, or
+    from other cells, are made again.
 
     What can be known beforehand is not checked here again: :mod:`biomass.evaluation.checks` does it once, for all
     encoders of a run.
 
     Args:
         fabric: device and precision.
-        encoder: (n, C, H, W) → (n, D), with plate-aware norms where ``normalization`` asks for statistics of plates.
+        encoder: with plate-aware norms where ``statistics`` are those of plates; its channels are found among those
+            of ``cells`` by :func:`biomass.channels.match_channels`.
         cells: a row a cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
         folder: where the plates' tables are kept.
-        normalization: one of :data:`NORMALIZATIONS`. Statistics are those of the whole plate, whatever ``batch_size``.
+        statistics: where batch norm takes its statistics from, over the groups of ``cells``; those of a plate are of
+            the whole plate, whatever ``batch_size``.
         transform: applied to the cells on the device, without randomness.
-        channels: names of the channels that the encoder expects, in its order; found among those of ``cells`` by
-            :func:`biomass.channels.match_channels`. None: those of ``cells`` as they are.
         normalize: scale the vector of every cell to length 1 first.
         batch_size: cells at once; None for whole plates.
         num_workers: processes that read ahead.
@@ -90,35 +87,42 @@ def image_profiles(
         (how many) and the features (float32).
 
     Raises:
-        ConfigError: a channel is missing, or the network has no plate-aware norms.
+        ConfigError: a channel is missing, the network has no plate-aware norms, or an image is in two groups.
         DataError: a plate has no control cell but shall be normalized by them (it is named); or the encoder gives
             values that are not finite.
         BadImageError: a cell cannot be read.
     """
+    network, channels, _ = encoder
     order = None if channels is None else list(match_channels(channels, cells.pixels.channels))
-    statistics = _statistics(normalization, cells)
+    groups = cells.groups(statistics.by)
     _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
-    plate_of_field = cells.plate_ids[first]
-    number = pd.Series(plate_of_field).groupby(plate_of_field).cumcount().to_numpy(np.int64)  # within the plate
+    group_of_field = groups[first]
+    if (group_of_field[field] != groups).any():
+        raise ConfigError(
+            f"statistics by {', '.join(statistics.by)} put the cells of one image into two groups; choose columns that "
+            "are the same for all cells of an image",
+            advice="statistics",
+        )
+    number = pd.Series(group_of_field).groupby(group_of_field).cumcount().to_numpy(np.int64)  # within the group
 
-    files = [folder / f"{quote(e, safe='')}" / f"{quote(p, safe='')}.parquet" for e, p in _plates(cells)]
-    about = [fabric.strategy.precision.precision, normalization, normalize, order, repr(transform)]
-    prints = _fingerprints(cells, digest(encoder), repr(about))
-    todo = [plate for plate, file in enumerate(files) if _fingerprint(file) != prints[plate]]
+    files = _files(cells, groups, statistics.by, folder)
+    about = [fabric.strategy.precision.precision, statistics.word, statistics.by, normalize, order, repr(transform)]
+    prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
+    todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
     if todo:
-        log.info("%s: encoding %d of %d plates", NORMALIZATIONS[normalization], len(todo), len(files))
-        rows = np.flatnonzero(np.isin(cells.plate_ids, todo))
-        batches = PlateBatches(rows, cells.plate_ids[rows], batch_size=batch_size, shuffle=False)
-        reader = BatchReader(cells, cells.plate_ids, on_bad_image, number[field])
+        log.info("%s: encoding %d of %d plates", statistics.word, len(todo), len(files))
+        rows = np.flatnonzero(np.isin(groups, todo))
+        batches = PlateBatches(rows, groups[rows], batch_size=batch_size, shuffle=False)
+        reader = BatchReader(cells, groups, on_bad_image, number[field])
         loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
         skipped = SkippedImages(cells)
         standardized = transform if order is None else lambda images: transform(images[:, order])
-        outputs = infer(fabric, encoder.to(fabric.device), loader, standardized, statistics, skipped)
+        outputs = infer(fabric, network.to(fabric.device), loader, standardized, statistics, skipped)
         with closing(cast("Generator[tuple[Batch, Tensor]]", outputs)):  # an error here ends its inference mode, too
-            for plate, of_plate in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
-                images = first[plate_of_field == plate]
-                table = _table(cells, images, mean_profiles(of_plate, len(images), normalize), statistics)
-                write_profiles(table, files[plate], prints[plate])
+            for group, of_group in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
+                images = first[group_of_field == group]
+                table = _table(cells, images, mean_profiles(of_group, len(images), normalize), statistics)
+                write_profiles(table, files[group], prints[group])
         if skipped.rows:
             folder.mkdir(parents=True, exist_ok=True)
             skipped.report(folder)
@@ -171,30 +175,32 @@ def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> No
         pq.write_table(arrow, part)
 
 
-def _statistics(normalization: str, cells: Screen) -> Statistics:
-    """What a normalization means for batch norm."""
-    if normalization == "frozen":
-        return Statistics("running", names=cells.plate_names)
-    return Statistics("batch", rows="controls" if normalization == "controls" else "all", names=cells.plate_names)
+def _files(cells: Screen, groups: np.ndarray, by: Sequence[str], folder: Path) -> list[Path]:
+    """Where the profiles of each group are kept: a folder for each column but the last, which names the file."""
+    names = cells.table.iloc[np.unique(groups, return_index=True)[1]][list(by)].astype(str).to_numpy()
+    quoted = [[quote(name, safe="") for name in row] for row in names]
+    return [folder.joinpath(*row[:-1], f"{row[-1]}.parquet") for row in quoted]
 
 
-def _plates(cells: Screen) -> list[tuple[str, str]]:
-    """Experiment and plate of every plate id."""
-    first = np.unique(cells.plate_ids, return_index=True)[1]
-    return [(str(e), str(p)) for e, p in cells.table.iloc[first][list(PLATE)].to_numpy()]
-
-
-def _fingerprints(cells: Screen, *settings: str) -> list[str]:
-    """What the profiles of each plate depend on: settings, its table, and the pixels of a few of its cells."""
+def _fingerprints(cells: Screen, groups: np.ndarray, *settings: str) -> list[str]:
+    """What the profiles of each group depend on: settings, its table, and the pixels of a few of its cells."""
     common = "\n".join([*settings, repr((cells.pixels.channels, cells.pixels.size))]).encode()
     columns = [c for c in (*COLUMNS, "cell", "x", "y") if c in cells.table]
     hashes = pd.util.hash_pandas_object(cells.table[columns], index=False).to_numpy()
-    plates = np.split(np.argsort(cells.plate_ids, kind="stable"), np.cumsum(np.bincount(cells.plate_ids))[:-1])
-    samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in plates]
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in members]
     return [
         hashlib.sha256(common + hashes[rows].tobytes() + _pixels(cells, sample)).hexdigest()
-        for rows, sample in zip(plates, samples, strict=True)
+        for rows, sample in zip(members, samples, strict=True)
     ]
+
+
+def _moments(network: nn.Module, statistics: Statistics) -> str:
+    """The calibrated statistics, if they are what the profiles depend on; the digest of the weights leaves them out."""
+    if WORDS[statistics.word].prior != "calibrated":
+        return ""
+    moments = calibration_state(network)
+    return hashlib.sha256(b"".join(moments[name].numpy().tobytes() for name in sorted(moments))).hexdigest()
 
 
 def _pixels(cells: Screen, rows: np.ndarray) -> bytes:
@@ -223,12 +229,12 @@ def _table(cells: Screen, images: np.ndarray, profiles: Profiles, statistics: St
     about["Metadata_cells"] = profiles.counts[there]
     vectors = profiles.vectors[there]
     bad = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if len(bad) == len(vectors) and statistics.source != "running":
-        plate, of_controls = "/".join(about[list(WELL[:2])].iloc[0]), statistics.rows == "controls"
+    if len(bad) == len(vectors) and statistics.whole_groups:
+        plate = "/".join(map(str, cells.table.iloc[images[0]][list(statistics.by)]))
         raise DataError(
             f"the encoder's output is not finite for any image of plate '{plate}'; the cause may be NaN in any image "
-            f"{'of a control well ' if of_controls else ''}of the plate, whose statistics carry it into all, or in the "
-            "checkpoint's weights: running averages alone name the image, or its first one if it is the weights",
+            "that its statistics are taken from, which carry it into all, or in the checkpoint's weights: running "
+            "averages alone name the image, or its first one if it is the weights",
             advice="statistics",
         )
     if len(bad):

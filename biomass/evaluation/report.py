@@ -1,18 +1,27 @@
 """What people read of a transfer: the table, as CSV and as Markdown, predictions treatment by treatment, figures."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from biomass.atomic import whole_file
 from biomass.evaluation import plots
-from biomass.evaluation.encode import NORMALIZATIONS
 from biomass.evaluation.transfer import POSTPROCESSINGS, Evaluation
 
+TITLES: Mapping[str, str] = {
+    "running": "no BEN",
+    "plate": "BEN, all cells",
+    "controls": "BEN, control cells",
+    "calibrated": "BEN, calibrated",
+}
+"""What tables and figures for people call the choices of statistics; one that is not listed goes by its word."""
+
 Evaluations = Mapping[tuple[str, str], Evaluation]
-"""(choice of statistics, post-processing) → evaluation."""
+"""(word for statistics, post-processing) → evaluation."""
 
 
 class Column(NamedTuple):
@@ -81,7 +90,7 @@ TABLE: Mapping[str, Column] = {
 
 
 def summarize(evaluations: Evaluations) -> pd.DataFrame:
-    """The table of scores: a row for each (choice of statistics, post-processing).
+    """The table of scores: a row for each (word for statistics, post-processing).
 
     Returns:
         ``normalization, postprocessing`` and the columns of :data:`TABLE`, which says what they mean.
@@ -93,7 +102,7 @@ def summarize(evaluations: Evaluations) -> pd.DataFrame:
 def describe() -> pd.DataFrame:
     """What the columns of the table of scores mean: ``column, meaning``."""
     names = {
-        "normalization": "where batch norm took its statistics from",
+        "normalization": "where batch norm took its statistics from: a word of biomass.norms.statistics",
         "postprocessing": "what was done to the profiles of wells",
     }
     meanings = names | {name: column.meaning for name, column in TABLE.items()}
@@ -112,9 +121,13 @@ def to_markdown(table: pd.DataFrame) -> str:
             "–" if np.isnan(row[name]) else f"{_percent(row[name])} ({_percent(row[column.beside])})"
             for name, column in shown.items()
         ]
-        names = [NORMALIZATIONS[row["normalization"]], POSTPROCESSINGS[row["postprocessing"]].title]
+        names = [_title(row["normalization"]), POSTPROCESSINGS[row["postprocessing"]].title]
         lines.append(f"| {' | '.join([*names, *scores])} |")
     return "\n".join(lines)
+
+
+def _title(word: str) -> str:
+    return TITLES.get(word, word)
 
 
 def _percent(value: float) -> str:
@@ -142,21 +155,53 @@ def predictions(evaluations: Evaluations) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def write(evaluations: Evaluations, folder: Path, drawn: tuple[str, str] | None = None, seed: int = 0) -> str:
+    """Write ``table.csv`` (what its columns mean: ``table_columns.csv``), ``table.md``, ``predictions.csv``, figures.
+
+    Args:
+        evaluations: (word for statistics, post-processing) → evaluation.
+        folder: where to.
+        drawn: the word and the post-processing that figures are drawn of; None for no figures.
+        seed: of the figures.
+
+    Returns:
+        The table for people.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    table = summarize(evaluations)
+    shown = to_markdown(table)
+    texts = {
+        "table.csv": table.to_csv(index=False),
+        "table_columns.csv": describe().to_csv(index=False),
+        "table.md": f"{shown}\n",
+        "predictions.csv": predictions(evaluations).to_csv(index=False),
+    }
+    for name, text in texts.items():
+        with whole_file(folder / name) as part:
+            part.write_text(text)
+    for name, figure in (draw(evaluations, *drawn, seed) if drawn else {}).items():
+        with whole_file(folder / f"{name}.png") as part:
+            figure.savefig(part, dpi=150, format="png")
+    return shown
+
+
 def draw(evaluations: Evaluations, normalization: str, postprocessing: str, seed: int = 0) -> dict[str, Figure]:
     """The figures of a transfer, by name: ``umap``, ``mechanisms`` and ``confusion``.
 
     Args:
-        evaluations: (choice of statistics, post-processing) → evaluation.
-        normalization: the choice whose confusion matrix is drawn; the other figures compare all of them.
+        evaluations: (word for statistics, post-processing) → evaluation.
+        normalization: the word whose confusion matrix is drawn; the other figures compare all of them.
         postprocessing: the one that is drawn.
         seed: of the layout of UMAP.
     """
-    shown = {NORMALIZATIONS[n]: one for (n, p), one in evaluations.items() if p == postprocessing}
+    shown = {_title(n): one for (n, p), one in evaluations.items() if p == postprocessing}
     one = evaluations[normalization, postprocessing]
     about = one.wells
     labels = {"mechanism": list(about["Metadata_moa"]), "batch": list(about["Metadata_batch"])}
     result = one.nscb
-    title = f"{NORMALIZATIONS[normalization]}, post-processing: {POSTPROCESSINGS[postprocessing].title}\n"
+    title = f"{_title(normalization)}, post-processing: {POSTPROCESSINGS[postprocessing].title}\n"
     scored = int(result.scorable.sum())
     title += f"NSCB {100 * result.accuracy:.0f} % of {scored} treatments" if scored else "NSCB cannot be scored"
     return {

@@ -1,13 +1,16 @@
 """Plate-aware batch norm: the layer, where its statistics come from, and their calibration over whole plates."""
 
 from biomass.norms.calibration import calibrate, calibration_state, forget_calibration, load_calibration
-from biomass.norms.plate_batch_norm import PlateBatchNorm, PlateContext, Source, convert, plate_statistics
-from biomass.norms.whole_plate import Store, whole_plate_forward
+from biomass.norms.plate_batch_norm import PlateBatchNorm, PlateContext, convert
+from biomass.norms.statistics import WORDS, Method, Statistics, plate_statistics
+from biomass.norms.whole_plate import Store, unwrap, whole_plate_forward
 
 __all__ = [
+    "WORDS",
+    "Method",
     "PlateBatchNorm",
     "PlateContext",
-    "Source",
+    "Statistics",
     "Store",
     "calibrate",
     "calibration_state",
@@ -15,5 +18,6 @@ __all__ = [
     "forget_calibration",
     "load_calibration",
     "plate_statistics",
+    "unwrap",
     "whole_plate_forward",
 ]

@@ -19,7 +19,7 @@ def calibrate(
     store: Store = "auto",
     names: Sequence[str] | None = None,
 ) -> None:
-    """Compute the statistics of whole plates and keep them in the layers, for source ``calibrated``.
+    """Compute the statistics of whole plates and keep them in the layers, for the word ``calibrated``.
 
     Afterwards any image of these plates can be predicted by itself, in any order and mix, with the statistics of its
     plate. They are no part of the state dict (see :func:`calibration_state`), take memory for the calibrated plates
@@ -28,8 +28,8 @@ def calibrate(
 
     Args:
         network: as in :func:`whole_plate_forward`.
-        batches: (images (n, C, H, W), plates (n,), controls (n,) bool or None): the chunks of each plate one after the
-            other, none of them with rows of two plates. Statistics come from the control rows where given.
+        batches: (images (n, C, H, W), plates (n,), weights (n,) or None): the chunks of each plate one after the other,
+            none of them with rows of two plates. Weights as in :func:`whole_plate_forward`.
         store: where values wait between the norms.
         names: readable name of each plate id, for error messages.
 
@@ -47,9 +47,10 @@ def calibrate(
         if repeated:
             raise ConfigError(
                 f"layer '{repeated[0]}' is used in several places of the network, and cannot keep calibrated "
-                "statistics; give each place its own batch norm, or evaluate by whole plates (eval_batch_size: null)"
+                "statistics; give each place its own batch norm, or evaluate by whole plates",
+                "eval_batch_size",
             )
-        checked = ((_one_plate(images, plates, names), images, controls) for images, plates, controls in batches)
+        checked = ((_one_plate(images, plates, names), images, weights) for images, plates, weights in batches)
         for plate, chunks in itertools.groupby(checked, key=lambda chunk: chunk[0]):
             if plate in statistics:
                 raise DataError(
@@ -57,8 +58,8 @@ def calibrate(
                     "after another: sort the rows by plate"
                 )
             run = WholePlate(network, store, plate_name(plate, names))
-            for _, images, controls in chunks:
-                run.add(images, controls)
+            for _, images, weights in chunks:
+                run.add(images, weights)
             statistics[plate] = run.to_the_last_norm()
         if not statistics:
             raise DataError("there are no images to calibrate with; give at least one chunk of one plate")

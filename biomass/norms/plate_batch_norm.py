@@ -1,14 +1,13 @@
 """Batch norm that knows which plate each row of a batch belongs to.
 
-The layer keeps the parameters, the buffers and the state-dict keys of batch norm; only the origin of the mean and the
-variance changes, and :func:`plate_statistics` says, for everything that runs inside it, what that origin is.
+The layer keeps the parameters, the buffers and the state-dict keys of batch norm; only where mean and variance come
+from changes. :func:`biomass.norms.plate_statistics` says so for everything that runs inside it.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from biomass.errors import ConfigError, DataError
 
-Source = Literal["batch", "calibrated", "running"]
-"""Where mean and variance come from: the rows at hand, the stored statistics of each row's plate, running averages."""
+Stored = Literal["running", "calibrated"]
+"""Statistics that do not come from the rows at hand: running averages, the calibrated moments of each row's plate."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +25,23 @@ class PlateRows:
     """What the layers of a network must know of the rows of one batch; made once a batch, on the host.
 
     Attributes:
-        source: where mean and variance come from.
         group: (N,) dense group of each row, on the host; read for its length only, as a tensor because torch.compile
             takes the size of a tensor, but not a number, as dynamic. None where any number of rows is fine.
-        lone: the statistics of one of several groups, or of controls, rest on a single row.
+        lone: the statistics of one of several groups, or of weighted rows, rest on a single row.
         smallest: name of the plate with the fewest rows for its statistics, for the message.
-        average: (G, N) float64, row g averages the rows that the statistics of group g come from. None where one
-            group with all its rows makes up the whole batch.
+        average: (G, N) float64, row g holds the weights of the rows that the statistics of group g come from, with a
+            sum of 1. None where one group whose rows all count alike makes up the whole batch.
         spread: (N, G) float64, hands every row the statistics of its group. None together with ``average``.
+        stored: what replaces the rows at hand; None where statistics come from them.
         slots: (N,) or (1,) int64, where the calibrated statistics of each row (or of all rows) are stored.
     """
 
-    source: Source
     group: Tensor | None = None
     lone: bool = False
     smallest: str = ""
     average: Tensor | None = None
     spread: Tensor | None = None
+    stored: Stored | None = None
     slots: Tensor | None = None
 
 
@@ -50,7 +49,7 @@ class PlateContext:
     """What all plate-aware norms of one network share: the rows of the current batch, and the calibrated plates.
 
     Attributes:
-        rows: the rows of the batch that runs now; None outside of :func:`plate_statistics`.
+        rows: the rows of the batch that runs now; None outside of :func:`biomass.norms.plate_statistics`.
         slots: position of each calibrated plate id in the storage of every layer.
     """
 
@@ -155,16 +154,15 @@ def affine(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: T
 class PlateBatchNorm(_BatchNorm):
     """Batch norm over (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W) with the statistics of each row's plate.
 
-    Outside of :func:`plate_statistics` it is plain batch norm. Inside:
+    Outside of :func:`biomass.norms.plate_statistics` it is plain batch norm. Inside, mean and biased variance come from
 
-    - ``batch``: biased variance and mean of each plate's rows in this batch, or of its control rows only, with the
-      gradient flowing through them, in training and in evaluation mode alike (Lin & Lu 2022). One plate without
-      controls runs the native kernel.
-    - ``calibrated``: the stored statistics of each row's plate, see :func:`biomass.norms.calibrate`.
-    - ``running``: the running averages.
+    - the rows at hand: those of each plate in this batch, under row weights, with the gradient flowing through them, in
+      training and in evaluation mode alike (Lin & Lu 2022). One plate whose rows count alike runs the native kernel;
+    - or what is stored: the calibrated moments of each row's plate (see :func:`biomass.norms.calibrate`), in evaluation
+      mode only; or the running averages, which is plain batch norm in either mode.
 
-    In training mode the source must be ``batch``, and only in training mode do the running averages move: as those of
-    plain batch norm over the same batch, whatever the plates in it. Evaluation moves nothing.
+    Only in training mode do the running averages move: as those of plain batch norm over the same batch, whatever the
+    plates in it. Evaluation moves nothing.
 
     A norm of timm that carries an activation keeps it, as the submodules ``drop`` and ``act``.
 
@@ -203,19 +201,17 @@ class PlateBatchNorm(_BatchNorm):
 
         Raises:
             DataError: the batch and its plates differ in length; a plate's statistics rest on one value a channel.
-            ConfigError: a layer in training mode is asked for calibrated statistics or running averages.
+            ConfigError: a layer in training mode is asked for calibrated statistics.
         """
         self._check_input_dim(input)
         rows = self.context.rows
-        if rows is None:
+        if rows is None or (rows.stored == "running" and not self.training):
             return self._finish(super().forward(input))
-        if self.training and rows.source != "batch":
+        if rows.stored == "calibrated" and self.training:
             raise ConfigError(
-                f"source '{rows.source}' is for evaluation, but the network is in training mode; call network.eval() "
-                "or take source 'batch'"
+                "calibrated statistics are for evaluation, but the network is in training mode; call "
+                "network.eval(), or take the statistics of the rows at hand"
             )
-        if rows.source == "running":
-            return self._finish(super().forward(input))
         if rows.group is not None and input.shape[0] != rows.group.shape[0]:
             _check_multiple(rows, rows.group.shape[0], input.shape[0])
         if rows.slots is not None:
@@ -224,7 +220,8 @@ class PlateBatchNorm(_BatchNorm):
         if lone and input.shape[2:].numel() == 1:
             raise DataError(
                 f"plate '{rows.smallest}' has one value a channel to take statistics from; give it two images or more, "
-                "larger images, or evaluate with calibrated statistics or running averages"
+                "larger images, or evaluate with calibrated statistics or running averages",
+                "statistics",
             )
         if rows.average is not None and rows.spread is not None:
             return self._finish(self._grouped(input, rows.average, rows.spread))
@@ -246,7 +243,7 @@ class PlateBatchNorm(_BatchNorm):
         if self.calibrated is None:
             raise ConfigError(
                 f"a batch norm of {self.num_features} channels has no calibrated statistics; it did not run in "
-                "calibration: calibrate the network again, or take source 'batch'"
+                "calibration: calibrate the network again, or take the statistics of the rows at hand"
             )
         mean, var = self.calibrated[:, slots]
         return mean, var
@@ -346,117 +343,9 @@ def shared_context(network: nn.Module) -> PlateContext | None:
     return next(iter(contexts.values()), None)
 
 
-@contextmanager
-def plate_statistics(
-    network: nn.Module,
-    plates: Tensor | None,
-    *,
-    source: Source = "batch",
-    controls: Tensor | None = None,
-    names: Sequence[str] | None = None,
-) -> Iterator[None]:
-    """Run ``network`` with the statistics of plates: ``with plate_statistics(network, plates): network(images)``.
-
-    All bookkeeping happens here, on the host; inside, no layer waits for the device. ``plates`` and ``controls``
-    belong on the host therefore. Contexts nest, and end with whatever was in force before, also after an error. With
-    activation checkpointing call ``backward`` inside as well: it runs the layers again.
-
-    Args:
-        network: holds layers of :func:`convert`; may be wrapped by ``torch.compile``, DDP or Fabric.
-        plates: (N,) integer group of each row of the batch; None takes the whole batch as one group (vanilla).
-        source: where statistics come from, see :class:`PlateBatchNorm`.
-        controls: (N,) bool; with source ``batch``, statistics come from these rows of each plate only. None: all rows.
-        names: readable name of each plate id, for error messages.
-
-    Raises:
-        ConfigError: an unknown source; or statistics by plate are asked of a network without plate-aware norms.
-        DataError: lengths differ; a plate has no control row; a plate is not calibrated.
-    """
-    if source not in get_args(Source):
-        raise ConfigError(f"source '{source}' is unknown; choose {', '.join(get_args(Source))}")
-    context = shared_context(network)
-    if context is None:
-        if source == "running" or (plates is None and controls is None):
-            yield  # nothing in the network depends on it
-            return
-        raise ConfigError(
-            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
-            "batch norm (resnet50), train it vanilla, or call biomass.norms.convert on it first"
-        )
-    before = context.rows
-    if source == "running":
-        rows = PlateRows(source)
-    elif source == "calibrated":
-        rows = _calibrated_rows(context, plates, names, device_of(network))
-    else:
-        rows = _batch_rows(plates, controls, names, device_of(network))
-    context.rows = rows
-    try:
-        yield
-    finally:
-        context.rows = before
-
-
 def plate_name(plate: int, names: Sequence[str] | None) -> str:
     """What to call plate id ``plate`` in a message."""
     return str(names[plate]) if names is not None and 0 <= plate < len(names) else str(plate)
-
-
-def _batch_rows(
-    plates: Tensor | None, controls: Tensor | None, names: Sequence[str] | None, device: torch.device
-) -> PlateRows:
-    if plates is None and controls is None:
-        return PlateRows("batch", smallest="the whole batch")
-    if plates is None:
-        assert controls is not None
-        ids, group = ["the whole batch"], torch.zeros(len(controls), dtype=torch.long)
-    else:
-        unique, group = _unique(plates)
-        ids = [plate_name(plate, names) for plate in unique]
-    if controls is not None and controls.shape != group.shape:
-        raise DataError(f"{len(controls)} control flags were given for {len(group)} plates; give one flag a row")
-    used = torch.ones(len(group), dtype=torch.float64) if controls is None else controls.cpu().double()
-    count = torch.bincount(group, weights=used, minlength=len(ids))
-    smallest = int(count.argmin())
-    if count[smallest] == 0:
-        raise DataError(
-            f"plate '{ids[smallest]}' has no control row among its {int((group == smallest).sum())} rows in the batch; "
-            "draw controls into every batch of a plate, or take statistics from all rows"
-        )
-    if len(ids) == 1 and controls is None:
-        return PlateRows("batch", group, smallest=ids[0])
-    spread = (group[:, None] == torch.arange(len(ids))).double()
-    average = (spread * used[:, None] / count).T.contiguous()
-    lone = bool(count[smallest] == 1)
-    return PlateRows("batch", group, lone, ids[smallest], _send(average, device), _send(spread, device))
-
-
-def _calibrated_rows(
-    context: PlateContext, plates: Tensor | None, names: Sequence[str] | None, device: torch.device
-) -> PlateRows:
-    if plates is None:
-        raise ConfigError("source 'calibrated' needs the plate of every row; give plates")
-    unique, group = _unique(plates)
-    missing = [plate for plate in unique if plate not in context.slots]
-    if missing:
-        raise DataError(
-            f"plate '{plate_name(missing[0], names)}' is not among the {len(context.slots)} calibrated plates; run "
-            "biomass.norms.calibrate over its images first, or take source 'batch'"
-        )
-    slots = torch.tensor([context.slots[plate] for plate in unique])
-    return PlateRows("calibrated", group, slots=_send(slots if len(unique) == 1 else slots[group], device))
-
-
-def _unique(plates: Tensor) -> tuple[list[int], Tensor]:
-    """The plate ids of a batch, ascending, and the position in them of every row (N,)."""
-    if plates.dim() != 1 or not len(plates):
-        raise DataError(f"plates have the shape {tuple(plates.shape)}; give one plate a row, (N,), of at least one row")
-    unique, group = torch.unique(plates.cpu(), return_inverse=True)
-    return unique.tolist(), group
-
-
-def _send(x: Tensor, device: torch.device) -> Tensor:
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -3,6 +3,16 @@
 A network runs *layer-synchronously* over the chunks of a plate: all chunks advance to the input of a batch norm, the
 moments of the chunks are pooled into those of the plate, and only then do the chunks go on. So every layer sees the
 statistics of the whole plate, in one pass over the network, while the operations themselves only ever hold one chunk.
+
+A network of two norms and two chunks a, b runs in this order, where ``conv`` stands for all that is between norms::
+
+    conv a, conv b | pool a and b → mean, var of norm 1 | norm 1, conv a; norm 1, conv b | pool → norm 2 | norm 2 a, b
+    '-- segment 0 -'                                      '-------- segment 1 ---------'
+
+The words of this module: a *node* is one operation of the traced network; a *segment* holds the nodes from one norm up
+to the next; the *plan* is the segments of a network, and which values nobody needs after a node; a *pool* gathers the
+moments of the chunks at one norm; a *slot* holds a tensor of one chunk, on the device or, where there is no room, in
+host memory; the *depot* decides which.
 """
 
 import itertools
@@ -11,15 +21,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.norms.plate_batch_norm import PlateBatchNorm, device_of, row_moments
+
+T = TypeVar("T")
 
 Store = Literal["auto", "device", "host"]
 """Where values wait for the other chunks: on the device while half of its free memory lasts, always, never."""
@@ -29,7 +41,7 @@ def whole_plate_forward(
     network: nn.Module,
     chunks: Iterable[Tensor],
     *,
-    controls: Sequence[Tensor] | None = None,
+    weights: Sequence[Tensor] | None = None,
     store: Store = "auto",
     plate: str = "of these images",
 ) -> list[Any]:
@@ -46,7 +58,8 @@ def whole_plate_forward(
             down to the modules that hold norms.
         chunks: images (n, C, H, W) of the plate, n free for each chunk, on any device. An iterator is read chunk by
             chunk, so that what was read can already wait in host memory.
-        controls: for each chunk which rows are controls, (n,) bool; statistics come from these only. None: all rows.
+        weights: for each chunk how much each row counts in the statistics, (n,), 0 or more, in one unit for all chunks;
+            flags, such as those of the control rows, are weights, too. None: all rows alike.
         store: where values wait between the norms.
         plate: name of the plate, for error messages.
 
@@ -55,15 +68,23 @@ def whole_plate_forward(
 
     Raises:
         ConfigError: the network has no plate-aware norm, or plain ones beside them, or cannot be traced.
-        DataError: no chunk; no control row; flags that do not fit; statistics that rest on one value a channel.
+        DataError: no chunk; no row that counts; weights that do not fit; statistics that rest on one value a channel.
+
+    >>> from biomass.norms import convert, plate_statistics
+    >>> network = convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())).eval()
+    >>> plate = torch.randn(6, 1, 4, 4)
+    >>> outputs = whole_plate_forward(network, plate.split(2))
+    >>> with torch.no_grad(), plate_statistics(network, torch.zeros(6, dtype=torch.long)):
+    ...     torch.allclose(torch.cat(outputs), network(plate), atol=1e-5)
+    True
     """
     network = unwrap(network)
     with evaluating(network):
         run = WholePlate(network, store, plate)
-        for chunk, flags in itertools.zip_longest(chunks, controls or ()):
+        for chunk, weight in itertools.zip_longest(chunks, weights or ()):
             if chunk is None:
-                raise DataError("there are more sets of control flags than chunks; give one set a chunk")
-            run.add(chunk, flags)
+                raise DataError("there are more sets of weights than chunks; give one set a chunk")
+            run.add(chunk, weight)
         return run.to_the_end()
 
 
@@ -141,7 +162,7 @@ class _Root(nn.Module):
 
 
 def _plan(network: nn.Module) -> _Plan:
-    """The plan of ``network``, which is in evaluation mode; made anew only if its modules changed."""
+    """The plan of ``network``, which is in evaluation mode; made again only if its modules changed."""
     modules = [(name, type(module)) for name, module in network.named_modules()]
     known = _plans.get(network)
     if known is None or known[0] != modules:
@@ -164,27 +185,39 @@ def _make_plan(network: nn.Module) -> _Plan:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"{type(network).__name__} cannot be traced by torch.fx ({type(error).__name__}: {reason}), so a plate "
-            "cannot be run in chunks; take the whole-plate forward instead, one batch a plate (eval_batch_size: null)"
+            "cannot be run in chunks; run each plate as one batch",
+            "eval_batch_size",
         ) from error
+    # inputs and attributes are looked up when a node needs them, all other nodes run
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
-    segments: list[list[fx.Node]] = [[]]
-    for node in nodes:
-        if _is_norm(node, network):
-            segments.append([])
-        segments[-1].append(node)
+    return _Plan(
+        image=next(node for node in graph.nodes if node.op == "placeholder"),
+        segments=_cut_at(nodes, [_is_norm(node, network) for node in nodes]),
+        dead=_dead_after(nodes),
+        constants={name: value for name, value in vars(root).items() if name not in before},
+        norms=tuple(_path(node) for node in nodes if _is_norm(node, network)),
+    )
+
+
+def _cut_at(nodes: Sequence[T], begins: Sequence[bool]) -> tuple[tuple[T, ...], ...]:
+    """Cut a sequence before each place where something begins; the first part may be empty.
+
+    >>> _cut_at(["conv", "norm1", "relu", "norm2"], [False, True, False, True])
+    (('conv',), ('norm1', 'relu'), ('norm2',))
+    """
+    starts = [0, *(place for place, begin in enumerate(begins) if begin), len(nodes)]
+    return tuple(tuple(nodes[start:stop]) for start, stop in itertools.pairwise(starts))
+
+
+def _dead_after(nodes: Sequence[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each node the values that nothing needs once it has run: those it uses, or makes, for the last time."""
     last_use: dict[fx.Node, fx.Node] = {node: node for node in nodes}
     for node in nodes:
         last_use.update(dict.fromkeys(node.all_input_nodes, node))
     dead: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
     for value, node in last_use.items():
         dead[node].append(value)
-    return _Plan(
-        next(node for node in graph.nodes if node.op == "placeholder"),
-        tuple(map(tuple, segments)),
-        {node: tuple(values) for node, values in dead.items()},
-        {name: value for name, value in vars(root).items() if name not in before},
-        tuple(_path(segment[0]) for segment in segments[1:]),
-    )
+    return {node: tuple(values) for node, values in dead.items()}
 
 
 def _opaque_functions(network: nn.Module) -> tuple[Any, ...]:
@@ -221,56 +254,70 @@ def norms_in_order(network: nn.Module) -> tuple[str, ...]:
 
 
 class Slot:
-    """A tensor that may wait, on the device or in host memory, while other chunks run."""
+    """A tensor that may wait, on the device or in host memory, while other chunks run.
+
+    Attributes:
+        tensor: on the device; None while it waits in host memory.
+        host: its copy in host memory, if it has one.
+        version: that of the tensor when it last was equal to the copy: operations in place raise it.
+        reserved: bytes of the device that are set aside for it while it waits there.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
         self.host: Tensor | None = None
-        self.version = 0  # of the tensor, when it was last equal to what is in host memory
-        self.kept = 0  # bytes it takes on the device while it waits there
+        self.version = 0
+        self.reserved = 0
 
 
 class Depot:
-    """Decides where tensors wait, and moves them."""
+    """Decides where tensors wait, and moves them.
+
+    Attributes:
+        device: where the network is.
+        free: bytes on the device that tensors may still wait in.
+    """
 
     def __init__(self, device: torch.device, store: Store) -> None:
         self.device = device
-        self.room: float
+        self.free: float
         if store == "host":
-            self.room = 0
+            self.free = 0
         elif store == "device" or (store == "auto" and device.type != "cuda"):
-            self.room = float("inf")
+            self.free = float("inf")
         elif store == "auto":
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self.room = (torch.cuda.mem_get_info(device)[0] + cached) / 2
+            self.free = (torch.cuda.mem_get_info(device)[0] + cached) / 2
         else:
-            raise ConfigError(f"store '{store}' is unknown; choose {', '.join(get_args(Store))}")
+            raise ConfigError(f"store '{store}' is unknown; {did_you_mean(store, get_args(Store))}")
 
     def receive(self, image: Tensor) -> Slot:
-        """A chunk of images from the caller, wherever it is."""
+        """A slot for a chunk of images from the caller, wherever it is."""
         slot = Slot(image)
         if image.device != self.device:
             slot.tensor, slot.host = None, image
-        self.park(slot)
+        self.wait(slot)
         return slot
 
-    def park(self, slot: Slot) -> None:
-        """Let the tensor wait, out of the device's memory if there is no room."""
-        if slot.tensor is None or slot.kept:
+    def wait(self, slot: Slot) -> None:
+        """Let the tensor of a slot wait: on the device while there is room, else in host memory."""
+        if slot.tensor is None or slot.reserved:  # it waits already
             return
         size = slot.tensor.numel() * slot.tensor.element_size()
-        if size <= self.room:
-            self.room -= size
-            slot.kept, slot.host = size, None
+        if size <= self.free:
+            self.free -= size
+            slot.reserved, slot.host = size, None
             return
-        if slot.host is None or slot.version != _version(slot.tensor):  # changed in place since it came from there
+        if slot.host is None or slot.version != _version(
+            slot.tensor
+        ):  # no copy yet, or one of before a change in place
             slot.host = _to_host(slot.tensor)
         slot.tensor = None
 
     def take(self, slot: Slot) -> Tensor:
-        """The tensor on the device."""
-        self.room += slot.kept
-        slot.kept = 0
+        """The tensor on the device, to be used now."""
+        self.free += slot.reserved
+        slot.reserved = 0
         if slot.tensor is None:
             assert slot.host is not None
             slot.tensor = _to_device(slot.host, self.device)
@@ -309,28 +356,45 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _Part(NamedTuple):
+    """How the rows of a chunk count.
+
+    Attributes:
+        weights: (n,) float64 on the device, with a sum of 1; None where all count alike.
+        total: the sum of the weights as they were given, against which chunks are pooled.
+        counting: the number of rows with a weight above 0.
+    """
+
+    weights: Tensor | None
+    total: float
+    counting: int
+
+
 class _Pool:
     """Mean and biased variance of each channel over chunks, merged pairwise in float64 (Chan, Golub & LeVeque 1983)."""
 
     def __init__(self) -> None:
-        self.values = 0
+        self.values = 0  # a channel, that count
+        self.weight = 0.0  # of them
         self.mean = self.var = torch.zeros((), dtype=torch.float64)
 
-    def add(self, x: Tensor, rows: int, weights: Tensor | None) -> None:
-        """Add the ``rows`` rows of ``x`` (n, C, *S) that have the weight 1 / rows, all n if ``weights`` is None."""
+    def add(self, x: Tensor, part: _Part) -> None:
+        """Add the rows of ``x`` (n, C, *S), as they count."""
+        rows = part.counting if part.weights is not None else len(x)  # several rows an image, where layers see tokens
         if rows == 0:
             return
         row_mean, row_var = row_moments(x)
-        if weights is None:
-            weights = row_mean.new_full((rows,), 1 / rows)
+        weights = row_mean.new_full((rows,), 1 / rows) if part.weights is None else part.weights
         mean = weights @ row_mean
         var = weights @ (row_var + (row_mean - mean).square())
-        values = rows * x.shape[2:].numel()
-        share = values / (self.values + values)
+        values = x.shape[2:].numel()  # a row and channel
+        weight = (rows if part.weights is None else part.total) * values
+        share = weight / (self.weight + weight)
         step = mean - self.mean
         self.var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
         self.mean = self.mean + step * share
-        self.values += values
+        self.weight += weight
+        self.values += rows * values
 
 
 class WholePlate:
@@ -341,21 +405,21 @@ class WholePlate:
         self.plan = _plan(network)
         self.depot = Depot(device_of(network), store)
         self.values: list[dict[fx.Node, Any]] = []  # of each chunk
-        self.controls: list[Tensor | None] = []
+        self.weights: list[Tensor | None] = []
         self.lengths: list[int] = []
         self.pools: dict[fx.Node, _Pool] = {}
 
-    def add(self, images: Tensor, controls: Tensor | None) -> None:
-        """Take in a chunk: images (n, C, H, W), and which of them are controls, (n,) bool."""
+    def add(self, images: Tensor, weights: Tensor | None) -> None:
+        """Take in a chunk: images (n, C, H, W), and how much each of them counts, (n,); None: all alike."""
         self.values.append({self.plan.image: self.depot.receive(images)})
-        self.controls.append(controls)
+        self.weights.append(weights)
         self.lengths.append(len(images))
 
     def to_the_last_norm(self) -> dict[str, Tensor]:
         """Mean and biased variance (2, C) of every norm, float64, by the name of the layer."""
-        rows, weights = _weights(self.controls, self.lengths, self.depot.device, self.plate)
+        parts = _parts(self.weights, self.lengths, self.depot.device, self.plate)
         for segment, following in itertools.pairwise(self.plan.segments):
-            self._advance(segment, following[0], rows, weights)
+            self._advance(segment, following[0], parts)
         return {_path(node): torch.stack([pool.mean, pool.var]) for node, pool in self.pools.items()}
 
     def to_the_end(self) -> list[Any]:
@@ -368,24 +432,23 @@ class WholePlate:
             outputs.append(output)
         return outputs
 
-    def _advance(
-        self, segment: tuple[fx.Node, ...], norm: fx.Node, rows: list[int], weights: list[Tensor | None]
-    ) -> None:
+    def _advance(self, segment: tuple[fx.Node, ...], norm: fx.Node, parts: list[_Part]) -> None:
         """Run a segment chunk by chunk, and pool the moments that the norm behind it needs."""
         pool = self.pools[norm] = _Pool()
-        for values, count, weight in zip(self.values, rows, weights, strict=True):
+        for values, part in zip(self.values, parts, strict=True):
             for node in segment:
                 self._execute(node, values)
             x = self._arguments(norm, values)[0][0]
-            if weight is not None and len(x) != len(weight):
+            if part.weights is not None and len(x) != len(part.weights):
                 raise ConfigError(
-                    f"layer '{_path(norm)}' normalizes {len(x)} rows for {len(weight)} images, so controls cannot be "
-                    "told apart there; take statistics from all rows"
+                    f"layer '{_path(norm)}' normalizes {len(x)} rows for {len(part.weights)} images, so controls "
+                    "cannot be told apart there; take statistics of all rows",
+                    "statistics",
                 )
-            pool.add(x, len(x) if weight is None else count, weight)
+            pool.add(x, part)
             del x  # or it would not leave the device
             for value in values.values():
-                pytree.tree_map_only(Slot, self.depot.park, value)
+                pytree.tree_map_only(Slot, self.depot.wait, value)
         if pool.values == 1:
             raise DataError(
                 f"plate '{self.plate}' has one value a channel at layer '{_path(norm)}' to take statistics from; give "
@@ -393,6 +456,7 @@ class WholePlate:
             )
 
     def _execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """Run one node for one chunk: take its arguments out of ``values``, put its result there, drop what is dead."""
         args, kwargs, slots = self._arguments(node, values)
         result: Any
         if node in self.pools:
@@ -408,16 +472,22 @@ class WholePlate:
             assert callable(node.target)
             result = node.target(*args, **kwargs)
 
-        def hold(tensor: Tensor) -> Slot:  # one slot a tensor: an operation in place returns its argument
+        # An operation in place, such as a ReLU, returns its argument: result and argument then share one slot, so that
+        # the tensor neither waits twice nor goes on from a copy that was made before the change.
+        def slot_of(tensor: Tensor) -> Slot:
             return next((slot for slot in slots if slot.tensor is tensor), None) or Slot(tensor)
 
-        values[node] = pytree.tree_map_only(Tensor, hold, result)
-        for dead in self.plan.dead[node]:
-            values.pop(dead, None)
+        values[node] = pytree.tree_map_only(Tensor, slot_of, result)
+        for value in self.plan.dead[node]:
+            values.pop(value, None)
         return result
 
     def _arguments(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[list[Any], dict[str, Any], list[Slot]]:
-        """Arguments of a node for one chunk, a norm's all positional, and the slots that they were taken from."""
+        """Arguments of a node for one chunk, a norm's all positional, and the slots that they were taken from.
+
+        A node's arguments are nested tuples, lists and dicts of plain values and of other nodes, whose results stand in
+        ``values``; those results are nested likewise, with slots in the place of tensors.
+        """
         slots: list[Slot] = []
 
         def take(slot: Slot) -> Tensor:
@@ -442,25 +512,23 @@ class WholePlate:
         return getattr(self.network.get_submodule(module), name)
 
 
-def _weights(
-    controls: Sequence[Tensor | None], lengths: list[int], device: torch.device, plate: str
-) -> tuple[list[int], list[Tensor | None]]:
-    """Of each chunk: how many rows its statistics come from, and the weight of each row, None if it is all rows."""
+def _parts(weights: Sequence[Tensor | None], lengths: list[int], device: torch.device, plate: str) -> list[_Part]:
+    """How the rows of each chunk count, after a look at what was given."""
     if not sum(lengths):
         raise DataError(f"plate '{plate}' has no images; give at least one chunk with one")
-    if all(flags is None for flags in controls):
-        return lengths, [None] * len(lengths)
-    rows: list[int] = []
-    weights: list[Tensor | None] = []
-    for flags, length in zip(controls, lengths, strict=True):
-        if flags is None or flags.shape != (length,):
-            given = "no control flags" if flags is None else f"{len(flags)} control flags"
-            raise DataError(f"plate '{plate}' has a chunk of {length} rows with {given}; give one flag a row")
-        flags = flags.cpu().double()
-        rows.append(int(flags.sum()))
-        weights.append((flags / max(rows[-1], 1)).to(device))
-    if not sum(rows):
+    if all(weight is None for weight in weights):
+        return [_Part(None, length, length) for length in lengths]
+    parts = []
+    for weight, length in zip(weights, lengths, strict=True):
+        if weight is None or weight.shape != (length,):
+            given = "no weights" if weight is None else f"{len(weight)} weights"
+            raise DataError(f"plate '{plate}' has a chunk of {length} rows with {given}; give one a row")
+        wide = weight.cpu().double()
+        total = float(wide.sum())
+        parts.append(_Part((wide / (total or 1.0)).to(device), total, int((wide > 0).sum())))
+    if not any(part.counting for part in parts):
         raise DataError(
-            f"plate '{plate}' has no control row among its {sum(lengths)} rows; take statistics from all rows instead"
+            f"plate '{plate}' has no control row among its {sum(lengths)} rows; take statistics of all rows instead",
+            "statistics",
         )
-    return rows, weights
+    return parts

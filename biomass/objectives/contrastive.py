@@ -120,3 +120,7 @@ class Contrastive:
         if self.gather:
             projections, instances = gather_ranks(projections, instances)
         return contrastive_loss(projections, instances, self.temperature), {}
+
+    def loss(self, projections: Tensor, batch: Batch) -> Tensor:
+        """The loss of projections (N, D) that are there already, over this rank's batch: what validation measures."""
+        return contrastive_loss(projections, batch.instances, self.temperature)

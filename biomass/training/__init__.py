@@ -1,48 +1,50 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
-from biomass.training.cells import (
-    ContrastiveEvaluation,
-    check_instances,
-    check_negatives,
-    sampler_columns,
-    view_loader,
-)
+from biomass.training.calibrations import calibration_file, save_calibration, use_calibration
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
+from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
 from biomass.training.device import make_fabric, set_up
+from biomass.training.evaluations import LossEvaluation, SplitEvaluation
+from biomass.training.loaders import evaluation_loaders, sampler_columns, view_loader
 from biomass.training.logger import RunLogger
-from biomass.training.loop import Progress, Schedule, Training, fit
+from biomass.training.loop import Evaluate, Plan, Progress, Training, fit
 from biomass.training.optim import adam, warmup_cosine
 from biomass.training.pretrained import find_checkpoint, load_encoder, load_network
-from biomass.training.probe import build_probe, check_channels, frozen_part, one_of
-from biomass.training.supervised import SplitEvaluation, check_labels, evaluation_loaders
+from biomass.training.probe import Profiler, build_probe, encoder_path, probed_part, profile_loader
 
 __all__ = [
     "Checkpoints",
-    "ContrastiveEvaluation",
+    "Evaluate",
+    "LossEvaluation",
+    "Plan",
+    "Profiler",
     "Progress",
     "RunLogger",
-    "Schedule",
     "SplitEvaluation",
     "Training",
     "adam",
     "build_probe",
+    "calibration_file",
     "check_channels",
     "check_instances",
     "check_labels",
     "check_negatives",
     "check_resume",
+    "encoder_path",
     "evaluation_loaders",
     "find_checkpoint",
     "fit",
-    "frozen_part",
     "load_checkpoint",
     "load_encoder",
     "load_network",
     "make_fabric",
-    "one_of",
+    "probed_part",
+    "profile_loader",
     "sampler_columns",
+    "save_calibration",
     "save_checkpoint",
     "set_up",
+    "use_calibration",
     "view_loader",
     "warmup_cosine",
 ]

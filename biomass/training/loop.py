@@ -15,21 +15,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from biomass.errors import ConfigError, TrainingError
-from biomass.inference import Statistics, Transform
+from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
-from biomass.norms.whole_plate import unwrap
+from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints
 from biomass.training.logger import RunLogger
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[int, int], dict[str, float]]
-"""From (epoch, step) to the metrics of all evaluation splits."""
+Evaluate = Callable[["Training", int, int], dict[str, float]]
+"""From (run, epoch, step) to the metrics of all evaluation splits, named ``<split>/<metric>``."""
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Plan:
     """How long to train, and what to do how often.
 
     Attributes:
@@ -54,7 +54,7 @@ class Schedule:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.clip is not None and self.clip <= 0:
-            raise ConfigError(f"trainer.clip is {self.clip}; give a positive norm, or null for no clipping")
+            raise ConfigError(f"clip is {self.clip}; give a positive norm, or null for no clipping", "clip")
 
     def check_monitor(self, splits: Collection[str], metrics: Collection[str]) -> None:
         """Raises ConfigError when the monitored metric will not be measured, if any split is evaluated at all.
@@ -65,10 +65,10 @@ class Schedule:
         """
         split, _, metric = self.monitor.partition("/")
         if splits and split not in splits:
-            raise ConfigError(f"trainer.monitor '{self.monitor}' names none of the splits {', '.join(splits)}")
+            raise ConfigError(f"monitor '{self.monitor}' names none of the splits {', '.join(splits)}", "monitor")
         if splits and not any(metric == m or (m.endswith("/") and metric.startswith(m)) for m in metrics):
             known = ", ".join(f"{split}/{m}" for m in metrics)
-            raise ConfigError(f"trainer.monitor '{self.monitor}' is not measured; choose one of: {known}")
+            raise ConfigError(f"monitor '{self.monitor}' is not measured; choose one of: {known}", "monitor")
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` of the monitored metric beats ``best``."""
@@ -77,19 +77,19 @@ class Schedule:
         return value < best if self.monitor.endswith("loss") else value > best
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Training:
-    """All parts of a run, put together by a root script.
+    """All parts of a run, put together by a root script; by keyword only.
 
     Attributes:
         fabric: device and precision.
         network: as set up by ``fabric``.
         optimizer: as set up by ``fabric``.
-        schedule: learning rate per step.
+        lr_schedule: learning rate, step by step.
         loader: the training batches; its sampler's ``set_epoch`` is called here.
         transform: augmentation on the device, ``(images, generator) -> images``.
         objective: what a step minimizes.
-        statistics: where batch norm takes its statistics from in training; the source is always the batch.
+        statistics: where batch norm takes its statistics from in training.
         logger: TensorBoard and JSON-lines.
         checkpoints: where ``last`` and ``best`` go.
         skipped: counts the images that cannot be read.
@@ -99,7 +99,7 @@ class Training:
     fabric: Fabric
     network: nn.Module
     optimizer: Any
-    schedule: LRScheduler
+    lr_schedule: LRScheduler
     loader: Loader
     transform: Transform
     objective: Objective
@@ -131,7 +131,7 @@ class Progress:
 
 def fit(
     run: Training,
-    plan: Schedule,
+    plan: Plan,
     evaluate: Evaluate | None = None,
     resume: dict[str, Any] | None = None,
     seed: int = 0,
@@ -166,7 +166,7 @@ def fit(
             finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
             is_best = False
             if evaluate is not None and (progress.epoch % plan.evaluate_every == 0 or finished):
-                metrics = evaluate(epoch + 1, progress.step)
+                metrics = evaluate(run, epoch + 1, progress.step)
                 run.logger.scalars(progress.step, epoch + 1, metrics)
                 progress.monitored = _monitored(metrics, plan.monitor)
                 is_best = plan.better(progress.monitored, progress.best)
@@ -179,7 +179,7 @@ def fit(
     return progress
 
 
-def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, seed: int) -> None:
+def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed: int) -> None:
     run.network.train()
     run.loader.batches.set_epoch(epoch, progress.batch)
     generator = torch.Generator(run.fabric.device)
@@ -195,7 +195,7 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
             continue
         generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank))
         progress.step += 1
-        ends = progress.batch == batches or progress.step == plan.max_steps  # short runs have norms to show, too
+        ends = progress.batch == batches or progress.step == plan.max_steps  # else a short run would log no norm
         logged = ends or progress.step % plan.log_every == 0
         if progress.step == 1 and batch.images.dim() == 4:
             run.logger.images(0, "train/images by plate", batch.images, batch.groups)
@@ -207,12 +207,12 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
         window.add(progress.step, batch, loss, scalars)
         if logged:
             values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
-            values["train/learning_rate"] = float(run.schedule.get_last_lr()[0])
+            values["train/learning_rate"] = float(run.lr_schedule.get_last_lr()[0])
             run.logger.scalars(progress.step, epoch, values)
             bar.set_postfix_str(_format(values))
             if bar.disable and progress.step % plan.log_every == 0:
                 log.info("epoch %d/%d  step %d  %s", epoch + 1, plan.num_epochs, progress.step, _format(values))
-        run.schedule.step()
+        run.lr_schedule.step()
     else:
         progress.epoch, progress.batch = epoch + 1, 0
     rest = window.flush(epoch, run.checkpoints)
@@ -223,7 +223,7 @@ def _train_epoch(run: Training, plan: Schedule, progress: Progress, epoch: int, 
 def _forward(run: Training, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     batch = batch.to(run.fabric.device)
     images = run.transform(batch.images, generator)
-    with run.statistics.of(run.network, batch), run.fabric.autocast():
+    with run.statistics.of(run.network, batch.groups, batch.controls), run.fabric.autocast():
         return run.objective(run.network, images, batch)
 
 
@@ -279,7 +279,7 @@ class Window:
 def _monitored(metrics: dict[str, float], name: str) -> float:
     if name not in metrics:
         known = ", ".join(k for k in metrics if k.count("/") == 1)
-        raise ConfigError(f"trainer.monitor '{name}' is not measured; choose one of: {known}")
+        raise ConfigError(f"monitor '{name}' is not measured; choose one of: {known}", "monitor")
     return metrics[name]
 
 
@@ -288,7 +288,7 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
         **run.about,
         "network": unwrap(run.network).state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "schedule": run.schedule.state_dict(),
+        "schedule": run.lr_schedule.state_dict(),
         "progress": vars(progress).copy(),
         "random": {
             "cpu": torch.get_rng_state(),
@@ -300,7 +300,7 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
     unwrap(run.network).load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.schedule.load_state_dict(state["schedule"])
+    run.lr_schedule.load_state_dict(state["schedule"])
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])

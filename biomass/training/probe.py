@@ -1,18 +1,27 @@
 """The linear probe: what is trained on the profiles of a frozen encoder."""
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
-from torch import nn
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 
-from biomass.errors import CheckpointError, ConfigError
-from biomass.models import Architecture, Network
+from biomass.errors import ConfigError
+from biomass.evaluation.pooling import profile_screen
+from biomass.inference import Transform, infer
+from biomass.loader import Batch, BatchReader, Loader, SkippedImages
+from biomass.models import Network
 from biomass.models.poolers import BagClassifier
+from biomass.norms import Statistics
+from biomass.samplers import PlateBatches
 from biomass.screen import Screen
 
 
-def one_of(model_path: str | None, sup_model_path: str | None) -> str:
-    """The checkpoint to probe.
+def encoder_path(model_path: str | None, sup_model_path: str | None) -> str:
+    """The checkpoint to probe, by either of its published names.
 
     Raises:
         ConfigError: none is given, or both.
@@ -26,37 +35,22 @@ def one_of(model_path: str | None, sup_model_path: str | None) -> str:
     return str(sup_model_path if model_path is None else model_path)
 
 
-def check_channels(architecture: Architecture, origin: dict[str, Any], screen: Screen, path: object) -> None:
-    """Refuse cells whose channels are not those that the encoder was trained on.
-
-    Raises:
-        CheckpointError: another number of channels, or other names.
-    """
-    trained = origin.get("channels")
-    found = list(screen.pixels.channels)
-    if architecture.in_channels != len(found) or (trained is not None and trained != found):
-        raise CheckpointError(
-            f"checkpoint '{path}' was trained on channels {', '.join(trained or [str(architecture.in_channels)])}; "
-            f"this screen has {', '.join(found)}; order the source's channels alike"
-        )
-
-
-def frozen_part(network: Network, use_projs: bool, path: object) -> tuple[nn.Module, int]:
+def probed_part(network: Network, projections: bool, path: object) -> tuple[nn.Module, int]:
     """What of a network a probe looks at, frozen, and the width of its output.
 
     Args:
         network: of a checkpoint.
-        use_projs: its projections; else the features of its encoder.
+        projections: its projections; else the features of its encoder.
         path: of the checkpoint, for messages.
 
     Raises:
         ConfigError: there are no projections.
     """
-    if not use_projs:
+    if not projections:
         return network.encoder.requires_grad_(False), network.num_features
     last = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)][-1:]
     if not last:
-        raise ConfigError(f"use_projs=true, but checkpoint '{path}' has no projections; set use_projs=false")
+        raise ConfigError(f"checkpoint '{path}' has no projections; probe its features", "use_projs")
     return network.requires_grad_(False), last[0].out_features
 
 
@@ -78,3 +72,112 @@ def build_probe(pooler: str, width: int, in_features: int | None, d_out: int, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BagClassifier(width, d_out) if pooler == "attention" else nn.Linear(width, d_out)
+
+
+@dataclass(frozen=True)
+class Profiler:
+    """Runs a frozen encoder over the cells of a screen and pools them into profiles of their fields of view.
+
+    Attributes:
+        fabric: device and precision.
+        encoder: on that device.
+        cells: the screen,
+        splits: and those of its splits that are used: no other rows take part in the statistics of a plate.
+        reader: reads its cells; its ``instances`` are the fields, its ``groups`` those of the statistics.
+        statistics: where batch norm takes its statistics from.
+        by_group: cells are encoded group by group; else in mixed batches, in the order of ``seed`` and epoch.
+        batch_size: cells at once.
+        pooler: mean, median or attention.
+        normalize: scale the vector of every cell to length 1 before pooling.
+        num_workers: processes that read ahead.
+        seed: of mixed batches, and of the augmentation.
+        skipped: counts the cells that cannot be read.
+    """
+
+    fabric: Fabric
+    encoder: nn.Module
+    cells: Screen
+    splits: list[str]
+    reader: BatchReader
+    statistics: Statistics
+    by_group: bool
+    batch_size: int | None
+    pooler: str
+    normalize: bool
+    num_workers: int
+    seed: int
+    skipped: SkippedImages
+
+    def profiles(self, splits: list[str], transform: Transform, epoch: int | None = None) -> Screen:
+        """A Screen whose rows are the fields of ``splits``, see :func:`biomass.evaluation.profile_screen`.
+
+        Args:
+            splits: those whose profiles are wanted; plates that reach into other splits are normalized as a whole.
+            transform: of the cells, on the device.
+            epoch: of training, on which and the seed the randomness of the transform depends; None: it has none.
+        """
+        return profile_screen(
+            self.cells, self.reader.instances, self._encode(splits, transform, epoch), self.pooler, self.normalize
+        )
+
+    def _encode(self, splits: list[str], transform: Transform, epoch: int | None) -> Iterator[tuple[Batch, Tensor]]:
+        rows = self._rows(splits)
+        groups = self.reader.groups
+        if self.statistics.whole_groups:
+            used = self._rows(self.splits)
+            rows = used[np.isin(groups[used], groups[rows])]
+        batches = PlateBatches(
+            rows,
+            groups[rows] if self.by_group else None,
+            batch_size=self.batch_size,
+            shuffle=not self.by_group,
+            seed=self.seed,
+        )
+        batches.set_epoch(epoch or 0)
+        pin = self.fabric.device.type == "cuda"
+        loader = Loader(self.reader, batches, self.num_workers, pin_memory=pin)
+        if epoch is not None:
+            seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            transform = partial(transform, generator=torch.Generator(self.fabric.device).manual_seed(seed))
+        return infer(self.fabric, self.encoder, loader, transform, self.statistics, self.skipped)
+
+    def _rows(self, splits: list[str]) -> np.ndarray:
+        return np.sort(np.concatenate([self.cells.rows(split) for split in splits]))
+
+
+class FreshProfiles:
+    """Batches of training profiles that are made again for every epoch, as the augmentation of their cells asks for.
+
+    Args:
+        batches: batches of profiles.
+        reader: reads them; its pixels are replaced at the start of an epoch. It must read in this process.
+        profiles: from the number of an epoch to its profiles.
+    """
+
+    def __init__(self, batches: PlateBatches, reader: BatchReader, profiles: Callable[[int], Screen]) -> None:
+        self.batches, self.reader, self.profiles = batches, reader, profiles
+        self.epoch: int | None = None
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch and its first batch, and make its profiles."""
+        self.batches.set_epoch(epoch, start)
+        if epoch != self.epoch:
+            self.reader.pixels, self.epoch = self.profiles(epoch).pixels, epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.batches)
+
+
+def profile_loader(fields: Screen, batches: PlateBatches, again: Callable[[int], Screen] | None = None) -> Loader:
+    """The training batches of a probe.
+
+    Args:
+        fields: the profiles, as :meth:`Profiler.profiles` gives them.
+        batches: of their rows.
+        again: from the number of an epoch to the profiles of that epoch; None: the same in every epoch.
+    """
+    reader = BatchReader(fields, fields.plate_ids)
+    return Loader(reader, batches if again is None else FreshProfiles(batches, reader, again))

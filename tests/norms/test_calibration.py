@@ -40,7 +40,7 @@ def images(n: int, size: int = 32, seed: int = 0, dtype: torch.dtype = torch.flo
 def at_once(network: nn.Module, x: Tensor, controls: Tensor | None = None) -> Tensor:
     """The reference: the whole plate as one batch."""
     network.eval()
-    with torch.no_grad(), plate_statistics(network, torch.zeros(len(x), dtype=torch.long), controls=controls):
+    with torch.no_grad(), plate_statistics(network, torch.zeros(len(x), dtype=torch.long), weights=controls):
         return network(x)
 
 
@@ -105,7 +105,7 @@ def test_chunks_equal_the_whole_plate(library: str, key: str) -> None:
         expected = at_once(network, x, flags)
         for size in (3, 7) if key == "resnet18" else (3,):
             split = None if flags is None else flags.split(size)
-            outputs = whole_plate_forward(network, x.split(size), controls=split)
+            outputs = whole_plate_forward(network, x.split(size), weights=split)
             assert [len(output) for output in outputs] == [len(chunk) for chunk in x.split(size)]
             torch.testing.assert_close(torch.cat(outputs), expected, rtol=1e-8, atol=1e-8 * expected.abs().max().item())
 
@@ -127,7 +127,7 @@ def test_any_chunks_equal_the_whole_plate(sizes: list[int]) -> None:
     network, x = small_converted(), images(9, 8)
     controls = torch.tensor([0, 0, 1, 0, 1, 1, 0, 0, 1]).bool()
     for flags in (None, controls):
-        outputs = whole_plate_forward(network, x.split(sizes), controls=None if flags is None else flags.split(sizes))
+        outputs = whole_plate_forward(network, x.split(sizes), weights=None if flags is None else flags.split(sizes))
         torch.testing.assert_close(torch.cat(outputs), at_once(network, x, flags), rtol=1e-10, atol=1e-12)
 
 
@@ -276,20 +276,20 @@ def test_memory_on_the_device_grows_with_the_chunk_and_not_with_the_plate(
 def test_waiting_on_the_device_ends_where_the_room_does(monkeypatch: pytest.MonkeyPatch) -> None:
     moves = emulate_host(monkeypatch)
     depot = whole_plate.Depot(torch.device("cpu"), "device")
-    depot.room = 100
+    depot.free = 100
     slots = [depot.receive(torch.full((10,), float(i))) for i in range(4)]  # 40 bytes each
-    assert (depot.room, len(moves)) == (20, 2)
+    assert (depot.free, len(moves)) == (20, 2)
     assert [slot.tensor is None for slot in slots] == [False, False, True, True]
     assert torch.equal(depot.take(slots[0]), torch.zeros(10))
-    assert depot.room == 60
+    assert depot.free == 60
     depot.take(slots[3])[0] = 7
-    depot.park(slots[3])
-    assert (depot.room, slots[3].tensor[0]) == (20, 7)
+    depot.wait(slots[3])
+    assert (depot.free, slots[3].tensor[0]) == (20, 7)
     depot.take(slots[2])
-    depot.park(slots[2])
+    depot.wait(slots[2])
     assert moves == ["to host"] * 2 + ["to device"] * 2, "unchanged: no need to copy it again"
     depot.take(slots[2]).add_(1)
-    depot.park(slots[2])
+    depot.wait(slots[2])
     assert moves[-1] == "to host"
     assert torch.equal(depot.take(slots[2]), torch.full((10,), 3.0))
 
@@ -380,7 +380,7 @@ class Untraceable(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (convert(Untraceable()), r"Untraceable cannot be traced .*whole-plate forward.*eval_batch_size: null"),
+        (convert(Untraceable()), r"Untraceable cannot be traced .*each plate as one batch"),
         (nn.Sequential(nn.Conv2d(3, 3, 1)), "has no batch norm"),
         (nn.Sequential(convert(nn.BatchNorm2d(3)), nn.BatchNorm2d(3)), "layer '1' is a plain batch norm.*convert"),
     ],
@@ -399,17 +399,17 @@ def test_networks_that_cannot_run_in_chunks(network: nn.Module, message: str) ->
         ([], None, "has no images"),
         ([0, 0], None, "has no images"),
         ([2, 2], [torch.zeros(2, dtype=torch.bool)] * 2, "plate 'x/1' has no control row among its 4 rows"),
-        ([2, 2], [torch.ones(2, dtype=torch.bool)], "2 rows with no control flags"),
-        ([2], [torch.ones(3, dtype=torch.bool)], "2 rows with 3 control flags"),
-        ([2], [torch.ones(2, dtype=torch.bool)] * 2, "more sets of control flags than chunks"),
+        ([2, 2], [torch.ones(2, dtype=torch.bool)], "2 rows with no weights"),
+        ([2], [torch.ones(3, dtype=torch.bool)], "2 rows with 3 weights"),
+        ([2], [torch.ones(2, dtype=torch.bool)] * 2, "more sets of weights than chunks"),
         ([1], None, "plate 'x/1' has one value a channel at layer '6'"),
         ([2, 2], [torch.arange(2) < 1, torch.arange(2) > 2], "plate 'x/1' has one value a channel at layer '6'"),
     ],
 )
 def test_plates_that_cannot_be_run(sizes: list[int], controls: Sequence[Tensor] | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        whole_plate_forward(small_converted(), images(sum(sizes), 8).split(sizes), controls=controls, plate="x/1")
-    with pytest.raises(ConfigError, match="store 'disk' is unknown; choose auto, device, host"):
+        whole_plate_forward(small_converted(), images(sum(sizes), 8).split(sizes), weights=controls, plate="x/1")
+    with pytest.raises(ConfigError, match="store 'disk'"):
         whole_plate_forward(small_converted(), [images(2, 8)], store="disk")
 
 
@@ -441,7 +441,7 @@ def test_calibrated_images_one_by_one_and_mixed_equal_their_whole_plate(size: in
     x, plates = torch.cat([x for x, _, _ in whole]), torch.cat([plates for _, plates, _ in whole])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     for rows in (*order.split(1), *order.split(4)):
-        with torch.no_grad(), plate_statistics(network, plates[rows], source="calibrated"):
+        with torch.no_grad(), plate_statistics(network, plates[rows], "calibrated"):
             torch.testing.assert_close(network(x[rows]), expected[rows], rtol=1e-9, atol=1e-9)
     norms = [m for m in network.modules() if isinstance(m, PlateBatchNorm)]
     assert all(norm.calibrated.shape == (2, 3, norm.num_features) for norm in norms), "no room for other plates"
@@ -470,7 +470,7 @@ def test_calibration_survives_a_file_and_an_error(tmp_path: Path) -> None:
     x, plates, _ = plates_in_chunks(100)[1]
     outputs = []
     for one in (network, other):
-        with torch.no_grad(), plate_statistics(one.eval(), plates[:1], source="calibrated"):
+        with torch.no_grad(), plate_statistics(one.eval(), plates[:1], "calibrated"):
             outputs.append(one(x[:1]))
     assert torch.equal(*outputs)
     state = calibration_state(network)
@@ -485,7 +485,7 @@ def test_calibration_survives_a_file_and_an_error(tmp_path: Path) -> None:
     assert len(calibration_state(other)["plates"]) == 3
     forget_calibration(network)
     assert calibration_state(network).keys() == {"plates"}
-    with pytest.raises(DataError, match="not among"), plate_statistics(network, plates, source="calibrated"):
+    with pytest.raises(DataError, match="not among"), plate_statistics(network, plates, "calibrated"):
         pass
     load_calibration(other, calibration_state(network))
     assert other[1].calibrated is None

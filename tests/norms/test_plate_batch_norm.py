@@ -111,7 +111,7 @@ def test_any_mix_of_plates_equals_each_plate_alone(
     x = torch.randn(len(plates), 3, *SHAPES[kind], dtype=torch.float64, generator=generator) * scale + scale
     x = x.requires_grad_()
     expected = gradients(reference(norm, x, plates, controls), x, norm)
-    with plate_statistics(ours, plates, controls=controls if use_controls else None):
+    with plate_statistics(ours, plates, weights=controls if use_controls else None):
         y = ours(x)
     for found, right in zip(gradients(y, x, ours), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-8)
@@ -122,7 +122,7 @@ def test_gradients_of_several_plates_with_controls_numerically() -> None:
     plates, controls = torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor([1, 1, 1, 1, 0, 1]).bool()
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        with plate_statistics(norm, plates, controls=controls):
+        with plate_statistics(norm, plates, weights=controls):
             return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,))
 
     x = torch.randn(6, 3, 2, 2, dtype=torch.float64, generator=seeded()).requires_grad_()
@@ -152,7 +152,7 @@ def test_the_whole_batch_is_one_group_without_plates() -> None:
     with plate_statistics(norm, None):
         assert torch.equal(norm(x), F.batch_norm(x, None, None, norm.weight, norm.bias, True))
     controls = torch.tensor([1, 0, 1, 1, 0]).bool()
-    with plate_statistics(norm, None, controls=controls):
+    with plate_statistics(norm, None, weights=controls):
         torch.testing.assert_close(norm(x), reference(norm, x, torch.zeros(5, dtype=torch.long), controls))
 
 
@@ -166,7 +166,7 @@ def test_running_averages_move_as_in_plain_batch_norm(momentum: float | None, us
         x = torch.randn(9, 3, *SHAPES[kind], dtype=torch.float64, generator=seeded(step)) * (step + 1) + step
         plain(x)
         controls = torch.arange(9) > 2 if use_controls else None
-        with plate_statistics(ours, torch.arange(9) % (step + 1), controls=controls):
+        with plate_statistics(ours, torch.arange(9) % (step + 1), weights=controls):
             ours(x)
         for key, value in plain.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-12)
@@ -177,11 +177,11 @@ def test_evaluation_moves_no_buffer_and_a_frozen_mode_holds() -> None:
     x, plates = torch.randn(6, 3, 8, 8, generator=seeded()), torch.tensor([0, 0, 0, 1, 1, 1])
     calibrate(network, [(x[:3], plates[:3], None), (x[3:], plates[3:], None)])
     before = copy.deepcopy(network.state_dict())
-    for source in ("batch", "calibrated", "running"):
+    for word in ("plate", "calibrated", "running"):
         for ids in (plates, plates * 0):
-            with plate_statistics(network, ids, source=source):
+            with plate_statistics(network, ids, word):
                 network(x)
-    with plate_statistics(network, plates, controls=plates == plates):
+    with plate_statistics(network, plates, weights=plates == plates):
         network(x)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     with plate_statistics(network.train(), plates):
@@ -189,17 +189,17 @@ def test_evaluation_moves_no_buffer_and_a_frozen_mode_holds() -> None:
     assert not torch.equal(network.state_dict()["1.running_mean"], before["1.running_mean"])
 
 
-def test_sources_in_evaluation_mode() -> None:
+def test_words_in_evaluation_mode() -> None:
     norm = convert(make_norm()).eval()
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=seeded())
     plain = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     assert torch.equal(norm(x), plain)
-    with plate_statistics(norm, torch.tensor([0, 0, 1, 1]), source="running"):
+    with plate_statistics(norm, torch.tensor([0, 0, 1, 1]), "running"):
         assert torch.equal(norm(x), plain)
     calibrate(norm, [(x[:2], torch.tensor([5, 5]), None), (x[2:], torch.tensor([2, 2]), None)])
     whole = reference(norm, x, torch.tensor([5, 5, 2, 2]), torch.ones(4, dtype=torch.bool))
     for rows in ([0], [3, 0], [2, 1, 3, 0], [3, 3]):
-        with plate_statistics(norm, torch.tensor([5, 5, 2, 2])[rows], source="calibrated"):
+        with plate_statistics(norm, torch.tensor([5, 5, 2, 2])[rows], "calibrated"):
             torch.testing.assert_close(norm(x[rows]), whole[rows])
 
 
@@ -304,9 +304,9 @@ def test_copies_share_a_context_of_their_own(duplicate: Callable[[nn.Module], nn
     assert len(contexts) == 1
     assert id(network[1].context) not in contexts
     assert torch.equal(other.train()(x), network.train()(x))  # the batch at the time of copying is not copied
-    with plate_statistics(other.eval(), torch.full((4,), 3), source="calibrated"):
+    with plate_statistics(other.eval(), torch.full((4,), 3), "calibrated"):
         found = other(x)
-    with plate_statistics(network.eval(), torch.full((4,), 3), source="calibrated"):
+    with plate_statistics(network.eval(), torch.full((4,), 3), "calibrated"):
         assert torch.equal(found, network(x))
 
 
@@ -349,11 +349,12 @@ NAMES = ["HUVEC-01/1", "HUVEC-01/2"]
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"controls": torch.tensor([1, 1, 0, 0]).bool()}, DataError, "'HUVEC-01/2' has no control row among its 2"),
-        ({"controls": torch.ones(3, dtype=torch.bool)}, DataError, "3 control flags were given for 4 plates"),
-        ({"source": "calibrated"}, DataError, "'HUVEC-01/1' is not among the 0 calibrated plates"),
-        ({"source": "calibrated", "plates": None}, ConfigError, "needs the plate of every row"),
-        ({"source": "batches"}, ConfigError, "'batches' is unknown; choose batch, calibrated, running"),
+        ({"weights": torch.tensor([1, 1, 0, 0]).bool()}, DataError, "'HUVEC-01/2' has no control row among its 2"),
+        ({"weights": torch.ones(3, dtype=torch.bool)}, DataError, "3 weights were given for 4 plates"),
+        ({"word": "calibrated"}, DataError, "'HUVEC-01/1' is not among the 0 calibrated plates"),
+        ({"word": "calibrated", "plates": None}, ConfigError, "need the plate of every row"),
+        ({"word": "batches"}, ConfigError, "'batches'.*'batch'"),
+        ({"word": "controls"}, ConfigError, "which rows are controls"),
         ({"plates": torch.zeros(2, 2, dtype=torch.long)}, DataError, r"shape \(2, 2\)"),
         ({"plates": torch.zeros(0, dtype=torch.long)}, DataError, "at least one row"),
     ],
@@ -377,24 +378,27 @@ def test_errors_in_the_forward_pass() -> None:
     for plates in (None, torch.tensor([1])):
         with plate_statistics(norm.eval(), plates, names=NAMES), pytest.raises(DataError, match="one value a channel"):
             norm(torch.randn(1, 3, generator=seeded()))
-    with plate_statistics(norm, torch.tensor([1, 1]), controls=torch.tensor([True, False]), names=NAMES):
+    with plate_statistics(norm, torch.tensor([1, 1]), weights=torch.tensor([True, False]), names=NAMES):
         x = torch.randn(2, 3, generator=seeded())
         with pytest.raises(DataError, match="'HUVEC-01/2' has one value"):
             norm(x)
-    for source in ("running", "calibrated"):
-        calibrate(norm, [(torch.randn(4, 3, generator=seeded()), torch.ones(4, dtype=torch.long), None)])
-        with plate_statistics(norm.train(), torch.tensor([1, 1]), source=source):
-            with pytest.raises(ConfigError, match=f"source '{source}' is for evaluation"):
-                norm(torch.randn(2, 3, generator=seeded()))
-            norm.eval()(torch.randn(2, 3, generator=seeded()))
+    calibrate(norm, [(torch.randn(4, 3, generator=seeded()), torch.ones(4, dtype=torch.long), None)])
+    with plate_statistics(norm.train(), torch.tensor([1, 1]), "calibrated"):
+        with pytest.raises(ConfigError, match="calibrated statistics are for evaluation"):
+            norm(torch.randn(2, 3, generator=seeded()))
+        norm.eval()(torch.randn(2, 3, generator=seeded()))
 
 
 def test_networks_without_plate_aware_norms() -> None:
     network = nn.Sequential(nn.BatchNorm1d(3))
     with pytest.raises(ConfigError, match="no plate-aware batch norm"), plate_statistics(network, torch.tensor([0])):
         pass
-    for plates, source in ((None, "batch"), (torch.tensor([0]), "running")):  # nothing is asked of them
-        with plate_statistics(network, plates, source=source):
+    for plates, word in (
+        (None, "plate"),
+        (torch.tensor([0]), "batch"),
+        (torch.tensor([0]), "running"),
+    ):  # nothing is asked of them
+        with plate_statistics(network, plates, word):
             network(torch.randn(2, 3, generator=seeded()))
 
 
@@ -425,14 +429,14 @@ def test_statistics_are_float32_at_least_under_autocast(plates: Tensor) -> None:
     torch.testing.assert_close(norm.running_mean, x.detach().float().mean((0, 2, 3)) * 0.1, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["batch", "calibrated"])
+@pytest.mark.parametrize("word", ["plate", "calibrated"])
 @pytest.mark.parametrize("plates", [torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 1, 1])])
-def test_channels_last_is_kept(source: str, plates: Tensor) -> None:
+def test_channels_last_is_kept(word: str, plates: Tensor) -> None:
     norm = convert(nn.BatchNorm2d(3)).eval()
     x = torch.randn(4, 3, 5, 5, generator=seeded())
     calibrate(norm, [(x, torch.full((4,), plate), None) for plate in (0, 1)])
     last = x.to(memory_format=torch.channels_last).requires_grad_()
-    with plate_statistics(norm, plates, source=source):
+    with plate_statistics(norm, plates, word):
         y = norm(last)
         torch.testing.assert_close(y, norm(x))
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -463,8 +467,8 @@ def test_compiles_without_graph_breaks_and_again_only_once_for_other_batch_sizes
         controls = torch.arange(length) != length // 2 if case == "controls" else None
         outputs = []
         for one in (compiled, eager):
-            source = "calibrated" if case == "calibrated" else "batch"
-            with plate_statistics(one, plates, controls=controls, source=source):
+            word = "calibrated" if case == "calibrated" else "plate"
+            with plate_statistics(one, plates, word, weights=controls):
                 outputs.append(one(images[:length]))
             if training:
                 outputs[-1].pow(3).sum().backward()
@@ -506,7 +510,7 @@ def test_no_layer_waits_for_the_device() -> None:
     for plates, controls in ((None, None), (one, None), (two, None), (two, torch.arange(6) < 4)):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            with plate_statistics(network, plates, controls=controls):
+            with plate_statistics(network, plates, weights=controls):
                 network(x).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,146 @@
+"""How every training script opens and closes; what stands between the two is the script's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from biomass import training
+from biomass.config import Config, build, run_name
+from biomass.loader import Loader, SkippedImages
+from biomass.norms import Statistics
+from biomass.objectives import Objective
+from biomass.transforms import Compose
+
+
+class Recipe(NamedTuple):
+    """What the optimizer of a run needs to know: see :mod:`biomass.training.optim`."""
+
+    learning_rate: float
+    weight_decay: float
+    num_warmup_epochs: int
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run before it trains.
+
+    Attributes:
+        cfg: its configuration.
+        name: of its folders below ``runs/`` and ``checkpoints/``.
+        fabric: its device and precision.
+        plan: how long it trains, and what it does how often.
+        recipe: of the optimizer.
+        checkpoints: where they go.
+        resume: the checkpoint that it goes on from, None for a new run.
+    """
+
+    cfg: Config
+    name: str
+    fabric: Fabric
+    plan: training.Plan
+    recipe: "Recipe"
+    checkpoints: training.Checkpoints
+    resume: dict[str, Any] | None
+
+    @classmethod
+    def begin(cls, cfg: Config, job: str, name: str | None = None) -> "Experiment":
+        """Name the run, find its device and its checkpoint to go on from. Nothing is written.
+
+        Args:
+            cfg: the configuration of a training script.
+            job: the script's name.
+            name: the run's name, None: made of ``job`` and the time.
+
+        Raises:
+            ConfigError, CheckpointError: a setting does not fit, or there is another run of this name.
+        """
+        trainer = cfg.trainer
+        plan = training.Plan(
+            num_epochs=cfg.num_epochs,
+            clip=trainer.clip,
+            log_every=trainer.log_every,
+            evaluate_every=trainer.evaluate_every,
+            max_steps=trainer.max_steps,
+            monitor=trainer.monitor,
+        )
+        recipe = Recipe(cfg.learning_rate, cfg.weight_decay, cfg.num_warmup_epochs, trainer.compile)
+        name = run_name(name, job)
+        fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
+        checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
+        return cls(cfg, name, fabric, plan, recipe, checkpoints, checkpoints.to_resume(cfg.resume))
+
+    def optimize(self, network: nn.Module, steps: int) -> tuple[nn.Module, Any, LRScheduler]:
+        """The network on its device, Adam with its weight decay, and the learning rate of ``steps`` steps an epoch."""
+        recipe = self.recipe
+        optimizer = training.adam(network, recipe.learning_rate, recipe.weight_decay)
+        decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
+        return *training.set_up(self.fabric, network, optimizer, recipe.compiled), decay
+
+    def settle(self, **about: Any) -> dict[str, Any]:
+        """The last look before anything is written: every key was read, and the run to go on from was like this one.
+
+        Args:
+            about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
+
+        Returns:
+            The same, with the configuration.
+
+        Raises:
+            ConfigError: a key that nothing reads.
+            CheckpointError: the checkpoint to go on from was made with other settings.
+        """
+        self.cfg.check_all_read()
+        about = {"config": self.cfg.to_dict()} | about
+        training.check_resume(self.resume, about)
+        return about
+
+    def train(
+        self,
+        *,
+        network: nn.Module,
+        optimizer: Any,
+        lr_schedule: LRScheduler,
+        loader: Loader,
+        transform: Callable[..., Tensor],
+        objective: Objective,
+        statistics: Statistics,
+        skipped: SkippedImages,
+        evaluate: training.Evaluate | None,
+        about: dict[str, Any],
+    ) -> float | None:
+        """Write, train and evaluate; returns the best value of the monitored metric.
+
+        Args:
+            evaluate: None trains without evaluation.
+            about: as :meth:`settle` gives it.
+            network, optimizer, lr_schedule, loader, transform, objective, statistics, skipped: of
+                :class:`biomass.training.Training`.
+        """
+        folder = Path("runs") / self.name
+        with training.RunLogger(folder, about["config"], self.resume, enabled=self.fabric.is_global_zero) as logger:
+            run = training.Training(
+                fabric=self.fabric,
+                network=network,
+                optimizer=optimizer,
+                lr_schedule=lr_schedule,
+                loader=loader,
+                transform=transform,
+                objective=objective,
+                statistics=statistics,
+                logger=logger,
+                checkpoints=self.checkpoints,
+                skipped=skipped,
+                about=about,
+            )
+            return training.fit(run, self.plan, evaluate, self.resume, self.cfg.seed).best
+
+
+def compose(nodes: list[dict[str, Any]]) -> Compose:
+    """The transforms of a configuration, one after the other."""
+    return Compose([build(node) for node in nodes])

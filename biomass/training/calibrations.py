@@ -1,0 +1,97 @@
+"""Calibrated statistics on disk: the moments of plates, beside the checkpoint that they were computed with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from biomass.errors import CheckpointError, DataError
+from biomass.models import digest
+from biomass.norms import Statistics, calibration_state, load_calibration
+from biomass.screen import Screen
+from biomass.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+def calibration_file(checkpoint: Path, elsewhere: str | None = None) -> Path:
+    """Where the calibrated statistics of a checkpoint are.
+
+    >>> calibration_file(Path("checkpoints/mine/last.pt")).name
+    'last.calibrated.pt'
+    """
+    return checkpoint.with_suffix(".calibrated.pt") if elsewhere is None else Path(elsewhere)
+
+
+def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> list[str]:
+    """Write the calibrated statistics of ``encoder``; plates that the file holds already stay, unless they are new.
+
+    Args:
+        encoder: calibrated by :func:`biomass.inference.calibrate_plates`.
+        file: written whole or not at all.
+        statistics: the word and the columns that it was calibrated with; names the plates.
+
+    Returns:
+        The names of all plates in the file.
+
+    Raises:
+        CheckpointError: the file belongs to other weights, another word or other columns.
+    """
+    assert statistics.names is not None
+    state = calibration_state(encoder)
+    about: dict[str, object] = {"word": statistics.word, "by": list(statistics.by), "encoder": digest(encoder)}
+    names = [statistics.names[plate] for plate in state.pop("plates").tolist()]
+    if file.exists():
+        old = load_checkpoint(file)
+        _check_same(old, about, file)
+        kept = [place for place, name in enumerate(old["plates"]) if name not in names]
+        names = [*(old["plates"][place] for place in kept), *names]
+        state = {key: torch.cat([old["moments"][key][:, kept], value], 1) for key, value in state.items()}
+    save_checkpoint({**about, "plates": names, "moments": state}, file)
+    return names
+
+
+def use_calibration(
+    encoder: nn.Module, file: Path, statistics: Statistics, screen: Screen, splits: Sequence[str] = ()
+) -> None:
+    """Give ``encoder`` the calibrated statistics of a file.
+
+    Args:
+        encoder: of the checkpoint that the file was computed with.
+        file: as :func:`save_calibration` wrote it.
+        statistics: the columns that make a group, and the names of the groups.
+        screen: what the encoder will run on,
+        splits: and which of it; none for all.
+
+    Raises:
+        CheckpointError: there is no such file, or it belongs to other weights or other columns.
+        DataError: a group that is used is not in the file; names the first.
+    """
+    assert statistics.names is not None
+    if not file.is_file():
+        raise CheckpointError(f"there are no calibrated statistics '{file}'; calibrate the plates first", "calibrate")
+    state = load_checkpoint(file)
+    _check_same(state, {"by": list(statistics.by), "encoder": digest(encoder)}, file)
+    place = {name: position for position, name in enumerate(state["plates"])}
+    rows = screen.table["split"].isin(splits).to_numpy() if splits else slice(None)
+    used = np.unique(screen.groups(statistics.by)[rows])
+    missing = [statistics.names[group] for group in used if statistics.names[group] not in place]
+    if missing:
+        others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise DataError(
+            f"plate '{missing[0]}'{others} is not among the {len(place)} plates of '{file}'; calibrate it, too",
+            "calibrate",
+        )
+    groups = [group for group, name in enumerate(statistics.names) if name in place]
+    where = [place[statistics.names[group]] for group in groups]
+    moments = {key: value[:, where] for key, value in state["moments"].items()}
+    load_calibration(encoder, {"plates": torch.tensor(groups), **moments})
+
+
+def _check_same(state: dict[str, object], about: dict[str, object], file: Path) -> None:
+    if "moments" not in state:
+        raise CheckpointError(f"'{file}' holds no calibrated statistics; give a file that a calibration wrote")
+    for key, value in about.items():
+        if state.get(key) != value:
+            shown = "other weights" if key == "encoder" else f"{key} {state.get(key)}, not {value}"
+            raise CheckpointError(f"'{file}' was calibrated with {shown}; calibrate to another file", "calibrate")

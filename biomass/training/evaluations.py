@@ -1,0 +1,116 @@
+"""What is measured on other splits while a network trains: called by the loop with (run, epoch, step)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biomass.errors import DataError
+from biomass.evaluation.accuracy import MEASURED, accuracy_summary, plate_accuracy
+from biomass.inference import Transform, calibrate_plates, infer
+from biomass.loader import Batch, Loader
+from biomass.norms import Statistics
+from biomass.objectives.classification import class_ranks
+from biomass.screen import Screen
+from biomass.training.loop import Training
+
+
+@dataclass
+class SplitEvaluation:
+    """Evaluates a classifier on several splits, and writes the accuracy of every plate to ``plates.csv``.
+
+    Attributes:
+        screen: what the loaders read from.
+        loaders: split → loader.
+        transform: applied on the device; without randomness.
+        statistics: where batch norm takes its statistics from. Calibrated ones are taken of each split's plates first.
+    """
+
+    screen: Screen
+    loaders: Mapping[str, Loader]
+    transform: Transform
+    statistics: Statistics
+
+    measured: ClassVar = (*MEASURED, "loss")
+    """Names of the metrics of a split."""
+
+    def __call__(self, run: Training, epoch: int, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        plates = []
+        for split, loader in self.loaders.items():
+            rows, ranks, losses = self.predict(run, loader)
+            if not len(rows):
+                raise DataError(f"no labelled image of split '{split}' could be read", "skip")
+            metrics |= {f"{split}/{k}": v for k, v in accuracy_summary(self.screen, rows, ranks).items()}
+            metrics[f"{split}/loss"] = float(losses.mean())
+            table = plate_accuracy(self.screen, rows, ranks)
+            run.logger.histogram(step, f"{split}/plate accuracy", table["accuracy"].tolist())
+            plates.append(table.assign(split=split, epoch=epoch))
+        run.logger.text("plates.csv", pd.concat(plates).to_csv(index=False))
+        return metrics
+
+    def predict(self, run: Training, loader: Loader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows (n,), rank of the true class (n,) and cross-entropy (n,) of all labelled images of a loader."""
+        n, device = len(self.screen), run.fabric.device
+        ranks = torch.zeros(n, dtype=torch.int64, device=device)  # 0 is "not seen"; seen ranks are shifted by 1
+        losses = torch.zeros(n, dtype=torch.float32, device=device)
+        if self.statistics.word == "calibrated":
+            calibrate_plates(run.fabric, run.network, loader, self.transform, self.statistics, run.skipped)
+        for batch, logits in infer(run.fabric, run.network, loader, self.transform, self.statistics, run.skipped):
+            rows = batch.rows.to(device, non_blocking=True)
+            labels = batch.labels.clamp(min=0).to(device, non_blocking=True)
+            ranks[rows] = class_ranks(logits.float(), labels) + 1
+            losses[rows] = F.cross_entropy(logits.float(), labels, reduction="none")
+        seen, loss = (run.fabric.all_reduce(x, reduce_op="sum").cpu().numpy() for x in (ranks, losses))  # type: ignore[union-attr]
+        rows_seen = np.flatnonzero((seen > 0) & (self.screen.labels >= 0))
+        return rows_seen, seen[rows_seen] - 1, loss[rows_seen]
+
+
+@dataclass
+class LossEvaluation:
+    """The loss of an objective on other splits, with the same random views at every call.
+
+    Attributes:
+        loss: from the network's outputs (N, D) for a batch to a scalar, the mean over its rows.
+        loaders: split → loader.
+        transform: makes the views, on the device.
+        statistics: where batch norm takes its statistics from.
+        seed: of the views.
+    """
+
+    loss: Callable[[Tensor, Batch], Tensor]
+    loaders: Mapping[str, Loader]
+    transform: Transform
+    statistics: Statistics
+    seed: int = 0
+
+    measured: ClassVar = ("loss",)
+    """Names of the metrics of a split."""
+
+    def __call__(self, run: Training, epoch: int, step: int) -> dict[str, float]:
+        device = run.fabric.device
+        metrics = {}
+        for split, loader in self.loaders.items():
+            sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses times rows, of rows
+            if self.statistics.word == "calibrated":
+                views = self._views(device)
+                calibrate_plates(run.fabric, run.network, loader, views, self.statistics, run.skipped)
+            views = self._views(device)
+            for batch, outputs in infer(run.fabric, run.network, loader, views, self.statistics, run.skipped):
+                loss = self.loss(outputs, batch.to(device))
+                sums += torch.stack([loss.double() * len(batch), torch.tensor(float(len(batch)), device=device)])
+            total, count = run.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+            if not count:
+                raise DataError(f"no image of split '{split}' could be read", "skip")
+            metrics[f"{split}/loss"] = total / count
+        return metrics
+
+    def _views(self, device: torch.device) -> Transform:
+        """The transform, whose randomness starts where it always does."""
+        return partial(self.transform, generator=torch.Generator(device).manual_seed(self.seed))

@@ -1,0 +1,134 @@
+"""From a split of a screen to batches: of images in a fixed order, or of the views of its fields."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from lightning_fabric import Fabric
+
+from biomass.errors import ConfigError, did_you_mean
+from biomass.inference import share_of_rank
+from biomass.loader import BatchReader, BatchSource, Loader
+from biomass.samplers import CellBatches, PlateBatches
+from biomass.screen import PLATE, Screen
+
+SAMPLERS: Mapping[str, tuple[str, ...] | None] = {"random": None, "plate": PLATE, "exp": ("experiment",)}
+"""The published words for what a batch is drawn from: anything, one plate, one experiment."""
+
+MODES = ("random_single", "random", "first", "all")
+"""Which cells of a field of view stand in a batch: the modes of :class:`biomass.samplers.CellBatches`, or all cells."""
+
+
+def sampler_columns(sampler: str) -> tuple[str, ...] | None:
+    """The columns that make a group, None for mixed batches.
+
+    Raises:
+        ConfigError: an unknown word.
+
+    >>> sampler_columns("exp")
+    ('experiment',)
+    """
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"sampler '{sampler}' is unknown; {did_you_mean(sampler, SAMPLERS)}", "sampler")
+    return SAMPLERS[sampler]
+
+
+def view_loader(
+    fabric: Fabric,
+    screen: Screen,
+    reader: BatchReader,
+    split: str,
+    *,
+    by_group: bool,
+    mode: str,
+    num_img: int,
+    batch_size: int | None,
+    max_groups: int = 1,
+    parts: int | None = None,
+    num_controls: int = 0,
+    shuffle: bool = True,
+    seed: int = 0,
+    num_workers: int = 0,
+) -> Loader:
+    """A loader whose batches are drawn over fields of view, and hold ``num_img`` cells of each.
+
+    With mode ``all`` they are drawn over cells, of which every one is served once an epoch: all cells of a batch of
+    fields may be more than a device can hold.
+
+    Args:
+        fabric: rank and number of ranks.
+        screen: a screen of cells.
+        reader: reads cells; its ``instances`` say which field a cell belongs to, its ``groups`` the plates.
+        split: name of the split.
+        by_group: batches hold fields of one group (or ``max_groups`` of them); else any.
+        mode: which cells, see :class:`biomass.samplers.CellBatches`; or ``all``.
+        num_img: cells of each field; ``all`` and ``first`` do not read it.
+        batch_size: fields (``all``: cells) a batch, at most; None: the whole group.
+        max_groups: groups a batch, at most.
+        parts: least number of batches that a group is cut into.
+        num_controls: fields (``all``: cells) of negative controls that a batch holds of each of its groups.
+        shuffle: False for validation: every rank then gets whole plates.
+        seed: of the order and of the choice of cells.
+        num_workers: processes that read ahead.
+
+    Raises:
+        ConfigError: an unknown mode, or numbers that contradict each other or the data.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode '{mode}' is unknown; {did_you_mean(mode, MODES)}", "mode")
+    rows = screen.rows(split)
+    rank, world_size = fabric.global_rank, fabric.world_size
+    if not shuffle:
+        rows, rank, world_size = share_of_rank(rows, reader.groups, rank, world_size), 0, 1
+    plates = partial(
+        PlateBatches,
+        batch_size=batch_size,
+        max_groups=max_groups,
+        parts=parts,
+        num_controls=num_controls,
+        shuffle=shuffle,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    batches: BatchSource
+    if mode == "all":
+        batches = plates(rows, reader.groups[rows] if by_group else None, controls=screen.negative_controls[rows])
+    else:
+        fields, first = np.unique(reader.instances[rows], return_index=True)
+        groups = reader.groups[rows[first]] if by_group else None
+        over_fields = plates(fields, groups, controls=screen.negative_controls[rows[first]])
+        batches = CellBatches(over_fields, rows, reader.instances, mode, num_img, seed=seed)
+    return Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+
+
+def evaluation_loaders(
+    fabric: Fabric,
+    screen: Screen,
+    reader: BatchReader,
+    splits: Sequence[str],
+    by_plate: bool,
+    batch_size: int | None,
+    num_workers: int = 0,
+) -> dict[str, Loader]:
+    """A loader for each split, in a fixed order; every rank gets whole plates.
+
+    Args:
+        fabric: its rank decides which plates are read here.
+        screen: where the splits are.
+        reader: reads rows; its groups are the plates.
+        splits: names of the splits, none for no evaluation.
+        by_plate: batches hold images of one plate each; else they follow the order of the table.
+        batch_size: images a batch, at most; None for whole plates.
+        num_workers: processes that read ahead.
+
+    Raises:
+        ConfigError: a split has no rows.
+    """
+    loaders = {}
+    for split in splits:
+        rows = share_of_rank(screen.rows(split), reader.groups, fabric.global_rank, fabric.world_size)
+        plates = reader.groups[rows] if by_plate else None
+        batches = PlateBatches(rows, plates, batch_size=batch_size, shuffle=False)
+        loaders[split] = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+    return loaders
