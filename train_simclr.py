@@ -67,7 +67,7 @@ def main(cfg: Config) -> float | None:
         training.load_encoder(network, training.find_checkpoint(cfg.model_path), cfg.model.key)
     compiled, optimizer, lr_schedule = experiment.optimize(network, len(loader))
     augment, objective = compose(cfg.transforms.train), Contrastive(cfg.temperature, cfg.gather)
-    evaluate = training.LossEvaluation(objective.loss, eval_loaders, augment, at_inference, cfg.seed)
+    evaluate = training.LossEvaluation(objective, eval_loaders, augment, at_inference, cfg.seed)
     about = experiment.settle(architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes

@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from benchmarks.timing import ratio
+from biomass.datasets.simulated import load_simulated_cells
 from biomass.loader import BatchReader, Loader
 from biomass.samplers import CellBatches, PlateBatches
-from biomass.simulation.rxrx1 import load_simulated_cells
 from biomass.transforms import (
     Compose,
     GaussianBlur,

@@ -14,13 +14,13 @@ from lightning_fabric import Fabric
 
 from benchmarks.timing import ratio
 from biomass import training
+from biomass.datasets.simulated import load_simulated
 from biomass.inference import Statistics
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
 from biomass.norms import plate_statistics
 from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
-from biomass.simulation.rxrx1 import load_simulated
 from biomass.transforms import Compose, RandomHorizontalFlip, RandomRotate90, Standardize
 
 STEPS, BATCH = 8, 64

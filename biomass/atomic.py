@@ -5,13 +5,15 @@ it is complete and on the disk. An error, or a Ctrl-C, removes it. A process tha
 reads it, and :func:`leftovers` finds it.
 """
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, one_line
 
 
 @contextmanager
@@ -66,8 +68,13 @@ def whole_folder(path: Path, advice: str | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(place: Path, advice: str | None = None) -> Iterator[None]:
+def writing(place: Path, advice: str | None = None, needed: int | None = None) -> Iterator[None]:
     """Turn an error of the file system into one line about ``place``.
+
+    Args:
+        place: what is written.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+        needed: bytes that it takes, for the error of a full disk.
 
     Raises:
         ConfigError: in place of an ``OSError``.
@@ -75,9 +82,28 @@ def writing(place: Path, advice: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"cannot write '{place}' ({error.strerror or error}): make room there, or choose another place", advice
-        ) from error
+        remedy = "choose another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            room = "" if needed is None else f" for {needed / 2**30:.1f} GiB"
+            remedy = f"make room{room}, or {remedy}"
+        raise ConfigError(f"cannot write '{place}' ({error.strerror or one_line(error)}): {remedy}", advice) from error
+
+
+def check_writable(folder: Path, place: Path | None = None, advice: str | None = None) -> None:
+    """Make a folder and make sure that it can be written to, before hours of work find out that it cannot.
+
+    Args:
+        folder: where something will be written.
+        place: what the error names; the folder if left out.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
+    """
+    with writing(place or folder, advice):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def leftovers(path: Path) -> list[Path]:

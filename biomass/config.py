@@ -1,162 +1,42 @@
-"""From YAML to plain arguments: the one place where Hydra and omegaconf are known.
+"""From YAML to plain arguments: Hydra's edge.
 
 A root script is a function from a :class:`Config` to the metric that a sweep may optimize. :func:`script` runs it under
-Hydra and turns every error of the user's into one line; :func:`build` makes an object from a node with a ``_target_``.
+Hydra and turns every error that the user can mend into one line, with the key that mends it; :func:`build` makes an
+object from a node with a ``_target_``.
 """
 
 import copy
-import difflib
 import functools
 import inspect
+import itertools
 import json
+import logging
 import math
+import multiprocessing
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import UnionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from biomass.errors import BiomassError, ConfigError, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.keys import KEYS, SECTION, Kind, advice_where
+from biomass.notation import Arguments
 
-
-class Kind(NamedTuple):
-    """What the value of a key may be.
-
-    Attributes:
-        types: of the value; true and false are no numbers here.
-        what: the same in words, for the error that says "it must be …".
-        least: the smallest number allowed.
-        item: what each element of a list may be.
-        null: whether null is a value.
-        text: a number or true stands for its text, as a folder may be called 20261124.
-    """
-
-    types: type | UnionType
-    what: str
-    least: float = -math.inf
-    item: "Kind | None" = None
-    null: bool = False
-    text: bool = False
-
-    def or_null(self) -> "Kind":
-        """The same, or null."""
-        return self._replace(what=f"{self.what} or null", null=True)
-
-
-FLAG = Kind(bool, "true or false")
-WORD = Kind(str, "a word")
-NAME = Kind(str, "a name or path", text=True)
-NATURAL = Kind(int, "a whole number of at least 0", least=0)
-COUNT = Kind(int, "a whole number of at least 1", least=1)
-NUMBER = Kind(int | float, "a number")
-POSITIVE = Kind(int | float, "a number of at least 0", least=0)
-WORDS = Kind(list, "a list of words", item=WORD)
-WIDTHS = Kind(list, "a list of whole numbers of at least 1", item=COUNT)
-SECTION = Kind(dict, "a section of keys")
-TARGET = Kind(dict, "a section with a _target_")
-TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
-
-KEYS = {
-    "run_name": NAME.or_null(),
-    "save_key": NAME.or_null(),
-    "seed": NATURAL,
-    "resume": NAME._replace(what="auto, a checkpoint").or_null(),
-    "device": WORD,
-    "precision": Kind(int | str, "32, bf16 or 16"),
-    # the network
-    "model_path": NAME.or_null(),
-    "sup_model_path": NAME.or_null(),
-    "frozen_model_path": NAME.or_null(),
-    "model": SECTION,
-    "model.key": WORD,
-    "model.d_out": COUNT.or_null(),
-    "model.pretrained": FLAG,
-    "model.projector": WIDTHS,
-    "use_projs": FLAG,
-    "model_train_mode": FLAG,
-    "normalize": FLAG,
-    "pooler": WORD,
-    "in_features": COUNT.or_null(),
-    "out_features": COUNT.or_null(),
-    "channels": WORDS.or_null(),
-    # the data
-    "dataloaders": SECTION,
-    "dataloaders.root_dir": NAME,
-    "dataloaders.img_dir": NAME.or_null(),
-    "dataloaders.summary_file": NAME.or_null(),
-    "dataloaders.metadata_file": NAME.or_null(),
-    "dataloaders.store": NAME.or_null(),
-    "dataloaders.cache_dir": NAME.or_null(),
-    "dataloaders.plates": Kind(str | list, "a name, a list of names", item=WORD).or_null(),
-    "dataloaders.source": TARGET,
-    "dataloaders.fields": TARGET,
-    "dataloaders.simulated": TARGET,
-    "dataloaders.num_workers": NATURAL,
-    "dataloaders.on_bad_image": WORD,
-    "transforms": SECTION,
-    "transforms.train": TARGETS,
-    "transforms.eval": TARGETS,
-    # batches
-    "dataloaders.sampler": WORD,
-    "dataloaders.mode": WORD,
-    "dataloaders.instance": WORDS,
-    "dataloaders.num_img": COUNT,
-    "dataloaders.num_plates_per_batch": COUNT,
-    "dataloaders.num_plate_parts": COUNT.or_null(),
-    "dataloaders.train_groupby": WORDS.or_null(),
-    "dataloaders.max_groups": COUNT.or_null(),
-    "dataloaders.num_controls": NATURAL.or_null(),
-    "dataloaders.eval_plate_sampler": FLAG,
-    "dataloaders.eval_groupby": WORDS,
-    "dataloaders.eval_splits": WORDS,
-    "statistics": SECTION,
-    "statistics.train": WORD.or_null(),
-    "statistics.eval": WORD.or_null(),
-    "statistics.by": WORDS.or_null(),
-    "calibration": NAME.or_null(),
-    "statistics_rows": WORD,
-    "use_train_at_eval": FLAG,
-    "train_batch_size": COUNT.or_null(),
-    "eval_batch_size": COUNT.or_null(),
-    "encode_batch_size": COUNT.or_null(),
-    # training
-    "num_views": COUNT,
-    "temperature": POSITIVE,
-    "gather": FLAG,
-    "learning_rate": POSITIVE,
-    "weight_decay": POSITIVE,
-    "num_epochs": COUNT,
-    "num_warmup_epochs": NATURAL,
-    "compute_train_acc": FLAG,
-    "save_model": FLAG,
-    "trainer": SECTION,
-    "trainer.precision": Kind(int | str, "32, bf16 or 16"),
-    "trainer.devices": COUNT,
-    "trainer.compile": FLAG,
-    "trainer.clip": NUMBER.or_null(),
-    "trainer.log_every": COUNT,
-    "trainer.evaluate_every": COUNT,
-    "trainer.max_steps": NATURAL.or_null(),
-    "trainer.monitor": WORD,
-    # the transfer to BBBC021
-    "normalizations": WORDS,
-    "postprocessings": WORDS,
-    "metric": WORD,
-    "monitor": WORD.or_null(),
-    "figures": FLAG,
-}
-"""Every key of the experiments, of whichever script. What is below a ``_target_`` is the business of that target."""
+OUTCOME = "outcome.txt"
+_TRACEBACKS = "HYDRA_FULL_ERROR"
 
 
 class Config:
@@ -170,20 +50,20 @@ class Config:
     """
 
     def __init__(self, node: DictConfig, path: str = "", read: set[str] | None = None) -> None:
-        if not path:  # all at once: a wrong learning rate is known before a screen is downloaded
+        if read is None:
+            read = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(node)))  # through interpolation
             node = copy.deepcopy(node)
-            _check_values(node, "")
+            _check_values(node, "")  # all at once: a wrong learning rate is known before a screen is downloaded
         self._node = node
         self._path = path
-        self._read = set() if read is None else read
+        self._read = read
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
             raise AttributeError(key)
         if key not in self._node:
-            near = difflib.get_close_matches(key, [str(k) for k in self._node], 1)
-            hint = f"; is '{self._path}{near[0]}' meant?" if near else ""
-            raise ConfigError(f"key '{self._path}{key}' is missing; add it to the YAML{hint}")
+            hint = did_you_mean(key, self._node, "add it to the YAML")
+            raise ConfigError(f"key '{self._path}{key}' is missing; {hint}")
         value = _value(self._node, key, self._path)
         if isinstance(value, DictConfig) and "_target_" not in value:
             return Config(value, f"{self._path}{key}.", self._read)
@@ -210,15 +90,11 @@ class Config:
         Raises:
             ConfigError: a key that nothing has read, with the nearest key that exists.
         """
-        referred = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(self._node)))  # read through interpolation
-        known = self._read | referred
         for path in _leaves(self._node, ""):
             if path in KEYS and OmegaConf.select(self._node, path) is None:
-                continue  # of another choice of data, and not set
-            if not any(path == read or path.startswith(f"{read}.") for read in known):
-                near = difflib.get_close_matches(path, known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else "remove it"
-                raise ConfigError(f"unknown key '{path}'; {hint}")
+                continue  # null, for another choice of dataloaders than this one
+            if not any(path == read or path.startswith(f"{read}.") for read in self._read):
+                raise ConfigError(f"unknown key '{path}'; {did_you_mean(path, self._read, 'remove it')}")
 
 
 def _value(node: DictConfig, key: str, path: str, plain: bool = False) -> Any:
@@ -226,7 +102,7 @@ def _value(node: DictConfig, key: str, path: str, plain: bool = False) -> Any:
         value = node[key]
         return OmegaConf.to_container(value, resolve=True) if plain and OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"key '{path}{key}': {one_line(error)}") from error
+        raise ConfigError(f"key '{path}{key}': {str(error).splitlines()[0]}") from error
 
 
 def _check_values(node: DictConfig, path: str) -> None:
@@ -239,12 +115,36 @@ def _check_values(node: DictConfig, path: str) -> None:
             _check_values(section, f"{path}{key}.")
             continue
         value = _value(node, key, path, plain=True)
-        if kind.text and isinstance(value, int | float) and not (key == "resume" and isinstance(value, bool)):
-            value = node[key] = str(value).lower() if isinstance(value, bool) else str(value)
+        if kind.text and not (key == "resume" and isinstance(value, bool)) and value != (text := _as_text(value)):
+            value = node[key] = text
         if not _fits(value, kind):
             shown = json.dumps(value, ensure_ascii=False, default=str)
             hint = f"; write [{value}]" if kind.types is list and _fits([value], kind) else ""
             raise ConfigError(f"{path}{key} is {shown}; it must be {kind.what}{hint}")
+        for name in kind.names & value.keys() if kind.names and value else ():
+            names = _names(value[name], f"{path}{key}.{name}")
+            if names != value[name]:
+                node[key][name] = names
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _names(value: Any, path: str, item: bool = False) -> Any:
+    """Names as text, however nested; refused where it is not certain how they were written."""
+    if isinstance(value, list):
+        return [_names(one, path, True) for one in value]
+    if isinstance(value, dict):
+        return {_names(key, path, True): _names(one, f"{path}.{key}") for key, one in value.items()}
+    if isinstance(value, bool | float) or (item and value is None):
+        shown = json.dumps(value)
+        raise ConfigError(f"{path} holds {shown}, which may have been written otherwise; put the name in quotes")
+    return str(value) if isinstance(value, int) else value
 
 
 def _fits(value: Any, kind: Kind) -> bool:
@@ -254,9 +154,11 @@ def _fits(value: Any, kind: Kind) -> bool:
         return False
     if isinstance(value, int | float):
         return kind.least <= value < math.inf
+    if isinstance(value, str):
+        return value != ""
     if isinstance(value, list):
         return kind.item is None or all(_fits(one, kind.item) for one in value)
-    return not isinstance(value, dict) or kind is not TARGET or "_target_" in value
+    return not isinstance(value, dict) or not kind.target or "_target_" in value
 
 
 def _leaves(node: DictConfig, path: str) -> Iterator[str]:
@@ -289,76 +191,228 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
         raise
 
 
-def script(config_name: str) -> Callable[[Callable[[Config], float | None]], Callable[[], Any]]:
-    """Make a root script of a function, composed from ``configs/<config_name>.yaml`` beside it.
+Main = Callable[[Config], float | None]
 
-    An error of the user's is printed as one line without a traceback, and the exit code is 1; an interruption is a line
-    and the exit code 130. A sweep goes on after a job with such an error, and counts them at its end. Set
-    HYDRA_FULL_ERROR=1 for the traceback. The undecorated function is the attribute ``__wrapped__``.
+
+class Entry(Protocol):
+    """A script as it is called: from a shell, without arguments; or by ``biomass <tool>``, with them."""
+
+    __wrapped__: Main
+
+    def __call__(self, arguments: Sequence[str] | None = None, program: str | None = None) -> None: ...
+
+
+def script(config_name: str) -> Callable[[Main], Entry]:
+    """Make a command of a function: it is called with what ``configs/<config_name>.yaml`` and the arguments compose.
+
+    The folder ``configs`` is beside the function's file, or in a folder above it. An error that the user can mend is
+    printed as one line, and the exit code is 1; an interruption is a line and the exit code 130. A sweep goes on after
+    a job with such an error, and counts them at its end. HYDRA_FULL_ERROR=1 shows tracebacks. The function itself is
+    the attribute ``__wrapped__``.
+
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "configs").mkdir()
+    >>> _ = (folder / "configs" / "greet.yaml").write_text("run_name: null\\nhydra: {output_subdir: null}\\n")
+    >>> _ = (folder / "greet.py").write_text(
+    ...     "from biomass.config import script\\n"
+    ...     "@script('greet')\\n"
+    ...     "def main(cfg):\\n"
+    ...     "    print('hello', cfg.run_name)\\n"
+    ... )
+    >>> getfixture("monkeypatch").chdir(folder)
+    >>> import runpy
+    >>> main = runpy.run_path("greet.py")["main"]
+    >>> main(["run_name=0012"])
+    hello 0012
+    >>> main(["run_name=a=b"])
+    Traceback (most recent call last):
+    SystemExit: error: 'run_name=a=b': a value that holds = stands in quotes: 'run_name="a=b"'
     """
 
-    def decorate(main: Callable[[Config], float | None]) -> Callable[[], Any]:
-        folder = Path(inspect.getfile(main)).resolve().parent / "configs"
-        run_with = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
-
+    def decorate(main: Main) -> Entry:
         @functools.wraps(main)
-        def entry() -> Any:
-            def task(node: DictConfig) -> float | None:
-                return main(Config(node)) if outcomes is None else _job(main, outcomes, node)
+        def entry(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+            given = sys.argv[1:] if arguments is None else list(arguments)
+            with _one_line_errors():
+                folder = _config_folder(main, config_name)
+                if {"-h", "--help"} & set(given):
+                    print(_help(folder / f"{config_name}.yaml", program or f"python {Path(sys.argv[0]).name}"))
+                else:
+                    _launch(main, folder, config_name, Arguments.of(given))
 
-            outcomes: Path | None = None
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                return run_with(task)()
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and we print one line of it
-            try:
-                with tempfile.TemporaryDirectory() as temporary:
-                    outcomes = Path(temporary)
-                    run_with(task)()
-                    failed = [bool(job.read_text()) for job in outcomes.iterdir()]
-                if any(failed):
-                    raise SystemExit(f"error: {sum(failed)} of {len(failed)} jobs failed")
-            except KeyboardInterrupt:
-                resume = "resume=auto and " if "resume" in OmegaConf.load(folder / f"{config_name}.yaml") else ""
-                print(f"interrupted; go on with {resume}the same run_name (its folder below runs/)", file=sys.stderr)
-                raise SystemExit(130) from None
-            except (BiomassError, HydraException, OmegaConfBaseException) as error:
-                raise SystemExit(f"error: {_explain(error)}") from None
-            except (PermissionError, FileExistsError, NotADirectoryError) as error:
-                raise SystemExit(
-                    f"error: cannot write to '{error.filename}' ({error.strerror}); run where you may write"
-                ) from None
-            finally:
-                del os.environ["HYDRA_FULL_ERROR"]
-
-        return entry
+        return cast(Entry, entry)
 
     return decorate
 
 
-def _job(main: Callable[[Config], float | None], outcomes: Path, node: DictConfig) -> float | None:
+def _config_folder(main: Main, config_name: str) -> Path:
+    file = Path(inspect.getfile(main)).resolve()
+    for folder in file.parents:
+        if (folder / "configs" / f"{config_name}.yaml").is_file():
+            return folder / "configs"
+    raise ConfigError(
+        f"no configs/{config_name}.yaml beside '{file}' or above it; install biomass from a copy of its repository "
+        "that stays (pip install --editable)"
+    )
+
+
+def _help(file: Path, program: str) -> str:
+    return (
+        f"usage: {program} [key=value ...] [-m] [--cfg job]\n\n"
+        "The keys and their defaults. -m runs every combination of values with commas, key=value,value. --cfg job\n"
+        f"prints the configuration as composed; --hydra-help explains Hydra's own options.\n\n{file.read_text()}"
+    )
+
+
+def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) -> None:
+    """Hand over to Hydra, which composes the configuration and calls ``job``, here or in other processes."""
+    outside = _Outside.now()
+
+    @functools.wraps(main)
+    def job(node: DictConfig) -> float | None:
+        with outside.restored():
+            return _job(main, node, outside.tracebacks)
+
+    # Hydra takes its arguments from sys.argv, and prints errors itself unless it is told to raise them
+    with _Outside([sys.argv[0], *arguments.for_hydra()], True).restored():
+        try:
+            hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(job)()
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            if outside.tracebacks:
+                raise
+            raise ConfigError(arguments.explain(error)) from error
+
+
+class _Outside(NamedTuple):
+    """What a process is given: its arguments, and whether it shall show tracebacks. Those it starts inherit both."""
+
+    argv: list[str]
+    tracebacks: bool
+
+    @classmethod
+    def now(cls) -> "_Outside":
+        return cls(sys.argv, os.environ.get(_TRACEBACKS) == "1")
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Within the block, things are as in this tuple."""
+        before = self.now()
+        self._set()
+        try:
+            yield
+        finally:
+            before._set()
+
+    def _set(self) -> None:
+        sys.argv = self.argv
+        os.environ.pop(_TRACEBACKS, None)
+        if self.tracebacks:
+            os.environ[_TRACEBACKS] = "1"
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Print an error that the user can mend as one line and exit, unless tracebacks are asked for."""
+    if _Outside.now().tracebacks:
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; go on with resume=auto and the same run_name (its folder below runs/)", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BiomassError as error:
+        raise SystemExit(f"error: {error}") from None
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise SystemExit(f"error: {_cannot_write(error)}") from None
+
+
+def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     """What Hydra calls: the whole of a single run, or one job of a sweep, perhaps in a process of its own.
 
-    Args:
-        main: the script's function.
-        outcomes: every job of a sweep leaves a file here: its error, or nothing.
-        node: the composed configuration.
+    A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder.
     """
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # which only joblib's own processes can be
+        multiprocessing.set_start_method(None, force=True)
+    if _rank() > 0:
+        logging.disable(logging.WARNING)  # one process of several writes lines
     settings = HydraConfig.get()
-    outcome = outcomes / str(settings.job.num) if settings.mode == RunMode.MULTIRUN else None
+    outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
     try:
         value = main(Config(node))
     except BiomassError as error:
+        if tracebacks:
+            raise
+        message = explain(error, advice_where(functools.partial(_has, node)))
         if outcome is None:
-            raise SystemExit(f"error: {error}") from None
-        message = f"job {settings.job.num}: {error}"
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        if not outcomes.exists():  # on another machine, as with Slurm: Hydra carries the error back
-            raise BiomassError(message) from None
-        outcome.write_text(message)
+            raise SystemExit(f"error: {message}") from None
+        outcome.write_text(f"error: {message}\n")
+        print(f"error: job {settings.job.num}: {message}", file=sys.stderr, flush=True)
         return None
-    if outcome is not None and outcomes.exists():
-        outcome.touch()
+    if outcome is not None:
+        outcome.write_text(f"{value}\n")
     return value
+
+
+def _has(node: DictConfig, key: str) -> bool:
+    section, _, last = key.rpartition(".")
+    parent = OmegaConf.select(node, section) if section else node
+    return isinstance(parent, DictConfig) and last in parent
+
+
+class Folders(Callback):
+    """Hydra's folders ``outputs/<date>/<time>``: no two runs share one; and the outcomes of a sweep's jobs in them."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Take a folder for this run; the second process of several writes nothing there."""
+        if _rank() > 0:
+            config.hydra.output_subdir = None
+            config.hydra.job_logging = {"root": None}
+            config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
+        else:
+            config.hydra.run.dir = _own_folder(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Take a folder for this sweep, and forget what an earlier one may have left there."""
+        folder = config.hydra.sweep.dir = _own_folder(config, "sweep")
+        config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')  # every job is composed again
+        for outcome in Path(folder).rglob(OUTCOME):
+            outcome.unlink()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Count the jobs that ended in an error; the exit code is 1 if there are any."""
+        folder = Path(config.hydra.sweep.dir)
+        outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
+        failed = sum(text.startswith("error: ") for text in outcomes)
+        if failed:
+            raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")
+
+
+def _own_folder(config: DictConfig, mode: str) -> str:
+    """Make the folder of a run or a sweep. Nobody else has it, unless its name was given: a number is put behind it."""
+    folder = str(config.hydra[mode].dir)
+    given = any(override.startswith(f"hydra.{mode}.dir=") for override in config.hydra.overrides.hydra)
+    names = itertools.chain([folder], (f"{folder}-{number}" for number in itertools.count(2)))
+    for name in names:
+        try:
+            Path(name).mkdir(parents=True, exist_ok=given)
+            return name
+        except FileExistsError as error:
+            if given or not Path(name).exists():
+                raise SystemExit(f"error: {_cannot_write(error)}") from None
+        except OSError as error:
+            raise SystemExit(f"error: {_cannot_write(error)}") from None
+    raise AssertionError
+
+
+def _cannot_write(error: OSError) -> str:
+    return f"cannot write to '{error.filename}' ({error.strerror}); run where you may write"
+
+
+def _rank() -> int:
+    """Which of the processes of one run this is, as torchrun, Lightning and Slurm number them."""
+    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in known if rank), 0))
 
 
 def run_name(name: str | None, job: str) -> str:
@@ -380,10 +434,3 @@ def run_name(name: str | None, job: str) -> str:
     if not re.fullmatch(r"[\w,=+-][\w.,=+-]*", name):
         raise ConfigError(f"run_name '{name}' cannot name a folder; use letters, digits and . , = + - _")
     return f"{name}-{settings.job.num}" if sweep and settings is not None else name
-
-
-def _explain(error: Exception) -> str:
-    unknown = re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", str(error))
-    if unknown:
-        return f"unknown key '{unknown[1]}'; the option --cfg job lists every key"
-    return one_line(error)

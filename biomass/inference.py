@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -119,8 +118,3 @@ def _run(
             plate=statistics.names[group] if statistics.names else str(group),
         )
     yield from zip(chunks, outputs, strict=True)
-
-
-def share_of_rank(rows: np.ndarray, groups: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The rows whose group this rank evaluates: whole groups, dealt out in turn. All of them for one rank."""
-    return rows[np.unique(groups[rows], return_inverse=True)[1] % world_size == rank]

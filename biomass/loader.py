@@ -4,34 +4,33 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from biomass.errors import BadImageError, BiomassError, ConfigError
-from biomass.screen import Screen
-
-OnBadImage = Literal["error", "skip"]
+from biomass.errors import BadImageError, BiomassError
+from biomass.screen import OnBadImage, Screen, check_on_bad_image
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N images and what is known of them.
+    """N images and what is known about them. Rows, groups, controls and skipped rows always stay on the host.
 
     Attributes:
-        images: (N, C, H, W), as the source stores them; integers stay integers until they are on the device.
+        images: (N, C, H, W), as they are stored: integers stay integers until they are on the device. Vectors, where a
+            screen has them in place of images (see :class:`biomass.screen.Pixels`): (N, D).
         labels: (N,) int64, -1 where unknown.
-        rows: (N,) int64, the rows of the screen; on the host.
-        groups: (N,) int64, the plates (or whatever the statistics are taken over); on the host.
+        rows: (N,) int64, the rows of the screen.
+        groups: (N,) int64, the plates (or whatever the statistics are taken over).
         instances: (N,) int64, the field of view or well that a cell belongs to: rows with the same number are views
             of one thing.
-        controls: (N,) bool, which rows are negative controls; on the host.
-        skipped: (M,) int64, rows left out because their image could not be read; on the host.
+        controls: (N,) bool, which rows are negative controls.
+        skipped: (M,) int64, rows left out because their image could not be read.
     """
 
     images: Tensor
@@ -46,12 +45,12 @@ class Batch:
         return len(self.rows)
 
     def pin_memory(self) -> "Batch":
-        """Called by the DataLoader where transfers to the device shall not block."""
+        """Called by the DataLoader if transfers to the device are not to block."""
         pinned = (x.pin_memory() for x in (self.images, self.labels, self.instances))
         return replace(self, **dict(zip(("images", "labels", "instances"), pinned, strict=True)))
 
     def to(self, device: torch.device) -> "Batch":
-        """Images (as float32), labels and instances on the device; what steers the computation stays on the host."""
+        """Images (as float32), labels and instances on the device."""
         images, labels, instances = (
             x.to(device, non_blocking=True) for x in (self.images, self.labels, self.instances)
         )
@@ -61,14 +60,14 @@ class Batch:
 class BatchReader(Dataset[Batch | BiomassError]):
     """Reads the batch whose rows a sampler names: ``reader[rows]``.
 
-    An error of the user's is returned, not raised: raised in a worker process it would arrive as a traceback. An image
-    that was skipped once is not tried again.
+    A :class:`BiomassError` is returned, not raised: from a worker process it would arrive as a traceback. An image that
+    was skipped once is not tried again.
 
     Args:
         screen: labels, controls and pixels.
         groups: (rows of the screen,) what statistics are taken over.
         on_bad_image: ``error``, or ``skip`` to leave unreadable images out of their batch.
-        instances: (rows of the screen,) what a row is a view of; every row stands for itself if left out.
+        instances: (rows of the screen,) what each row is a view of; None: every row of itself.
     """
 
     def __init__(
@@ -78,8 +77,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         on_bad_image: OnBadImage = "error",
         instances: np.ndarray | None = None,
     ) -> None:
-        if on_bad_image not in ("error", "skip"):
-            raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip")
+        check_on_bad_image(on_bad_image)
         self.pixels = screen.pixels
         self.labels = screen.labels
         self.controls = screen.negative_controls
@@ -108,7 +106,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         return np.isin(rows, list(self._bad)) if self._bad else np.zeros(len(rows), bool)
 
     def _read_good(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows that can be read, and their images. Bad ones are found by halving, and remembered."""
+        """The rows that can be read, and their images. Bad ones are found by halving the batch, and remembered."""
         try:
             return rows, self._read(rows)
         except BadImageError as error:
@@ -123,7 +121,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         if len(rows):
-            once, where = np.unique(rows, return_inverse=True)  # a cell that several views are made of is read once
+            once, where = np.unique(rows, return_inverse=True)  # a cell with several views is read once
             return self.pixels.read(once)[where] if len(once) < len(rows) else self.pixels.read(rows)
         return np.empty((0, len(self.pixels.channels), *self.pixels.size), np.uint8)
 
@@ -144,9 +142,9 @@ class Loader:
 
     Args:
         reader: reads the rows.
-        batches: a batch sampler; it is asked anew at every pass.
+        batches: a batch sampler; every pass iterates over it again.
         num_workers: processes that read ahead, started at the first pass and kept for the next; 0 reads in this one.
-        pin_memory: whether transfers to the device shall not block.
+        pin_memory: page-locked memory, so that transfers to the device do not block.
     """
 
     def __init__(
@@ -173,7 +171,7 @@ class Loader:
 
 
 class SkippedImages:
-    """Counts and lists the images that a run leaves out (``on_bad_image: skip``), each once."""
+    """Counts and lists the unreadable images that a run leaves out, each once."""
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen

@@ -1,17 +1,18 @@
-"""The Screen: one table, a row an image, plus the pixels that belong to the rows.
+"""The Screen: one table with a row for each image, and the pixels that belong to the rows.
 
-Whatever the source of a screen, everything behind it sees only this table and :class:`Pixels`.
+Whatever the source of a screen, all other code sees only this table and :class:`Pixels`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import pandas as pd
 
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.identifiers import names, wells
 
 COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split", "control")
 """The canonical columns, in this order, of every screen's table."""
@@ -23,10 +24,26 @@ FIELD = (*PLATE, "well", "site")
 """The columns that together name a field of view."""
 
 CONTROLS = ("", "negative", "positive")
-"""The values of the column ``control``; the empty one is a perturbed (treated) well."""
+"""The values of the column ``control``; the empty one is a treated (perturbed) well."""
+
+NAMED = ("compound", "moa")
+"""Further columns of names, where a source has them; empty where one is missing."""
 
 UNLABELLED = -1
-"""The value of the column ``label`` where nothing is known."""
+"""The value of the column ``label`` where the class is unknown."""
+
+OnBadImage = Literal["error", "skip"]
+"""What to do with an image that cannot be read: stop with an error that names it, or leave it out."""
+
+
+def check_on_bad_image(on_bad_image: str) -> None:
+    """Make sure that it is one of :data:`OnBadImage`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if on_bad_image not in get_args(OnBadImage):
+        raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip", "skip")
 
 
 class Pixels(Protocol):
@@ -90,8 +107,8 @@ class Screen:
     """A plate-based microscopy screen.
 
     Attributes:
-        table: one row an image, ``RangeIndex``; the canonical columns (see :data:`COLUMNS`), the dense integer
-            ``plate_id`` of (experiment, plate) over the *whole* screen, and any further column of the source.
+        table: a row for each image, ``RangeIndex``; the canonical columns (see :data:`COLUMNS`), ``plate_id``, which
+            numbers the plates of the *whole* screen from 0, and any further column of the source.
         pixels: the images of the rows.
         classes: names of the labels: ``classes[label]``.
     """
@@ -124,12 +141,12 @@ class Screen:
 
     @cached_property
     def negative_controls(self) -> np.ndarray:
-        """Which rows are negative controls, (N,) bool: the rows that plate statistics may be taken from."""
+        """Which rows are negative controls, (N,) bool."""
         return (self.table["control"] == "negative").to_numpy(bool)
 
     @cached_property
     def treated(self) -> np.ndarray:
-        """Which rows are perturbed wells, neither positive nor negative control, (N,) bool."""
+        """Which rows are of treated wells, neither positive nor negative controls, (N,) bool."""
         return (self.table["control"] == "").to_numpy(bool)
 
     @property
@@ -145,11 +162,12 @@ class Screen:
         """
         rows = np.flatnonzero((self.table["split"] == split).to_numpy())
         if not len(rows):
-            raise ConfigError(f"split '{split}' has no rows; this screen has: {', '.join(self.splits) or 'none'}")
+            hint = did_you_mean(split, self.splits) or "this screen has no splits"
+            raise ConfigError(f"split '{split}' has no rows; {hint}", advice="splits")
         return rows
 
     def groups(self, columns: Sequence[str]) -> np.ndarray:
-        """Dense group number of every row by the values of ``columns``, over the whole screen, (N,) int64.
+        """The group of every row by its values in ``columns``, (N,) int64; the screen's groups are numbered from 0.
 
         Raises:
             ConfigError: a column is not in the table.
@@ -158,8 +176,8 @@ class Screen:
             return self.plate_ids
         missing = [c for c in columns if c not in self.table]
         if missing:
-            columns = ", ".join(map(str, self.table.columns))
-            raise ConfigError(f"cannot group by '{missing[0]}'; columns of this screen: {columns}")
+            hint = did_you_mean(missing[0], self.table.columns)
+            raise ConfigError(f"cannot group by '{missing[0]}', which is not a column of this screen; {hint}")
         return self.table.groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
 
     def group_names(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -173,12 +191,19 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
     """Check a source's table, number its plates and return the Screen.
 
     Args:
-        table: the canonical columns but ``plate_id``; identity columns may be of any type and become strings.
+        table: the canonical columns, and any others; names become text in the normal form of
+            :mod:`biomass.identifiers`, those of compounds and mechanisms, too.
         pixels: the images, in the order of the rows.
         classes: names of the labels.
 
     Raises:
-        DataError: a canonical column is missing, a label has no class, a control is unknown, or the table is empty.
+        DataError: a canonical column is missing, a label has no class, a control is unknown, two names differ in
+            nothing but case, or the table is empty.
+
+    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["", ""]) | {"plate": ["A", "B"], "label": [0, -1]})
+    >>> screen = make_screen(table, pixels=None, classes=["DMSO"])
+    >>> screen.plate_ids, screen.labels
+    (array([0, 1]), array([ 0, -1]))
     """
     missing = [c for c in COLUMNS if c not in table]
     if missing:
@@ -186,8 +211,9 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
     if table.empty:
         raise DataError("the table has no rows; a screen needs at least one image")
     table = table.reset_index(drop=True)
-    for column in ("experiment", "plate", "well", "site", "cell_type", "split", "control"):
-        table[column] = table[column].astype(str).astype("category")
+    for column in (*COLUMNS, *NAMED):
+        if column != "label" and column in table:
+            table[column] = pd.Categorical((wells if column == "well" else names)(table[column], column))
     table["label"] = table["label"].astype(np.int64)
     bad = table.index[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
     if len(bad):

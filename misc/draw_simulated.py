@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from biomass.simulation.rxrx1 import CHANNELS, Design, lay_out, render_plate
+from biomass.simulation.morphology import CHANNELS
+from biomass.simulation.rxrx1 import Design, lay_out, render_plate
 
 COLOURS = {"nuclei": (0.1, 0.3, 1.0), "er": (0.0, 0.75, 0.15), "actin": (0.9, 0.3, 0.0)}
 """Red, green and blue of a channel at full scale."""

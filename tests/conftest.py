@@ -56,14 +56,15 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path) -> Callable[..., float | None]:
-    """``run("train_erm", "key=value", …)``: the script in this process, in a folder of its own."""
+    """``run("train_erm", "key=value", …)``: the script, or the tool, in this process, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BIOMASS_DATA", str(data_root))
 
     def _run(script: str, *overrides: str) -> float | None:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose(script, list(overrides))
-        return importlib.import_module(script).main.__wrapped__(Config(config))
+        module = script if (ROOT / f"{script}.py").exists() else f"biomass.commands.{script}"
+        return importlib.import_module(module).main.__wrapped__(Config(config))
 
     return _run
 

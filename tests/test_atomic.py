@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from biomass.atomic import leftovers, whole_file, whole_folder
+from biomass.atomic import check_writable, leftovers, whole_file, whole_folder, writing
 from biomass.errors import ConfigError
 
 
@@ -55,3 +55,20 @@ def test_what_a_killed_process_left_is_found(tmp_path: Path) -> None:
     part.write_text("half")
     assert leftovers(tmp_path / "a.txt") == [part]
     assert leftovers(tmp_path / "b.txt") == []
+
+
+def test_a_full_disk_says_how_much_is_needed_and_other_causes_do_not(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"No space left.* 2\.0 GiB"), writing(tmp_path, needed=2**31):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(ConfigError, match="Permission denied") as caught, writing(tmp_path, needed=2**31):
+        raise OSError(13, "Permission denied")
+    assert "GiB" not in str(caught.value)
+
+
+def test_a_folder_is_looked_at_before_it_is_written_to(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="'the store'") as caught:
+        check_writable(tmp_path / "file" / "new", Path("the store"), "store")
+    assert caught.value.advice == "store"

@@ -11,8 +11,9 @@ from conftest import ROOT, TINY_RUN, TINY_SCREEN
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from biomass.config import KEYS, Config, build, run_name
+from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError, DataError
+from biomass.keys import KEYS
 
 CONFIGS = ROOT / "configs"
 SCRIPTS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -117,10 +118,14 @@ def test_every_key_of_a_yaml_has_a_kind_that_its_default_fits(script, source):
     assert Config(node).to_dict() == OmegaConf.to_container(node, resolve=True)
 
 
+COMING = {"statistics", "statistics.train", "statistics.eval", "statistics.by", "calibration"}
+"""Keys that stand in no YAML yet."""
+
+
 def test_every_kind_is_that_of_a_key_of_some_yaml():
     assert {
         key for script in SCRIPTS for source in SOURCES for key in keys_of(composed(script, f"dataloaders={source}"))
-    } == set(KEYS)
+    } == set(KEYS) - COMING
 
 
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("experiment/*.yaml")) + sorted(CONFIGS.glob("method/*.yaml")))

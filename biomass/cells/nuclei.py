@@ -12,9 +12,11 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from biomass.errors import ConfigError, DataError, one_line
+from biomass.identifiers import names, wells
+from biomass.table_files import read_table
 
-IMAGE_TABLE = "supplement_Image.txt"
-OBJECT_TABLE = "supplement_Object.txt"
+SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS = "supplement_Image.txt", "supplement_Object.txt"
+"""The tables of Ljosa et al. (2013), Data S2."""
 
 DIAMETER = 36.0
 """Diameter of a typical MCF-7 nucleus in BBBC021, pixels."""
@@ -86,59 +88,72 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         DataError: a table is missing or damaged, a field is listed twice, or a nucleus lies in none of the fields.
     """
     folder = Path(folder).expanduser()
-    images = _read(folder / IMAGE_TABLE, _IMAGE_COLUMNS)
-    objects = _read(folder / OBJECT_TABLE, _OBJECT_COLUMNS)
+    images = _read(folder / SUPPLEMENT_IMAGES, _IMAGE_COLUMNS)
+    objects = _read(folder / SUPPLEMENT_OBJECTS, _OBJECT_COLUMNS)
     fields = images[["plate", "well"]].assign(site=images["file"].str.extract(_SITE, expand=False))
     if fields["site"].isna().any():
         name = images["file"][fields["site"].isna()].iloc[0]
-        raise DataError(f"file name '{name}' in '{folder / IMAGE_TABLE}' does not say its site (such as _s1_)")
+        raise DataError(f"file name '{name}' in '{folder / SUPPLEMENT_IMAGES}' does not say its site (such as _s1_)")
     for columns, table in ((["plate", "well", "site"], fields), (["table", "image"], images)):
         twice = table.duplicated(columns)
         if twice.any():
             what = ", ".join(f"{c} {v}" for c, v in table.loc[twice, columns].iloc[0].items())
-            raise DataError(f"'{folder / IMAGE_TABLE}' lists {what} twice: remove one of the rows")
+            raise DataError(f"'{folder / SUPPLEMENT_IMAGES}' lists {what} twice: remove one of the rows")
     keys = images[["table", "image"]].assign(field=np.arange(len(images)))
     nuclei = objects.merge(keys, how="left", on=["table", "image"])
     lost = nuclei["field"].isna()
     if lost.any():
         first = nuclei[lost].iloc[0]
         raise DataError(
-            f"{lost.sum()} of {len(lost)} nuclei in '{folder / OBJECT_TABLE}' lie in no image of "
-            f"'{folder / IMAGE_TABLE}', the first in table {first['table']}, image {first['image']}: "
+            f"{lost.sum()} of {len(lost)} nuclei in '{folder / SUPPLEMENT_OBJECTS}' lie in no image of "
+            f"'{folder / SUPPLEMENT_IMAGES}', the first in table {first['table']}, image {first['image']}: "
             "both files must come from the same download"
         )
-    return fields, _numbers(nuclei, folder / OBJECT_TABLE)
+    return fields, _numbers(nuclei, folder / SUPPLEMENT_OBJECTS)
 
 
 def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a lab's own table of nuclei: CSV or Parquet, a row a nucleus.
+    """Read a lab's own table of nuclei, a row a nucleus.
 
     Args:
-        file: has the columns ``plate, well, site, x, y`` (centre, pixels), and may have ``experiment`` and ``area``. A
-            field without nuclei has one row with neither x nor y, or none: then it counts as not looked at.
+        file: any table that :func:`biomass.table_files.read_table` reads, with the columns ``plate, well, site, x, y``
+            (centre, pixels); it may have ``experiment`` and ``area``. A field without nuclei has one row with neither x
+            nor y, or none: then it counts as not looked at.
 
     Returns:
         The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
 
     Raises:
-        DataError: it cannot be read, or lacks a column.
+        DataError: it cannot be read or lacks a column, a row has no plate or well, or a value is not a number.
+
+    >>> file = getfixture("tmp_path") / "nuclei.csv"
+    >>> _ = file.write_text("plate;well;site;x;y\\nP1;a1;1;10,5;20\\nP1;A01;1;3;4\\nP1;A02;1;;\\n")
+    >>> fields, nuclei = read_nuclei_table(file)
+    >>> fields
+      plate well site
+    0    P1  A01    1
+    1    P1  A02    1
+    >>> nuclei
+          x     y  area  field
+    0  10.5  20.0   0.0      0
+    1   3.0   4.0   0.0      0
     """
-    file = Path(file).expanduser()
-    try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            f"table of nuclei '{file}' cannot be read ({one_line(error)}): save it as CSV or Parquet"
-        ) from error
-    missing = [column for column in ("plate", "well", "site", "x", "y") if column not in table]
-    if missing:
-        raise DataError(f"table of nuclei '{file}' has no column '{missing[0]}'; it has: {', '.join(table.columns)}")
-    keys = [column for column in ("experiment", "plate", "well", "site") if column in table]
-    field = table.groupby(keys, sort=False, observed=True, dropna=False).ngroup()
-    fields = table.loc[~field.duplicated(), keys].astype(str).reset_index(drop=True)
-    there = table["x"].notna() | table["y"].notna()
-    nuclei = table[there].assign(field=field[there], area=table.get("area", 0))
-    return fields, _numbers(nuclei[["field", "x", "y", "area"]].reset_index(drop=True), file)
+    table = read_table(Path(file).expanduser(), "table of nuclei", advice="nuclei")
+    table.require(["plate", "well", "site", "x", "y"], "table of nuclei", "nuclei")
+    frame = table.frame()
+    keys = [column for column in ("experiment", "plate", "well", "site") if column in frame]
+    fields = pd.DataFrame(
+        {c: (wells if c == "well" else names)(frame[c], c, place=table.place, needed=c != "site") for c in keys}
+    )
+    field = fields.groupby(keys, sort=False).ngroup()
+    nuclei = pd.DataFrame({column: table.numbers(column) for column in ("x", "y", "area") if column in frame})
+    nuclei = nuclei.reindex(columns=["x", "y", "area"]).assign(field=field)
+    there = nuclei["x"].notna() | nuclei["y"].notna()
+    half = there & (nuclei["x"].isna() | nuclei["y"].isna())
+    if half.any():
+        raise DataError(f"{table.place(int(np.argmax(half)))} has only one of x and y: give both, or none", "nuclei")
+    nuclei["area"] = nuclei["area"].fillna(0)
+    return fields[~field.duplicated()].reset_index(drop=True), nuclei[there].reset_index(drop=True)
 
 
 def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:

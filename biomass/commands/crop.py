@@ -18,19 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from biomass.cells.crops import (
-    beside,
-    check_cells,
-    describe_search,
-    find_all_nuclei,
-    pack_cells,
-    place_nuclei,
-    save_nuclei,
-)
+from biomass.cells.fields import place_nuclei, save_nuclei
 from biomass.cells.nuclei import DIAMETER, read_nuclei, read_nuclei_table
+from biomass.cells.search import describe_search, find_all_nuclei
+from biomass.cells.store import check_cells, nuclei_file, pack_cells
 from biomass.channels import ADVICE
 from biomass.datasets.any_source import command_errors, open_source, parse_settings
 from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
+from biomass.datasets.packed import load_packed
 from biomass.errors import ConfigError
 from biomass.screen import Screen
 
@@ -71,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         listed = args.nuclei or published
         search = None if listed is not None else _describe_search(screen, args.channel, args.diameter)
         check_cells(screen, args.size, args.out, search)
-        kept = beside(args.out, ".nuclei.parquet")
+        kept = nuclei_file(args.out)
         if listed is not None:
-            nuclei = place_nuclei(screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed))
+            nuclei = place_nuclei(
+                screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed), subset=listed.is_dir()
+            )
         else:
             nuclei = find_all_nuclei(
                 screen,
@@ -83,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 workers=max(1, args.workers),
                 file=kept,
             )
-        cells = pack_cells(screen, nuclei, args.out, args.size, workers=args.workers, on_bad_image=args.on_bad_image)
+        out = pack_cells(screen, nuclei, args.out, args.size, workers=args.workers, on_bad_image=args.on_bad_image)
         if listed is not None:
             save_nuclei(screen, nuclei, kept)
-        print(f"{args.out} holds {len(cells)} cells of {len(nuclei.fields)} fields")
+        print(f"{out} holds {len(load_packed(out))} cells of {len(nuclei.fields)} fields")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from biomass.datasets.any_source import command_errors, open_source, parse_settings
 from biomass.pixels.packed import SUFFIX, verify
-from biomass.pixels.writer import pack
+from biomass.pixels.packed_writer import pack
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

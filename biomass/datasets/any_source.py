@@ -14,11 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
 from biomass.datasets.bbbc021_raw import CACHE_ADVICE
 from biomass.datasets.manifest import load_manifest
+from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import DOWNLOAD_ADVICE, load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
-from biomass.errors import BiomassError, ConfigError, DataError, one_line
-from biomass.pixels.files import SKIP_ADVICE
-from biomass.pixels.packed import ABOUT, load_packed
+from biomass.errors import BiomassError, ConfigError, DataError, explain, one_line
+from biomass.pixels.packed import ABOUT
 from biomass.screen import Screen
 
 _RXRX1 = "rxrx1_v1.0"
@@ -35,8 +35,8 @@ def command_errors(on_bad_image: str, stopped: str) -> Iterator[None]:
     try:
         yield
     except BiomassError as error:
-        advice = ", or give --on-bad-image skip" if on_bad_image == "error" else ""
-        message = str(error).replace(SKIP_ADVICE, advice).replace(DOWNLOAD_ADVICE, "")
+        advice = {"skip": "or give --on-bad-image skip"} if on_bad_image == "error" else {}
+        message = explain(error, advice).replace(DOWNLOAD_ADVICE, "")
         message = message.replace(CACHE_ADVICE, "give --set cache_dir=… with a folder that can be written")
         raise SystemExit(f"error: {message}") from None
     except KeyboardInterrupt:

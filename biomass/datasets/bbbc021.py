@@ -17,20 +17,15 @@ import numpy as np
 import pandas as pd
 
 from biomass.cells import nuclei
-from biomass.cells.crops import (
-    beside,
-    check_cells,
-    crop_screen,
-    describe_search,
-    find_all_nuclei,
-    pack_cells,
-    place_nuclei,
-)
+from biomass.cells.crops import crop_screen
+from biomass.cells.fields import place_nuclei
+from biomass.cells.search import describe_search, find_all_nuclei
+from biomass.cells.store import check_cells, nuclei_file, pack_cells
 from biomass.channels import match_channels
 from biomass.datasets import bbbc021_h5, bbbc021_raw
+from biomass.datasets.packed import load_packed
 from biomass.errors import ConfigError, DataError
-from biomass.loader import OnBadImage
-from biomass.screen import Screen, make_screen
+from biomass.screen import OnBadImage, Screen, check_on_bad_image, make_screen
 
 CACHE = Path("~/.cache")
 """Where pybbbc puts the dataset unless it is told otherwise."""
@@ -88,8 +83,7 @@ def load_bbbc021(
     """
     if fields not in ("ljosa", "all"):
         raise ConfigError(f"fields '{fields}' is unknown; choose ljosa or all")
-    if on_bad_image not in ("error", "skip"):
-        raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip")
+    check_on_bad_image(on_bad_image)
     if isinstance(plates, str):
         plates = [plates]
     if plates is not None and not len(plates):
@@ -174,7 +168,7 @@ def load_bbbc021_cells(
     folder = Path(nuclei_dir) if nuclei_dir is not None else find_supplement(root)
     if folder is not None:
         check_cells(screen, size, store)
-        found = place_nuclei(screen, *nuclei.read_nuclei(folder))
+        found = place_nuclei(screen, *nuclei.read_nuclei(folder), subset=True)
     else:
         searched = screen if "DAPI" in screen.pixels.channels else load(channels=[*channels, "DAPI"])
         search = describe_search(searched, "DAPI", diameter)
@@ -185,12 +179,12 @@ def load_bbbc021_cells(
             diameter,
             on_bad_image=on_bad_image,
             workers=max(1, workers if workers is not None else os.cpu_count() or 1),
-            file=_kept_nuclei(root, cache_dir, search) if store is None else beside(Path(store), ".nuclei.parquet"),
+            file=_kept_nuclei(root, cache_dir, search) if store is None else nuclei_file(store),
             keep="if possible" if store is None else "always",
         )
     if store is None:
         return crop_screen(screen, found, size)
-    return pack_cells(screen, found, store, size, workers=workers, on_bad_image=on_bad_image)
+    return load_packed(pack_cells(screen, found, store, size, workers=workers, on_bad_image=on_bad_image))
 
 
 def _kept_nuclei(root: Path, cache_dir: str | Path | None, search: Mapping[str, Any]) -> Path:
@@ -212,7 +206,7 @@ def is_bbbc021(root: Path) -> bool:
 def find_supplement(root: Path) -> Path | None:
     """The folder with the nuclei tables of Ljosa et al., if it is where the dataset is looked for."""
     places = [root / folder for folder in _FOLDERS]
-    return next((place for place in places if (place / nuclei.IMAGE_TABLE).is_file()), None)
+    return next((place for place in places if (place / nuclei.SUPPLEMENT_IMAGES).is_file()), None)
 
 
 def _find(root: Path) -> tuple[Path | None, Path]:

@@ -1,38 +1,27 @@
 """BBBC021 as pybbbc stores it: an HDF5 file of virtual datasets over one file a plate.
 
-Every plate file holds ``images`` (n, 3, H, W) float16 in 0…1, channels :data:`CHANNELS`, and of every image ``site``
-and ``replicate`` (uint8), ``concentration`` (float16, µM), ``well``, ``plate``, ``compound`` and ``moa`` (text; moa
-``null`` where unknown).
+What the files hold is described, and written, in :mod:`biomass.pixels.bbbc021_files`.
 
 The virtual datasets are read only for the list of plate files; the images are read from those. HDF5 fills in zeros,
 without a word, for a plate file that is not there, and pybbbc lays the plates out as if all held as many images as the
 first one.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
-from biomass.pixels.files import SKIP_ADVICE
+from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
+from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT, UNKNOWN
 from biomass.pixels.open_handles import Handles
 
-CHANNELS = ("actin", "tubulin", "DAPI")
-"""The channels of an image, in the order of the files."""
-
-UNKNOWN = "null"
-"""What the files say where the mechanism of action is not known."""
-
-_TEXT = ("well", "plate", "compound", "moa")
-_NUMBERS = {"site": np.uint8, "replicate": np.uint8, "concentration": np.float16}
 _REMEDY = "make it again with pybbbc, or leave the plate out with plates=[…]"
 
 
@@ -122,7 +111,7 @@ def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.Data
             images = _dataset(h5, "images", file)
             if images.ndim != 4 or images.shape[1] != len(CHANNELS):
                 raise DataError(f"'{file}' holds images {images.shape}, expected (n, {len(CHANNELS)}, H, W): {_REMEDY}")
-            columns = {name: _column(h5, name, file, len(images)) for name in (*_TEXT, *_NUMBERS)}
+            columns = {name: _column(h5, name, file, len(images)) for name in (*H5_TEXT, *H5_NUMBERS)}
             tables.append(pd.DataFrame(columns).assign(file=number, index=np.arange(len(images))))
             sizes.append(images.shape[2:])
     table = pd.concat(tables, ignore_index=True)
@@ -152,7 +141,7 @@ def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
     if dataset.shape != (n,):
         raise DataError(f"'{file}' has {n} images, but '{name}' has the shape {dataset.shape}: {_REMEDY}")
     values = dataset[()]
-    if values.dtype.kind in "OS" or name in _TEXT:
+    if values.dtype.kind in "OS" or name in H5_TEXT:
         try:
             values = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], dtype=object)
         except UnicodeDecodeError as error:
@@ -210,9 +199,7 @@ class H5Pixels:
             except (OSError, KeyError, ValueError, TypeError) as error:  # the last three: it is another file by now
                 there = self.files[self.file[row]].is_file()
                 why = one_line(error) if there else "the file is missing"
-                raise BadImageError(
-                    f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}{SKIP_ADVICE}", int(row)
-                ) from error
+                raise BadImageError(f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}", int(row)) from error
         return images
 
     def name(self, row: int) -> str:
@@ -222,41 +209,3 @@ class H5Pixels:
     def take(self, rows: np.ndarray) -> "H5Pixels":
         """The pixels of some rows, in that order."""
         return H5Pixels(self.files, self.file[rows], self.index[rows], self.order, self.channels, self.size)
-
-
-def write_plate(file: Path, images: np.ndarray, table: pd.DataFrame) -> None:
-    """Write a plate file as pybbbc does. It appears under its name when it is complete, and not before.
-
-    Args:
-        file: its path, by custom ``hdf5/<plate>.h5``.
-        images: (n, 3, H, W) float16 in 0…1, channels in the order of :data:`CHANNELS`.
-        table: of every image ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown).
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with h5py.File(partial, "w") as h5:
-        h5.create_dataset("images", data=images.astype(np.float16, copy=False))
-        for name in _TEXT:
-            values: list[Any] = table[name].replace("", UNKNOWN).tolist()
-            h5.create_dataset(name, data=values, dtype=h5py.string_dtype("utf-8"))
-        for name, dtype in _NUMBERS.items():
-            h5.create_dataset(name, data=table[name].to_numpy().astype(dtype))
-    partial.rename(file)
-
-
-def link_plates(file: Path, plates: Sequence[Path]) -> None:
-    """Write the file of virtual datasets over plate files, which it names relative to its own folder."""
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    lengths = []
-    for plate in plates:
-        with h5py.File(plate, "r") as h5:
-            lengths.append(len(h5["images"]))
-            shapes = shapes or {name: (h5[name].shape[1:], h5[name].dtype) for name in h5}
-    ends = np.cumsum(lengths).tolist()
-    with h5py.File(file, "w") as h5:
-        for name, (shape, dtype) in shapes.items():
-            layout = h5py.VirtualLayout((ends[-1], *shape), dtype)
-            for plate, n, end in zip(plates, lengths, ends, strict=True):
-                source = h5py.VirtualSource(str(plate.relative_to(file.parent)), name, (n, *shape), dtype)
-                layout[end - n : end] = source
-            h5.create_virtual_dataset(name, layout)

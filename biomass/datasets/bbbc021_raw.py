@@ -29,18 +29,13 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import SKIP_ADVICE
+from biomass.pixels.bbbc021_files import IMAGE_TABLE, MOA_TABLE
+from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
 
-CHANNELS = ("DAPI", "tubulin", "actin")
-"""The channels of a field, in the order of the image table (w1, w2, w4)."""
-
 CACHE_ADVICE = "set dataloaders.cache_dir to a folder that can be written"
 """What an error says of measured corrections that cannot be kept; commands have an option for it instead."""
-
-IMAGE_TABLE = "BBBC021_v1_image.csv"
-MOA_TABLE = "BBBC021_v1_moa.csv"
 
 _FILES = tuple(f"Image_FileName_{channel.capitalize() if channel != 'DAPI' else channel}" for channel in CHANNELS)
 _FOLDER = "Image_PathName_DAPI"
@@ -197,7 +192,8 @@ def check_plate(source: Path, table: pd.DataFrame) -> None:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
             f"plate {first['plate']} has no {channel} image of well {first['well']}, site {first['site']}: "
-            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}{SKIP_ADVICE}"
+            f"'{first[channel]}' is not in '{source}'{more}; {_REMEDY}",
+            "skip",
         )
 
 
@@ -297,8 +293,7 @@ class RawPixels:
             _check_size(found, self.size)
         except _DAMAGED as error:
             raise BadImageError(
-                f"{self.channels[channel]} image '{source / name}' cannot be read "
-                f"({_why(error)}): {_REMEDY}{SKIP_ADVICE}",
+                f"{self.channels[channel]} image '{source / name}' cannot be read ({_why(error)}): {_REMEDY}",
                 row,
             ) from error
         return found
@@ -434,7 +429,7 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
             except _DAMAGED as error:
                 bad[name] = f"{channel} image '{source / name}' cannot be read ({_why(error)})"
                 if not skip_bad:
-                    raise DataError(f"{bad[name]}: {_REMEDY}{SKIP_ADVICE}") from error
+                    raise DataError(f"{bad[name]}: {_REMEDY}", "skip") from error
                 continue
             count += 1
             yield int(number), image

@@ -36,15 +36,12 @@ from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, DOWNLOAD_ADVICE, METADATA
 from biomass.errors import ConfigError, DataError, one_line
 from biomass.pixels.files import open_files
 from biomass.pixels.packed import packed_beside, packed_pixels, read_index
-from biomass.screen import UNLABELLED, Screen, make_screen
+from biomass.screen import FIELD, UNLABELLED, Screen, make_screen
 
 RECORD = "7272553"
 """The record of Zenodo that holds the published cells."""
 
 ZENODO = "https://zenodo.org"
-
-FIELD = ("experiment", "plate", "well", "site")
-"""The columns that together name a field of view."""
 
 LAYOUT = "<experiment>/Plate<k>/<well>_s<site>/<i>.png"
 

@@ -12,7 +12,7 @@ import torch
 from biomass.channels import match_channels
 from biomass.errors import ConfigError, DataError, did_you_mean, one_line
 from biomass.evaluation.encode import Encoder
-from biomass.evaluation.nearest import METRICS
+from biomass.evaluation.nearest import DISTANCES
 from biomass.evaluation.transfer import COLUMNS, POSTPROCESSINGS, Postprocessing
 from biomass.norms import WORDS, PlateBatchNorm, Statistics
 from biomass.screen import PLATE, Screen
@@ -31,7 +31,7 @@ def check_names(
     words: tuple[tuple[str, Sequence[str], Iterable[str]], ...] = (
         ("normalization", normalizations, alone),
         ("postprocessing", postprocessings, POSTPROCESSINGS),
-        ("metric", [metric], METRICS),
+        ("metric", [metric], DISTANCES),
     )
     for kind, names, known in words:
         if not names:
@@ -40,9 +40,7 @@ def check_names(
             if name not in known:
                 raise ConfigError(f"{kind} '{name}' is unknown; {did_you_mean(name, known)}")
     if channels is not None and not len(channels):
-        raise ConfigError(
-            "the list of channels is empty; name those that the encoder expects, in its order", "channels"
-        )
+        raise ConfigError("the list of channels is empty; name all that the encoder expects", "encoder_channels")
 
 
 def check_encoders(encoders: Mapping[str, Encoder]) -> None:
@@ -146,7 +144,7 @@ def _check_treatments(cells: Screen) -> None:
             "other plates, or look at the column 'control'"
         )
     for column in treatment:
-        nameless = treated[treated[column].isna()]
+        nameless = treated[treated[column].isna() | (treated[column] == "")]
         if len(nameless):
             raise DataError(f"treated well '{_names(nameless, well)}' has no {column}; fill it, or drop the well")
     kinds = treated[[*treatment, "moa"]].drop_duplicates()

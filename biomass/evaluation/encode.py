@@ -26,11 +26,11 @@ from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation.pooling import Profiles, mean_profiles
 from biomass.evaluation.transfer import COLUMNS, TREATMENT
 from biomass.inference import Transform, infer
-from biomass.loader import Batch, BatchReader, Loader, OnBadImage, SkippedImages
+from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import digest
 from biomass.norms import WORDS, Statistics, calibration_state
 from biomass.samplers import PlateBatches
-from biomass.screen import FIELD, Screen
+from biomass.screen import FIELD, OnBadImage, Screen
 
 log = logging.getLogger(__name__)
 

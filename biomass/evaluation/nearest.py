@@ -1,9 +1,10 @@
 """Mechanism of action by the nearest neighbour (NSC, NSCB), and how well batches mix.
 
 *Not same compound* (NSC; Ljosa et al. 2013): a treatment is predicted to have the mechanism of the most similar
-treatment by another compound. *Not same compound or batch* (NSCB; Ando et al. 2017): the neighbour must come from
-other batches too, so that a shared batch effect cannot help. The batch-mixing score (Lin & Lu 2022) asks the opposite:
-how often the nearest neighbour of an image comes from its own batch.
+treatment with another compound. *Not same compound or batch* (NSCB; Ando et al. 2017): the neighbour must also come
+from other batches, so that a shared batch effect cannot help. The batch-mixing score (Lin & Lu 2022) asks the opposite:
+how often the nearest neighbour of an image comes from its own batch. Names are compared in the normal form of
+:mod:`biomass.identifiers`.
 """
 
 from collections.abc import Collection
@@ -14,12 +15,10 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.tables import Features, feature_matrix, row_values
+from biomass.evaluation.tables import Features, feature_matrix, row_labels, row_names, row_values
+from biomass.identifiers import names, normal
 
-METRICS = ("cosine", "correlation", "euclidean")
-
-UNKNOWN_MOA = ("", "null")
-"""Texts that, like a missing value, say that a mechanism is not known."""
+DISTANCES = ("cosine", "correlation", "euclidean")
 
 _TIE = 1e-12
 """Distances that differ by less (in cosine and correlation; of the smaller one in euclidean) are equal."""
@@ -49,7 +48,7 @@ class NearestResult:
 
     @property
     def scorable(self) -> np.ndarray:
-        """Treatments that could be predicted rightly, (N,) bool: one of their mechanism is admissible."""
+        """Treatments that could be predicted rightly, (N,) bool: an admissible one has their mechanism."""
         return self.neighbours >= 0
 
     @property
@@ -117,21 +116,33 @@ class BatchMixing:
 def nsc(features: Features, compounds: object, moas: object, metric: str = "cosine") -> NearestResult:
     """Predict the mechanism of every treatment by its nearest neighbour that is not the same compound.
 
-    A treatment is scored if its mechanism is known and another compound shares it; otherwise no method could be
-    right, and it counts neither for nor against. Treatments of unknown mechanism (missing, empty, ``null``) are
-    nobody's neighbours. Controls are not treatments: leave them out before. Among equally near neighbours (within
+    A treatment is scored if its mechanism is known and another compound has it, too; otherwise no method could be
+    right, and it counts neither for nor against. Treatments whose mechanism is missing (empty, NaN, ``NA``, ``null`` …)
+    are nobody's neighbours. Controls are not treatments: leave them out before. Among equally near neighbours (within
     1e-12) the first row wins. A profile without direction (all zeros under ``cosine``, all features equal under
     ``correlation``) is at distance 1 from all others.
 
     Args:
         features: a row a treatment: a profile table, or an array (N, D).
-        compounds: the compound of every treatment, (N,), or the name of a column; str or bytes.
+        compounds: the compound of every treatment, (N,), or the name of a column.
         moas: the mechanism of every treatment, likewise.
         metric: ``cosine``, ``correlation`` (Pearson; both 1 - similarity, in [0, 2]) or ``euclidean``.
 
     Raises:
         ConfigError: the metric, or a column, is unknown.
-        DataError: a feature is missing or infinite, a compound is missing, or there is not one value a row.
+        DataError: a feature is missing or infinite, a compound is missing, two names differ in nothing but case, or
+            there is not one value a row.
+
+    >>> profiles = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    >>> result = nsc(profiles, ["a", "b", "c", "d"], ["actin", "actin", "DNA", "NA"])
+    >>> result.table()[["compound", "moa", "prediction", "reason"]]
+      compound    moa prediction                                     reason
+    0        a  actin      actin                                       None
+    1        b  actin      actin                                       None
+    2        c    DNA       None  no other compound has the mechanism 'DNA'
+    3        d   None       None                 its mechanism is not known
+    >>> result.accuracy
+    1.0
     """
     return _nearest(features, compounds, moas, None, metric)
 
@@ -141,56 +152,77 @@ def nscb(features: Features, compounds: object, moas: object, batches: object, m
 
     Args:
         features: a row a treatment: a profile table, or an array (N, D).
-        compounds: the compound of every treatment, (N,), or the name of a column; str or bytes.
+        compounds: the compound of every treatment, (N,), or the name of a column.
         moas: the mechanism of every treatment, likewise.
-        batches: the batch of every treatment, likewise: one label (a str, bytes or number; 1 is 1.0), or, where the
-            replicates of a treatment are spread over batches, a set, list, tuple or array of labels. Two treatments
-            share a batch if their sets meet. Labels joined by commas are refused, as ``Week1,Week3`` would not
-            meet ``Week1``: split them with :func:`batch_sets`.
+        batches: the batch of every treatment, likewise: one name, or, where the replicates of a treatment are spread
+            over batches, a set, list, tuple or array of names. Two treatments share a batch if their sets meet. Names
+            joined by commas are refused, as ``Week1,Week3`` would not meet ``Week1``: split them with
+            :func:`batch_sets`.
         metric: ``cosine``, ``correlation`` or ``euclidean``, as in :func:`nsc`.
 
     Raises:
         ConfigError: the metric, or a column, is unknown.
-        DataError: a feature is missing or infinite, a compound or a batch is missing, a batch label holds a comma,
-            or there is not one value a row.
+        DataError: a feature is missing or infinite, a compound or a batch is missing, the name of a batch holds a
+            comma, two names differ in nothing but case, or there is not one value a row.
+
+    >>> profiles = np.array([[1, 0], [1, 0.1], [1, 0.3], [0, 1]])
+    >>> batches = [{"Week1", "Week2"}, "Week1", "Week3", "Week3"]
+    >>> nscb(profiles, ["a", "b", "c", "d"], ["actin", "actin", "actin", "DNA"], batches).neighbours
+    array([ 2,  2,  1, -1])
     """
-    return _nearest(features, compounds, moas, _memberships(row_values(features, batches, "batches")), metric)
+    return _nearest(features, compounds, moas, _memberships(features, batches), metric)
 
 
 def batch_sets(joined: Collection[object], sep: str = ",") -> list[frozenset[str]]:
-    """Split batches that were written as one text a treatment, ``Week1,Week3``, into the sets :func:`nscb` takes."""
+    """Split batches that were written as one text a treatment into the sets that :func:`nscb` takes.
+
+    Args:
+        joined: one text a treatment, such as ``Week1,Week3``; str or bytes.
+        sep: what stands between the batches.
+
+    Raises:
+        DataError: a value is not text.
+
+    >>> [sorted(batches) for batches in batch_sets(["Week1, Week3", "Week1"])]
+    [['Week1', 'Week3'], ['Week1']]
+    """
     sets = []
     for row, text in enumerate(joined):
         text = text.decode() if isinstance(text, bytes) else text
         if not isinstance(text, str):
             raise DataError(f"batches of row {row} are {text!r}; they must be a text such as 'Week1{sep}Week3'")
-        sets.append(frozenset(label.strip() for label in text.split(sep) if label.strip()))
+        sets.append(frozenset(map(normal, text.split(sep))) - {""})
     return sets
 
 
 def batch_mixing(features: Features, batches: object, block: int = 4096) -> BatchMixing:
     """Share of rows whose nearest neighbour (cosine distance, itself left out) has the same batch.
 
-    Compares all pairs, in blocks of ``block`` x ``block``, in the floating type of the features; memory grows with
-    ``block`` and the rows, not with their square. Equally near neighbours: the first row wins.
+    All pairs are compared, in blocks of ``block`` x ``block``, in the floating type of the features. Memory grows with
+    ``block`` and with the number of rows, not with its square. Of equally near neighbours the first row wins.
 
     Args:
         features: a row an image, cell or well: a profile table, or an array (N, D).
-        batches: one label a row, (N,), or the name of a column.
+        batches: one name a row, (N,), or the name of a column.
         block: rows compared at once.
 
     Raises:
         ConfigError: a column is unknown, or ``block`` is not positive.
-        DataError: there are fewer than two rows, a feature is missing or infinite, or a batch is missing.
+        DataError: there are fewer than two rows, a feature is missing or infinite, a batch is missing, or two names
+            differ in nothing but case.
+
+    >>> mixing = batch_mixing(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), ["a", "a", "b", "b"])
+    >>> mixing.share, round(mixing.expected, 3)
+    (1.0, 0.333)
     """
     if block < 1:
         raise ConfigError(f"block={block}, but at least one row must be compared at once")
     unit = directions(feature_matrix(features), centre=False)
     n = len(unit)
     if n < 2:
-        raise DataError("batch mixing of 1 row cannot be told; a nearest neighbour needs two")
-    labels = _texts(row_values(features, batches, "batches"), "batch")
-    names, codes = np.unique(labels.astype(str), return_inverse=True)
+        raise DataError("batch mixing needs a nearest neighbour, and there is only 1 row; give at least two")
+    labels = row_names(features, batches, "batch", needed=True)
+    known, codes = np.unique(labels.astype(str), return_inverse=True)
     nearest = np.zeros(n, np.int64)
     best = np.full(n, -np.inf, unit.dtype)
     for top in range(0, n, block):
@@ -198,28 +230,28 @@ def batch_mixing(features: Features, batches: object, block: int = 4096) -> Batc
             similarity = unit[top : top + block] @ unit[left : left + block].T
             if left == top:
                 np.fill_diagonal(similarity, -np.inf)
-            else:  # each pair is compared once and tells both rows; candidates reach a row in ascending order
+            else:  # each pair is compared once, for both rows; a row sees its candidates in ascending order
                 _take_better(best, nearest, similarity.T, left, top)
             _take_better(best, nearest, similarity, top, left)
     same = codes[nearest] == codes
     rows = np.bincount(codes)
     expected = (rows - 1) / (n - 1)
     share = np.bincount(codes, weights=same) / rows
-    by_batch = pd.DataFrame({"rows": rows, "share": share, "expected": expected}, pd.Index(names, name="batch"))
+    by_batch = pd.DataFrame({"rows": rows, "share": share, "expected": expected}, pd.Index(known, name="batch"))
     return BatchMixing(float(same.mean()), float((rows * expected).sum() / n), by_batch)
 
 
 def _nearest(
     features: Features, compounds: object, moas: object, membership: np.ndarray | None, metric: str
 ) -> NearestResult:
-    if metric not in METRICS:
-        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
+    if metric not in DISTANCES:
+        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(DISTANCES)}")
     matrix = feature_matrix(features).astype(np.float64, copy=False)
-    names = _texts(row_values(features, compounds, "compounds"), "compound")
-    truth = row_values(features, moas, "moas")
-    truth = np.array([None if m is None or str(m).strip() in UNKNOWN_MOA else str(m) for m in truth], dtype=object)
+    compound_names = row_names(features, compounds, "compound", needed=True)
+    truth = row_names(features, moas, "moa")
+    truth[truth == ""] = None
     n = len(matrix)
-    compound = np.unique(names.astype(str), return_inverse=True)[1]
+    compound = np.unique(compound_names.astype(str), return_inverse=True)[1]
     classes = {name: i for i, name in enumerate(_known_classes(truth))}
     moa = np.array([classes.get(m, -1) for m in truth])
 
@@ -253,7 +285,7 @@ def _nearest(
     predictions = truth[neighbours]
     predictions[neighbours < 0] = None
     index = features.index if isinstance(features, pd.DataFrame) else pd.RangeIndex(n)
-    return NearestResult(index, names, truth, predictions, neighbours, distances, reasons)
+    return NearestResult(index, compound_names, truth, predictions, neighbours, distances, reasons)
 
 
 def _take_better(best: np.ndarray, nearest: np.ndarray, similarity: np.ndarray, first: int, candidate: int) -> None:
@@ -268,37 +300,26 @@ def _known_classes(moas: np.ndarray) -> list[str]:
     return sorted({m for m in moas if m is not None})
 
 
-def _texts(values: np.ndarray, what: str) -> np.ndarray:
-    """Labels as str, (N,) object; a missing one is an error."""
-    for row, value in enumerate(values):
-        if value is None:
-            raise DataError(f"row {row} has no {what}; fill it or drop the row")
-    return np.array([_label(v) for v in values], dtype=object)
-
-
-def _label(value: object) -> str:
-    """A label as a text; 1 and 1.0 are the same label, as a column of numbers turns to floats where one is missing."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
-
-
-def _memberships(batches: np.ndarray) -> np.ndarray:
+def _memberships(features: Features, batches: object) -> np.ndarray:
     """Which of the B batches every treatment belongs to, (N, B) bool."""
-    sets: list[set[str]] = []
-    for row, value in enumerate(batches):
-        items = list(value) if isinstance(value, set | frozenset | list | tuple | np.ndarray) else [value]
-        labels = {_label(v) for v in items if not (pd.api.types.is_scalar(v) and pd.isna(v))}
-        if not labels:
-            raise DataError(f"row {row} has no batch; fill it or drop the row")
-        joined = next((label for label in sorted(labels) if "," in label), None)
-        if joined is not None:
-            raise DataError(f"row {row} has the batch '{joined}', which looks like several; split it with batch_sets")
-        sets.append(labels)
-    place = {name: i for i, name in enumerate(sorted(set().union(*sets)))}
-    membership = np.zeros((len(sets), len(place)), bool)
-    for row, labels in enumerate(sets):
-        membership[row, [place[label] for label in labels]] = True
+    values, place = row_values(features, batches, "batches"), row_labels(features)
+    many = (set, frozenset, list, tuple, np.ndarray)
+    items = [list(value) if isinstance(value, many) else [value] for value in values]
+    owner = np.repeat(np.arange(len(items)), list(map(len, items)))
+    labels = names([one for several in items for one in several], "batch", place=lambda item: place(int(owner[item])))
+    joined = np.flatnonzero(["," in label for label in labels])
+    if len(joined):
+        raise DataError(
+            f"{place(owner[joined[0]])} has the batch '{labels[joined[0]]}', which looks like several; split it with "
+            "batch_sets"
+        )
+    owner, labels = owner[labels != ""], labels[labels != ""]
+    alone = np.setdiff1d(np.arange(len(items)), owner)
+    if len(alone):
+        raise DataError(f"{place(alone[0])} has no batch; fill it or drop the row")
+    codes = pd.factorize(labels)[0]
+    membership = np.zeros((len(items), codes.max() + 1), bool)
+    membership[owner, codes] = True
     return membership
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.loader import Batch
-from biomass.models.poolers import POOLERS, pool
+from biomass.models.poolers import POOLERS, median_pool
 from biomass.screen import Pixels, Screen, VectorPixels
 
 
@@ -99,7 +99,7 @@ class Bags:
             part = rows[start : start + chunk]
             bags = torch.from_numpy(self.read(part))
             present = torch.arange(bags.shape[1]) < torch.from_numpy(self.counts[part])[:, None]
-            vectors[part] = pool(bags, present, "median").numpy()
+            vectors[part] = median_pool(bags, present).numpy()
         return Profiles(vectors, self.counts)
 
 

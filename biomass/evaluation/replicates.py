@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.special import digamma
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.nearest import METRICS, directions
+from biomass.evaluation.nearest import DISTANCES, directions
 from biomass.evaluation.tables import METADATA, control_rows, feature_matrix, group_numbers
 
 QUESTIONS = ("same_plate", "other_plate")
@@ -85,8 +85,8 @@ def replicate_map(
     """
     if question not in QUESTIONS:
         raise ConfigError(f"question='{question}' is unknown; there are: {', '.join(QUESTIONS)}")
-    if metric not in METRICS:
-        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
+    if metric not in DISTANCES:
+        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(DISTANCES)}")
     if null_size < 1:
         raise ConfigError(f"null_size={null_size}, but a p-value needs at least one random ranking")
     treatment = [treatment] if isinstance(treatment, str) else list(treatment)

@@ -1,58 +1,110 @@
 """Profile tables: their features, means over groups, normalization to a plate's controls, choice of features.
 
-A profile table follows pycytominer: a row a cell, image, well or treatment; columns whose names start with
-``Metadata_`` describe the row, all others are features. The functions here check what they are given, because a
-missing value that slips through a mean is found only in a figure.
+A profile table follows pycytominer: a row is a cell, an image, a well or a treatment; columns whose names start with
+``Metadata_`` describe the row. The other columns are features, but for those that plainly are not: names, places and
+files, which :func:`left_out` tells. They are left out, which the log says. The functions here check what they are
+given, because a missing value that slips through a mean is found only in a figure.
+
+Names of groups, compounds or batches are compared in the one normal form of :mod:`biomass.identifiers`, and missing
+means what it means there.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias, cast
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError
+from biomass.identifiers import names, normal, normal_column
 
 METADATA = "Metadata_"
-"""What the name of a column begins with that is not a feature."""
+"""What the name of a column begins with that describes the row."""
 
 Features: TypeAlias = pd.DataFrame | np.ndarray
 """A profile table, or the bare features (N, D)."""
 
+NOT_FEATURES = re.compile(
+    r"""
+    (.*_)? metadata_ .*                                                # CellProfiler: Image_Metadata_Plate
+    | (table|image|object) _? number | .* object_?number (_\d+)?       # ImageNumber, Number_Object_Number
+    | (.*_)? parent_ .*                                                # the object that an object lies in
+    | (.*_)? (filename|pathname|url|md5digest) _ .*
+    | (.*_)? (location_ .* | areashape_(center|boundingbox\w*) ) _[xyz] (_.*)?   # where, not what
+    | image_ (executiontime|moduleerror|group|frame|series|scaling|height|width) _ .*
+    | experiment | batch | plate(_id)? | well(_position)? | row | col(umn)? | site | field | image | cell(_id)?
+    | replicate | split | control | label | cell_type | compound | treatment | concentration | dose | moa
+    | [xyz] | index | unnamed:\ \d+ | path | file(name)?
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Names of columns that are no measurement of what a row shows: they name it, or say where it is."""
+
 _ROUNDING = 1e-12
 """A spread below this share of the values' size is the rounding of a constant feature, not a spread."""
 
+_SHOWN = 5  # columns that a message lists
+
+_said: set[tuple[str, ...]] = set()  # what the log has said already
+
+log = logging.getLogger(__name__)
+
 
 def feature_columns(profiles: pd.DataFrame) -> list[str]:
-    """Names of the features of a profile table: the columns whose names do not start with ``Metadata_``."""
-    return [c for c in profiles.columns if not str(c).startswith(METADATA)]
+    """Names of the features of a profile table: neither ``Metadata_*`` nor :data:`NOT_FEATURES`.
+
+    >>> feature_columns(pd.DataFrame(columns=["Metadata_plate", "ImageNumber", "Nuclei_AreaShape_Area"]))
+    ['Nuclei_AreaShape_Area']
+    """
+    return [c for c in profiles.columns if not (str(c).startswith(METADATA) or NOT_FEATURES.fullmatch(str(c)))]
+
+
+def left_out(profiles: pd.DataFrame) -> list[str]:
+    """Names of the columns outside ``Metadata_*`` that plainly are not features, see :data:`NOT_FEATURES`.
+
+    >>> left_out(pd.DataFrame(columns=["Metadata_plate", "ImageNumber", "Nuclei_AreaShape_Area"]))
+    ['ImageNumber']
+    """
+    return [c for c in profiles.columns if not str(c).startswith(METADATA) and NOT_FEATURES.fullmatch(str(c))]
 
 
 def feature_matrix(features: Features) -> np.ndarray:
     """The features of a table or an array as a checked matrix.
 
     Args:
-        features: a profile table, of which the columns outside ``Metadata_*`` are taken, or an array (N, D).
+        features: a profile table, of which the :func:`feature_columns` are taken, or an array (N, D). What is
+            :func:`left_out` of a table is said in the log, once.
 
     Returns:
         (N, D), float32 if all features are, float64 otherwise. May share its memory with ``features``.
 
     Raises:
-        DataError: a column is not numeric or stands twice, there are no rows or features, the array is not
+        DataError: a feature is not numeric or a column is there twice, there are no rows or features, the array is not
             two-dimensional, or a value is missing or infinite (row and column are named).
     """
-    names: Sequence[object]
+    labels: Sequence[Any]
     if isinstance(features, pd.DataFrame):
-        names = feature_columns(features)
+        labels = feature_columns(features)
         twice = features.columns[features.columns.duplicated()]
         if len(twice):
-            raise DataError(f"column '{twice[0]}' stands more than once in the profiles; rename or drop one of them")
-        for name in names:
-            if not pd.api.types.is_any_real_numeric_dtype(features[name]):
+            raise DataError(f"column '{twice[0]}' is in the profiles more than once; rename or drop one of them")
+        for label in labels:
+            if not pd.api.types.is_any_real_numeric_dtype(features[label]):
                 raise DataError(
-                    f"column '{name}' is not numeric, so it is no feature; call it '{METADATA}{name}' or drop it"
+                    f"column '{label}' is not numeric, so it is not a feature; call it '{METADATA}{label}' or drop it"
                 )
-        table = features[list(names)]
+        others = left_out(features)
+        if others and not labels:
+            raise DataError(
+                f"the profiles have no features: {_list(others)} name the rows or say where they are; rename what is a "
+                "feature"
+            )
+        if others and tuple(others) not in _said:
+            _said.add(tuple(others))
+            log.warning("%d columns are not taken as features: %s", len(others), ", ".join(map(str, others)))
+        table = features[labels]
         single = all(dtype == np.float32 for dtype in table.dtypes)
         matrix = table.to_numpy(np.float32 if single else np.float64, na_value=np.nan)
         rows: Sequence[object] = cast("Sequence[object]", features.index)
@@ -64,21 +116,21 @@ def feature_matrix(features: Features) -> np.ndarray:
             raise DataError(f"features are of type {matrix.dtype}; they must be numbers")
         if matrix.dtype not in (np.float32, np.float64):
             matrix = matrix.astype(np.float64)
-        rows, names = range(matrix.shape[0]), range(matrix.shape[1])
+        rows, labels = range(matrix.shape[0]), range(matrix.shape[1])
     if 0 in matrix.shape:
         raise DataError(f"features have {matrix.shape[0]} rows and {matrix.shape[1]} columns; one of each is needed")
     finite = np.isfinite(matrix)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise DataError(
-            f"row {rows[row]} has {matrix[row, column]} in feature '{names[column]}'; "
+            f"row {rows[row]} has {matrix[row, column]} in feature '{labels[column]}'; "
             "drop the row or the feature, or find out why it could not be measured"
         )
     return matrix
 
 
 def like(features: Features, matrix: np.ndarray) -> pd.DataFrame | np.ndarray:
-    """Put a new matrix (N, D) of the same features where the old one was: a table keeps its other columns."""
+    """Put a matrix (N, D) in the place of the features it was made from: a table keeps its other columns."""
     if not isinstance(features, pd.DataFrame):
         return matrix
     new = pd.DataFrame(matrix, columns=feature_columns(features), index=features.index)
@@ -89,7 +141,7 @@ def like(features: Features, matrix: np.ndarray) -> pd.DataFrame | np.ndarray:
 def row_values(features: Features, values: object, name: str) -> np.ndarray:
     """One value a row, as an object array (N,): ``values`` itself, or the column it names in a profile table.
 
-    Bytes become strings, as they come out of HDF5; whatever pandas calls missing becomes ``None``.
+    Values of text stay as they are: :func:`row_names` gives names in normal form.
 
     Raises:
         ConfigError: a column is named that is not there.
@@ -106,13 +158,35 @@ def row_values(features: Features, values: object, name: str) -> np.ndarray:
     if len(items) != len(features):
         raise DataError(f"there are {len(items)} {name} for {len(features)} rows of features; give one a row")
     out = np.empty(len(items), dtype=object)
-    for i, item in enumerate(items):
-        out[i] = None if pd.api.types.is_scalar(item) and pd.isna(item) else _decoded(item)
+    out[:] = items
     return out
 
 
+def row_names(features: Features, values: object, what: str, needed: bool = False) -> np.ndarray:
+    """One name a row in normal form, (N,) objects of str, empty where it is missing, see :mod:`biomass.identifiers`.
+
+    Args:
+        features: a profile table, or an array (N, D).
+        values: the names, of any type, or the column of the table that holds them.
+        what: what they name, for messages.
+        needed: whether every row must have one.
+
+    Raises:
+        ConfigError: a column is named that is not there.
+        DataError: there is not one value a row, two names differ in nothing but case, or a name is needed but missing.
+    """
+    return names(row_values(features, values, f"{what}s"), what, place=row_labels(features), needed=needed)
+
+
+def row_labels(features: Features) -> Callable[[int], str]:
+    """How to call the rows of a table (by its index) or an array in messages."""
+    if not isinstance(features, pd.DataFrame):
+        return lambda row: f"row {row}"
+    return lambda row: f"row {features.index[row]}"
+
+
 def require(profiles: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """The columns, once it is sure that the table has them.
+    """The columns, once it is certain that the table has them.
 
     Raises:
         ConfigError: a column is not in the table.
@@ -132,13 +206,13 @@ def group_numbers(profiles: pd.DataFrame, by: str | Sequence[str]) -> tuple[np.n
 
     Raises:
         ConfigError: a column is not in the table.
-        DataError: a row has no value in one of the columns.
+        DataError: a row has no value in one of the columns, or two names differ in nothing but case.
+
+    >>> group_numbers(pd.DataFrame({"Metadata_well": ["B2", "A1", "A01", "b02"]}), "Metadata_well")
+    (array([1, 0, 0, 1]), ['A01', 'B02'])
     """
     columns = require(profiles, [by] if isinstance(by, str) else by)
-    keys = profiles[columns].copy()
-    for column in columns:
-        if keys[column].dtype == object:
-            keys[column] = keys[column].map(_decoded)
+    keys = _normal_columns(profiles, columns)
     absent = keys.isna()
     if absent.to_numpy().any():
         row, column = np.argwhere(absent.to_numpy())[0]
@@ -148,8 +222,8 @@ def group_numbers(profiles: pd.DataFrame, by: str | Sequence[str]) -> tuple[np.n
         )
     numbers = keys.groupby(columns, sort=True, observed=True).ngroup().to_numpy(np.int64)
     _, first = np.unique(numbers, return_index=True)
-    names = ["/".join(map(str, values)) for values in keys.iloc[first].itertuples(index=False)]
-    return numbers, names
+    titles = ["/".join(map(normal, values)) for values in keys.iloc[first].itertuples(index=False)]
+    return numbers, titles
 
 
 def control_rows(profiles: Features, controls: object) -> np.ndarray:
@@ -184,40 +258,52 @@ def aggregate(
         how: ``mean`` or ``median``, of every feature.
         keep: further metadata columns to carry along; their value must be the same in all rows of a group.
         collect: further metadata columns to carry along as the sorted tuple of the values a group has, for example
-            the batches of a treatment; :func:`biomass.evaluation.nearest.nscb` takes such a column as it is.
+            the batches of a treatment; :func:`biomass.evaluation.nearest.nscb` takes such a column as it is. Missing
+            values are left out.
 
     Returns:
-        A row a group, sorted by ``by``; the columns ``by``, ``keep``, ``collect`` and the features (float64).
+        A row a group, sorted by ``by``; the columns ``by``, ``keep``, ``collect``, their names in normal form, and the
+        features (float64).
 
     Raises:
         ConfigError: a column is not in the table, or ``how`` is unknown.
-        DataError: a feature is missing or infinite, a group cannot be told, or a column of ``keep`` has two values.
+        DataError: a feature is missing or infinite, a row does not say its group, or a column of ``keep`` has two
+            values in a group.
+
+    >>> cells = pd.DataFrame({"Metadata_well": ["A1", "A01", "B01"], "f": [1, 3, 5]})
+    >>> aggregate(cells.assign(Metadata_batch=["W1", "W2", "W1"]), "Metadata_well", collect=["Metadata_batch"])
+      Metadata_well Metadata_batch    f
+    0           A01       (W1, W2)  2.0
+    1           B01          (W1,)  5.0
     """
     if how not in ("mean", "median"):
         raise ConfigError(f"how='{how}' is unknown; a profile is summarized by mean or median")
     by = [by] if isinstance(by, str) else list(by)
     require(profiles, [*keep, *collect])
     matrix = feature_matrix(profiles)
-    numbers, names = group_numbers(profiles, by)
+    numbers, titles = group_numbers(profiles, by)
     features = feature_columns(profiles)
     grouped = pd.DataFrame(matrix.astype(np.float64, copy=False), columns=features).groupby(numbers, sort=True)
     values = grouped.mean() if how == "mean" else grouped.median()
     first = np.unique(numbers, return_index=True)[1]
-    metadata = profiles[[*by, *keep]].iloc[first].reset_index(drop=True)
+    normalized = _normal_columns(profiles, list(dict.fromkeys([*by, *keep, *collect])))
+    metadata = normalized[list(dict.fromkeys([*by, *keep]))].iloc[first].reset_index(drop=True)
     for column in keep:
-        distinct = profiles[column].groupby(numbers, sort=True).nunique(dropna=False).to_numpy()
+        distinct = normalized[column].groupby(numbers, sort=True).nunique(dropna=False).to_numpy()
         if (distinct > 1).any():
             group = int(np.flatnonzero(distinct > 1)[0])
-            found = profiles[column].to_numpy(object)[numbers == group]
+            found = normalized[column].to_numpy(object)[numbers == group]
             other = found[[str(v) != str(found[0]) for v in found]][0]
             raise DataError(
-                f"column '{column}' says both '{found[0]}' and '{other}' for {names[group]}; collect it, or group by it"
+                f"column '{column}' says both '{found[0]}' and '{other}' for {titles[group]}; collect it, or group by "
+                "it"
             )
     for column in collect:
-        pairs = pd.DataFrame({"group": numbers, "value": row_values(profiles, column, column)}).drop_duplicates()
+        pairs = pd.DataFrame({"group": numbers, "value": normalized[column].to_numpy(object)}).drop_duplicates()
         pairs["text"] = pairs["value"].map(str)
-        pairs = pairs.sort_values(["group", "text"], kind="stable")
-        metadata[column] = pairs.groupby("group", sort=True)["value"].agg(tuple).to_numpy()
+        pairs = pairs[pairs["value"].notna()].sort_values(["group", "text"], kind="stable")
+        tuples = pairs.groupby("group", sort=True)["value"].agg(tuple)
+        metadata[column] = [tuples.get(group, ()) for group in range(len(titles))]
     return pd.concat([metadata, values.reset_index(drop=True)], axis=1)
 
 
@@ -225,7 +311,7 @@ def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str])
     """Standardize every plate to its own controls: ``(x - mean) / sd`` of the plate's control rows.
 
     The standard deviation is the sample's (divisor n - 1), as published for BBBC021. Where a plate's controls all
-    have the same value of a feature, that feature is centred and keeps its scale.
+    have the same value of a feature, that feature is centred, and its scale is kept.
 
     Args:
         profiles: a profile table.
@@ -239,15 +325,19 @@ def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str])
     Raises:
         ConfigError: a column is not in the table.
         DataError: a plate has fewer than two controls (it is named), or a feature is missing or infinite.
+
+    >>> wells = pd.DataFrame({"Metadata_plate": ["P1"] * 3, "f": [1.0, 3.0, 6.0]})
+    >>> normalize(wells, [True, True, False], "Metadata_plate")["f"].round(3).tolist()
+    [-0.707, 0.707, 2.828]
     """
     matrix = feature_matrix(profiles).astype(np.float64)
     mask = control_rows(profiles, controls)
-    numbers, names = group_numbers(profiles, by)
-    count = np.bincount(numbers[mask], minlength=len(names))
+    numbers, titles = group_numbers(profiles, by)
+    count = np.bincount(numbers[mask], minlength=len(titles))
     if (count < 2).any():
         plate = int(np.flatnonzero(count < 2)[0])
         raise DataError(
-            f"plate '{names[plate]}' has {count[plate]} control rows, and a mean and a spread need two; "
+            f"plate '{titles[plate]}' has {count[plate]} control rows, and a mean and a spread need two; "
             "drop the plate or normalize without controls"
         )
     grouped = pd.DataFrame(matrix[mask]).groupby(numbers[mask], sort=True)
@@ -276,15 +366,19 @@ def replicate_correlation(profiles: pd.DataFrame, by: str | Sequence[str], repli
     Raises:
         ConfigError: a column is not in the table, or ``replicates`` is below 2.
         DataError: fewer than three treatments have so many rows, or a feature is missing or infinite.
+
+    >>> wells = pd.DataFrame({"Metadata_compound": list("aabbcc"), "f": [1, 1, 2, 2, 4, 4], "g": [1, 2, 2, 4, 4, 1]})
+    >>> replicate_correlation(wells, "Metadata_compound", replicates=2).round(2).to_dict()
+    {'f': 1.0, 'g': -0.5}
     """
     if replicates < 2:
         raise ConfigError(f"replicates={replicates}, but a correlation between replicates needs at least 2")
     matrix = feature_matrix(profiles).astype(np.float64, copy=False)
-    numbers, names = group_numbers(profiles, by)
-    complete = np.bincount(numbers, minlength=len(names)) == replicates
+    numbers, titles = group_numbers(profiles, by)
+    complete = np.bincount(numbers, minlength=len(titles)) == replicates
     if complete.sum() < 3:
         raise DataError(
-            f"{complete.sum()} of {len(names)} treatments have exactly {replicates} rows, and a correlation over "
+            f"{complete.sum()} of {len(titles)} treatments have exactly {replicates} rows, and a correlation over "
             "treatments needs three; give the usual number of replicates"
         )
     order = np.argsort(numbers, kind="stable")
@@ -310,9 +404,12 @@ def prune_correlated(profiles: pd.DataFrame, threshold: float = 0.95) -> list[st
     Raises:
         ConfigError: the threshold is outside its range.
         DataError: a feature is missing or infinite.
+
+    >>> prune_correlated(pd.DataFrame({"f": [1, 2, 3], "twice_f": [2, 4, 6], "g": [1, 3, 1]}))
+    ['f', 'g']
     """
     if not 0 <= threshold <= 1:
-        raise ConfigError(f"threshold={threshold} is no correlation; it must be between 0 and 1")
+        raise ConfigError(f"threshold={threshold} is not a correlation; it must be between 0 and 1")
     unit = _standard_score(feature_matrix(profiles).astype(np.float64, copy=False))
     correlation = np.abs(unit.T @ unit)
     burden = correlation.mean(0)
@@ -331,5 +428,10 @@ def _standard_score(matrix: np.ndarray) -> np.ndarray:
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
 
 
-def _decoded(value: object) -> object:
-    return value.decode() if isinstance(value, bytes) else value
+def _normal_columns(profiles: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table with their names in normal form, ``None`` where one is missing; numbers stay numbers."""
+    return pd.DataFrame({c: normal_column(profiles[c], place=row_labels(profiles)) for c in columns}, profiles.index)
+
+
+def _list(columns: Sequence[str]) -> str:
+    return ", ".join(map(str, columns[:_SHOWN])) + (", …" if len(columns) > _SHOWN else "")

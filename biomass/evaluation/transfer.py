@@ -18,7 +18,7 @@ import pandas as pd
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.nearest import BatchMixing, NearestResult, batch_mixing, nsc, nscb
 from biomass.evaluation.replicates import QUESTIONS, replicate_map
-from biomass.evaluation.tables import METADATA, aggregate
+from biomass.evaluation.tables import METADATA, aggregate, row_names
 from biomass.evaluation.whitening import tvn, whiten
 
 COLUMNS: Mapping[str, str] = {"experiment": "Metadata_batch"} | {
@@ -87,6 +87,7 @@ def well_profiles(images: pd.DataFrame) -> pd.DataFrame:
     """
     keep = [c for c in COLUMNS.values() if c not in (*WELL, "Metadata_site")]
     wells = aggregate(images, WELL, "mean", keep)
+    wells["Metadata_control"] = _kinds(wells)
     cells = images.groupby(list(WELL), sort=True)["Metadata_cells"].sum()
     wells.insert(len(WELL) + len(keep), "Metadata_cells", cells.to_numpy())
     return wells
@@ -113,7 +114,7 @@ def postprocess(wells: pd.DataFrame, how: str, fitted: np.ndarray | None = None)
     """
     if how not in POSTPROCESSINGS:
         raise ConfigError(f"postprocessing '{how}' is unknown; {did_you_mean(how, POSTPROCESSINGS)}")
-    controls = (wells["Metadata_control"] == "negative").to_numpy() if fitted is None else fitted
+    controls = _kinds(wells) == "negative" if fitted is None else fitted
     done: pd.DataFrame = POSTPROCESSINGS[how].apply(wells, controls)
     return done
 
@@ -128,7 +129,7 @@ def treatment_profiles(wells: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: there is no treated well, a feature is missing or infinite, or a treatment has two mechanisms.
     """
-    treated = wells[wells["Metadata_control"] == ""]
+    treated = wells[_kinds(wells) == ""]
     if treated.empty:
         raise DataError(f"none of the {len(wells)} wells is treated, so there are no treatments to compare")
     collect = ["Metadata_batch", "Metadata_plate"]
@@ -187,7 +188,7 @@ def held_out(wells: pd.DataFrame, postprocessing: str = "none") -> list[pd.DataF
         ConfigError, DataError: as :func:`postprocess`.
     """
     wells = wells.sort_values(list(WELL), ignore_index=True)
-    controls = wells["Metadata_control"] == "negative"
+    controls = pd.Series(_kinds(wells) == "negative")
     if not controls.any() or wells.loc[controls, "Metadata_batch"].value_counts().min() < 4:
         return []
     number = wells[controls].groupby("Metadata_batch").cumcount().reindex(wells.index, fill_value=-1).to_numpy()
@@ -206,7 +207,7 @@ def held_out_mixing(halves: list[pd.DataFrame]) -> BatchMixing | None:
     """
     if not halves:
         return None
-    parts = [batch_mixing(half[half["Metadata_control"] == "negative"], "Metadata_batch").by_batch for half in halves]
+    parts = [batch_mixing(half[_kinds(half) == "negative"], "Metadata_batch").by_batch for half in halves]
     rows = parts[0]["rows"] + parts[1]["rows"]
     one, other = (part[["share", "expected"]].mul(part["rows"] / rows, axis=0) for part in parts)
     by_batch = one + other
@@ -214,10 +215,15 @@ def held_out_mixing(halves: list[pd.DataFrame]) -> BatchMixing | None:
     return BatchMixing(float(share), float(expected), by_batch.assign(rows=rows)[["rows", "share", "expected"]])
 
 
+def _kinds(wells: pd.DataFrame) -> np.ndarray:
+    """``negative`` or ``positive`` for controls, empty for treated wells, (N,); a missing value counts as empty."""
+    return row_names(wells, "Metadata_control", "control")
+
+
 def _replicates(wells: pd.DataFrame, question: str, metric: str) -> tuple[float, float]:
     """Mean average precision of replicates, and the same above chance; NaN where no well can answer the question."""
-    wells = wells[wells["Metadata_control"].isin(["", "negative"])]
-    controls = (wells["Metadata_control"] == "negative").to_numpy()
+    wells = wells[_kinds(wells) != "positive"]
+    controls = _kinds(wells) == "negative"
     try:
         found = replicate_map(wells, TREATMENT, WELL[:2], controls, question, metric, null_size=1)
     except DataError:  # no control, no replicate or no rival: features and names have been looked at before

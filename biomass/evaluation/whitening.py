@@ -1,10 +1,10 @@
 """Whitening on negative controls, and typical variation normalization (TVN).
 
-Controls should all look alike, so what varies among them is nuisance. ZCA whitening gives every direction of that
-variation the same weight; TVN (Ando et al. 2017) then matches the controls' covariance of every batch to that of all
+Controls should all look alike, so what varies among them is unwanted. ZCA whitening gives every direction of that
+variation the same weight. TVN (Ando et al. 2017) then matches the controls' covariance of every batch to that of all
 controls (CORAL; Sun et al. 2016). All maps here are symmetric powers of ``S + lambda I``, S the covariance (divisor
-n - 1) of n control rows of D features. They are applied through the singular vectors of the controls, never as a
-matrix D x D, so that few controls and many features cost little: time n D min(n, D) to fit.
+n - 1) of n control rows of D features. They are applied through the singular vectors of the controls and never as a
+matrix D x D, so that few controls and many features cost little: fitting takes a time of n D min(n, D).
 """
 
 from collections.abc import Sequence
@@ -87,10 +87,10 @@ def fit_whitening(controls: Features, regularization: float | None = None) -> Wh
     """Fit ZCA whitening on control rows.
 
     n controls vary in at most n - 1 directions; the others are scaled by ``lambda^-1/2``, more than any that was seen.
-    With fewer controls than features most of the length of another row then lies in directions that no control has
-    shown, and whitening acts much as if those of the controls had been projected out (and alignment of the controls of
-    each batch changes little more). On the wells of Ljosa et al. (330 DMSO wells, 516 features) that mixes batches
-    better than scaling unseen directions like the average seen one, and scores NSCB alike. A lambda of 0 drops them.
+    With fewer controls than features, most of the length of another row lies in directions that no control has shown.
+    Whitening then acts much as if the directions of the controls had been projected out, and aligning the controls of
+    each batch changes little more. On the wells of Ljosa et al. (330 DMSO wells, 516 columns) that mixes batches better
+    than scaling unseen directions like the average seen one, and NSCB is alike. A lambda of 0 drops them.
 
     Args:
         controls: a profile table of control rows, or an array (n, D), n >= 2; n may be smaller than D.
@@ -100,6 +100,11 @@ def fit_whitening(controls: Features, regularization: float | None = None) -> Wh
     Raises:
         ConfigError: lambda is negative or not finite.
         DataError: there are fewer than two controls, they do not vary at all, or a feature is missing or infinite.
+
+    >>> controls = np.array([[0.0, 0.0], [2.0, 4.0], [4.0, 0.0], [6.0, 4.0]])
+    >>> white = fit_whitening(controls, regularization=0).apply(controls)
+    >>> np.allclose(np.cov(white.T), np.eye(2))
+    True
     """
     names = tuple(feature_columns(controls)) if isinstance(controls, pd.DataFrame) else ()
     return _fit(feature_matrix(controls), regularization, names)
@@ -118,6 +123,10 @@ def whiten(features: Features, controls: object, regularization: float | None = 
 
     Raises:
         ConfigError, DataError: as :func:`fit_whitening`; no row is a control.
+
+    >>> rows = np.array([[0.0, 0.0], [2.0, 4.0], [4.0, 0.0], [6.0, 4.0], [3.0, 6.0]])
+    >>> whiten(rows, [True] * 4 + [False], 0)[-1].round(2).tolist()
+    [-0.42, 1.89]
     """
     matrix, mask = feature_matrix(features), control_rows(features, controls)
     return like(features, _whitened(matrix, _fit(matrix[mask], regularization, ())))
@@ -136,7 +145,7 @@ def align(
         features: a profile table, or an array (N, D).
         controls: a bool for every row, (N,), or the name of a boolean column.
         batches: the batch of every row, (N,), or the name of a column, or (tables only) a list of names that
-            together tell the batch.
+            together name the batch.
         regularization: eta > 0, in squared units of the features. 1, the value of Sun et al. (2016), suits whitened
             features; it keeps a batch with few controls close to what it was.
 
@@ -145,8 +154,8 @@ def align(
 
     Raises:
         ConfigError: eta is not positive, or a column is unknown.
-        DataError: a batch has fewer than two controls (it is named) or a row no batch, or a feature is missing or
-            infinite.
+        DataError: a batch has fewer than two controls (it is named), a row has no batch, two batches differ in
+            nothing but the case of their names, or a feature is missing or infinite.
     """
     _check_lambda(regularization)
     if regularization == 0:
@@ -194,6 +203,10 @@ def tvn(
 
     Raises:
         ConfigError, DataError: as :func:`whiten` and :func:`align`.
+
+    >>> rows = np.random.default_rng(0).normal(size=(40, 3)) * [1, 5, 25]
+    >>> tvn(rows, np.arange(40) < 20, np.arange(40) % 2).std(0).round().tolist()
+    [1.0, 1.0, 1.0]
     """
     return align(whiten(features, controls, regularization), controls, batches, alignment)
 
@@ -256,4 +269,4 @@ def _names_columns(features: pd.DataFrame, batches: object) -> bool:
 
 def _check_lambda(value: float) -> None:
     if not (np.isfinite(value) and value >= 0):
-        raise ConfigError(f"regularization={value} is no variance to add; give a number that is not negative")
+        raise ConfigError(f"regularization={value} cannot be added to a variance; give a number that is not negative")

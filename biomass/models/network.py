@@ -14,13 +14,13 @@ from biomass.norms import convert
 
 @dataclass(frozen=True)
 class Architecture:
-    """All it takes to build a network again.
+    """All that is needed to build a network again.
 
     Attributes:
         key: the encoder's name, see :func:`biomass.models.build_encoder`.
         in_channels: number of image channels C.
-        head: widths of the layers behind the encoder, ReLU between them; one number is a linear layer, none is no
-            head at all. ``(d_out,)`` classifies, ``(2048, 2048, 128)`` projects.
+        head: widths of the linear layers behind the encoder, with ReLU between them: ``(d_out,)`` classifies,
+            ``(2048, 128)`` projects, ``()`` hands the features on as they are.
     """
 
     key: str
@@ -62,7 +62,11 @@ def build_network(architecture: Architecture, pretrained: bool = False, seed: in
 
 
 def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:
-    """Linear layers of the given widths with ReLU between them; the identity for no widths."""
+    """Linear layers of the given widths with ReLU between them; the identity for no widths.
+
+    >>> [type(layer).__name__ for layer in multilayer(512, [2048, 128])]
+    ['Linear', 'ReLU', 'Linear']
+    """
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.ReLU()] if layers else []

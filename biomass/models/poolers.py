@@ -1,30 +1,28 @@
-"""From the cells of an image to one vector: mean, median, or learnt attention."""
+"""From the vectors of a field's cells to one vector: median, or learnt attention (the mean needs no padding)."""
 
 import torch
 from torch import Tensor, nn
 
-from biomass.errors import ConfigError
-
 POOLERS = ("mean", "median", "attention")
 
 
-def pool(bags: Tensor, present: Tensor, pooler: str) -> Tensor:
-    """Mean or median over the cells of each image, (N, K, D) and (N, K) bool → (N, D).
+def median_pool(bags: Tensor, present: Tensor) -> Tensor:
+    """Median over the cells of each field, feature by feature: (N, K, D) and (N, K) bool → (N, D).
 
-    The median of an even number of cells is the mean of the middle two, as elsewhere in the field.
+    The median of an even number of cells is the mean of the middle two.
+
+    >>> bags = torch.tensor([[[1.0], [5.0], [2.0], [0.0]]])
+    >>> median_pool(bags, torch.tensor([[True, True, True, False]]))
+    tensor([[2.]])
     """
-    if pooler == "mean":
-        return (bags * present[..., None]).sum(1) / present.sum(1, keepdim=True)
-    if pooler == "median":
-        ordered = bags.masked_fill(~present[..., None], torch.inf).sort(1).values
-        count = present.sum(1)[:, None, None].expand(-1, 1, bags.shape[2])
-        low, high = ordered.gather(1, (count - 1) // 2), ordered.gather(1, count // 2)
-        return ((low + high) / 2).squeeze(1)
-    raise ConfigError(f"pooler '{pooler}' is unknown; choose {', '.join(POOLERS)}")
+    ordered = bags.masked_fill(~present[..., None], torch.inf).sort(1).values
+    count = present.sum(1)[:, None, None].expand(-1, 1, bags.shape[2])
+    low, high = ordered.gather(1, (count - 1) // 2), ordered.gather(1, count // 2)
+    return ((low + high) / 2).squeeze(1)
 
 
 class AttentionPooler(nn.Module):
-    """Weighted mean over the cells of an image, weights learnt: attention-based pooling of Ilse et al. 2018, eq. 8.
+    """Weighted mean over the cells of a field with learnt weights: attention pooling (Ilse et al. 2018, equation 8).
 
     ``weight_k = softmax_k(w . tanh(V h_k))``; V is (hidden, D).
     """
@@ -34,7 +32,7 @@ class AttentionPooler(nn.Module):
         self.score = nn.Sequential(nn.Linear(in_features, hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
     def forward(self, bags: Tensor, present: Tensor) -> Tensor:
-        """(N, K, D) and (N, K) bool, at least one present cell an image → (N, D)."""
+        """(N, K, D) and (N, K) bool, at least one present cell in each field → (N, D)."""
         scores = self.score(bags).squeeze(-1).masked_fill(~present, -torch.inf)
         return (scores.softmax(1)[..., None] * bags).sum(1)
 
@@ -42,8 +40,8 @@ class AttentionPooler(nn.Module):
 class BagClassifier(nn.Module):
     """Attention pooling and a linear layer, over bags padded with zero vectors: (N, K, D) → (N, d_out).
 
-    A cell whose vector is zero in every feature counts as padding; vectors that were scaled to length 1 never are. A
-    bag of nothing else is pooled with uniform weights, to the zero vector.
+    A cell whose vector is zero in every feature counts as padding (a vector scaled to length 1 never is). A bag of
+    padding alone is pooled with equal weights, to the zero vector.
     """
 
     def __init__(self, in_features: int, d_out: int) -> None:

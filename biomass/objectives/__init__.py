@@ -1,16 +1,18 @@
 """What a training step minimizes, and what is measured on the way.
 
-An objective is a callable ``(network, images, batch) -> (loss, scalars to log)``; it runs under the plate context.
+An objective is a callable ``(network, images, batch) -> (loss, scalars to log)``. In training it runs under the
+statistics of the batch. A validation that has the network's outputs already gives a function that returns them for
+``network``. A new objective is a module here, and a line of the script that names it.
 """
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from biomass.loader import Batch
 from biomass.objectives.classification import Classification, class_ranks
 from biomass.objectives.contrastive import Contrastive, contrastive_loss
 
-Objective = Callable[[nn.Module, Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[Callable[..., Tensor], Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 
 __all__ = ["Classification", "Contrastive", "Objective", "class_ranks", "contrastive_loss"]

@@ -1,11 +1,12 @@
 """The contrastive loss of SimCLR and MinCLR, for any number of views."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
@@ -14,22 +15,27 @@ from biomass.loader import Batch
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises ConfigError when it is not positive."""
+    """Raise ConfigError unless the temperature is positive."""
     if temperature <= 0:
         raise ConfigError(f"temperature is {temperature}; it must be positive (published: 0.05)")
 
 
 def contrastive_loss(projections: Tensor, instances: Tensor, temperature: float, chunk_size: int = 2048) -> Tensor:
-    """Normalized temperature-scaled cross-entropy with several positives an anchor.
+    """Normalized temperature-scaled cross-entropy with several positives for each anchor.
 
     For an anchor i with positives P(i), the other views of its instance, and s the cosine similarity::
 
         l(i) = - 1/|P(i)| * sum over p in P(i) of s(i, p) / t  +  log sum over all j != i of exp(s(i, j) / t)
 
     averaged over all anchors that have a positive. With two views it is the NT-Xent loss of SimCLR (Chen et al.
-    2020), with more the outer form of Khosla et al. 2020 (eq. 2). Computed in float32 (or float64) whatever the
-    precision of the network; anchors are taken in chunks whose similarities are recomputed in the backward pass, so
-    that memory grows with ``chunk_size * M`` and not with M squared.
+    2020), with more the outer form of Khosla et al. 2020 (equation 2). It is computed in float32 (or float64) whatever
+    the precision of the network. Similarities are computed for a chunk of anchors at a time, and again in the backward
+    pass, so that memory grows with ``chunk_size * M`` and not with M squared.
+
+    Two instances at right angles, whose two views coincide, have the loss log(e + 2) - 1:
+
+    >>> contrastive_loss(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]), temperature=1.0)
+    tensor(0.5514)
 
     Args:
         projections: (M, D), need not be normalized.
@@ -77,10 +83,10 @@ def _anchor_losses(unit: Tensor, instances: Tensor, start: int, stop: int, tempe
 
 
 def gather_ranks(projections: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:
-    """The projections (M, D) and instances (M,) of all ranks, in their order; the same M everywhere is not needed.
+    """The projections (M, D) and instances (M,) of all ranks, in their order; M may differ between ranks.
 
-    Gradients flow back to the rank that a projection comes from, summed over the losses of all ranks: averaged as
-    data-parallel training does, they are those of the mean of the ranks' losses. Without other ranks, what was given.
+    Gradients flow back to the rank that a projection comes from, summed over the losses of all ranks. Data-parallel
+    training then averages them, which gives the gradients of the mean loss. A single rank gets back what it gave.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return projections, instances
@@ -100,12 +106,13 @@ def gather_ranks(projections: Tensor, instances: Tensor) -> tuple[Tensor, Tensor
 class Contrastive:
     """Pull the views of an instance together, push all other rows of the batch away.
 
-    Negatives are the other instances of the same (plate) batch. Batches of other ranks stay out of it unless
-    ``gather`` asks for them: every rank reads another plate, and telling plates apart is what BEN is to unlearn.
+    Negatives are the other instances of the same (plate) batch. Every rank reads another plate, and networks are not to
+    learn to tell plates apart: so the batches of other ranks are not among the negatives, unless ``gather`` is set.
 
     Attributes:
         temperature: of the similarities.
-        gather: take the batches of all ranks as one, for mixed batches over several devices.
+        gather: take the batches of all ranks as one, for mixed batches over several devices. In training only: a
+            validation has other numbers of batches on other ranks, and one would wait for the other forever.
     """
 
     temperature: float
@@ -114,13 +121,11 @@ class Contrastive:
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
 
-    def __call__(self, network: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, network: Callable[..., Tensor], images: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss for the views (N, C, H, W) of ``batch.instances`` (N,)."""
         projections, instances = network(images), batch.instances
-        if self.gather:
+        if self.gather and torch.is_grad_enabled():
             projections, instances = gather_ranks(projections, instances)
         return contrastive_loss(projections, instances, self.temperature), {}
-
-    def loss(self, projections: Tensor, batch: Batch) -> Tensor:
-        """The loss of projections (N, D) that are there already, over this rank's batch: what validation measures."""
-        return contrastive_loss(projections, batch.instances, self.temperature)

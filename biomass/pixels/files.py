@@ -23,11 +23,7 @@ from biomass.errors import BadImageError, ConfigError, DataError, one_line
 AXES = ("HW", "HWC", "CHW")
 """How a file may order its dimensions: channel, height, width."""
 
-SKIP_ADVICE = ", or set dataloaders.on_bad_image=skip"
-"""What an error says of an image that may be left out."""
-
-REMEDY = f"copy or download it again{SKIP_ADVICE}"
-
+_AGAIN = "copy or download it again"
 _TRIES = 100  # images that may be bad before nobody can say what a good one looks like
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
@@ -92,19 +88,19 @@ def _decode(path: Path, row: int) -> np.ndarray:
     try:
         array = read(path)
     except FileNotFoundError:
-        raise BadImageError(f"image '{path}' is missing: {REMEDY}", row) from None
+        raise BadImageError(f"image '{path}' is missing: {_AGAIN}", row) from None
     except UnidentifiedImageError as error:  # whose message is the address of an object
         kind = path.suffix[1:].upper()
-        raise BadImageError(f"image '{path}' cannot be read (it is no {kind}): {REMEDY}", row) from error
+        raise BadImageError(f"image '{path}' cannot be read (it is not a {kind}): {_AGAIN}", row) from error
     except Exception as error:  # decoders raise almost anything when a file is damaged
-        raise BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {REMEDY}", row) from error
+        raise BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {_AGAIN}", row) from error
     if array.dtype.newbyteorder("=") not in _DTYPES:
         raise BadImageError(f"image '{path}' is of type {array.dtype}: save it as uint8 or uint16", row)
     return array
 
 
 def _channels_first(array: np.ndarray, axes: str) -> np.ndarray | None:
-    """A view (C, H, W), or None where the array has not the dimensions ``axes``."""
+    """A view (C, H, W), or None where the array does not have the dimensions ``axes``."""
     if array.ndim != len(axes):
         return None
     if axes == "HW":
@@ -174,14 +170,14 @@ class FilePixels:
             expected = f"{' x '.join(str(shape[a]) for a in self.axes)} {self.dtype}"
             raise BadImageError(
                 f"image '{self.root / file}' is {_describe(array)}, expected {expected} ({self.axes}) as in "
-                f"'{self.example}': {REMEDY}",
+                f"'{self.example}': save it like that",
                 row,
             )
         target[...] = found
 
 
 def _no_file(row: int, column: int, channels: Sequence[str]) -> str:
-    return f"row {row} (from 0) names no file for channel '{channels[column]}': add it, or remove the row"
+    return f"row {row} (from 0) does not name a file for channel '{channels[column]}': add it, or remove the row"
 
 
 def open_files(
@@ -217,12 +213,12 @@ def open_files(
             first_error = first_error or error
     if first_error is None:
         raise DataError(f"no images in '{root}': name at least one")
-    raise without_skip_advice(first_error)
+    raise none_readable(first_error)
 
 
-def without_skip_advice(error: BadImageError) -> BadImageError:
-    """The error of an image for which leaving out is no help: without any image nobody knows what they look like."""
-    return BadImageError(str(error).replace(SKIP_ADVICE, ""), error.row)
+def none_readable(first: BadImageError) -> BadImageError:
+    """The error where no image can be read: to leave them all out is not a remedy."""
+    return BadImageError(str(first), first.row, None if first.advice == "skip" else first.advice)
 
 
 def _learn(
@@ -256,8 +252,7 @@ def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> 
         return "CHW" if first < last else "HWC"
     if first == last == channels:
         raise ConfigError(
-            f"image '{file}' is {_describe(array)}, whose channels may be first or last: set "
-            "dataloaders.source.axes to CHW or HWC"
+            f"image '{file}' is {_describe(array)}: its channels may be first (CHW) or last (HWC)", "axes"
         )
     if channels not in (first, last):
         raise _wrong_channels(array, channels, file, row, "HWC or CHW")
@@ -266,8 +261,8 @@ def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> 
 
 def _wrong_channels(array: np.ndarray, channels: int | None, file: str, row: int, axes: str) -> BadImageError:
     expected = f"{axes} with {channels} channel(s)" if channels is not None else axes
-    remedy = "correct dataloaders.source.channels (their names) or dataloaders.source.axes"
-    return BadImageError(f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}", row)
+    remedy = "name as many channels as there are, or the order of the dimensions"
+    return BadImageError(f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}", row, "channels")
 
 
 def string_array(column: Any) -> Any:
@@ -286,7 +281,7 @@ def _check_endings(files: Any) -> None:
     bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
     if len(bad):
         raise DataError(
-            f"image '{files[bad[0]].as_py()}' (row {bad[0]}, from 0) is of no known kind: "
+            f"image '{files[bad[0]].as_py()}' (row {bad[0]}, from 0) is of an unknown kind: "
             f"convert it to one of {', '.join(_READERS)}"
         )
 
@@ -332,7 +327,7 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
         if not file:
             raise DataError(_no_file(int(missing[0]), c, channels or ("channel_0",)))
         more = f", and {len(missing) - 1} more of {len(column)}" if len(missing) > 1 else ""
-        raise DataError(f"image '{Path(root) / file}' is missing{more}: {REMEDY}")
+        raise DataError(f"image '{Path(root) / file}' is missing{more}: {_AGAIN}", "skip")
 
 
 def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:

@@ -5,9 +5,10 @@
     <store>/files.parquet   which file every row was read from, its size then, and when it had last been changed
     <store>/store.json      channels, classes, shape and checksums
 
-``python -m biomass.commands.pack <source>`` writes it to ``<source>.packed``; there the reader of the source finds it
-(:func:`packed_pixels`) and reads its pixels from it, unless the source has changed since: a few hundred files are
-looked at each time, all of them when it is packed again. :func:`load_packed` needs no source at all.
+:func:`biomass.pixels.packed_writer.pack` writes it, by custom to ``<source>.packed``. There the reader of the source
+finds it (:func:`packed_pixels`) and reads the pixels from it, unless the source has changed since: a few hundred files
+are looked at each time, all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` needs no
+source.
 """
 
 import json
@@ -15,8 +16,7 @@ import logging
 import os
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import string_array
-from biomass.screen import Screen
+from biomass.pixels.origin import find_changed_file
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
@@ -44,11 +44,6 @@ IMAGES, INDEX, FILES, ABOUT = "images.npy", "index.parquet", "files.parquet", "s
 
 SEPARATOR = "\n"
 """Stands between the names where an image was read from several files."""
-
-_SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
-_READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
-_THREADS = 16  # mostly waiting for the disk
-_CHUNK = 4096  # files that a thread looks at in a row
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +62,8 @@ class Store:
         block: images that a checksum is taken over.
         crc32: checksum of every block of ``images.npy``.
         bad: row → why its image could not be read; such a row holds zeros.
-        source: the files that were packed, see :func:`describe_source`; None where the images were no files, and in
-            stores of before there was this entry.
+        origin: the files that were packed, see :func:`biomass.pixels.origin.describe_origin`; None where the images
+            were not files, and in stores written before this entry existed.
     """
 
     images: int
@@ -80,7 +75,7 @@ class Store:
     block: int
     crc32: tuple[int, ...]
     bad: dict[int, str]
-    source: dict[str, Any] | None = None
+    origin: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The text of ``store.json``."""
@@ -91,18 +86,17 @@ class Store:
         """Read ``store.json`` of the store ``path``.
 
         Raises:
-            DataError: there is none, or none of this version.
+            DataError: there is none, or it is of another version.
         """
         if not path.is_dir():
-            raise DataError(
-                f"there is no packed store '{path}'; name a folder that biomass.commands.pack or "
-                "biomass.commands.crop has written"
-            )
+            raise DataError(f"there is no packed store '{path}'; name a folder that biomass pack or crop has written")
         try:
             values: dict[str, Any] = json.loads((path / ABOUT).read_text())
             version = values.pop("format")
             if version != FORMAT:
                 raise _unusable(path, f"is of version {version}, this program reads version {FORMAT}")
+            if "source" in values:  # what the entry was called in the first stores
+                values["origin"] = values.pop("source")
             values["bad"] = {int(row): str(why) for row, why in values["bad"].items()}
             lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
             return cls(**values | lists)
@@ -111,9 +105,7 @@ class Store:
 
 
 def _unusable(path: Path, why: str) -> DataError:
-    return DataError(
-        f"packed store '{path}' {why}: delete it and pack the images again (python -m biomass.commands.pack)"
-    )
+    return DataError(f"packed store '{path}' {why}: delete it and pack the images again")
 
 
 @dataclass(eq=False)
@@ -228,16 +220,6 @@ def open_packed(path: str | Path) -> PackedPixels:
     return PackedPixels(path, store.channels, store.shape[1:], dtype, offset, store.images, bad=store.bad)
 
 
-def load_packed(path: str | Path) -> Screen:
-    """Read a packed store as the Screen that was packed, without its source.
-
-    Raises:
-        DataError: the store is incomplete, was cut off, or is of another version.
-    """
-    pixels = open_packed(path)
-    return Screen(read_index(pixels.path), pixels, Store.read(pixels.path).classes)
-
-
 def read_index(path: Path) -> pd.DataFrame:
     """The table of the screen that was packed.
 
@@ -271,98 +253,6 @@ def split_files(files: Any) -> tuple[Any, ...]:
     return tuple(pc.list_element(parts, column) for column in range(len(parts[0])))
 
 
-def stamps(root: Path, files: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Size of N images' files, (N,) bytes, and when they were last changed, (N,) ns; -1 where a file is not there.
-
-    Args:
-        root: the folder that relative file names refer to.
-        files: columns of N file names, Arrow arrays; of several files an image, sizes are added, the newest counts.
-    """
-
-    def look(column: Any) -> list[tuple[int, int]]:
-        return [_stamp(root, name) if name else (0, 0) for name in column.to_pylist()]
-
-    sizes, times = np.zeros((2, len(files[0])), np.int64)
-    there = np.ones(len(files[0]), bool)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for column in files:
-            chunks = pool.map(look, (column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK)))
-            found = np.array([stamp for chunk in chunks for stamp in chunk], np.int64).reshape(-1, 2)
-            there &= found[:, 1] >= 0
-            sizes += found[:, 0]
-            np.maximum(times, found[:, 1], out=times)
-    return np.where(there, sizes, -1), np.where(there, times, -1)
-
-
-def _stamp(root: Path, name: str) -> tuple[int, int]:
-    try:
-        status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118  (millions of them: as names, not as Paths)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-def _checksum(file: Path) -> int | None:
-    """Of a file's bytes; None if it cannot be read."""
-    try:
-        return zlib.crc32(file.read_bytes())
-    except OSError:
-        return None
-
-
-def describe_source(path: Path, root: Path, files: Sequence[Any], axes: str) -> dict[str, Any]:
-    """What a store keeps of the files that it was packed from.
-
-    Args:
-        path: the store's folder.
-        root: the folder that relative file names refer to.
-        files: columns of N file names, Arrow arrays.
-        axes: order of the dimensions in every file.
-
-    Returns:
-        ``root``, relative to the folder that holds the store, so that both can be moved; ``place``, the same as it was
-        called then; ``axes``; ``sample``: name, size, time of the last change and checksum of a few hundred files.
-    """
-    rows = np.unique(np.linspace(0, len(files[0]) - 1, _SAMPLE).astype(np.int64))
-    sample = []
-    for number, row in enumerate(rows.tolist()):
-        name = files[number % len(files)][row].as_py()
-        crc32 = _checksum(root / name) if name else None
-        if crc32 is not None:
-            sample.append([name, *_stamp(root, name), crc32])
-    place = root.absolute()
-    relative = os.path.relpath(place, path.absolute().parent)
-    return {"root": relative, "place": str(place), "axes": axes, "sample": sample}
-
-
-def source_root(path: Path, source: Mapping[str, Any]) -> Path | None:
-    """The folder of the files that the store ``path`` was packed from; None where it is gone."""
-    places = (path.absolute().parent / source["root"], Path(source["place"]))
-    return next((place for place in places if place.is_dir()), None)
-
-
-def _changed_file(path: Path) -> Path | None:
-    """A file that has changed since it was packed to the store ``path``, if there is one among the sample.
-
-    One that is not there any more is no change, nor is one that was copied and holds the same bytes.
-    """
-    source = Store.read(path).source
-    root = None if source is None else source_root(path, source)
-    if source is None or root is None:
-        return None
-    touched = []
-    for name, size, time, crc32 in source["sample"]:
-        found = _stamp(root, name)
-        if found[0] not in (-1, size):
-            return root / name
-        if found[1] not in (-1, time):
-            touched.append((root / name, crc32))
-    for file, crc32 in touched[:: -(-len(touched) // _READ) or 1]:
-        if _checksum(file) not in (None, crc32):
-            return file
-    return None
-
-
 def packed_pixels(
     source: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None
 ) -> PackedPixels | None:
@@ -394,26 +284,14 @@ def packed_pixels(
         found = pc.index_in(wanted, stored)
         if found.null_count:
             absent = wanted.filter(pc.is_null(found))
-            log.warning(
-                "'%s' is not used: it lacks %d of %d images, such as '%s'; delete it and pack them again",
-                path,
-                len(absent),
-                len(wanted),
-                absent[0].as_py(),
-            )
+            message = "'%s' is not used: it lacks %d of %d images, such as '%s'; delete it and pack them again"
+            log.warning(message, path, len(absent), len(wanted), absent[0].as_py())
             return None
         rows = found.to_numpy().astype(np.int64)
-    changed = _changed_file(path)
+    changed = find_changed_file(path, Store.read(path).origin)
     if changed is not None:
-        options = " --set …" if Path(source).is_file() else ""
-        log.warning(
-            "'%s' is not used: '%s' has changed since it was packed; pack it anew "
-            "(python -m biomass.commands.pack %s%s)",
-            path,
-            changed,
-            source,
-            options,
-        )
+        message = "'%s' is not used: '%s' has changed since it was packed; pack it again (biomass pack %s)"
+        log.warning(message, path, changed, source)
         return None
     log.info("reading images from '%s'", path)
     return replace(pixels, rows=rows, channels=tuple(channels or pixels.channels))

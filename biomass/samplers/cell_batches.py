@@ -1,4 +1,4 @@
-"""Which cells of its images make up a batch: the views of the contrastive objectives, or one cell of each."""
+"""Which cells of its fields make up a batch: the views of the contrastive objectives, or one cell of each field."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch.utils.data import Sampler
 
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.samplers.plate_batches import PlateBatches
 
 Mode = Literal["random_single", "random", "first"]
@@ -16,72 +16,81 @@ log = logging.getLogger(__name__)
 
 
 class CellBatches(Sampler[np.ndarray]):
-    """Batches of cells, made of batches of images: ``DataLoader(dataset, sampler=CellBatches(...), batch_size=None)``.
+    """Batches of cells, made of batches of fields: ``DataLoader(dataset, sampler=CellBatches(...), batch_size=None)``.
 
-    Every item is an int64 array of rows of the screen, image by image in the order of the batch of images:
+    Every item is an int64 array of rows of the screen, field by field in the order of the batch of m fields:
 
-    - ``random_single``: one random cell of every image, its row ``num_img`` times in succession (SimCLR: augmentation
+    - ``random_single``: one random cell of every field, its row ``num_img`` times in succession (SimCLR: augmentation
       makes the views differ), (m * num_img,).
-    - ``random``: ``num_img`` random cells of every image in succession, drawn without replacement (MinCLR),
-      (m * num_img,). Of an image with fewer cells than that, no cell is taken once more before all others have been
-      taken as often; how many such images there are is said once in the log, and by ``num_short``.
-    - ``first``: the first cell of every image, (m,).
+    - ``random``: ``num_img`` random cells of every field in succession (MinCLR), (m * num_img,). They are drawn without
+      replacement; in a field with fewer cells, no cell comes again before all others have come as often. How many
+      fields that concerns is said once in the log, and by ``num_short``.
+    - ``first``: the first cell of every field, (m,).
 
     The draws depend on ``(seed, epoch, number of the batch in the epoch)`` alone: neither on where an interrupted epoch
-    goes on, nor on how many processes share it. ``first`` draws nothing. All cells need no sampler of their own: that
-    is :class:`PlateBatches` over cells.
+    goes on, nor on how many processes share it. Controls that :class:`PlateBatches` adds to its batches are fields like
+    all others. For batches of all cells use :class:`PlateBatches` over cells.
 
-    Like :class:`PlateBatches` it has no attribute ``batch_size`` on purpose.
+    >>> fields = np.array([3, 3, 3, 8, 8])  # rows 0 to 2 are cells of field 3, rows 3 and 4 of field 8
+    >>> over_fields = PlateBatches(np.array([3, 8]), shuffle=False, batch_size=2)
+    >>> [batch.tolist() for batch in CellBatches(over_fields, np.arange(5), fields, "first")]
+    [[0, 3]]
+    >>> (batch,) = CellBatches(over_fields, np.arange(5), fields, "random", num_img=2)
+    >>> fields[batch].tolist()
+    [3, 3, 8, 8]
 
     Args:
-        batches: batches of image numbers: its ``rows`` are values of ``images``. It decides what stands together, in
-            which order, and on which rank.
+        batches: batches of fields: its ``rows`` are values of ``fields``. It decides what stands together, in which
+            order, and on which rank.
         rows: (n,) the rows of the screen to choose from, e.g. a split.
-        images: (N,) the image that each row of the whole screen was cut out of (or its well, or whatever is to have
+        fields: (N,) the field that each row of the whole screen was cut out of (or its well, or whatever is to have
             views), any integers.
-        mode: which cells of an image.
-        num_img: cells of an image in ``random`` and ``random_single``, 1 or more; ``first`` does not read it.
+        mode: which cells of a field.
+        num_img: cells of a field in ``random`` and ``random_single``, 1 or more; ``first`` does not read it.
         seed: 0 or more.
 
     Raises:
         ConfigError: an unknown ``mode``, ``num_img`` below 1, or a negative ``seed``.
-        DataError: ``batches`` serves an image that no row was cut out of.
+        DataError: ``batches`` serves a field that no row was cut out of.
     """
+
+    # Without an attribute `batch_size`, as PlateBatches and for the same reason.
 
     def __init__(
         self,
         batches: PlateBatches,
         rows: np.ndarray,
-        images: np.ndarray,
+        fields: np.ndarray,
         mode: str = "random",
         num_img: int = 2,
         *,
         seed: int = 0,
     ) -> None:
         if mode not in get_args(Mode):
-            raise ConfigError(f"dataloaders.mode '{mode}' is unknown; choose {', '.join(get_args(Mode))}")
-        for name, value, least in (("num_img", num_img, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigError(f"{name} is {value}; it must be {least} or more")
+            raise ConfigError(f"mode '{mode}' is unknown; {did_you_mean(mode, get_args(Mode))}", advice="mode")
+        if num_img < 1:
+            raise ConfigError(f"the number of cells of a field is {num_img}; it must be 1 or more", advice="num_img")
+        if seed < 0:
+            raise ConfigError(f"the seed is {seed}; it must be 0 or more")
         self.batches, self.mode, self.num_img, self.seed = batches, mode, num_img, seed
 
         rows = np.asarray(rows, np.int64)
-        image = np.asarray(images)[rows]
-        order = image.argsort(kind="stable")
-        self._rows = rows[order]  # image by image
-        self._names, self._starts = np.unique(image[order], return_index=True)
+        field = np.asarray(fields)[rows]
+        order = field.argsort(kind="stable")
+        self._rows = rows[order]  # field by field
+        self._names, self._starts = np.unique(field[order], return_index=True)
         self._counts = np.diff(self._starts, append=len(rows))
         served = np.asarray(batches.rows)
         absent = served[~np.isin(served, self._names)]
         if len(absent):
             some = f"{len(absent)} of {len(served)} have none"
-            raise DataError(f"image {absent[0]} has no cells ({some}): leave images without cells out")
+            raise DataError(f"field {absent[0]} has no cells ({some}): leave fields without cells out")
         self.num_short = 0
         if mode == "random":
             self.num_short = int((self._counts[self._places(served)] < num_img).sum())
         if self.num_short:
             log.warning(
-                "%d of %d images have fewer than num_img=%d cells: their cells serve more than once in a batch",
+                "%d of %d fields have fewer than %d cells: their cells serve more than once in a batch",
                 self.num_short,
                 len(served),
                 num_img,
@@ -97,39 +106,48 @@ class CellBatches(Sampler[np.ndarray]):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         epoch, rank, world_size = self.batches.epoch, self.batches.rank, self.batches.world_size
-        for number, images in enumerate(self.batches, self.batches.start):
+        for number, fields in enumerate(self.batches, self.batches.start):
             key = (epoch, rank + number * world_size)
-            yield self._cells(images, np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key)))
+            yield self._cells(fields, np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key)))
 
-    def _places(self, images: np.ndarray) -> np.ndarray:
-        """Where the images stand in ``_names``."""
-        return np.searchsorted(self._names, images)
+    def _places(self, fields: np.ndarray) -> np.ndarray:
+        """Where the fields stand in ``_names``."""
+        return np.searchsorted(self._names, fields)
 
-    def _cells(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The rows of a batch of images."""
-        places = self._places(images)
+    def _cells(self, fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The rows of a batch of fields."""
+        places = self._places(fields)
         starts, counts = self._starts[places], self._counts[places]
         if self.mode == "first":
             return self._rows[starts]
         if self.mode == "random_single":
             return np.repeat(self._rows[starts + rng.integers(counts)], self.num_img)
-        image = np.repeat(np.arange(len(counts)), counts)  # of every cell
+        # All cells of the batch's fields in one array, shuffled within each field: for fields of 3 and 2 cells, `field`
+        # is 0 0 0 1 1, and sorting 0.4 0.9 0.1 1.7 1.2 gives the order 2 0 1 4 3.
+        field = np.repeat(np.arange(len(counts)), counts)
         firsts = np.cumsum(counts) - counts
-        cells = np.arange(len(image)) + (starts - firsts)[image]
-        cells = cells[np.argsort(image + rng.random(len(image)))]  # shuffled within every image
-        drawn = np.arange(self.num_img) % counts[:, None]  # goes round the cells of an image that has too few
+        cells = np.arange(len(field)) + (starts - firsts)[field]
+        cells = cells[np.argsort(field + rng.random(len(field)))]
+        drawn = np.arange(self.num_img) % counts[:, None]  # goes round the cells of a field that has too few
         return self._rows[cells[(firsts[:, None] + drawn).ravel()]]
 
 
 def check_views(mode: str, num_img: int, num_views: int) -> None:
-    """Make sure that the batches hold what a contrastive objective expects: ``num_views`` rows of every image.
+    """Make sure that the batches hold what a contrastive objective expects: ``num_views`` rows of every field.
+
+    >>> check_views("random", num_img=2, num_views=5)
+    Traceback (most recent call last):
+    biomass.errors.ConfigError: batches hold 2 views of a field, but 5 are expected; the two must be one number
 
     Raises:
         ConfigError: ``num_img`` and ``num_views`` differ or are below 2, or ``mode`` does not draw ``num_img`` cells.
     """
     if mode not in ("random_single", "random"):
-        raise ConfigError(f"dataloaders.mode '{mode}' gives no views; choose random_single (SimCLR) or random (MinCLR)")
+        raise ConfigError(f"mode '{mode}' gives no views; choose random_single (SimCLR) or random (MinCLR)", "mode")
     if num_img != num_views:
-        raise ConfigError(f"dataloaders.num_img is {num_img}, but num_views is {num_views}; set both to one number")
+        raise ConfigError(
+            f"batches hold {num_img} views of a field, but {num_views} are expected; the two must be one number",
+            advice="num_img",
+        )
     if num_views < 2:
-        raise ConfigError(f"num_views and dataloaders.num_img are {num_views}; set both to 2 or more")
+        raise ConfigError(f"batches hold {num_views} views of a field; a view needs at least one other", "num_img")

@@ -8,55 +8,41 @@ from torch.utils.data import Sampler
 
 from biomass.errors import ConfigError, DataError
 
-
-class _Epoch(NamedTuple):
-    """What is random about an epoch."""
-
-    order: np.ndarray  # (n,) positions of the perturbed rows, group by group
-    control_order: np.ndarray  # positions of the control rows, group by group
-    parts: np.ndarray  # (P,) numbers of the parts, batch by batch
-    bounds: np.ndarray  # (batches + 1,) where each batch begins in `parts`
+_NUMBERS = {
+    "batch_size": ("the number of rows in a batch", 1),
+    "max_groups": ("the number of groups in a batch", 1),
+    "parts": ("the number of parts of a group", 1),
+    "num_controls": ("the number of controls of a group in a batch", 0),
+    "seed": ("the seed", 0),
+}
+"""What each number of a sampler means, and the least that it may be."""
 
 
 class PlateBatches(Sampler[np.ndarray]):
     """Batches of rows, an epoch at a time: ``DataLoader(dataset, sampler=PlateBatches(...), batch_size=None)``.
 
-    Every item is one batch, an int64 array of values of ``rows``. Within an epoch every row is served exactly once
-    (but see ``num_controls``). A *group* is a plate, or an experiment, or whatever ``groups`` numbers.
+    A *group* is a plate, an experiment, or whatever ``groups`` numbers. Every group is cut into *parts* whose sizes
+    differ by at most one row, and a batch holds parts of at most ``max_groups`` groups, one of each. The order depends
+    on ``(seed, epoch)`` alone. All ranks lay out the same batches, and rank r takes batch r, r + world_size, ….
 
-    - ``groups=None``: random batches of all rows, as few and as nearly equal as ``batch_size`` allows (sizes differ by
-      at most 1, so that no small last batch spoils batch statistics).
-    - ``groups``: every batch holds rows of one group. A group is cut into parts whose sizes differ by at most 1: as
-      many as ``batch_size`` needs, but at least ``parts``; it stays whole if neither is given. A group with fewer
-      rows than ``parts`` gives parts of one row, one smaller than ``batch_size`` gives one small batch, one of a single
-      row gives a batch of one row. Group numbers that no row bears are no groups and do not matter.
-    - ``max_groups=m``: every batch holds parts of at most m groups, one of each. A part has at most ``batch_size // m``
-      rows (with no ``batch_size``: the whole group, or its share under ``parts``). Batches are as few as the number of
-      all parts and the most divided group allow, and differ by at most one part; which groups meet is random.
-    - ``num_controls=C``: rows marked in ``controls`` are not served as the others are. Instead every part brings along
-      C control rows of its group, or all of them if it has fewer: different ones within a batch, and going round the
-      group's controls, so that over an epoch their uses differ by at most 1. They count towards ``batch_size``.
-      A group of control rows only is not served.
-
-    With ``shuffle=False`` (evaluation) groups are in ascending order and rows in the order of ``rows``, at every epoch.
-
-    The order depends on ``(seed, epoch)`` alone. All ranks lay out the same batches, and rank r takes the batches r,
-    r + world_size, …. With ``shuffle=True`` (training) the first batches come once more at the end so that all ranks
-    take equally many, as a step that one rank lacks would hang the others; with ``shuffle=False`` no batch is repeated
-    and the last ranks may take one less.
-
-    It is no ``BatchSampler`` and has no attribute ``batch_size`` on purpose: Lightning Fabric rewrites samplers that
-    are or have, and then every rank sees a part of each plate.
+    >>> plates = np.array([7, 7, 7, 7, 8, 8, 8])
+    >>> [batch.tolist() for batch in PlateBatches(np.arange(7), plates, shuffle=False)]
+    [[0, 1, 2, 3], [4, 5, 6]]
+    >>> [batch.tolist() for batch in PlateBatches(np.arange(7), plates, batch_size=4, max_groups=2, shuffle=False)]
+    [[0, 1, 4, 5], [2, 3, 6]]
 
     Args:
-        rows: (n,) the rows of the screen to serve, e.g. a split.
-        groups: (n,) the group of each of ``rows``, any integers.
-        batch_size: most rows in a batch, controls included.
-        max_groups: most groups in a batch.
-        parts: fewest parts that a group is cut into.
+        rows: (n,) the rows of the screen to serve, e.g. a split; each once an epoch, but see ``num_controls``.
+        groups: (n,) the group of each row, any integers; None for mixed batches of all rows.
+        batch_size: most rows in a batch; a group contributes at most ``batch_size // max_groups``, controls included.
+            None: groups stay whole (or are cut into ``parts``).
+        max_groups: most groups in a batch. Which groups meet is random.
+        parts: fewest parts that a group is cut into; a group with fewer rows gives parts of one row.
         controls: (n,) bool, which of ``rows`` are negative controls; read only if ``num_controls`` > 0.
-        num_controls: control rows that a batch holds of each of its groups.
-        shuffle: random order.
+        num_controls: how many control rows of its group every part brings along (all, if the group has fewer), in turn.
+            Control rows are then not served otherwise, and a group of nothing else is left out. 0: they are rows as all
+            others.
+        shuffle: random order. False (evaluation): groups ascend and their rows stand as in ``rows``, in every epoch.
         seed: 0 or more.
         rank: number of this process among ``world_size``.
         world_size: number of processes.
@@ -65,6 +51,9 @@ class PlateBatches(Sampler[np.ndarray]):
         ConfigError: numbers that contradict each other or the data, e.g. more ``max_groups`` than there are groups.
         DataError: there is nothing to serve, or ``num_controls`` > 0 and a group has no control row.
     """
+
+    # Neither a BatchSampler nor an attribute `batch_size`: Lightning Fabric rewrites samplers that are or have one, and
+    # then every rank sees a part of each plate.
 
     def __init__(
         self,
@@ -84,56 +73,37 @@ class PlateBatches(Sampler[np.ndarray]):
         self.rows = np.asarray(rows, np.int64)
         if not len(self.rows):
             raise DataError("there are no rows to make batches of; choose a split that has rows")
-        _check_numbers(groups is not None, batch_size, max_groups, parts, num_controls, seed)
+        numbers = {"batch_size": batch_size, "max_groups": max_groups, "parts": parts, "num_controls": num_controls}
+        _check_numbers(groups is not None, {**numbers, "seed": seed})
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} processes; ranks count from 0")
+        if num_controls and controls is None:
+            raise ValueError("num_controls needs the array controls")
         self.num_controls, self.shuffle, self.seed = num_controls, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start = 0
 
-        ids = np.zeros(len(self.rows), np.int64) if groups is None else np.asarray(groups)
-        is_control = np.zeros(len(self.rows), bool)
-        if num_controls:
-            if controls is None:
-                raise ValueError("num_controls needs the array controls")
-            is_control = np.asarray(controls, bool)
-        if not len(self.rows) == len(ids) == len(is_control):
-            raise ValueError(f"{len(self.rows)} rows, {len(ids)} groups, {len(is_control)} controls: give one a row")
-
-        self._perturbed, self._controls = np.flatnonzero(~is_control), np.flatnonzero(is_control)
-        if not len(self._perturbed):
-            raise DataError(f"all {len(self.rows)} rows are controls; with num_controls, batches need other rows too")
-        names, group = np.unique(ids[self._perturbed], return_inverse=True)
-        self._group = group.astype(np.min_scalar_type(len(names)))  # up to 16 bits, numpy sorts in linear time
-        sizes = np.bincount(group)
+        n = len(self.rows)
+        ids = np.zeros(n, np.int64) if groups is None else np.asarray(groups)
+        is_control = np.asarray(controls, bool) if num_controls else np.zeros(n, bool)
+        if not n == len(ids) == len(is_control):
+            raise ValueError(f"{n} rows, {len(ids)} groups, {len(is_control)} controls: give one a row")
+        served = np.flatnonzero(~is_control)
+        if not len(served):
+            raise DataError(f"all {n} rows are controls; batches with a quota of controls need other rows, too")
+        names = np.unique(ids[served])
         if max_groups > len(names):
             raise ConfigError(
-                f"max_groups is {max_groups}, but these rows have only {len(names)} groups; lower "
-                f"dataloaders.max_groups (for cells: num_plates_per_batch) to at most {len(names)}, or delete it"
+                f"the number of groups in a batch is {max_groups}, but these rows have only {len(names)} groups; "
+                f"ask for at most {len(names)}",
+                advice="max_groups",
             )
-        if num_controls:
-            slot = np.searchsorted(names, ids[self._controls]).clip(max=len(names) - 1)
-            known = names[slot] == ids[self._controls]  # the others are of groups without a perturbed row
-            self._controls, self._control_group = self._controls[known], slot[known].astype(self._group.dtype)
-            self._control_sizes = np.bincount(slot[known], minlength=len(names))
-            self._control_starts = np.cumsum(self._control_sizes) - self._control_sizes
-            if not self._control_sizes.all():
-                raise DataError(
-                    f"group (plate id) {names[self._control_sizes.argmin()]} has no control row, but num_controls is "
-                    f"{num_controls}; mark its controls, leave it out, or set num_controls to 0"
-                )
-
-        self._parts = np.full(len(names), parts or 1)  # of each group
-        if batch_size is not None:
-            self._parts = np.maximum(self._parts, -(-sizes // (batch_size // max_groups - num_controls)))
-        self._parts = np.minimum(self._parts, sizes)
-        self._part_group, self._part_number = _runs(self._parts)
-        size, longer = np.divmod(sizes, self._parts)
-        part_sizes = size[self._part_group] + (self._part_number < longer[self._part_group])
-        self._part_stops = np.cumsum(part_sizes)
-        self._part_starts = self._part_stops - part_sizes
-        # the fewest that hold at most max_groups parts each and no two parts of one group
-        self._num_batches = int(max(-(-self._parts.sum() // max_groups), self._parts.max()))
+        self._served = _Groups(served, ids, names)
+        self._controls = _Controls(np.flatnonzero(is_control), ids, names, num_controls)
+        room = None if batch_size is None else batch_size // max_groups - num_controls
+        self._parts = _cut(self._served.sizes, room, parts or 1)
+        # the fewest that hold at most max_groups parts each, and no two parts of one group
+        self._num_batches = max(-(-len(self._parts.group) // max_groups), int(self._parts.counts.max()))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch, and how many of this rank's first batches to leave out (to resume within an epoch).
@@ -153,113 +123,192 @@ class PlateBatches(Sampler[np.ndarray]):
         return self._epoch_length() - self.start
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        epoch = self._draw_epoch()
-        first = self.rank + self.start * self.world_size
-        numbers = range(first, first + len(self) * self.world_size, self.world_size)
-        return (self._batch(epoch, number % self._num_batches) for number in numbers)
-
-    def _epoch_length(self) -> int:
-        missing = 0 if self.shuffle else self.rank
-        return -(-(self._num_batches - missing) // self.world_size)
-
-    def _draw_epoch(self) -> _Epoch:
         rng = None
         if self.shuffle:
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch,)))
-        order = self._perturbed[_by_group(self._group, rng)]
-        control_order = self._controls
-        if self.num_controls:
-            control_order = self._controls[_by_group(self._control_group, rng)]
-        return _Epoch(order, control_order, *_combine(self._parts, self._num_batches, rng))
+        order, controls = self._served.draw(rng), self._controls.draw(rng)
+        batches = _deal(self._parts.counts, self._num_batches, rng)
+        first = self.rank + self.start * self.world_size
+        numbers = range(first, first + len(self) * self.world_size, self.world_size)
+        return (self._rows_of(batches[number % self._num_batches], order, controls) for number in numbers)
 
-    def _batch(self, epoch: _Epoch, number: int) -> np.ndarray:
+    def _rows_of(self, parts: np.ndarray, order: np.ndarray, controls: np.ndarray) -> np.ndarray:
+        """The rows of some parts, with the controls that they bring along."""
         pieces = []
-        for part in epoch.parts[epoch.bounds[number] : epoch.bounds[number + 1]]:
-            pieces.append(epoch.order[self._part_starts[part] : self._part_stops[part]])
-            if self.num_controls:
-                pieces.append(epoch.control_order[self._control_places(part)])
+        for part in parts:
+            pieces.append(order[self._parts.starts[part] : self._parts.stops[part]])
+            pieces.append(controls[self._controls.places(self._parts.group[part], self._parts.number[part])])
         return self.rows[np.concatenate(pieces)]
 
-    def _control_places(self, part: int) -> np.ndarray:
-        group = self._part_group[part]
-        available = self._control_sizes[group]
-        count = min(self.num_controls, available)
-        # neighbours on the circle of the group's controls: none twice in a batch, all equally often over the parts
-        return self._control_starts[group] + (self._part_number[part] * count + np.arange(count)) % available
+    def _epoch_length(self) -> int:
+        # In training the first batches come once more at the end, so that all ranks take equally many: a step that one
+        # rank lacks would hang the others. In evaluation no batch is repeated, and the last ranks may take one less.
+        missing = 0 if self.shuffle else self.rank
+        return -(-(self._num_batches - missing) // self.world_size)
 
 
-def _check_numbers(
-    grouped: bool, batch_size: int | None, max_groups: int, parts: int | None, num_controls: int, seed: int
-) -> None:
-    least = {"batch_size": 1, "max_groups": 1, "parts": 1, "num_controls": 0, "seed": 0}
-    values = (batch_size, max_groups, parts, num_controls, seed)
-    for (name, bound), value in zip(least.items(), values, strict=True):
-        if value is not None and value < bound:
-            raise ConfigError(f"{name} is {value}; it must be {bound} or more")
-    if not grouped:
-        if batch_size is None:
-            raise ConfigError("random batches need a batch_size; give one, or group the batches by plate")
-        for name, value, unset in (
-            ("max_groups", max_groups, 1),
-            ("parts", parts, None),
-            ("num_controls", num_controls, 0),
-        ):
-            if value != unset:
-                cells = {"max_groups": "num_plates_per_batch", "parts": "num_plate_parts"}.get(name, name)
-                raise ConfigError(
-                    f"{name} is {value}, but batches are not grouped; group by plate, or delete {name} (cells: {cells})"
-                )
-    if batch_size is not None and batch_size // max_groups <= num_controls:
-        raise ConfigError(
-            f"batch_size is {batch_size}, too small for 1 row and {num_controls} controls of each of {max_groups} "
-            f"groups; raise it to at least {max_groups * (num_controls + 1)}, or lower max_groups or num_controls"
-        )
+class _Groups:
+    """Positions of rows, sorted into the groups ``names`` (ascending), which from here on are numbered 0 … G-1.
+
+    ``ids`` (n,) gives the group of every row; rows of other groups are left out, as row 2 here:
+
+    >>> groups = _Groups(np.array([0, 1, 2, 4]), ids=np.array([8, 5, 9, 8, 5]), names=np.array([5, 8]))
+    >>> groups.sizes, groups.starts, groups.draw(None)
+    (array([2, 1]), array([0, 2]), array([1, 4, 0]))
+    """
+
+    def __init__(self, positions: np.ndarray, ids: np.ndarray, names: np.ndarray) -> None:
+        group = np.searchsorted(names, ids[positions]).clip(max=len(names) - 1)
+        known = names[group] == ids[positions]
+        self._positions = positions[known]
+        self._group = group[known].astype(np.min_scalar_type(len(names)))  # numpy sorts 16 bits in linear time
+        self.sizes = np.bincount(group[known], minlength=len(names))
+        self.starts = np.cumsum(self.sizes) - self.sizes
+
+    def draw(self, rng: np.random.Generator | None) -> np.ndarray:
+        """The positions group by group; within a group in random order, or ascending without ``rng``."""
+        shuffled = np.arange(len(self._group)) if rng is None else rng.permutation(len(self._group))
+        return self._positions[shuffled[self._group[shuffled].argsort(kind="stable")]]
 
 
-def _by_group(group: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """Positions (n,) ordered by group; within a group random, or ascending without ``rng``."""
-    if rng is None:
-        return group.argsort(kind="stable")
-    shuffled = rng.permutation(len(group))
-    return shuffled[group[shuffled].argsort(kind="stable")]
+class _Controls(_Groups):
+    """The control rows of every group, and which of them each part brings along.
+
+    The controls of a group stand on a circle, from which its parts take ``quota`` neighbours in turn. So no part takes
+    one twice, and over all parts the uses differ by at most 1. With 5 controls and a quota of 2:
+
+    >>> controls = _Controls(np.arange(5), ids=np.zeros(5, int), names=np.array([0]), quota=2)
+    >>> [controls.places(group=0, part=number).tolist() for number in range(4)]
+    [[0, 1], [2, 3], [4, 0], [1, 2]]
+    """
+
+    def __init__(self, positions: np.ndarray, ids: np.ndarray, names: np.ndarray, quota: int) -> None:
+        super().__init__(positions, ids, names)
+        if quota and not self.sizes.all():
+            raise DataError(
+                f"group (plate id) {names[self.sizes.argmin()]} has no control row, but a batch is to hold {quota} of "
+                "each of its groups; mark the controls of that group, or leave it out",
+                advice="num_controls",
+            )
+        self.quota = quota
+
+    def places(self, group: int, part: int) -> np.ndarray:
+        """Where the controls of part number ``part`` of a group stand in what :meth:`draw` gives."""
+        available = self.sizes[group]
+        count = min(self.quota, available)
+        return self.starts[group] + (part * count + np.arange(count)) % available
+
+
+class _Parts(NamedTuple):
+    """The parts of all groups, numbered group by group."""
+
+    counts: np.ndarray  # (G,) parts of each group
+    group: np.ndarray  # (P,) the group that a part belongs to
+    number: np.ndarray  # (P,) its number within the group
+    starts: np.ndarray  # (P,) its first row, the rows being sorted by group
+    stops: np.ndarray  # (P,) the row behind its last
+
+
+def _cut(sizes: np.ndarray, room: int | None, fewest: int) -> _Parts:
+    """Cut groups of these sizes into as few parts of at most ``room`` rows as there can be, but at least ``fewest``.
+
+    Five rows with room for two give parts of 2, 2 and 1 rows, two rows stay whole:
+
+    >>> parts = _cut(np.array([5, 2]), room=2, fewest=1)
+    >>> parts.starts.tolist(), parts.stops.tolist(), parts.group.tolist(), parts.number.tolist()
+    ([0, 2, 4, 5], [2, 4, 5, 7], [0, 0, 0, 1], [0, 1, 2, 0])
+    """
+    counts = np.full(len(sizes), fewest)
+    if room is not None:
+        counts = np.maximum(counts, -(-sizes // room))
+    counts = np.minimum(counts, sizes)
+    group, number = _runs(counts)
+    size, longer = np.divmod(sizes, counts)  # the first `longer` parts of a group get one row more
+    stops = np.cumsum(size[group] + (number < longer[group]))
+    return _Parts(counts, group, number, np.concatenate([[0], stops[:-1]]), stops)
 
 
 def _runs(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For consecutive runs of these lengths: the run that each element belongs to, and its number within the run."""
+    """The run that each element of consecutive runs belongs to, and its place in it: lengths 2, 1 give 0 0 1, 0 1 0."""
     run = np.repeat(np.arange(len(lengths)), lengths)
     return run, np.arange(len(run)) - (np.cumsum(lengths) - lengths)[run]
 
 
-def _combine(parts: np.ndarray, num_batches: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+def _deal(counts: np.ndarray, num_batches: int, rng: np.random.Generator | None) -> list[np.ndarray]:
     """Deal the parts of all groups out to batches, no two parts of one group to the same batch.
 
-    The parts, group by group, are wrapped around ``num_batches`` columns, layer upon layer (McNaughton 1959,
-    "Scheduling with deadlines and loss functions"). As no group has more parts than there are columns, none meets
-    itself, and the columns differ by at most one part. To make it random, groups are shuffled, and so is every layer
-    on its own; only a group that runs on into the next layer must there go to columns that it left free in the first.
+    The parts are written in lines, group after group, a batch being a column (McNaughton 1959, "Scheduling with
+    deadlines and loss functions"). Three groups of 2, 3 and 1 parts, numbered 0 … 5, and 3 batches::
+
+        batch      0    1    2
+        line 0    A 0  A 1  B 2
+        line 1    B 3  B 4  C 5
+
+    >>> _deal(np.array([2, 3, 1]), 3, None)
+    [array([0, 3]), array([1, 4]), array([2, 5])]
+
+    A group that runs on into the next line, as B does, ends there before the column in which it began, as it has no
+    more parts than there are batches: no batch gets two of it. And batches differ by at most one part.
+
+    With ``rng`` the groups come in random order, and every line is shuffled. Only a group that runs on is not free:
+    if line 0 went to batches 2, 0, 1 (so that B 2 is in batch 1), then B 3 and B 4 are drawn among batches 2 and 0,
+    and the rest of line 1 among the batches that are left.
 
     Args:
-        parts: (G,) how many parts each group has, at most ``num_batches``; parts are numbered group by group.
+        counts: (G,) how many parts each group has, at most ``num_batches``; parts are numbered group by group.
         num_batches: how many batches to fill.
         rng: None deals in the given order.
 
     Returns:
-        Numbers of the parts batch by batch (P,), and where each batch begins among them (num_batches + 1,).
+        The numbers of the parts of each batch.
     """
-    groups = np.arange(len(parts)) if rng is None else rng.permutation(len(parts))
-    stops = np.cumsum(parts[groups])
-    run, number = _runs(parts[groups])
-    dealt = (np.cumsum(parts) - parts)[groups][run] + number
-    batch = np.empty(len(dealt), np.int64)
-    column = np.arange(num_batches) if rng is None else rng.permutation(num_batches)
-    for begin in range(0, len(dealt), num_batches):
-        if rng is not None and begin:
-            group = run[begin]
-            before = begin - (stops[group] - parts[groups[group]])  # its parts in the last columns of the layer before
-            free = rng.permutation(column[: num_batches - before])
-            head, rest = np.split(free, [stops[group] - begin])
-            column = np.concatenate([head, rng.permutation(np.concatenate([rest, column[num_batches - before :]]))])
-        layer = batch[begin : begin + num_batches]
-        layer[:] = column[: len(layer)]
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(batch, minlength=num_batches))])
-    return dealt[batch.argsort(kind="stable")], bounds
+    groups = np.arange(len(counts)) if rng is None else rng.permutation(len(counts))
+    run, number = _runs(counts[groups])
+    parts = (np.cumsum(counts) - counts)[groups][run] + number  # as they are written
+    line = np.arange(num_batches) if rng is None else rng.permutation(num_batches)  # the batch of each column
+    lines = [line]
+    for begin in range(num_batches, len(parts), num_batches):
+        if rng is not None:
+            before = number[begin]  # so many parts of the group that runs on stand at the end of the line before
+            after = counts[groups[run[begin]]] - before  # and so many at the beginning of this one
+            free = rng.permutation(line[: num_batches - before])
+            rest = np.concatenate([free[after:], line[num_batches - before :]])
+            line = np.concatenate([free[:after], rng.permutation(rest)])
+        lines.append(line)
+    batch = np.concatenate(lines)[: len(parts)]
+    stops = np.cumsum(np.bincount(batch, minlength=num_batches))
+    return np.split(parts[batch.argsort(kind="stable")], stops[:-1])
+
+
+def _check_numbers(grouped: bool, values: dict[str, int | None]) -> None:
+    for name, value in values.items():
+        what, least = _NUMBERS[name]
+        if value is not None and value < least:
+            raise ConfigError(f"{what} is {value}; it must be {least} or more", advice=name)
+    batch_size, max_groups, num_controls = values["batch_size"], values["max_groups"] or 1, values["num_controls"] or 0
+    if not grouped:
+        if batch_size is None:
+            raise ConfigError("mixed batches need a size; give one, or group the batches by plate", advice="batch_size")
+        for name, unset in (("max_groups", 1), ("parts", None), ("num_controls", 0)):
+            if values[name] != unset:
+                raise ConfigError(
+                    f"{_NUMBERS[name][0]} is {values[name]}, but batches are not grouped; group them by plate, or "
+                    "leave that number out",
+                    advice=name,
+                )
+    if batch_size is not None and batch_size // max_groups <= num_controls:
+        raise ConfigError(
+            f"a batch of {batch_size} rows has no room for 1 row and {num_controls} controls of each of {max_groups} "
+            f"groups; it takes at least {max_groups * (num_controls + 1)} rows, or fewer groups or controls",
+            advice="batch_size",
+        )
+
+
+def share_of_rank(rows: np.ndarray, groups: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The rows that a rank evaluates: whole groups, dealt out to the ranks in turn.
+
+    >>> plates = np.array([4, 4, 6, 9, 9])  # the group of every row of the screen
+    >>> share_of_rank(np.arange(5), plates, rank=0, world_size=2)
+    array([0, 1, 3, 4])
+    """
+    return rows[np.unique(groups[rows], return_inverse=True)[1] % world_size == rank]

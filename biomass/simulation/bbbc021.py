@@ -9,41 +9,27 @@ It has what makes BBBC021 hard and, with it, what makes the choice of the normal
 - mechanisms whose compounds are all in one week, which cannot be scored when the same week is left out (NSCB);
 - taxol, a compound of one of the mechanisms, in control wells of every plate.
 
-Cells are drawn by :mod:`.simulated`, with tubulin where RxRx1 shows the endoplasmic reticulum.
+Cells are drawn by :mod:`.morphology`, with tubulin where RxRx1 shows the endoplasmic reticulum.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from dataclasses import fields as fields_of
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
-from PIL import Image
-from tqdm import tqdm
 
-from biomass.cells import nuclei
-from biomass.datasets import bbbc021_h5, bbbc021_raw
-from biomass.errors import ConfigError, DataError
+from biomass.cells.nuclei import SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS
+from biomass.errors import ConfigError
+from biomass.pixels.bbbc021_files import H5_CHANNELS, RAW_CHANNELS, link_plates, write_plate, write_tables, write_tiffs
 from biomass.pixels.illumination import measure_channel, rescale
-from biomass.simulation.rxrx1 import (
-    TRAITS,
-    acquire,
-    draw_cells,
-    draw_effects,
-    draw_nuisance,
-    place_cells,
-    render_fields,
-)
+from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, spread
+from biomass.simulation.optics import acquire, draw_nuisance
+from biomass.simulation.screens import check_parameters, for_each_plate, generator, make_design, write_once
 
 MECHANISMS = (
     "Actin disruptors",
@@ -78,8 +64,7 @@ _MCF7 = {"nucleus_radius": 0.08, "cell_radius": 0.05, "cell_elongation": -0.1, "
 _WEAKEST, _STRONGEST = 0.7, 1.3  # effect of a compound's lowest and highest concentration
 _OWN = 0.4  # what a compound does besides its mechanism, as a share of what the mechanism does
 _WELL_SPREAD = 0.15  # well-to-well spread of a trait, as a share of the spread of the mechanisms' effects
-_EFFECT = np.array([trait.effect for trait in TRAITS.values()])
-_NUMBERS = {name: i for i, name in enumerate(TRAITS)}
+_WORLD = (2021,)  # keeps its random numbers apart from those of the simulated RxRx1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,29 +109,12 @@ class Design:
     raw: str = ""
 
     def __post_init__(self) -> None:
-        ranges = {
-            "seed": (0, None),
-            "weeks": (2, None),
-            "groups": (1, None),
-            "replicates": (1, None),
-            "compounds": (2, None),
-            "concentrations": (1, len(CONCENTRATIONS)),
-            "unknown": (0, None),
-            "taxol_wells": (0, len(TAXOL_WELLS)),
-            "sites": (1, 9),
-            "height": (48, None),
-            "width": (48, None),
-        }
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if value != int(value) or value < least or (most is not None and value > most):
-                span = f"from {least}" if most is None else f"from {least} to {most}"
-                raise ConfigError(f"a simulated BBBC021 with {name}={value}: use a whole number {span}")
-        for name in ("density", "effect", "nuisance"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ConfigError(f"a simulated BBBC021 with {name}={getattr(self, name)}: use a number from 0")
+        least = {"seed": 0, "weeks": 2, "groups": 1, "replicates": 1, "compounds": 2, "concentrations": 1, "unknown": 0}
+        least |= {"taxol_wells": 0, "sites": 1, "height": 48, "width": 48}
+        most = {"concentrations": len(CONCENTRATIONS), "taxol_wells": len(TAXOL_WELLS), "sites": 9}
+        check_parameters(self, ("density", "effect", "nuisance"), least, most)
         if self.raw not in ("", "folders", "zips"):
-            raise ConfigError(f"a simulated BBBC021 with raw={self.raw}: choose folders, zips, or nothing")
+            raise ConfigError(f"a simulated screen with raw={self.raw}: choose folders, zips, or nothing")
 
     @property
     def name(self) -> str:
@@ -179,34 +147,11 @@ def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: 
         - ``design.json``.
 
     Raises:
-        ConfigError: an unknown parameter, or one out of range.
-        DataError: the folder cannot be written.
+        ConfigError: an unknown parameter, or one out of range, or the folder cannot be written.
     """
-    known = [field.name for field in fields_of(Design)]
-    unknown = sorted(set(design) - set(known))
-    if unknown:
-        raise ConfigError(f"a simulated BBBC021 has no parameter '{unknown[0]}'; it has: {', '.join(known)}")
-    plan = Design(**design)
+    plan = make_design(Design, design)
     folder = Path(root) / "simulated_bbbc021" / plan.name
-    if folder.is_dir():
-        return folder
-    partial = folder.with_name(f".{plan.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{plan.name}.lock")):  # let go of by the system if this process is killed
-            if not folder.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-                try:
-                    _write_screen(partial, plan, workers or os.cpu_count() or 1)
-                    partial.rename(folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot write a simulated BBBC021 to '{folder}' ({error.strerror or error}): "
-            "choose a folder that can be written"
-        ) from error
-    return folder
+    return write_once(folder, partial(_write_screen, design=plan, workers=workers))
 
 
 def lay_out(design: Design) -> pd.DataFrame:
@@ -217,7 +162,7 @@ def lay_out(design: Design) -> pd.DataFrame:
     Raises:
         ConfigError: the treatments do not fit on the plates.
     """
-    rng = _rng(design, "layout")
+    rng = generator(design.seed, "layout", world=_WORLD)
     week_of = _weeks_of_compounds(design, rng)
     doses = CONCENTRATIONS[: design.concentrations]
     content: dict[tuple[int, int], list[tuple[str, float, str, int, int]]] = {}
@@ -292,15 +237,9 @@ def _weeks_of_compounds(design: Design, rng: np.random.Generator) -> np.ndarray:
     return weeks
 
 
-def _rng(design: Design, stream: str, *key: int) -> np.random.Generator:
-    """The generator of one purpose and one week, group or plate: none depends on how much another has drawn."""
-    streams = ("biology", "layout", "nuisance", "pixels")
-    return np.random.default_rng(np.random.SeedSequence(design.seed, spawn_key=(2021, streams.index(stream), *key)))
-
-
 def draw_biology(design: Design, table: pd.DataFrame) -> np.ndarray:
     """What every field's treatment does to the traits of its cells, log shifts, (fields, traits)."""
-    rng = _rng(design, "biology")
+    rng = generator(design.seed, "biology", world=_WORLD)
     mechanisms = draw_effects(rng, len(MECHANISMS))
     own = draw_effects(rng, len(MECHANISMS) * design.compounds).reshape(len(MECHANISMS), design.compounds, -1)
     names = sorted(table.loc[table["moa"] == "", "compound"].unique())
@@ -330,83 +269,72 @@ def render_plate(design: Design, table: pd.DataFrame, effects: np.ndarray) -> tu
     """
     week, group, replicate = (int(table[name].iloc[0]) for name in ("week", "group", "replicate"))
     key = (week, group, replicate)
-    nuisance = draw_nuisance(_rng(design, "nuisance", week), _rng(design, "nuisance", *key), design.nuisance)
-    rng = _rng(design, "pixels", *key)
+    common, own = (generator(design.seed, "nuisance", *part, world=_WORLD) for part in ((week,), key))
+    nuisance = draw_nuisance(common, own, design.nuisance)
+    rng = generator(design.seed, "pixels", *key, world=_WORLD)
     wells = pd.factorize(table["well"])[0]
-    own = rng.standard_normal((wells.max() + 1, len(TRAITS))) * _WELL_SPREAD * _EFFECT
+    well_shift = rng.standard_normal((wells.max() + 1, len(TRAITS))) * _WELL_SPREAD * spread("effect")
     cell_type = np.array([_MCF7.get(name, 0.0) for name in TRAITS])
-    means = cell_type + nuisance.drift + own[wells]
-    logs = means + effects
-    spacing = 1.15 * TRAITS["cell_radius"].base * np.exp(logs[:, _NUMBERS["cell_radius"]])
-    size = max(design.height, design.width)  # fields are drawn square, and cut
-    crowding = 1.3 * design.density * np.exp(logs[:, _NUMBERS["crowding"]])
-    cells = place_cells(rng, crowding * size**2 / (np.pi * spacing**2), spacing, size)
-    field = cells[:, 0].astype(np.int64)
-    traits = draw_cells(rng, means[field], effects[field])
-    light = render_fields(rng, cells, traits, len(table), size)[:, :, : design.height, : design.width]
+    means = cell_type + nuisance.drift + well_shift[wells]
+    candidates = 1.3 * design.density * np.exp((means + effects)[:, NUMBERS["crowding"]])
+    # Fields are drawn square, and cut.
+    cells, traits, light = draw_fields(rng, means, effects, candidates, max(design.height, design.width))
+    light = light[:, :, : design.height, : design.width]
     images = np.rint(acquire(rng, light, nuisance) * np.float32(_SCALE)).astype(np.uint16)
-    y, x = cells[:, 1], cells[:, 2]
+    field, y, x = cells[:, 0].astype(np.int64), cells[:, 1], cells[:, 2]
     inside = (y >= 0) & (x >= 0) & (y <= design.height - 1) & (x <= design.width - 1)
-    area = np.pi * traits[:, _NUMBERS["nucleus_radius"]] ** 2
+    area = np.pi * traits[:, NUMBERS["nucleus_radius"]] ** 2
     found = pd.DataFrame({"field": field, "x": x, "y": y, "area": np.rint(area)})[inside]
     return images, found.reset_index(drop=True)
 
 
-def _write_screen(folder: Path, design: Design, workers: int) -> None:
+def _write_screen(folder: Path, design: Design, workers: int | None) -> None:
     fields = lay_out(design)
     effects = draw_biology(design, fields)
-    data = folder / "data"
-    data.mkdir(parents=True)
     names = _file_names(design, fields)
-    groups = {str(plate): rows for plate, rows in fields.groupby("plate", sort=False).indices.items()}
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = {
-            pool.submit(_write_plate, data, design, fields.iloc[rows], effects[rows], names.iloc[rows]): plate
-            for plate, rows in groups.items()
-        }
-        try:
-            for job in tqdm(as_completed(jobs), f"Simulating {folder.parent}", len(jobs), unit="plate", disable=None):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    tables = [job.result() for job in jobs]
-    rows_of = [groups[plate][table["field"].to_numpy()] for plate, table in zip(jobs.values(), tables, strict=True)]
-    found = pd.concat(tables, ignore_index=True).assign(field=np.concatenate(rows_of))
-    bbbc021_h5.link_plates(data / "bbbc021.h5", [data / "hdf5" / f"{plate}.h5" for plate in sorted(groups)])
-    _write_supplement(folder, fields, names, found)
+    data = folder / "data"
+    data.mkdir()
+    plates = {str(plate): np.asarray(rows) for plate, rows in fields.groupby("plate", sort=False).indices.items()}
+
+    def write(rows: np.ndarray) -> pd.DataFrame:
+        nuclei = _write_plate(data, design, fields.iloc[rows], effects[rows], names.iloc[rows])
+        return nuclei.assign(field=rows[nuclei["field"]])
+
+    nuclei = pd.concat(for_each_plate(write, list(plates.values()), workers, folder.parent), ignore_index=True)
+    link_plates(data / "bbbc021.h5", [data / "hdf5" / f"{plate}.h5" for plate in sorted(plates)])
+    _write_supplement(folder, fields, names, nuclei)
     if design.raw:
-        _write_tables(data / "raw", fields, names)
+        write_tables(data / "raw", fields, names)
     (folder / "design.json").write_text(design.to_json())
 
 
 def _write_plate(
     data: Path, design: Design, table: pd.DataFrame, effects: np.ndarray, names: pd.DataFrame
 ) -> pd.DataFrame:
-    """Write the files of a plate and return its nuclei."""
-    images, found = render_plate(design, table, effects)
+    """Write the files of a plate and return its nuclei, as :func:`render_plate` gives them."""
+    images, nuclei = render_plate(design, table, effects)
     plate = table["plate"].iloc[0]
     if design.raw:
-        _write_raw(data / "raw" / "images", plate, images, names, zipped=design.raw == "zips")
+        write_tiffs(data / "raw" / "images", plate, images, names, zipped=design.raw == "zips")
     corrected = np.empty(images.shape, np.float16)
     sites = table["site"].to_numpy() - 1
-    for c, channel in enumerate(bbbc021_raw.CHANNELS):
+    for c, channel in enumerate(RAW_CHANNELS):
 
         def stream(c: int = c) -> Iterator[tuple[int, np.ndarray]]:
             return zip(sites.tolist(), images[:, c], strict=True)
 
         light, low, high = measure_channel(stream, design.sites)
-        position = bbbc021_h5.CHANNELS.index(channel)
+        position = H5_CHANNELS.index(channel)
         for i, site in enumerate(sites):
             corrected[i, position] = rescale(images[i, c], light[site], low, high)
     order = np.argsort(sites, kind="stable")  # pybbbc writes a plate site by site
-    bbbc021_h5.write_plate(data / "hdf5" / f"{plate}.h5", corrected[order], table.iloc[order])
-    return found
+    write_plate(data / "hdf5" / f"{plate}.h5", corrected[order], table.iloc[order])
+    return nuclei
 
 
 def _file_names(design: Design, table: pd.DataFrame) -> pd.DataFrame:
     """Names of the TIFFs in the style of the collection, a column a channel."""
-    waves = dict(zip(bbbc021_raw.CHANNELS, ("w1", "w2", "w4"), strict=True))
+    waves = dict(zip(RAW_CHANNELS, ("w1", "w2", "w4"), strict=True))
 
     def name(row: Any, wave: str) -> str:
         key = f"{design.seed} {row.plate} {row.well} {row.site} {wave}"
@@ -416,45 +344,6 @@ def _file_names(design: Design, table: pd.DataFrame) -> pd.DataFrame:
 
     rows = list(table.itertuples())
     return pd.DataFrame({channel: [name(row, wave) for row in rows] for channel, wave in waves.items()})
-
-
-def _write_raw(folder: Path, plate: str, images: np.ndarray, names: pd.DataFrame, zipped: bool) -> None:
-    """Write the TIFFs of a plate, in a folder or in an archive."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = (
-        (name, image[c])
-        for c, channel in enumerate(bbbc021_raw.CHANNELS)
-        for name, image in zip(names[channel], images, strict=True)
-    )
-    if not zipped:
-        (folder / plate).mkdir()
-        for name, image in files:
-            Image.fromarray(image).save(folder / plate / name)
-        return
-    with zipfile.ZipFile(folder / f"BBBC021_v1_images_{plate}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, image in files:
-            buffer = BytesIO()
-            Image.fromarray(image).save(buffer, "TIFF")
-            archive.writestr(zipfile.ZipInfo(f"{plate}/{name}"), buffer.getvalue())  # without the time of writing
-
-
-def _write_tables(folder: Path, table: pd.DataFrame, names: pd.DataFrame) -> None:
-    """Write the two tables of the collection."""
-    path = table["plate"].str.partition("_")[0] + "/" + table["plate"]
-    images = {"TableNumber": table["table"], "ImageNumber": table["image"]}
-    for channel in bbbc021_raw.CHANNELS:
-        title = channel[0].upper() + channel[1:]
-        images |= {f"Image_FileName_{title}": names[channel], f"Image_PathName_{title}": path}
-    images |= {
-        "Image_Metadata_Plate_DAPI": table["plate"],
-        "Image_Metadata_Well_DAPI": table["well"],
-        "Replicate": table["replicate"],
-        "Image_Metadata_Compound": table["compound"],
-        "Image_Metadata_Concentration": table["concentration"],
-    }
-    pd.DataFrame(images).to_csv(folder / bbbc021_raw.IMAGE_TABLE, index=False)
-    known = table.loc[table["moa"] != "", ["compound", "concentration", "moa"]].drop_duplicates()
-    known.to_csv(folder / bbbc021_raw.MOA_TABLE, index=False)
 
 
 def _write_supplement(folder: Path, table: pd.DataFrame, names: pd.DataFrame, found: pd.DataFrame) -> None:
@@ -471,7 +360,7 @@ def _write_supplement(folder: Path, table: pd.DataFrame, names: pd.DataFrame, fo
         38: table["concentration"],
     }
     images = pd.DataFrame({i: known.get(i, 0) for i in range(39)}, index=table.index)
-    images[taken].to_csv(folder / nuclei.IMAGE_TABLE, sep="\t", header=False, index=False)
+    images[taken].to_csv(folder / SUPPLEMENT_IMAGES, sep="\t", header=False, index=False)
     found = found[taken.to_numpy()[found["field"]]]
     number = found.groupby("field").cumcount() + 1
     rows = table.iloc[found["field"]]
@@ -484,4 +373,4 @@ def _write_supplement(folder: Path, table: pd.DataFrame, names: pd.DataFrame, fo
         7: found["area"],
     }
     objects = pd.DataFrame({i: np.asarray(values.get(i, np.zeros(len(found), int))) for i in range(8)})
-    objects.to_csv(folder / nuclei.OBJECT_TABLE, sep="\t", header=False, index=False)
+    objects.to_csv(folder / SUPPLEMENT_OBJECTS, sep="\t", header=False, index=False)

@@ -1,6 +1,6 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
-from biomass.training.calibrations import calibration_file, save_calibration, use_calibration
+from biomass.training.calibrations import calibration_file, check_calibration, save_calibration, use_calibration
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
 from biomass.training.device import make_fabric, set_up
@@ -25,6 +25,7 @@ __all__ = [
     "adam",
     "build_probe",
     "calibration_file",
+    "check_calibration",
     "check_channels",
     "check_instances",
     "check_labels",

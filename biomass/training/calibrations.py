@@ -23,6 +23,16 @@ def calibration_file(checkpoint: Path, elsewhere: str | None = None) -> Path:
     return checkpoint.with_suffix(".calibrated.pt") if elsewhere is None else Path(elsewhere)
 
 
+def check_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> None:
+    """Make sure that new plates can be added to a file, if there is one: call it before anything is measured.
+
+    Raises:
+        CheckpointError: the file belongs to other weights, another word or other columns.
+    """
+    if file.exists():
+        _check_same(load_checkpoint(file), _about(encoder, statistics), file)
+
+
 def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> list[str]:
     """Write the calibrated statistics of ``encoder``; plates that the file holds already stay, unless they are new.
 
@@ -39,7 +49,7 @@ def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> 
     """
     assert statistics.names is not None
     state = calibration_state(encoder)
-    about: dict[str, object] = {"word": statistics.word, "by": list(statistics.by), "encoder": digest(encoder)}
+    about = _about(encoder, statistics)
     names = [statistics.names[plate] for plate in state.pop("plates").tolist()]
     if file.exists():
         old = load_checkpoint(file)
@@ -86,6 +96,11 @@ def use_calibration(
     where = [place[statistics.names[group]] for group in groups]
     moments = {key: value[:, where] for key, value in state["moments"].items()}
     load_calibration(encoder, {"plates": torch.tensor(groups), **moments})
+
+
+def _about(encoder: nn.Module, statistics: Statistics) -> dict[str, object]:
+    """What calibrated statistics depend on, beside the images."""
+    return {"word": statistics.word, "by": list(statistics.by), "encoder": digest(encoder)}
 
 
 def _check_same(state: dict[str, object], about: dict[str, object], file: Path) -> None:

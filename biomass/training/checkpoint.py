@@ -1,8 +1,8 @@
 """Checkpoints: written atomically, read without running code from them."""
 
-import contextlib
-import os
+import inspect
 import pickle
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,38 +10,14 @@ from typing import Any
 
 import torch
 
-from biomass.errors import CheckpointError, ConfigError, one_line
+from biomass.atomic import whole_file
+from biomass.errors import CheckpointError, one_line
+from biomass.keys import KEYS, may_change
 
 LAST, BEST = "last.pt", "best.pt"
 METRICS = "metrics.jsonl"
 
 _OF_A_RUN = ("architecture", "config", "network", "optimizer", "schedule", "progress", "random")
-_FREE_KEYS = (
-    "run_name",
-    "save_key",
-    "save_model",
-    "resume",
-    "device",
-    "num_epochs",
-    "trainer",
-    "encoder",
-    "model_path",
-    "sup_model_path",
-)
-_PLACES = (
-    "root_dir",
-    "img_dir",
-    "image_dir",
-    "summary_file",
-    "metadata_file",
-    "nuclei_dir",
-    "cache_dir",
-    "store",
-    "path",
-    "num_workers",
-    "download",
-    "on_bad_image",
-)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -50,18 +26,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write checkpoint '{path}' ({error.strerror}); free or change the folder") from error
+    with whole_file(path) as part, part.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -163,7 +129,9 @@ class Checkpoints:
 def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None:
     """Refuse to go on with another network, or with settings that the run did not begin with. Call it before writing.
 
-    Longer or shorter training, other devices and other places of the same files are no other run.
+    Longer or shorter training, other devices and other places of the same files do not make another run, see
+    :data:`biomass.keys.KEYS`. A key that only one side has counts as null, or as what runs did before there was such a
+    key; an argument of a target that only one side has counts as its default.
 
     Args:
         state: as :meth:`Checkpoints.to_resume` gives it.
@@ -175,20 +143,44 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None
     """
     if state is None:
         return
-    for part in ("architecture", "config"):
-        found, wanted = _leaves(state[part]), _leaves(about[part])
-        for key in [*wanted, *found]:
-            if found.get(key) == wanted.get(key) or (part == "config" and _may_change(key)):
-                continue
-            raise CheckpointError(
-                f"checkpoint '{state['path']}' was made with {key}={found.get(key)}, this run has "
-                f"{key}={wanted.get(key)}; set it back, or start a new run without resume"
-            )
+    _compare(state["path"], _leaves(state["architecture"]), _leaves(about["architecture"]))
+    _compare(state["path"], _settings(state["config"]), _settings(about["config"]))
     if state.get("encoder") != about.get("encoder"):
         raise CheckpointError(
             f"checkpoint '{state['path']}' is a probe of another encoder; give the model_path that it began with, or "
             "start a new run without resume"
         )
+
+
+def _compare(path: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key in [*wanted, *found]:
+        unset = KEYS[key].unset if key in KEYS else None
+        was, now = (unset if side.get(key) is None else side[key] for side in (found, wanted))
+        if was != now:
+            raise CheckpointError(
+                f"checkpoint '{path}' was made with {key}={was}, this run has {key}={now}; set it back, or start a new "
+                "run without resume"
+            )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in a resumed run, under dotted names. An encoder's own settings have their digest."""
+    settings = _leaves(_completed({key: value for key, value in config.items() if key != "encoder"}))
+    return {key: value for key, value in settings.items() if not may_change(key)}
+
+
+def _completed(value: Any) -> Any:
+    """The same with the default of every argument that a section with a ``_target_`` leaves out."""
+    if isinstance(value, list):
+        return [_completed(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    values = {key: _completed(one) for key, one in value.items()}
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(values["_target_"])).parameters.values()
+    except (KeyError, ImportError, AttributeError, ValueError, TypeError):  # not a target, or one that is gone
+        return values
+    return {one.name: one.default for one in parameters if one.default is not one.empty} | values
 
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -197,8 +189,3 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _leaves(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return flat
-
-
-def _may_change(key: str) -> bool:
-    """Whether a resumed run may have another value of this key of its configuration."""
-    return key.split(".")[0] in _FREE_KEYS or key.rpartition(".")[2] in _PLACES

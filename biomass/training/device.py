@@ -6,26 +6,31 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, did_you_mean
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def make_fabric(device: str = "auto", precision: str | int = "32", devices: int = 1) -> Fabric:
-    """Fabric for ``device`` (auto, cpu, cuda), ``precision`` (32, bf16, 16) and a number of devices; launched.
+    """Fabric, launched: what a network runs on, and in which precision.
+
+    Args:
+        device: auto, cpu or cuda.
+        precision: 32, bf16 or 16.
+        devices: how many of them.
 
     Raises:
         ConfigError: an unknown word, no such device, or 16 bit floats on the CPU.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device '{device}' is unknown; choose auto, cpu or cuda")
+        raise ConfigError(f"device '{device}' is unknown; {did_you_mean(device, ('auto', 'cpu', 'cuda'))}")
     if str(precision) not in PRECISIONS:
-        raise ConfigError(f"trainer.precision '{precision}' is unknown; choose 32, bf16 or 16")
+        raise ConfigError(f"precision '{precision}' is unknown; {did_you_mean(precision, PRECISIONS)}", "precision")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' is not available here; set device=cpu or device=auto")
+        raise ConfigError("device 'cuda' is not available here; choose cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if str(precision) == "16" and not on_gpu:
-        raise ConfigError("trainer.precision 16 needs a GPU; use bf16 or 32 on the CPU")
+        raise ConfigError("precision 16 needs a GPU; use bf16 or 32 on the CPU", "precision")
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=devices,

@@ -1,6 +1,6 @@
 """What is measured on other splits while a network trains: called by the loop with (run, epoch, step)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -16,7 +16,7 @@ from biomass.evaluation.accuracy import MEASURED, accuracy_summary, plate_accura
 from biomass.inference import Transform, calibrate_plates, infer
 from biomass.loader import Batch, Loader
 from biomass.norms import Statistics
-from biomass.objectives.classification import class_ranks
+from biomass.objectives import Objective, class_ranks
 from biomass.screen import Screen
 from biomass.training.loop import Training
 
@@ -77,14 +77,14 @@ class LossEvaluation:
     """The loss of an objective on other splits, with the same random views at every call.
 
     Attributes:
-        loss: from the network's outputs (N, D) for a batch to a scalar, the mean over its rows.
+        objective: its loss is the mean over the rows of a batch.
         loaders: split → loader.
         transform: makes the views, on the device.
         statistics: where batch norm takes its statistics from.
         seed: of the views.
     """
 
-    loss: Callable[[Tensor, Batch], Tensor]
+    objective: Objective
     loaders: Mapping[str, Loader]
     transform: Transform
     statistics: Statistics
@@ -103,13 +103,18 @@ class LossEvaluation:
                 calibrate_plates(run.fabric, run.network, loader, views, self.statistics, run.skipped)
             views = self._views(device)
             for batch, outputs in infer(run.fabric, run.network, loader, views, self.statistics, run.skipped):
-                loss = self.loss(outputs, batch.to(device))
+                loss = self._loss(outputs, batch.to(device))
                 sums += torch.stack([loss.double() * len(batch), torch.tensor(float(len(batch)), device=device)])
             total, count = run.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
             if not count:
                 raise DataError(f"no image of split '{split}' could be read", "skip")
             metrics[f"{split}/loss"] = total / count
         return metrics
+
+    def _loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The loss of outputs (N, D) that are there already."""
+        with torch.no_grad():
+            return self.objective(lambda images: outputs, batch.images, batch)[0]
 
     def _views(self, device: torch.device) -> Transform:
         """The transform, whose randomness starts where it always does."""

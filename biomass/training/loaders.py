@@ -7,9 +7,8 @@ import numpy as np
 from lightning_fabric import Fabric
 
 from biomass.errors import ConfigError, did_you_mean
-from biomass.inference import share_of_rank
 from biomass.loader import BatchReader, BatchSource, Loader
-from biomass.samplers import CellBatches, PlateBatches
+from biomass.samplers import CellBatches, PlateBatches, share_of_rank
 from biomass.screen import PLATE, Screen
 
 SAMPLERS: Mapping[str, tuple[str, ...] | None] = {"random": None, "plate": PLATE, "exp": ("experiment",)}

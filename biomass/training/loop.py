@@ -267,7 +267,7 @@ class Window:
             kept = f"kept '{checkpoints.last}'" if checkpoints.last.exists() else "no checkpoint yet"
             raise TrainingError(
                 f"loss is {losses[first].item()} at step {step} of epoch {epoch + 1}, plate {shown}; "
-                f"lower learning_rate or look at these images ({kept})"
+                f"lower the learning rate, or look at these images ({kept})"
             )
         means = {"train/loss": float(losses.mean())}
         for name in self.scalars[0]:

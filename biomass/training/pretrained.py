@@ -1,25 +1,25 @@
 """Networks of earlier runs: found by file, run name or ``latest``, rebuilt without repeating their architecture."""
 
+import logging
 import re
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from biomass.errors import CheckpointError, ConfigError, one_line
 from biomass.models import Architecture, Network, build_network
 from biomass.training.checkpoint import LAST, load_checkpoint
 
-_ENCODERS, _HEADS = ("encoder.tv_encoder.", "model."), ("projection.", "classifier.")
-"""Prefixes of the state dicts of the original experiment code; of several heads, the first one counts."""
+log = logging.getLogger(__name__)
 
 
 def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path:
     """The file that ``model_path`` means: a file, the name of a run below ``folder``, or the ``latest`` encoder there.
 
-    Of a run, the last checkpoint is taken. Linear probes, which stand beside the runs they probe, hold no encoder.
+    The last checkpoint of a run is taken. ``latest`` passes over linear probes, which hold no encoder.
 
     Raises:
         CheckpointError: there is no such file or run; names the runs that are there.
@@ -34,45 +34,44 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
     if (folder / model_path / LAST).is_file():
         return folder / model_path / LAST
     known = ", ".join(path.parent.name for path in runs[-5:]) or "none"
-    raise CheckpointError(f"model_path '{model_path}' is neither a file nor a run; runs in {folder}/: {known}")
+    raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; runs in {folder}/: {known}")
 
 
 def load_network(path: Path, key: str | None = None) -> tuple[Network, Architecture, dict[str, Any]]:
     """Rebuild the network of a checkpoint, with its weights.
 
     Args:
-        path: a checkpoint of one of the scripts, or a plain state dict of the original experiment code (keys
-            ``encoder.tv_encoder.*`` with ``projection.*`` or ``classifier.*``; or ``model.*``), of torchvision or of
-            timm (no prefix). The head is ``projection.*`` if there is one, else ``classifier.*``, else the last layer
-            of the encoder.
-        key: the encoder's name, needed only for a plain state dict.
+        path: a checkpoint of one of the scripts, or the named weights (state dict) of other code. Its encoder may
+            have any prefix: ``encoder.tv_encoder.`` (the original experiments), ``backbone.`` (Lightning), ``model.``,
+            none (torchvision, timm). Its head is what is called ``projection``, else what is called ``classifier``,
+            else the last layer of the encoder.
+        key: the encoder's name, needed only for the weights of other code.
 
     Returns:
         The network on the host, its architecture, and what else the checkpoint carries (``config``, ``channels``).
 
     Raises:
-        CheckpointError: the weights do not fit the network they name, or there is no encoder among them.
-        ConfigError: a plain state dict without ``key``.
+        CheckpointError: the weights do not fit the network they name, or there is not one encoder among them.
+        ConfigError: weights of other code without ``key``.
     """
     state = load_checkpoint(path)
     if _is_probe(state):
         raise CheckpointError(f"checkpoint '{path}' holds a linear probe; give the encoder that it was trained on")
+    about = {name: value for name, value in state.items() if name in ("config", "channels")}
     if "architecture" in state:
         architecture, weights = _of_script(state, path)
-        about = {k: v for k, v in state.items() if k in ("config", "channels")}
-        remedy = "it is damaged, give another model_path"
+        remedy, advice = "it is damaged, give another one", None
     else:
         if key is None:
-            raise ConfigError(f"checkpoint '{path}' is a plain state dict; set model.key to the network it belongs to")
-        architecture, weights = _from_original(state.get("state_dict", state), key, path)
-        about = {}
-        remedy = "set model.key to the network it belongs to"
+            raise ConfigError(f"checkpoint '{path}' does not say which network its weights belong to", "model_key")
+        architecture, weights = _of_other_code(state, key, path)
+        about, remedy, advice = {}, "is it of another network?", "model_key"
     network = build_network(architecture)
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         why = _difference(weights, network.state_dict())
-        raise CheckpointError(f"checkpoint '{path}' is no {architecture.key}: {why}; {remedy}") from error
+        raise CheckpointError(f"checkpoint '{path}' is not a {architecture.key}: {why}; {remedy}", advice) from error
     return network, architecture, about
 
 
@@ -96,12 +95,13 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
     except (KeyError, TypeError, ValueError) as error:
         found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
         raise CheckpointError(
-            f"checkpoint '{path}' has the architecture {found}, which no script of ours writes; "
-            "save its state dict alone, and set model.key"
+            f"checkpoint '{path}' has the architecture {found}, which is not one of this package; "
+            "save its state dict alone",
+            advice="model_key",
         ) from error
     if not isinstance(network, dict):
         raise CheckpointError(
-            f"checkpoint '{path}' has an architecture, but no weights under the key 'network'; give another model_path"
+            f"checkpoint '{path}' has an architecture, but no weights under the key 'network'; give another one"
         )
     return architecture, network
 
@@ -123,42 +123,97 @@ def load_encoder(network: Network, path: Path, key: str) -> None:
     if architecture.key != key or different is not None:
         raise CheckpointError(
             f"checkpoint '{path}' holds a {architecture.key} of {architecture.in_channels} channels, not this run's "
-            f"{key}; set model.key={architecture.key}, or choose another model_path"
+            f"{key}; start from another one, or train a {architecture.key}",
+            advice="model_key",
         )
     network.encoder.load_state_dict(weights)
 
 
-def _from_original(state: Any, key: str, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint '{path}' has a {type(state).__name__} as its state_dict, not named weights")
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    # without an encoder's prefix it is a network of torchvision or timm, whose last layer may be called classifier, too
-    bare = not any(name.startswith(_ENCODERS) for name in state)
-    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (("",) if bare else (*_ENCODERS, *_HEADS))}
-    for name, value in state.items():
-        prefix = next((p for p in parts if name.startswith(p)), None)
-        if prefix is None or not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                f"checkpoint '{path}' has the key '{name}', which neither our scripts nor the original ones write; "
-                "save the state dict of the network alone, and set model.key"
-            )
-        parts[prefix][name.removeprefix(prefix)] = value
-    encoder = {name: value for prefix in ("", *_ENCODERS) for name, value in parts.get(prefix, {}).items()}
-    first = next((v for v in encoder.values() if v.dim() == 4), None)
-    if first is None:
-        raise CheckpointError(
-            f"checkpoint '{path}' holds no convolution of an encoder, only '{next(iter(state), '')}' and the like; "
-            "give the state dict of a network"
-        )
-    own = build_network(Architecture(key, first.shape[1], ())).encoder.state_dict()
-    further = [name for name in encoder if name not in own]
+def _of_other_code(state: dict[str, Any], key: str, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """Architecture and weights of a checkpoint that does not name its architecture, under the names of our networks."""
+    weights = _named_weights(state, path)
+    own = build_network(Architecture(key, 3, ())).encoder.state_dict()
+    prefixes = _prefixes(weights, list(own))
+    if len(prefixes) > 1:
+        names = " and ".join(map(repr, prefixes))
+        raise CheckpointError(f"checkpoint '{path}' holds {len(prefixes)} encoders, {names}; save one of them alone")
+    prefix = "".join(prefixes)
+    inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    outside = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+
+    # our encoders do without the last layer; whatever else is beyond them stays, and will have no place in the network
+    beyond = [name for name in inside if name not in own]
     last: dict[str, Tensor] = {}
-    if len({name.rpartition(".")[0] for name in further}) == 1:  # the last layer, which our encoders do without
-        last = {name.rpartition(".")[2]: encoder.pop(name) for name in further}
-    head = next(filter(None, (*(parts.get(prefix, {}) for prefix in _HEADS), last)), {})
-    layers = {m[1]: v.shape[0] for k, v in head.items() if (m := re.fullmatch(r"(?:(\d+)\.)?weight", k)) and v.dim()}
-    if len(layers) == 1:  # a single layer has no number in our networks
-        head = {re.sub(r"^\d+\.", "", k): v for k, v in head.items()}
-    widths = tuple(layers[number] for number in sorted(layers, key=lambda number: int(number or 0)))
-    weights = {f"encoder.{k}": v for k, v in encoder.items()} | {f"head.{k}": v for k, v in head.items()}
-    return Architecture(key, first.shape[1], widths), weights
+    if len({name.rpartition(".")[0] for name in beyond}) == 1:
+        last = {name.rpartition(".")[2]: inside.pop(name) for name in beyond}
+    projection, classifier = _below("projection", outside), _below("classifier", outside)
+    left_out = [name for name in outside if not {"projection", "classifier"} & set(name.split("."))]
+    if left_out:
+        log.warning("left %d weights of '%s' out, '%s' and the like", len(left_out), path, left_out[0])
+
+    first = next((value for value in inside.values() if value.dim() == 4), None)
+    if first is None:
+        some = next(iter(weights), "")
+        raise CheckpointError(f"checkpoint '{path}' holds no convolution of an encoder, only '{some}' and the like")
+    widths, head = _linear_layers(projection or classifier or last)
+    named = {f"encoder.{name}": value for name, value in inside.items()}
+    return Architecture(key, first.shape[1], widths), named | {f"head.{name}": value for name, value in head.items()}
+
+
+def _named_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without the words that parallel training and compilation put into its names.
+
+    >>> state = {"epoch": 3, "state_dict": {"module.backbone._orig_mod.conv1.weight": Tensor([0.5])}}
+    >>> _named_weights(state, Path("lightning.ckpt"))
+    {'backbone.conv1.weight': tensor([0.5000])}
+    """
+    nested = next((state[name] for name in ("state_dict", "model") if isinstance(state.get(name), dict)), None)
+    weights = {}
+    for name, value in (nested or state).items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"checkpoint '{path}' has the key '{name}', which is a {type(value).__name__} and not a weight; "
+                "save the state dict of its network alone"
+            )
+        weights[str(name).replace("_orig_mod.", "").removeprefix("module.")] = value
+    return weights
+
+
+def _prefixes(names: Collection[str], own: list[str]) -> list[str]:
+    """What stands before the names of an encoder's ``own`` weights among ``names``: one prefix an encoder.
+
+    >>> _prefixes(["backbone.conv1.weight", "backbone.bn1.weight", "head.weight"], ["conv1.weight", "bn1.weight"])
+    ['backbone.']
+
+    Where no encoder is complete, it is that with most of the names, so that the error can say which one is missing.
+    """
+    # old files do not count batches
+    own = [name for name in own if not name.endswith("num_batches_tracked")]
+    ends = [name.removesuffix(own[0]) for name in names if f".{name}".endswith(f".{own[0]}")]
+    found = {prefix: sum(prefix + name in names for name in own) for prefix in ends}
+    return [prefix for prefix in found if found[prefix] == len(own)] or sorted(found, key=lambda p: -found[p])[:1]
+
+
+def _below(word: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights below ``word``, wherever it stands in their names: ``0.weight`` for ``net.projection.0.weight``."""
+    split = {name: f".{name}".partition(f".{word}.") for name in weights}
+    return {rest: weights[name] for name, (_, found, rest) in split.items() if found}
+
+
+def _linear_layers(weights: dict[str, Tensor]) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+    """The widths of a head's layers in their order, and its weights as ours are named: a single layer has no number.
+
+    >>> _linear_layers({"0.weight": Tensor(8, 4), "2.weight": Tensor(3, 8)})[0]
+    (8, 3)
+    >>> widths, renamed = _linear_layers({"1.weight": Tensor(3, 4), "1.bias": Tensor(3)})
+    >>> widths, list(renamed)
+    ((3,), ['weight', 'bias'])
+    """
+    widths = {}
+    for name, value in weights.items():
+        number = re.fullmatch(r"(?:(\d+)\.)?weight", name)
+        if number and value.dim():
+            widths[int(number[1] or 0)] = value.shape[0]
+    if len(widths) == 1:
+        weights = {re.sub(r"^\d+\.", "", name): value for name, value in weights.items()}
+    return tuple(widths[number] for number in sorted(widths)), weights

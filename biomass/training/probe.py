@@ -29,8 +29,9 @@ def encoder_path(model_path: str | None, sup_model_path: str | None) -> str:
     if (model_path is None) == (sup_model_path is None):
         given = "neither is" if model_path is None else "both are"
         raise ConfigError(
-            f"give model_path (self-supervised) or sup_model_path (supervised), {given} given; "
-            f"a file, the name of a run, or latest"
+            f"a self-supervised or a supervised encoder is probed, but {given} given; name one: a file, the name of a "
+            "run, or latest",
+            "model_path",
         )
     return str(sup_model_path if model_path is None else model_path)
 
@@ -68,7 +69,7 @@ def build_probe(pooler: str, width: int, in_features: int | None, d_out: int, se
         ConfigError: ``in_features`` is another number than D.
     """
     if in_features is not None and in_features != width:
-        raise ConfigError(f"in_features is {in_features}, but the encoder gives {width}; set in_features={width}")
+        raise ConfigError(f"{in_features} features are expected, but the encoder gives {width}", "in_features")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BagClassifier(width, d_out) if pooler == "attention" else nn.Linear(width, d_out)

@@ -1,9 +1,9 @@
-"""Augmentations of a batch of images on its device, every sample with random parameters of its own.
+"""Augmentations of a batch of images on its device, each sample with random parameters of its own.
 
-All are called as ``transform(images, generator)`` with ``images`` (N, C, H, W) of floating point, on any device, and a
-``torch.Generator`` on the same device; deterministic ones need no generator. Neither the host nor the device ever
-waits for the other. Parameters are distributed as in torchvision's transforms of the same name, and given
-equal parameters the images are the same.
+All are called as ``transform(images, generator)``: images (N, C, H, W) of floating point, on any device, and a
+``torch.Generator`` on the same device, which transforms without randomness do not need. Host and device never wait for
+each other. Parameters are distributed as in torchvision's transforms of the same name, and equal parameters give equal
+images.
 """
 
 from biomass.transforms.compose import Compose, Transform

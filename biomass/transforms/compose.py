@@ -20,8 +20,8 @@ class Transform(Protocol):
 class Compose:
     """Apply ``transforms`` in their order.
 
-    Neighbouring spatial transforms of a kind (rotations and flips; crops and blurs) are merged into one: faster, and
-    the same up to rounding.
+    Neighbouring spatial transforms of one kind (rotations and flips; crops and blurs) are merged into a single one,
+    which is faster and gives the same up to rounding.
     """
 
     transforms: Sequence[Transform]

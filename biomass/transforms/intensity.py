@@ -17,9 +17,13 @@ LUMA = (0.2989, 0.587, 0.114)
 class Standardize:
     """Give every channel of every image mean 0 and standard deviation 1 (unbiased, over its pixels).
 
-    A constant channel becomes 0: its standard deviation counts as 1. So does one below 8 units in the last place of
-    the channel's mean, which is what earlier transforms leave of a constant channel by rounding.
-    Computed in float32 or better.
+    A constant channel becomes 0. So does one whose standard deviation is below 8 units in the last place of its mean:
+    this is what rounding in earlier transforms leaves of a constant channel. Computed in float32 or better.
+
+    >>> Standardize()(torch.tensor([[[[1.0, 2.0, 3.0]], [[7.0, 7.0, 7.0]]]]))
+    tensor([[[[-1.,  0.,  1.]],
+    <BLANKLINE>
+             [[ 0.,  0.,  0.]]]])
     """
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -35,13 +39,12 @@ class Standardize:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Change brightness, contrast, saturation and hue at random, for every sample in a random order of its own.
+    """Change brightness, contrast, saturation and hue at random, in a random order for each sample.
 
-    As in torchvision, a factor of the sample multiplies the pixels (brightness), their distance to the image's mean
-    gray value (contrast), or their distance to their own gray value (saturation); then values are cut off at 0 and
-    ``maximum``. The hue is turned on the color circle. Three channels are taken for red, green and blue; with any
-    other number the gray value is the mean of the channels, and saturation and hue are a ConfigError.
-    Computed in float32 or better.
+    As in torchvision, a factor multiplies the pixels (brightness), their distance to the image's mean gray value
+    (contrast), or their distance to their own gray value (saturation); then values are cut off at 0 and ``maximum``.
+    The hue is turned on the color circle. Three channels are taken for red, green and blue. With any other number the
+    gray value is the mean of the channels, and saturation and hue are a ConfigError. Computed in float32 or better.
 
     Args:
         brightness: range of the factor: [smallest, largest], or d >= 0 for [max(0, 1 - d), 1 + d].
@@ -65,7 +68,7 @@ class ColorJitter:
         for name, low, high in self._factors():
             if not 0 <= low <= high:
                 raise ConfigError(f"ColorJitter({name}={getattr(self, name)}): give [smallest, largest] >= 0")
-        low, high = as_range(self.hue, spread=True)
+        low, high = as_range(self.hue, around_zero=True)
         if not -0.5 <= low <= high <= 0.5:
             raise ConfigError(f"ColorJitter(hue={self.hue}): give [smallest, largest] within -0.5 … 0.5")
         check_probability(self.p, "ColorJitter")
@@ -84,7 +87,7 @@ class ColorJitter:
         """Change ``images`` (N, C, H, W)."""
         ranges = self._factors()
         names = [name for name, _, _ in ranges]
-        low, high = as_range(self.hue, spread=True)
+        low, high = as_range(self.hue, around_zero=True)
         turns = (low, high) != (0, 0)
         if (turns or "saturation" in names) and images.shape[1] != 3:
             what = "hue" if turns else "saturation"
@@ -97,8 +100,9 @@ class ColorJitter:
         turn = uniform(images, generator, low=low, high=high)
         order = uniform(images, generator, len(names) + turns).argsort(1)  # which change comes at each step
 
-        # Turning the hue is costly: all samples do it together, between the steps before their turn and those after it.
-        # A step that is not due multiplies with 1.
+        # Turning the hue is costly, so all samples do it together, and each makes its other changes before or after it.
+        # Two samples with the orders b h c and c b h (brightness, contrast, hue): the first loop makes b, - and c, b;
+        # both turn their hue; the second loop makes -, c and -, -. Where there is nothing to do (-), the factor is 1.
         turn_step = (order == len(names)).int().argmax(1) if turns else torch.full_like(order[:, 0], len(names))
         for step in range(len(names)):
             images = self._blend(images, names, factors, order[:, step], changed & (step < turn_step))
@@ -108,17 +112,22 @@ class ColorJitter:
                 images = self._blend(images, names, factors, order[:, step], changed & (step > turn_step))
         return images
 
-    def _blend(self, images: Tensor, names: list[str], factors: Tensor, which: Tensor, due: Tensor) -> Tensor:
-        """Multiply with factor number ``which`` (N,) of ``factors`` (N, K), where ``due`` (N,)."""
-        chosen = due[:, None] & (which[:, None] == torch.arange(len(names), device=images.device))
-        excess = torch.where(chosen, factors - 1, 0).to(images.dtype)[..., None, None]  # over 1; (N, K, 1, 1)
-        held = torch.zeros_like(excess[:, :1])  # what the factor has no hold on
+    def _blend(self, images: Tensor, names: list[str], factors: Tensor, which: Tensor, changed: Tensor) -> Tensor:
+        """Apply factor number ``which`` (N,) of ``factors`` (N, K) to the samples that are ``changed`` (N,).
+
+        A factor f makes f x of a pixel x (brightness), or f x + (1 - f) g with a gray value g: the mean of the image
+        (contrast) or that of the pixel (saturation). With the excess e = f - 1 that is (1 + e) x - e g, and e = 0
+        changes nothing.
+        """
+        chosen = changed[:, None] & (which[:, None] == torch.arange(len(names), device=images.device))
+        excess = torch.where(chosen, factors - 1, 0).to(images.dtype)[..., None, None]  # (N, K, 1, 1)
+        offset = torch.zeros_like(excess[:, :1])  # - e g
         if "contrast" in names:
             means = images.mean((2, 3), keepdim=True)
-            held = held - excess[:, names.index("contrast"), None] * _gray(means)
+            offset = offset - excess[:, names.index("contrast"), None] * _gray(means)
         if "saturation" in names:
-            held = torch.addcmul(held, excess[:, names.index("saturation"), None], _gray(images), value=-1)
-        return torch.addcmul(held, images, 1 + excess.sum(1, keepdim=True)).clamp_(0, self.maximum)
+            offset = torch.addcmul(offset, excess[:, names.index("saturation"), None], _gray(images), value=-1)
+        return torch.addcmul(offset, images, 1 + excess.sum(1, keepdim=True)).clamp_(0, self.maximum)
 
 
 def _gray(images: Tensor) -> Tensor:

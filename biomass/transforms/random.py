@@ -14,26 +14,27 @@ def uniform(
     """Uniform numbers in [low, high) for every sample of ``images`` (N, …): (N, *shape) float64.
 
     Raises:
-        ConfigError: there is no generator: inference has none, as it must give the same twice.
+        ConfigError: there is no generator. Inference has none, as it must give the same result twice.
     """
     if generator is None:
-        raise ConfigError(
-            "a random transform needs a torch.Generator, and inference has none; take it out of transforms.eval"
-        )
+        raise ConfigError("a random transform needs a torch.Generator, and inference has none", advice="transforms")
     draws = torch.rand(len(images), *shape, generator=generator, device=images.device, dtype=torch.float64)
     return draws * (high - low) + low
 
 
-def as_range(value: float | Sequence[float], spread: bool = False) -> tuple[float, float]:
-    """Smallest and largest value of ``[low, high]``, or of one number d: (d, d), or (-d, d) if ``spread``.
+def as_range(value: float | Sequence[float], around_zero: bool = False) -> tuple[float, float]:
+    """Smallest and largest value of ``[low, high]``, or of one number d: (d, d), or (-d, d) if ``around_zero``.
+
+    >>> as_range([0.1, 2.0]), as_range(0.5), as_range(0.5, around_zero=True)
+    ((0.1, 2.0), (0.5, 0.5), (-0.5, 0.5))
 
     Raises:
         ConfigError: a list that does not have two numbers.
     """
     if not isinstance(value, Sequence):
-        return (-value if spread else value), value
+        return (-value if around_zero else value), value
     if len(value) != 2:
-        raise ConfigError(f"{value} is no range; give [smallest, largest]")
+        raise ConfigError(f"{value} is not a range; give [smallest, largest]")
     return value[0], value[1]
 
 

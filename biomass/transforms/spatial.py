@@ -1,10 +1,10 @@
 """Transforms that move pixels: rotations, flips, crops, blur.
 
-Each draws a *warp*, one for every sample: a :class:`Turn` puts pixels in other places, a :class:`Stretch` multiplies
-the image with a matrix from either side. Warps of a kind multiply, so that a chain of them costs a single pass over
-the pixels: :class:`~biomass.transforms.Compose` merges neighbours before it applies them.
+Each draws a *warp* for every sample: a :class:`Turn` puts pixels in other places, a :class:`Stretch` multiplies the
+image with a matrix from either side. Warps of one kind multiply, so that a chain of them costs a single pass over the
+pixels: :class:`~biomass.transforms.Compose` merges neighbours before it applies them.
 
-Where reduced precision of float32 products is allowed (TF32), a stretch keeps 3 digits of the pixel values.
+Where float32 products may have reduced precision (TF32), a stretch keeps 3 digits of the pixel values.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ Size = tuple[int, int]
 """Height and width of an image, in pixels."""
 
 CACHE = 2**21
-"""Bytes of images that the host works on at a time: what stays in its cache, and in memory it already holds."""
+"""Bytes of images that the host works on at a time: few enough to stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Turn:
     Attributes:
         flip_rows: (N,) bool, which samples are turned upside down.
         flip_columns: (N,) bool, which samples are mirrored, left to right.
-        transpose: (N,) bool, which samples are transposed afterwards; none unless images are square.
+        transpose: (N,) bool, which samples are transposed afterwards; only square images may be.
     """
 
     flip_rows: Tensor
@@ -40,7 +40,7 @@ class Turn:
     transpose: Tensor
 
     def then(self, other: "Warp") -> "Turn | None":
-        """This turn first, ``other`` second; None if that is no turn."""
+        """This turn first, ``other`` second; None if ``other`` is not a turn."""
         if not isinstance(other, Turn):
             return None
         swap = self.transpose  # to move it behind the flips of `other`: rows there are columns here
@@ -57,7 +57,7 @@ class Turn:
     def apply(self, images: Tensor) -> Tensor:
         """Turn ``images`` (N, C, H, W)."""
         height, width = images.shape[2:]
-        # where the pixels come from under every turn there is, and which of them each sample takes
+        # for each of the 8 turns (4 of an oblong image), the place that every pixel comes from; and each sample's turn
         place = torch.arange(height * width, device=images.device).view(height, width)
         turns = [place, place.flip(0), place.flip(1), place.flip(0, 1)]
         if height == width:
@@ -84,7 +84,7 @@ class Stretch:
     columns: Tensor
 
     def then(self, other: "Warp") -> "Stretch | None":
-        """This map first, ``other`` second; None if that is no stretch."""
+        """This map first, ``other`` second; None if ``other`` is not a stretch."""
         if not isinstance(other, Stretch):
             return None
         with _own_precision(self.rows):
@@ -132,7 +132,10 @@ class RandomRotate90(SpatialTransform):
 
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
         if size[0] != size[1]:
-            raise ConfigError(f"RandomRotate90: images are {size[0]} x {size[1]} pixels, not square; crop them first")
+            raise ConfigError(
+                f"RandomRotate90: images are {size[0]} x {size[1]} pixels, not square; crop them first, or flip them "
+                "instead (RandomHorizontalFlip, RandomVerticalFlip)"
+            )
         quarters = (4 * uniform(images, generator)).long()
         return Turn(quarters >= 2, (quarters == 1) | (quarters == 2), quarters % 2 == 1)
 
@@ -171,9 +174,9 @@ class RandomVerticalFlip(SpatialTransform):
 class RandomResizedCrop(SpatialTransform):
     """Crop a random box and resize it to ``size`` x ``size`` pixels, bilinear and antialiased.
 
-    The box is drawn as in torchvision (after Szegedy 2015, "Going deeper with convolutions", section 6): its share of
-    the image's area is uniform in ``scale``, its width over height log-uniform in ``ratio``, its place uniform among
-    whole pixels; if ten draws do not fit into the image, the largest centred box with a permitted ratio is taken.
+    The box is drawn as in torchvision (Szegedy 2015, "Going deeper with convolutions", section 6). Its share of the
+    image's area is uniform in ``scale``, its width over height log-uniform in ``ratio``, its place uniform among whole
+    pixels. If ten draws do not fit into the image, the largest centred box with a permitted ratio is taken.
 
     Args:
         size: side of the result, in pixels.
@@ -231,10 +234,10 @@ class RandomResizedCrop(SpatialTransform):
 
 @dataclass(frozen=True)
 class GaussianBlur(SpatialTransform):
-    """Blur with a Gaussian of a random width; the image is mirrored beyond its edge, without repeating the edge pixel.
+    """Blur with a Gaussian of random width. Beyond its edge the image is mirrored, without repeating the edge pixel.
 
     Args:
-        kernel_size: extent of the kernel, in pixels, odd; its half must be smaller than the image (ConfigError).
+        kernel_size: extent of the kernel, in pixels, odd; its half must be smaller than the image (else ConfigError).
         sigma: standard deviation, in pixels: [smallest, largest], uniform between them, or one number.
         p: probability that a sample is blurred at all.
     """
@@ -280,8 +283,8 @@ def _parts(images: Tensor) -> Iterator[slice]:
 def _resize(start: Tensor, length: Tensor, source: int, target: int, dtype: torch.dtype) -> Tensor:
     """Matrices (N, target, source) that stretch the pixels [start, start + length) of ``source`` to ``target`` pixels.
 
-    Each new pixel is the mean under a triangle around its centre that reaches one new or one old pixel to
-    either side, whichever is larger: bilinear interpolation when enlarging, antialiased when shrinking.
+    Each new pixel is the mean under a triangle around its centre that reaches one new or one old pixel to either side,
+    whichever is larger: bilinear interpolation when enlarging, antialiased when shrinking.
     """
     step = length / target
     reach = step.clamp(min=1)[:, None]

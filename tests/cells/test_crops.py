@@ -10,22 +10,15 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from biomass.cells import crops as cropping
-from biomass.cells.crops import (
-    Nuclei,
-    count_cells,
-    crop_screen,
-    crops_inside,
-    cut_crops,
-    find_all_nuclei,
-    pack_cells,
-    place_nuclei,
-    save_nuclei,
-)
+from biomass.cells import search
+from biomass.cells.crops import crop_screen, crops_inside, cut_crops
+from biomass.cells.fields import Nuclei, count_cells, place_nuclei, save_nuclei
 from biomass.cells.nuclei import find_nuclei, read_nuclei, read_nuclei_table
+from biomass.cells.search import find_all_nuclei
+from biomass.cells.store import pack_cells
 from biomass.commands.crop import main
+from biomass.datasets.packed import load_packed
 from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.pixels.packed import load_packed
 from biomass.screen import make_screen
 
 
@@ -199,7 +192,7 @@ def test_a_bad_field_is_an_error_of_its_cells(fields):
 def test_packed_cells_are_the_same(fields, tmp_path):
     screen, nuclei = fields
     cells = crop_screen(screen, nuclei, 8)
-    packed = pack_cells(screen, nuclei, tmp_path / "cells", 8, workers=0)
+    packed = load_packed(pack_cells(screen, nuclei, tmp_path / "cells", 8, workers=0))
     np.testing.assert_array_equal(packed.pixels.read(np.arange(4)), cells.pixels.read(np.arange(4)))
     columns = ["image", "cell", "x", "y", "area", "dose", "plate_id", "label"]
     pd.testing.assert_frame_equal(packed.table[columns], cells.table[columns])
@@ -343,6 +336,30 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
+def test_a_search_that_was_stopped_when_all_plates_were_finished_is_kept_whole(tmp_path, monkeypatch):
+    file = tmp_path / "cells.nuclei.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_report_unread", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            find_all_nuclei(with_nuclei(), "DAPI", 16, file=file)
+    assert sorted(p.name for p in (tmp_path / "cells.nuclei.parquet.part").iterdir()) == ["0.parquet", "1.parquet"]
+    screen = with_nuclei()
+    expected = find_all_nuclei(with_nuclei(), "DAPI", 16)
+    assert_same(find_all_nuclei(screen, "DAPI", 16, file=file), expected)
+    assert not screen.pixels.reads
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_parts_of_another_search_are_not_taken_for_ones_of_this(tmp_path):
+    file = tmp_path / "cells.nuclei.parquet"
+    with pytest.raises(BadImageError):
+        find_all_nuclei(with_nuclei(bad=(4,)), "DAPI", 16, file=file)
+    screen = with_nuclei()
+    expected = find_all_nuclei(with_nuclei(), "DAPI", 18)
+    assert_same(find_all_nuclei(screen, "DAPI", 18, file=file), expected)
+    assert sorted(screen.pixels.reads) == [0, 1, 2, 3, 4, 5]
+
+
 def test_fields_that_could_not_be_read_are_looked_at_by_the_next_call(tmp_path):
     file = tmp_path / "cells.nuclei.parquet"
     first = find_all_nuclei(with_nuclei(bad=(0, 4)), "DAPI", 16, on_bad_image="skip", file=file)
@@ -372,7 +389,7 @@ def test_pixels_that_are_not_numbers_are_a_bad_image():
 def test_nuclei_are_found_where_they_cannot_be_kept(tmp_path, caplog):
     (tmp_path / "file").write_text("no folder")
     place = tmp_path / "file" / "nuclei.parquet"
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(ConfigError, match=str(place)):
         find_all_nuclei(with_nuclei(), "DAPI", 16, file=place)
     found = find_all_nuclei(with_nuclei(), "DAPI", 16, file=place, keep="if possible")
     assert_same(found, find_all_nuclei(with_nuclei(), "DAPI", 16))
@@ -382,9 +399,8 @@ def test_nuclei_are_found_where_they_cannot_be_kept(tmp_path, caplog):
 def test_the_cells_of_a_bad_field_do_not_hide_those_of_the_others(tmp_path):
     images = np.random.default_rng(0).integers(0, 60_000, (2, 2, 30, 40), dtype=np.uint16)
     rows = [(0, 15.0, 15.0)] * 150 + [(1, 15.0, 20.0)]
-    cells = pack_cells(
-        screen_of(images, bad=(0,)), nuclei_of(rows, [0, 1]), tmp_path / "cells", 8, workers=0, on_bad_image="skip"
-    )
+    screen, nuclei = screen_of(images, bad=(0,)), nuclei_of(rows, [0, 1])
+    cells = load_packed(pack_cells(screen, nuclei, tmp_path / "cells", 8, workers=0, on_bad_image="skip"))
     np.testing.assert_array_equal(cells.pixels.read(np.array([150]))[0], images[1, :, 11:19, 16:24])
 
 
@@ -420,7 +436,7 @@ def test_published_nuclei(fields, tmp_path):
     listed, nuclei = read_nuclei(tmp_path)
     assert listed.to_numpy().tolist() == [["P1", "B01", "1"], ["P2", "B02", "1"], ["P9", "B00", "1"]]
     assert nuclei.to_numpy().tolist() == [[1, 20.25, 15, 900], [0, 9, 8, 900], [2, 1, 1, 900], [1, 11, 12, 900]]
-    placed = place_nuclei(fields[0], listed, nuclei)  # the screen has no plate P9
+    placed = place_nuclei(fields[0], listed, nuclei, subset=True)  # the screen has no plate P9
     assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900], [1, 9, 8, 900], [2, 11, 12, 900]]
     assert placed.fields.tolist() == [1, 2]
 
@@ -448,9 +464,54 @@ def test_missing_tables_of_nuclei(tmp_path):
 
 def test_nuclei_that_fit_no_field(fields):
     listed = pd.DataFrame({"plate": ["P7"], "well": ["B00"], "site": ["1"]})
-    message = "'plate P7, well B00, site 1' there, 'plate P1, well B00, site 1' in the screen"
+    nuclei = pd.DataFrame({"field": [0], "x": [1.0], "y": [1.0], "area": [1.0]})
+    for subset in (False, True):
+        with pytest.raises(DataError, match=r"1 of 1 .*4 fields.*plate P7, well B00, site 1; .*P1, P2"):
+            place_nuclei(fields[0], listed, nuclei, subset=subset)
+
+
+def test_names_that_differ_lose_no_cells(fields, tmp_path, caplog):
+    """Wells A1, A2, A03 against A01 …: matched; and where a name really differs, that is refused, not passed over."""
+    screen, nuclei = fields
+    save_nuclei(screen, nuclei, tmp_path / "nuclei.parquet")
+    table = pd.read_parquet(tmp_path / "nuclei.parquet")
+    expected = place_nuclei(screen, *read_nuclei_table(tmp_path / "nuclei.parquet"))
+    rewritten = table.assign(
+        well=table["well"].str.replace("0", "").str.lower().where(table["well"] != "B00", "B00"),
+        plate=table["plate"] + " ",
+        site=table["site"].astype(float),
+    )
+    for name, options in (("a.csv", {}), ("b.csv", {"sep": ";", "decimal": ","}), ("c.tsv", {"sep": "\t"})):
+        rewritten.to_csv(tmp_path / name, index=False, **options)
+        again = place_nuclei(screen, *read_nuclei_table(tmp_path / name))
+        np.testing.assert_allclose(again.table.to_numpy(), expected.table.to_numpy())
+        np.testing.assert_array_equal(again.fields, expected.fields)
+    table[table["plate"] == table["plate"].iloc[0]].to_csv(tmp_path / "some.csv", index=False)
+    assert len(place_nuclei(screen, *read_nuclei_table(tmp_path / "some.csv")).fields) < len(expected.fields)
+    assert "fields of the screen have no partner" in caplog.text
+    table.replace({"plate": {table["plate"].iloc[0]: "P77"}}).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(DataError, match=r"no plate 'P77' there.*P1, P2") as caught:
+        place_nuclei(screen, *read_nuclei_table(tmp_path / "other.csv"))
+    assert caught.value.advice == "nuclei"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (",B01,1,3,4", r"row 3 of 'n\.csv' has no plate"),
+        ("P1,NA,1,3,4", r"row 3 of 'n\.csv' has no well"),
+        ("P1,B01,1,3,x", r"row 3 of 'n\.csv' says 'x' for 'y'"),
+        ("P1,B01,1,,4", r"row 3 of 'n\.csv' has only one"),
+        ("P1,B01,1,3", "row 3 has 4 values"),
+    ],
+)
+def test_a_faulty_table_of_nuclei_says_where(tmp_path, row, message):
+    (tmp_path / "n.csv").write_text(f"plate,well,site,x,y\nP1,B01,1,3,4\n{row}\n")
     with pytest.raises(DataError, match=message):
-        place_nuclei(fields[0], listed, pd.DataFrame({"field": [0], "x": [1.0], "y": [1.0], "area": [1.0]}))
+        read_nuclei_table(tmp_path / "n.csv")
+    (tmp_path / "n.csv").write_text("plate,well,x,y\nP1,B01,3,4\n")
+    with pytest.raises(DataError, match="no column 'site'; it has: plate, well, x, y"):
+        read_nuclei_table(tmp_path / "n.csv")
 
 
 def test_saved_nuclei_are_read_again(fields, tmp_path):
@@ -511,7 +572,7 @@ def test_the_command_on_a_manifest(manifest, capsys):
     main(arguments(manifest))
     assert "holds 3 cells of 3 fields" in capsys.readouterr().out
     cells = load_packed(manifest.parent / "cells")
-    assert cells.table["well"].tolist() == ["B0", "B0", "B1"]
+    assert cells.table["well"].tolist() == ["B0", "B0", "B01"]
     assert cells.pixels.channels == ("DAPI", "actin")
     dna = np.asarray(Image.open(manifest.parent / "1_dna.tif"))
     np.testing.assert_array_equal(cells.pixels.read(np.array([2]))[0, 0], dna[28:52, 38:62])
@@ -539,7 +600,7 @@ def test_the_command_after_ctrl_c(manifest, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cropping, "find_nuclei", interrupt)
+        patch.setattr(search, "find_nuclei", interrupt)
         with pytest.raises(SystemExit) as caught:
             main(arguments(manifest))
     assert caught.value.code == 130
@@ -560,14 +621,14 @@ def test_the_command_names_its_own_options(manifest):
 
 
 def test_the_command_looks_at_its_place_before_it_searches(manifest, monkeypatch):
-    def search(*arguments, **options):
+    def searched(*arguments, **options):
         raise AssertionError("searched")
 
-    monkeypatch.setattr(cropping, "find_nuclei", search)
+    monkeypatch.setattr(search, "find_nuclei", searched)
     (manifest.parent / "folder").mkdir()
     for place, message in (
         ("screen.csv/out", "cannot write '.*screen.csv/out' .*choose another place"),
-        ("folder", "'.*folder' is there already, and is no packed store"),
+        ("folder", "'.*folder' is there already"),
     ):
         words = arguments(manifest)
         words[1] = str(manifest.parent / place)
@@ -590,10 +651,10 @@ def test_a_second_command_searches_no_nuclei(manifest, monkeypatch):
     cells = load_packed(manifest.parent / "cells")
     shutil.rmtree(manifest.parent / "cells")
 
-    def search(*arguments, **options):
+    def searched(*arguments, **options):
         raise AssertionError("searched")
 
-    monkeypatch.setattr(cropping, "find_nuclei", search)
+    monkeypatch.setattr(search, "find_nuclei", searched)
     main(arguments(manifest))
     again = load_packed(manifest.parent / "cells")
     np.testing.assert_array_equal(again.pixels.read(np.arange(3)), cells.pixels.read(np.arange(3)))
@@ -610,10 +671,10 @@ def test_a_store_of_other_cells_is_refused_before_anything_is_searched(manifest,
     main(arguments(manifest))
     before = content(manifest.parent)
 
-    def search(*arguments, **options):
+    def searched(*arguments, **options):
         raise AssertionError("searched")
 
-    monkeypatch.setattr(cropping, "find_nuclei", search)
+    monkeypatch.setattr(search, "find_nuclei", searched)
     table = pd.read_csv(manifest)
     (manifest.parent / "fewer").mkdir()
     paths = {c: [str(manifest.parent / f) for f in table[c]] for c in ("dna_file", "actin_file")}
@@ -633,7 +694,7 @@ def test_a_store_of_other_cells_is_refused_before_anything_is_searched(manifest,
 
 
 def test_crops_that_are_too_large_are_refused_before_anything_is_searched(manifest, monkeypatch):
-    monkeypatch.setattr(cropping, "find_nuclei", None)
+    monkeypatch.setattr(search, "find_nuclei", None)
     with pytest.raises(SystemExit, match="error: crops of 81 pixels cannot be cut out of images of 80 x 100"):
         main(arguments(manifest, "--size", "81"))
     assert not list(manifest.parent.glob("cells*"))

@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter
 from biomass.channels import match_channels
 from biomass.datasets import bbbc021_raw
 from biomass.datasets.bbbc021 import annotate, load_bbbc021, load_bbbc021_cells
-from biomass.datasets.bbbc021_h5 import link_plates, write_plate
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels.bbbc021_files import link_plates, write_plate
 from biomass.pixels.illumination import Histogram, illumination, measure_channel, rescale, smooth
 
 SIZE = (24, 30)

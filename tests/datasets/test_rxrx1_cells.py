@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from biomass.datasets import rxrx1_cells
-from biomass.datasets.rxrx1_cells import FIELD, count_cells, load_rxrx1_cells, prepare_rxrx1_cells
+from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells, prepare_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.screen import FIELD
 
 EXPERIMENTS = {
     "HUVEC-01": ("HUVEC", "train"),

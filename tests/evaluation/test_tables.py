@@ -51,12 +51,12 @@ def test_aggregate_of_categories_and_bytes():
     assert aggregate(table, "Metadata_well")["f"].tolist() == [3, 2]
     by_kind = aggregate(table, "Metadata_kind", collect=["Metadata_well"])
     assert by_kind["Metadata_kind"].tolist() == ["y", "x"]
-    assert by_kind["Metadata_well"].tolist() == [("B1",), ("A1",)]
+    assert by_kind["Metadata_well"].tolist() == [("B01",), ("A01",)]
 
 
 def test_aggregate_names_bad_input():
     table = wells()
-    with pytest.raises(DataError, match=r"column 'Metadata_plate' says both 'p\d' and 'p\d' for c0/0.0"):
+    with pytest.raises(DataError, match=r"column 'Metadata_plate' says both 'p\d' and 'p\d' for c0/0"):
         aggregate(table[~table["Metadata_control"]], TREATMENT, keep=["Metadata_plate"])
     with pytest.raises(ConfigError, match="no column 'Metadata_site'"):
         aggregate(table, "Metadata_site")
@@ -69,6 +69,65 @@ def test_aggregate_names_bad_input():
     table.loc[9, "f2"] = np.nan
     with pytest.raises(DataError, match="row 9 has nan in feature 'f2'"):
         aggregate(table, TREATMENT)
+
+
+def test_groups_are_the_same_whatever_their_names_are_written_as():
+    table = wells()
+    plates = table["Metadata_plate"].str.lstrip("p").astype(int)
+    expected = aggregate(table.assign(Metadata_plate=plates), "Metadata_plate")
+    for written in (
+        plates.astype(float),
+        plates.astype(str),
+        plates.astype(float).astype(str),
+        plates.astype(str) + np.where(np.arange(len(table)) % 2, " ", ""),
+        plates.astype("category"),
+        plates.astype("Int64"),
+        plates.astype(str).str.encode("ascii"),
+    ):
+        out = aggregate(table.assign(Metadata_plate=written), "Metadata_plate")
+        assert out["Metadata_plate"].astype(str).tolist() in (["0", "1", "2", "3"], ["0.0", "1.0", "2.0", "3.0"])
+        pd.testing.assert_frame_equal(out.drop(columns="Metadata_plate"), expected.drop(columns="Metadata_plate"))
+    with pytest.raises(DataError, match=r"Metadata_plate is written '[pP]0' in row \d+ and '[pP]0' in row \d+"):
+        aggregate(table.replace({"Metadata_plate": {"p1": "P0"}}), "Metadata_plate")
+    for missing in ("NA", " ", None, float("nan"), pd.NA):
+        unnamed = table.copy()
+        unnamed.loc[5, "Metadata_plate"] = missing
+        with pytest.raises(DataError, match="row 5 has nothing in column 'Metadata_plate'"):
+            aggregate(unnamed, "Metadata_plate")
+    out = aggregate(table.assign(Metadata_moa="NA"), TREATMENT, keep=["Metadata_moa"])
+    assert out["Metadata_moa"].isna().all()
+
+
+NOT_FEATURES = (
+    *("ImageNumber", "ObjectNumber", "TableNumber", "Nuclei_Number_Object_Number", "Cells_Parent_Nuclei"),
+    *("Image_Metadata_Plate", "Cells_Metadata_Well", "Cells_Neighbors_FirstClosestObjectNumber_10"),
+    *("Nuclei_Location_Center_X", "Cells_Location_CenterMassIntensity_Y_DNA", "Cells_Location_MaxIntensity_X_ER"),
+    *("Nuclei_AreaShape_Center_Y", "Nuclei_AreaShape_BoundingBoxMaximum_X", "x", "Y"),
+    *("Image_FileName_DNA", "Image_PathName_DNA", "PathName_DNA", "Image_URL_DNA", "Image_MD5Digest_DNA"),
+    *("Image_ExecutionTime_01Load", "Image_Group_Index", "Unnamed: 0"),
+    *("plate", "Plate", "well", "Well", "site", "batch", "concentration", "plate_id"),
+)
+MEASURED = (
+    *("Nuclei_AreaShape_Area", "Cells_AreaShape_Zernike_0_0", "Nuclei_AreaShape_Compactness", "area", "emb_0001", "f1"),
+    *("Nuclei_Intensity_MeanIntensity_DNA", "Cells_Correlation_K_DNA_ER", "Cells_Texture_Contrast_ER_3_00"),
+    *("Nuclei_Neighbors_NumberOfNeighbors_10", "Nuclei_Children_Cells_Count", "Image_Count_Nuclei"),
+)
+
+
+def test_what_plainly_is_not_a_feature_is_left_out_and_named(caplog):
+    columns = [*NOT_FEATURES, *MEASURED, "Metadata_plate"]
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(9, len(columns))), columns=columns)
+    assert tuple(feature_columns(table)) == MEASURED
+    control = np.arange(9) < 4
+    out = normalize(table.assign(Metadata_plate="p"), control, "Metadata_plate")
+    pd.testing.assert_frame_equal(out[list(NOT_FEATURES)], table[list(NOT_FEATURES)])
+    np.testing.assert_allclose(out.loc[control, list(MEASURED)].std(ddof=1), 1)
+    assert f"{len(NOT_FEATURES)} columns are not taken as features: {', '.join(NOT_FEATURES)}" in caplog.text
+    caplog.clear()
+    prune_correlated(table)
+    assert not caplog.text  # said once
+    with pytest.raises(DataError, match="no features: x, y"):
+        prune_correlated(pd.DataFrame({"x": [1.0, 2], "y": [1.0, 2]}))
 
 
 def test_normalize_agrees_with_a_loop():

@@ -204,3 +204,22 @@ def test_bad_input_is_named():
     broken[3, 2] = np.nan
     with pytest.raises(DataError, match="row 3 has nan in feature '2'"):
         whiten(broken, mask)
+
+
+def test_batches_are_the_same_whatever_their_names_are_written_as():
+    x, mask, batches = screen(seed=13)
+    expected = tvn(x, mask, batches)
+    numbers = np.array([int(b[1:]) for b in batches])
+    for written in (
+        numbers,
+        numbers.astype(float),
+        [f"{b} " if i % 2 else b for i, b in enumerate(batches)],
+        np.array(batches, "S"),
+        pd.Series(batches, dtype="category"),
+        pd.Series(numbers, dtype="Int64"),
+    ):
+        np.testing.assert_array_equal(tvn(x, mask, written), expected)
+    with pytest.raises(DataError, match="row 4 has nothing in column 'batch'"):
+        tvn(x, mask, ["NA" if i == 4 else b for i, b in enumerate(batches)])
+    with pytest.raises(DataError, match="batch is written 'w0' in row 0 and 'W0' in row 3"):
+        tvn(x, mask, ["W0" if i == 3 else b for i, b in enumerate(batches)])

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-SOURCE = {"_target_": "biomass.simulation.rxrx1.load_simulated_cells", "root_dir": "data", "seed": 0}
+SOURCE = {"_target_": "biomass.datasets.simulated.load_simulated_cells", "root_dir": "data", "seed": 0}
 
 
 def views(seed=0, mode="random", sampler="plate"):
@@ -227,7 +227,7 @@ def test_cells_of_the_table_may_be_trained_otherwise_but_on_the_same_data(probe,
     probe("b", trained(0, sampler="random", train_batch_size=7))
     assert table().returncode == 0
     assert len(written(tmp_path)) == 2
-    probe("c", fields(source=SOURCE | {"_target_": "biomass.simulation.rxrx1.load_simulated"}))  # of whole fields
+    probe("c", fields(source=SOURCE | {"_target_": "biomass.datasets.simulated.load_simulated"}))  # of whole fields
     assert table().returncode == 0
     probe("d", trained(0, sampler="exp", data={"source": SOURCE | {"seed": 3}}))
     assert refused(table()).startswith("error: runs a and d differ in encoder.dataloaders.source (seed: 0 and 3)")

@@ -116,6 +116,9 @@ def one_rank(rank, store, sizes, gradients):
         mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         parallel = torch.nn.parallel.DistributedDataParallel(layer)
         batch = SimpleNamespace(instances=instances[mine])
+        with torch.no_grad():  # validation: the other rank takes no part in it
+            alone, _ = Contrastive(0.2, gather=True)(layer, x[mine], batch)
+        assert alone == contrastive_loss(layer(x[mine]), instances[mine], 0.2)
         Contrastive(0.2, gather=True)(parallel, x[mine], batch)[0].backward()
         gradients[rank] = layer.weight.grad
     finally:
@@ -138,3 +141,10 @@ def test_gathered_over_ranks_equals_one_large_batch(tmp_path):
     loss.backward()
     for gradient in gradients:
         torch.testing.assert_close(gradient, layer.weight.grad)
+
+
+def test_outputs_that_are_there_already_give_the_same_loss():
+    layer, x, instances = shared_problem(8)
+    batch, objective = SimpleNamespace(instances=instances), Contrastive(0.2)
+    outputs = layer(x)
+    assert torch.equal(objective(lambda _: outputs, x, batch)[0], objective(layer, x, batch)[0])

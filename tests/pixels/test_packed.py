@@ -20,24 +20,24 @@ from biomass.datasets import rxrx1
 from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.datasets.manifest import load_manifest
+from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.loader import BatchReader, Loader
-from biomass.pixels import packed as packed_module
-from biomass.pixels import writer as packing
+from biomass.pixels import origin
+from biomass.pixels import packed_writer as packing
 from biomass.pixels.files import open_files
 from biomass.pixels.packed import (
     ABOUT,
     FILES,
     IMAGES,
     INDEX,
-    load_packed,
     open_packed,
     packed_beside,
     packed_pixels,
     verify,
 )
-from biomass.pixels.writer import pack
+from biomass.pixels.packed_writer import pack
 from biomass.screen import Screen, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1
@@ -257,10 +257,8 @@ def test_a_store_of_changed_files_is_not_used(tmp_path, screen, caplog):
     rewrite(source / "9.npy", image(99))  # of the same size
     assert packed_pixels(source, screen.pixels.files) is None
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warning == (
-        f"'{tmp_path}/files.packed' is not used: '{source}/9.npy' has changed since it was packed; pack it anew "
-        f"(python -m biomass.commands.pack {source})"
-    )
+    named = (f"'{tmp_path}/files.packed'", f"'{source}/9.npy'", f"biomass pack {source}")
+    assert all(name in warning for name in named)
     rewrite(source / "9.npy", image(9))
     assert packed_pixels(source, screen.pixels.files) is not None  # the same bytes again
     np.save(source / "9.npy", image(9, (7, 5, 3)))
@@ -290,15 +288,15 @@ def test_a_source_that_was_moved_or_copied_keeps_its_store(tmp_path, screen, cap
 
 @pytest.mark.parametrize("one_a_channel", [False, True])
 def test_only_some_files_are_looked_at_when_a_store_is_used(tmp_path, small_blocks, monkeypatch, one_a_channel):
-    monkeypatch.setattr(packed_module, "_SAMPLE", 3)
+    monkeypatch.setattr(origin, "_SAMPLE", 3)
     screen = screen_of_files(tmp_path / "files", one_a_channel=one_a_channel)
     out = pack(screen, tmp_path / "files.packed")
     looked = []
-    original = packed_module._stamp
-    monkeypatch.setattr(packed_module, "_stamp", lambda root, name: looked.append(name) or original(root, name))
+    original = origin._stamp
+    monkeypatch.setattr(origin, "_stamp", lambda root, name: looked.append(name) or original(root, name))
     packed_pixels(tmp_path / "files", screen.pixels.files)
     assert looked == (["0_0.npy", "11_1.npy", "22_2.npy"] if one_a_channel else ["0.npy", "11.npy", "22.npy"])
-    monkeypatch.setattr(packed_module, "_stamp", original)
+    monkeypatch.setattr(origin, "_stamp", original)
 
     # pack looks at all of them, though the reader has found the store
     changed = tmp_path / "files" / ("5_2.npy" if one_a_channel else "5.npy")
@@ -333,7 +331,7 @@ def test_cells_that_were_cut_again(tmp_path, caplog):
     touch(place)
     screen = load_rxrx1_cells(folder)
     assert not hasattr(screen.pixels, "path")
-    assert f"pack it anew (python -m biomass.commands.pack {folder})" in caplog.text
+    assert f"biomass pack {folder})" in caplog.text
     main([str(folder)])
     assert load_rxrx1_cells(folder).pixels.path == tmp_path / "cells.packed"
     assert_same(screen, load_rxrx1_cells(folder))
@@ -360,7 +358,7 @@ def test_files_that_change_while_packing_is_stopped_are_read_again(tmp_path, scr
 def test_stores_of_before_are_read_and_kept(tmp_path, screen, caplog):
     out = pack(screen, tmp_path / "files.packed")
     about = json.loads((out / ABOUT).read_text())
-    del about["source"]
+    del about["origin"]
     (out / ABOUT).write_text(json.dumps(about))
     files = pq.read_table(out / FILES).select(["file"])
     pq.write_table(files, out / FILES)
@@ -370,6 +368,20 @@ def test_stores_of_before_are_read_and_kept(tmp_path, screen, caplog):
     pack(screen, out)
     assert (out / IMAGES).stat().st_ino == inode
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_the_origin_was_once_called_the_source(tmp_path, screen, caplog):
+    out = pack(screen, tmp_path / "files.packed")
+    about = json.loads((out / ABOUT).read_text())
+    about["source"] = about.pop("origin")
+    (out / ABOUT).write_text(json.dumps(about))
+    assert packed_pixels(tmp_path / "files", screen.pixels.files).path == out
+    rewrite(tmp_path / "files" / "9.npy", image(99))
+    assert packed_pixels(tmp_path / "files", screen.pixels.files) is None
+    assert "9.npy' has changed" in caplog.text
+    pack(screen, out)
+    assert json.loads((out / ABOUT).read_text()).keys() >= {"origin", "bad"}
+    assert_same(screen, load_packed(out))
 
 
 # the command
@@ -470,15 +482,16 @@ def lab_files(folder, bad):
 
 def test_the_command_names_its_own_options(tmp_path, caplog):
     for bad in ({2: None}, {3: b"broken"}):
-        with pytest.raises(SystemExit, match=r"error: image '.*, or (give|with) --on-bad-image skip$") as caught:
+        with pytest.raises(SystemExit, match=r"error: image '.*or give --on-bad-image skip$") as caught:
             main(lab_files(tmp_path, bad))
         assert "dataloaders" not in str(caught.value)
         assert "\n" not in str(caught.value)
     main([*lab_files(tmp_path, {2: None, 3: b"broken"}), "--on-bad-image", "skip"])  # the reader knows of it too
     assert "2 images cannot be read; the first: " in caplog.text
     assert "skip" not in caplog.text
-    with pytest.raises(BadImageError, match=r"or set dataloaders\.on_bad_image=skip$"):  # for those who read the store
+    with pytest.raises(BadImageError) as error:  # for those who read the store
         load_packed(tmp_path / "m.csv.packed").pixels.read(np.array([3]))
+    assert error.value.advice == "skip"
 
 
 def test_what_is_asked_for_already_is_no_advice(tmp_path):
@@ -615,6 +628,38 @@ def test_a_finished_block_that_the_disk_lost_is_written_again(tmp_path, screen):
     assert_same(screen, load_packed(tmp_path / "store"))
 
 
+@pytest.mark.parametrize("step", ["verify", "_put_in_place"])
+def test_a_call_that_was_stopped_at_its_very_end_reads_nothing_again(tmp_path, screen, step):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pack(screen, tmp_path / "store", workers=0)
+    assert not (tmp_path / "store").exists()
+    expected = screen.pixels.read(np.arange(23))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing._BlockWriter, "__call__", None)  # nobody reads
+        pack(screen, tmp_path / "store", workers=2)
+    assert np.array_equal(load_packed(tmp_path / "store").pixels.read(np.arange(23)), expected)
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == sorted([IMAGES, INDEX, FILES, ABOUT])
+
+
+def test_a_source_that_fails_is_not_a_place_that_cannot_be_written(tmp_path, screen):
+    class Unplugged:
+        channels, size, read_before = ("r", "g", "b"), (6, 5), 0
+
+        def read(self, rows):
+            self.read_before += 1
+            if self.read_before > 2:
+                raise OSError(5, "Input/output error")
+            return screen.pixels.read(rows)
+
+        def name(self, row):
+            return f"image {row}"
+
+    with pytest.raises(DataError, match=r"images 4 to 7 cannot be read .*Input/output error"):
+        pack(Screen(screen.table, Unplugged(), screen.classes), tmp_path / "store", workers=0)
+
+
 def test_what_was_begun_for_other_images_is_thrown_away(tmp_path, screen):
     with pytest.MonkeyPatch.context() as patch:
         stop_after(3, patch)
@@ -667,7 +712,7 @@ def test_a_store_that_was_cut_off_is_refused(tmp_path, screen):
         shutil.copytree(store, copy)
         data = (copy / name).read_bytes()
         (copy / name).write_bytes(data[:cut])
-        with pytest.raises(DataError, match=r"packed store '.*copy' .*delete it and pack the images again") as caught:
+        with pytest.raises(DataError, match=r"packed store '.*copy' ") as caught:
             load_packed(copy)
         assert "\n" not in str(caught.value)
         shutil.rmtree(copy)
@@ -720,14 +765,16 @@ def test_a_store_of_other_images_is_not_overwritten(tmp_path, screen):
 
 def test_a_place_that_cannot_be_written(tmp_path, screen, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(ConfigError, match="cannot write") as caught:
         pack(screen, tmp_path / "file" / "store")
+    assert caught.value.advice == "store"
+    assert "GiB" not in str(caught.value)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DataError, match=r"cannot write .*No space left on device.*GiB; make room"):
+    with pytest.raises(ConfigError, match=r"cannot write .*No space left on device.*GiB"):
         pack(screen, tmp_path / "store")
     assert not list(tmp_path.rglob(IMAGES))
     monkeypatch.undo()

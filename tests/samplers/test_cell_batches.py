@@ -22,44 +22,44 @@ counts = st.lists(st.integers(1, 7), min_size=1, max_size=25)
 
 
 def lay_out(sizes, seed=0):
-    """Image numbers that are neither dense nor ascending, cells of an image scattered over the rows of the screen.
+    """Field numbers that are neither dense nor ascending, cells of a field scattered over the rows of the screen.
 
-    Returns the image of every row of the screen, the rows in use, and the numbers of the images.
+    Returns the field of every row of the screen, the rows in use, and the numbers of the fields.
     """
     rng = np.random.default_rng(seed)
     numbers = rng.permutation(10 * len(sizes))[: len(sizes)]
-    images = rng.permutation(np.concatenate([np.repeat(numbers, sizes), np.repeat(numbers, 2)]))
+    fields = rng.permutation(np.concatenate([np.repeat(numbers, sizes), np.repeat(numbers, 2)]))
     taken = dict(zip(numbers.tolist(), sizes, strict=True))
     rows = []
-    for row in rng.permutation(len(images)).tolist():  # of every image as many rows as its size, the others elsewhere
-        if taken[int(images[row])]:
-            taken[int(images[row])] -= 1
+    for row in rng.permutation(len(fields)).tolist():  # of every field as many rows as its size, the others elsewhere
+        if taken[int(fields[row])]:
+            taken[int(fields[row])] -= 1
             rows.append(row)
-    return images, np.array(rows), numbers
+    return fields, np.array(rows), numbers
 
 
-def cells_of(images, rows):
-    """Slow: image number → its rows in use, in the order of ``rows``."""
-    return {int(n): [int(r) for r in rows if images[r] == n] for n in np.unique(images)}
+def cells_of(fields, rows):
+    """Slow: field number → its rows in use, in the order of ``rows``."""
+    return {int(n): [int(r) for r in rows if fields[r] == n] for n in np.unique(fields)}
 
 
 def serve(sizes, mode, num_img=2, seed=0, **options):
-    images, rows, numbers = lay_out(sizes)
+    fields, rows, numbers = lay_out(sizes)
     batches = PlateBatches(numbers, seed=seed, **({"batch_size": 4} | options))
-    return CellBatches(batches, rows, images, mode, num_img, seed=seed), cells_of(images, rows), batches
+    return CellBatches(batches, rows, fields, mode, num_img, seed=seed), cells_of(fields, rows), batches
 
 
-def assert_drawn_by_the_rules(batch, images, cells, mode, num_img):
+def assert_drawn_by_the_rules(batch, fields, cells, mode, num_img):
     if mode == "first":
-        assert batch.tolist() == [cells[image][0] for image in images]
+        assert batch.tolist() == [cells[field][0] for field in fields]
     else:
-        views = batch.reshape(len(images), num_img).tolist()
-        for image, drawn in zip(images, views, strict=True):
-            assert set(drawn) <= set(cells[image])
+        views = batch.reshape(len(fields), num_img).tolist()
+        for field, drawn in zip(fields, views, strict=True):
+            assert set(drawn) <= set(cells[field])
             if mode == "random_single":
                 assert len(set(drawn)) == 1
             else:
-                uses = [Counter(drawn)[cell] for cell in cells[image]]
+                uses = [Counter(drawn)[cell] for cell in cells[field]]
                 assert max(uses) - min(uses) <= 1  # with enough cells: none twice
 
 
@@ -76,9 +76,9 @@ def test_batches_obey_the_rules_of_their_mode(sizes, mode, num_img, seed, epoch)
     sampler.set_epoch(epoch)
     served = list(sampler)
     assert len(served) == len(sampler) == len(batches)
-    for batch, images in zip(served, batches, strict=True):
+    for batch, fields in zip(served, batches, strict=True):
         assert batch.dtype == np.int64
-        assert_drawn_by_the_rules(batch, images.tolist(), cells, mode, num_img)
+        assert_drawn_by_the_rules(batch, fields.tolist(), cells, mode, num_img)
 
 
 @pytest.mark.parametrize("mode", ["random_single", "random", "first"])
@@ -91,17 +91,17 @@ def test_one_image_with_one_cell(mode):
 @pytest.mark.parametrize(("mode", "num_img"), [("random_single", 2), ("random", 2), ("random", 7)])
 def test_every_cell_and_every_set_of_cells_is_equally_likely(mode, num_img):
     sampler, cells, batches = serve([4, 6, 5, 6, 4], mode, num_img, batch_size=5)
-    drawn = {image: Counter() for image in cells}
+    drawn = {field: Counter() for field in cells}
     for epoch in range(3000):
         sampler.set_epoch(epoch)
-        for batch, images in zip(sampler, batches, strict=True):
-            for image, views in zip(images.tolist(), batch.reshape(-1, num_img).tolist(), strict=True):
-                drawn[image][tuple(views[:2])] += 1  # with 7 views, the first two of a round through all cells
-    for image, counter in drawn.items():
+        for batch, fields in zip(sampler, batches, strict=True):
+            for field, views in zip(fields.tolist(), batch.reshape(-1, num_img).tolist(), strict=True):
+                drawn[field][tuple(views[:2])] += 1  # with 7 views, the first two of a round through all cells
+    for field, counter in drawn.items():
         if mode == "random_single":
-            possible = [(cell, cell) for cell in cells[image]]
+            possible = [(cell, cell) for cell in cells[field]]
         else:
-            possible = list(itertools.permutations(cells[image], 2))
+            possible = list(itertools.permutations(cells[field], 2))
         assert set(counter) <= set(possible)
         assert chisquare([counter[p] for p in possible]).pvalue > 1e-4
 
@@ -138,9 +138,9 @@ def test_draws_depend_on_seed_epoch_and_batch_and_on_nothing_else(mode):
     assert random.getstate() == states[2]
 
 
-def test_the_same_image_draws_anew_in_every_batch_and_epoch():
-    images = np.zeros(1000, np.int64)
-    sampler = CellBatches(PlateBatches(np.zeros(1, np.int64), batch_size=1), np.arange(1000), images, "random_single")
+def test_the_same_image_draws_again_in_every_batch_and_epoch():
+    fields = np.zeros(1000, np.int64)
+    sampler = CellBatches(PlateBatches(np.zeros(1, np.int64), batch_size=1), np.arange(1000), fields, "random_single")
     drawn = set()
     for epoch in range(20):
         sampler.set_epoch(epoch)
@@ -163,22 +163,57 @@ def test_processes_share_the_batches_of_one():
     assert [b for pair in zip(*shared, strict=True) for b in pair] == alone
 
 
-def test_controls_and_plates_are_drawn_over_images():
-    images = np.repeat(np.arange(12), 3)
-    plates = np.repeat([0, 1], 6)
-    controls = np.tile([True, False, False, False, False, False], 2)
-    batches = PlateBatches(np.arange(12), plates, controls=controls, num_controls=1, parts=2)
-    for batch in CellBatches(batches, np.arange(36), images, "random", 2):
-        served = images[batch]
-        assert len(np.unique(plates[served])) == 1
-        assert controls[served].sum() == 2  # two views of the one control image
+def with_a_quota(mode, **options):
+    """Cells of 3 plates of 11, 7 and 2 fields of 1 to 5 cells each, 2 controls a part, at most 2 plates a batch."""
+    rng = np.random.default_rng(5)
+    plates = np.repeat([4, 7, 9], [11, 7, 2])  # of every field
+    controls = np.isin(np.arange(20), [0, 3, 5, 9, 12, 13, 18])
+    fields = rng.permutation(np.repeat(np.arange(20), rng.integers(1, 6, 20)))  # of every cell
+    over_fields = PlateBatches(
+        np.arange(20), plates, controls=controls, num_controls=2, batch_size=8, max_groups=2, seed=2, **options
+    )
+    return CellBatches(over_fields, np.arange(len(fields)), fields, mode, 3, seed=2), fields, plates, controls
 
 
-def test_images_with_too_few_cells_are_counted(caplog):
+@pytest.mark.parametrize("mode", ["random_single", "random", "first"])
+def test_every_part_of_a_plate_brings_its_control_fields_along(mode):
+    sampler, fields, plates, controls = with_a_quota(mode)
+    treated, uses = [], Counter()
+    for batch in sampler:
+        views = fields[batch].reshape(-1, 1 if mode == "first" else 3)
+        assert (views == views[:, :1]).all()  # the views of a field stand together
+        served = views[:, 0]
+        assert len(set(served)) == len(served) <= 8
+        for plate in np.unique(plates[served]):
+            here = served[plates[served] == plate]
+            assert controls[here].sum() == min(2, controls[plates == plate].sum())
+            assert not controls[here].all()
+        treated += served[~controls[served]].tolist()
+        uses.update(served[controls[served]].tolist())
+    assert sorted(treated) == np.flatnonzero(~controls).tolist()  # each once an epoch
+    for plate in (4, 7, 9):
+        of_plate = [uses[field] for field in np.flatnonzero(controls & (plates == plate))]
+        assert max(of_plate) - min(of_plate) <= 1
+
+
+@pytest.mark.parametrize("mode", ["random_single", "random", "first"])
+def test_a_quota_of_controls_over_ranks_and_within_an_epoch(mode):
+    whole = [b.tolist() for b in with_a_quota(mode)[0]]
+    assert len(whole) == 4
+    shares = [[b.tolist() for b in with_a_quota(mode, rank=r, world_size=2)[0]] for r in range(2)]
+    assert [b for pair in zip(*shares, strict=True) for b in pair] == whole
+    for rank in range(2):
+        sampler, *_ = with_a_quota(mode, rank=rank, world_size=2)
+        sampler.set_epoch(0, start=1)
+        assert [b.tolist() for b in sampler] == shares[rank][1:]
+        assert len(sampler) == 1
+
+
+def test_fields_with_too_few_cells_are_counted(caplog):
     with caplog.at_level(logging.WARNING):
         sampler, *_ = serve([1, 2, 5, 1], "random", num_img=2)
     assert sampler.num_short == 2
-    assert "2 of 4 images have fewer than num_img=2 cells" in caplog.text
+    assert "2 of 4 fields have fewer than 2 cells" in caplog.text
     caplog.clear()
     assert serve([1, 2, 5, 1], "random_single", num_img=2)[0].num_short == 0
     assert serve([2, 2], "random", num_img=2)[0].num_short == 0
@@ -197,29 +232,34 @@ def test_serves_a_dataloader_and_has_nothing_that_fabric_would_rewrite():
     assert not hasattr(sampler, "drop_last")
 
 
-def test_an_image_without_cells_is_refused():
+def test_a_field_without_cells_is_refused():
     batches = PlateBatches(np.array([3, 5, 8]), batch_size=2)
-    with pytest.raises(DataError, match=r"image 5 has no cells \(2 of 3 have none\)"):
+    with pytest.raises(DataError, match=r"field 5 has no cells \(2 of 3 have none\)"):
         CellBatches(batches, np.arange(3), np.array([3, 3, 4]))
 
 
 def test_bad_options():
     batches = PlateBatches(np.arange(3), batch_size=2)
-    for options, message in (
-        ({"mode": "randm"}, "mode 'randm' is unknown; choose random_single, random, first"),
-        ({"num_img": 0}, "num_img is 0; it must be 1 or more"),
-        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+    for options, advice, words in (
+        ({"mode": "randm"}, "mode", ["'randm'", "did you mean 'random'?"]),
+        ({"mode": "x"}, "mode", ["'x'", "random_single, random or first"]),
+        ({"num_img": 0}, "num_img", ["0", "1 or more"]),
+        ({"seed": -1}, None, ["-1", "0 or more"]),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError) as error:
             CellBatches(batches, np.arange(3), np.arange(3), **options)
+        assert all(word in str(error.value) for word in words)
+        assert error.value.advice == advice
 
 
 def test_views_and_cells_must_agree():
     check_views("random", 5, 5)
     check_views("random_single", 2, 2)
-    with pytest.raises(ConfigError, match=r"dataloaders\.num_img is 2, but num_views is 5"):
-        check_views("random", 2, 5)
-    with pytest.raises(ConfigError, match=r"num_views and dataloaders\.num_img are 1"):
-        check_views("random_single", 1, 1)
-    with pytest.raises(ConfigError, match="mode 'all' gives no views"):
-        check_views("all", 2, 2)
+    for views, advice, words in (
+        (("random", 2, 5), "num_img", "hold 2 .* 5 are expected"),
+        (("random_single", 1, 1), "num_img", "hold 1 "),
+        (("all", 2, 2), "mode", "'all'"),
+    ):
+        with pytest.raises(ConfigError, match=words) as error:
+            check_views(*views)
+        assert error.value.advice == advice

@@ -1,5 +1,6 @@
 """Plate batches against a slow, obvious reading of their rules."""
 
+import itertools
 import pickle
 import random
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from biomass.errors import ConfigError, DataError
-from biomass.samplers import PlateBatches
+from biomass.samplers import PlateBatches, share_of_rank
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 ids = st.lists(st.sampled_from([-3, 0, 1, 4, 5, 70, 1000]), min_size=1, max_size=60)
@@ -93,6 +94,72 @@ def test_several_groups_meet_in_a_batch_within_all_bounds(data, groups, parts, s
         share = batch_size // m if batch_size else n
         assert max(sizes) - min(sizes) <= 1
         assert len(sizes) == min(n, max(parts or 1, -(-n // share)))
+
+
+def slow_epoch(rows, groups, seed, epoch, *, batch_size=None, max_groups=1, parts=1, controls=None, num_controls=0):
+    """The batches of an epoch from lists and loops, its random numbers drawn in the order of the sampler."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    is_control = controls if num_controls else [False] * len(rows)
+    treated = [i for i in range(len(rows)) if not is_control[i]]
+    names = sorted({groups[i] for i in treated})
+    others = [i for i in range(len(rows)) if is_control[i] and groups[i] in names]
+    treated, others = ([kind[i] for i in rng.permutation(len(kind))] for kind in (treated, others))
+
+    parts_of = {}
+    for name in names:
+        mine, own = ([i for i in kind if groups[i] == name] for kind in (treated, others))
+        circle, quota = itertools.cycle(own), min(num_controls, len(own))
+        room = batch_size // max_groups - num_controls if batch_size else len(mine)
+        wanted = min(len(mine), max(parts, -(-len(mine) // room)))
+        parts_of[name] = [[*p, *itertools.islice(circle, quota)] for p in np.array_split(mine, wanted)]
+
+    sequence = [(names[g], part) for g in rng.permutation(len(names)) for part in parts_of[names[g]]]
+    width = max(-(-len(sequence) // max_groups), max(map(len, parts_of.values())))
+    batches = [[] for _ in range(width)]
+    columns = rng.permutation(width).tolist()
+    for begin in range(0, len(sequence), width):
+        if begin:
+            running_on = sequence[begin][0]
+            before = zip(columns, sequence[begin - width : begin], strict=True)
+            taken = [column for column, (name, _) in before if name == running_on]
+            needed = sum(name == running_on for name, _ in sequence[begin:])
+            free = rng.permutation([column for column in columns if column not in taken]).tolist()
+            columns = free[:needed] + rng.permutation(free[needed:] + taken).tolist()
+        for column, (_, part) in zip(columns, sequence[begin : begin + width], strict=False):
+            batches[column] += part
+    return [[int(rows[i]) for i in batch] for batch in batches]
+
+
+@few
+@given(
+    data=st.data(),
+    groups=ids,
+    parts=st.integers(1, 9),
+    quota=st.integers(0, 3),
+    epoch=st.integers(0, 1000),
+    seed=seeds,
+)
+def test_every_batch_is_that_of_a_slow_reference(data, groups, parts, quota, epoch, seed):
+    groups = groups + sorted(set(groups)) * 2  # every group gets rows of both kinds
+    controls = np.array(data.draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups))))
+    for group in set(groups):
+        controls[np.flatnonzero(np.array(groups) == group)[-2:]] = [True, False]
+    m = data.draw(st.integers(1, len(set(groups))))
+    batch_size = data.draw(st.none() | st.integers(m * (quota + 1), m * (quota + 1) + 20))
+    options = {"batch_size": batch_size, "max_groups": m, "parts": parts, "controls": controls, "num_controls": quota}
+    sampler = serve(len(groups), groups, seed=seed, **options)
+    sampler.set_epoch(epoch)
+    assert as_lists(sampler) == slow_epoch(sampler.rows, groups, seed, epoch, **options)
+
+
+def test_the_batches_of_a_seed_stay_what_they_were():
+    controls = np.arange(14) % 5 == 0
+    sampler = serve(14, [0, 1] * 7, batch_size=6, max_groups=2, controls=controls, num_controls=1, seed=3)
+    assert as_lists(sampler) == [
+        [1006, 1018, 1010, 1024, 1012, 1000],
+        [1002, 1022, 1010, 1016, 1004, 1020],
+        [1014, 1026, 1010, 1008, 1020],
+    ]
 
 
 def test_which_groups_meet_is_random():
@@ -311,29 +378,43 @@ def test_serves_a_data_loader_and_is_left_alone_by_fabric(num_workers):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "advice", "words"),
     [
-        ({"groups": [0, 0, 1, 1], "max_groups": 3}, ["max_groups is 3", "only 2 groups", "delete"]),
-        ({"groups": [0, 0, 1, 1], "batch_size": 1, "max_groups": 2}, ["batch_size is 1", "at least 2"]),
-        ({"groups": [0, 0, 1, 1], "batch_size": 4, "controls": [True, False] * 2, "num_controls": 4}, ["at least 5"]),
-        ({"batch_size": 0}, ["batch_size is 0", "1 or more"]),
-        ({"groups": [0] * 4, "max_groups": 0}, ["max_groups is 0", "1 or more"]),
-        ({"groups": [0] * 4, "parts": 0}, ["parts is 0", "1 or more"]),
-        ({"groups": [0] * 4, "num_controls": -1}, ["num_controls is -1", "0 or more"]),
-        ({"batch_size": 2, "seed": -5}, ["seed is -5", "0 or more"]),
-        ({}, ["batch_size", "group"]),
-        ({"batch_size": 2, "max_groups": 2}, ["max_groups is 2", "delete max_groups"]),
-        ({"batch_size": 2, "parts": 1}, ["parts is 1", "delete parts"]),
-        ({"batch_size": 2, "num_controls": 1}, ["num_controls is 1", "delete num_controls"]),
-        ({"batch_size": 2, "rank": 2, "world_size": 2}, ["rank 2", "2 processes"]),
+        ({"groups": [0, 0, 1, 1], "max_groups": 3}, "max_groups", ["3", "2 groups", "at most 2"]),
+        ({"groups": [0, 0, 1, 1], "batch_size": 1, "max_groups": 2}, "batch_size", ["1", "at least 2"]),
+        (
+            {"groups": [0, 0, 1, 1], "batch_size": 4, "controls": [True, False] * 2, "num_controls": 4},
+            "batch_size",
+            ["4", "at least 5"],
+        ),
+        ({"batch_size": 0}, "batch_size", ["0", "1 or more"]),
+        ({"groups": [0] * 4, "max_groups": 0}, "max_groups", ["0", "1 or more"]),
+        ({"groups": [0] * 4, "parts": 0}, "parts", ["0", "1 or more"]),
+        ({"groups": [0] * 4, "num_controls": -1}, "num_controls", ["-1", "0 or more"]),
+        ({"batch_size": 2, "seed": -5}, "seed", ["-5", "0 or more"]),
+        ({}, "batch_size", ["size", "group"]),
+        ({"batch_size": 2, "max_groups": 2}, "max_groups", ["2", "not grouped"]),
+        ({"batch_size": 2, "parts": 1}, "parts", ["1", "not grouped"]),
+        ({"batch_size": 2, "num_controls": 1}, "num_controls", ["1", "not grouped"]),
+        ({"batch_size": 2, "rank": 2, "world_size": 2}, None, ["rank 2", "2 processes"]),
     ],
 )
-def test_contradictory_numbers_are_refused_in_one_line(options, words):
+def test_contradictory_numbers_are_refused_in_one_line(options, advice, words):
     with pytest.raises(ConfigError) as error:
         serve(4, **options)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+    assert error.value.advice == advice
+
+
+def test_ranks_evaluate_whole_groups_and_together_every_row():
+    groups = np.array([5, 2, 5, 2, 9, 9, 7])
+    rows = np.array([0, 1, 2, 4, 5, 6])
+    shares = [share_of_rank(rows, groups, rank, 3) for rank in range(3)]
+    assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
+    assert [sorted(set(groups[share].tolist())) for share in shares] == [[2, 9], [5], [7]]
+    assert share_of_rank(rows, groups, 0, 1).tolist() == rows.tolist()
 
 
 def test_data_that_cannot_be_served_is_refused_by_name():

@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT, TINY_CELLS, TINY_SCREEN
 
 from biomass.commands import crop
+from biomass.datasets.simulated import load_simulated_cells
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
-from biomass.simulation.rxrx1 import Design, load_simulated_cells, simulate_rxrx1
+from biomass.simulation.rxrx1 import Design, simulate_rxrx1
 from biomass.training import find_checkpoint, load_checkpoint, load_network
 
 SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
@@ -160,15 +161,15 @@ def test_a_probe_resumes(run, pretrained):
 @pytest.mark.parametrize(
     ("script", "overrides", "error", "message"),
     [
-        ("train_simclr", ["num_views=3"], ConfigError, "num_img is 2, but num_views is 3"),
+        ("train_simclr", ["num_views=3"], ConfigError, "hold 2 views of a field, but 3 are expected"),
         ("train_simclr", ["dataloaders.mode=all"], ConfigError, "mode 'all' gives no views"),
         ("train_simclr", ["dataloaders.sampler=well"], ConfigError, "sampler 'well' is unknown; choose random, plate"),
         ("train_simclr", ["temperature=0"], ConfigError, "temperature is 0"),
         ("train_simclr", ["trainer.monitor=val/accuracy"], ConfigError, "is not measured; choose one of: val/loss"),
-        ("train_simclr", ["model_path=nothing"], CheckpointError, "neither a file nor a run"),
-        ("train_classifier", [], ConfigError, "give model_path .* neither is given"),
+        ("train_simclr", ["model_path=nothing"], CheckpointError, "neither a checkpoint file nor a run"),
+        ("train_classifier", [], ConfigError, "neither is given"),
         ("train_classifier", ["model_path=a", "sup_model_path=b"], ConfigError, "both are given"),
-        ("train_classifier", ["model_path=latest"], CheckpointError, "neither a file nor a run"),
+        ("train_classifier", ["model_path=latest"], CheckpointError, "neither a checkpoint file nor a run"),
     ],
 )
 def test_what_cannot_work_is_refused(run, script, overrides, error, message):
@@ -238,13 +239,14 @@ def test_projections_that_are_not_there(run):
 
 def test_what_is_random_has_no_place_before_a_probe(run, pretrained):
     flip = "transforms.eval=[{_target_: biomass.transforms.RandomHorizontalFlip}]"
-    with pytest.raises(ConfigError, match=r"a random transform .* take it out of transforms.eval"):
+    with pytest.raises(ConfigError, match="Generator") as error:
         run("train_classifier", *PROBE, "model_path=encoder", flip, "run_name=x")
+    assert error.value.advice == "transforms"
     assert not Path("runs/x").exists()
 
 
 def test_probes_that_do_not_fit_their_encoder(run, pretrained):
-    with pytest.raises(ConfigError, match="in_features is 512, but the encoder gives 96; set in_features=96"):
+    with pytest.raises(ConfigError, match=r"512 features .* gives 96"):
         run("train_classifier", *PROBE, "model_path=encoder", "in_features=512")
     with pytest.raises(ConfigError, match=r"is outside out_features=3; set out_features=6"):
         run("train_classifier", *PROBE, "model_path=encoder", "out_features=3")
@@ -289,10 +291,11 @@ def test_plain_state_dicts_that_cannot_be_read(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no convolution of an encoder, only 'layer.weight'"):
         load_network(tmp_path / "other.pth", "resnet18")
     torch.save({"encoder.tv_encoder.conv1.weight": torch.zeros(3), "layer.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"key 'layer.weight', which neither .* write; save the state dict"):
+    with pytest.raises(CheckpointError, match=r"holds no convolution of an encoder, only 'encoder.tv_encoder.conv1"):
         load_network(tmp_path / "b.pth", "resnet18")
-    with pytest.raises(ConfigError, match=r"set model.key"):
+    with pytest.raises(ConfigError, match="other") as error:
         load_network(tmp_path / "other.pth")
+    assert error.value.advice == "model_key"
 
 
 def test_where_a_model_path_leads(tmp_path):

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from biomass.cells import crops as cropping
+from biomass.cells import search
 from biomass.cells.nuclei import find_nuclei, read_nuclei
 from biomass.commands.crop import main
 from biomass.datasets.bbbc021 import load_bbbc021, load_bbbc021_cells
+from biomass.datasets.packed import load_packed
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation.nearest import nscb
-from biomass.pixels.packed import load_packed
 from biomass.simulation.bbbc021 import (
     DMSO_WELLS,
     MECHANISMS,
@@ -219,8 +219,8 @@ def raw(tiny, tmp_path):
 def searched(monkeypatch):
     """How many fields were searched for nuclei, one entry a field."""
     calls = []
-    original = cropping.find_nuclei
-    monkeypatch.setattr(cropping, "find_nuclei", lambda *args: calls.append(1) or original(*args))
+    original = search.find_nuclei
+    monkeypatch.setattr(search, "find_nuclei", lambda *args: calls.append(1) or original(*args))
     return calls
 
 
@@ -241,13 +241,13 @@ def test_nuclei_are_searched_once(bare, searched, tmp_path, place):
 
 def test_a_search_that_was_stopped_goes_on(bare, searched):
     with pytest.MonkeyPatch.context() as patch:
-        save = cropping.save_nuclei
+        save = search.save_nuclei
 
         def killed(*args):
             save(*args)
             raise KeyboardInterrupt
 
-        patch.setattr(cropping, "save_nuclei", killed)
+        patch.setattr(search, "save_nuclei", killed)
         with pytest.raises(KeyboardInterrupt):
             load_bbbc021_cells(bare, **SEARCH)
     done = len(searched)
@@ -266,7 +266,7 @@ def test_size_and_store_are_looked_at_before_nuclei_are_searched(bare, searched,
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="crops of 65 pixels cannot be cut out of images of 64 x 80"):
         load_bbbc021_cells(bare, **SEARCH | {"size": 65})
-    with pytest.raises(DataError, match=r"cannot write '.*file/cells'"):
+    with pytest.raises(ConfigError, match=r"cannot write '.*file/cells'"):
         load_bbbc021_cells(bare, **SEARCH, store=tmp_path / "file" / "cells")
     load_bbbc021_cells(bare, **SEARCH, store=tmp_path / "cells")
     searched.clear()
@@ -297,8 +297,9 @@ def test_cells_without_bad_images(raw, tmp_path, store, caplog):
     gone.unlink()
     empty.write_bytes(b"")
     shutil.rmtree(raw / "illumination")
-    with pytest.raises(DataError, match=r"has no DAPI image of well .* or set dataloaders.on_bad_image=skip$"):
+    with pytest.raises(DataError, match="has no DAPI image of well ") as caught:
         load_bbbc021_cells(raw, **SEARCH, **places)
+    assert caught.value.advice == "skip"
     cells = load_bbbc021_cells(raw, **SEARCH, **places, on_bad_image="skip")
     assert not cells.table["image"].isin(bad).any()
     assert 0.9 < len(cells) / (~whole.table["image"].isin(bad)).sum() < 1.1
@@ -315,8 +316,9 @@ def test_published_nuclei_of_a_bad_image(tiny, raw, tmp_path):
     cells = load_bbbc021_cells(raw, size=24, nuclei_dir=tiny, store=tmp_path / "cells", workers=0, on_bad_image="skip")
     good = np.flatnonzero(cells.table["image"] != 0)
     cells.pixels.read(good)
-    with pytest.raises(DataError, match=r"pack again to go on, or set dataloaders.on_bad_image=skip$"):
+    with pytest.raises(BadImageError, match="pack again to go on") as caught:
         load_bbbc021_cells(raw, size=24, nuclei_dir=tiny, store=tmp_path / "other", workers=0)
+    assert caught.value.advice == "skip"
 
 
 def test_pixels_that_are_not_numbers(bare):
@@ -346,5 +348,6 @@ def test_wrong_parameters(tmp_path, wrong, message):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "simulated_bbbc021").write_text("a file")
-    with pytest.raises(DataError, match="cannot write a simulated BBBC021"):
+    with pytest.raises(ConfigError, match=str(tmp_path / "simulated_bbbc021")) as caught:
         simulate_bbbc021(tmp_path, **TINY)
+    assert caught.value.advice == "root_dir"

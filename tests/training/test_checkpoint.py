@@ -39,7 +39,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 def test_a_file_in_the_way_of_the_folder(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(ConfigError, match="cannot write checkpoint"):
+    with pytest.raises(ConfigError, match="cannot write"):
         save_checkpoint({}, tmp_path / "checkpoints" / "run" / "last.pt")
 
 
@@ -149,11 +149,33 @@ def test_another_run_is_refused_with_the_difference(about, message):
         check_resume(RUN | {"path": "x.pt"}, RUN | about)
 
 
-def test_longer_training_elsewhere_is_no_other_run():
+def test_longer_training_elsewhere_is_the_same_run():
     data = {"sampler": "plate", "num_workers": 8, "source": {"img_dir": "/there", "seed": None}}
     config = {"seed": 0, "num_epochs": 9, "device": "cuda", "trainer": {"precision": "bf16"}, "dataloaders": data}
     check_resume(RUN | {"path": "x.pt"}, RUN | {"config": config})
     check_resume(None, {})
+
+
+def read(path, shuffle=False, *, missing="error"):
+    """A target, whose later arguments were added after the checkpoint was written."""
+
+
+def test_a_checkpoint_written_before_a_key_existed_goes_on(tmp_path):
+    data = {"source": {"_target_": f"{__name__}.read", "path": "a"}, "num_controls": 0, "train_groupby": ["plate"]}
+    save_checkpoint(RUN | {"config": {"seed": 0, "dataloaders": data}}, tmp_path / "last.pt")
+    state = load_checkpoint(tmp_path / "last.pt") | {"path": "last.pt"}
+    now = data | {"num_controls": None, "source": data["source"] | {"shuffle": False, "missing": "error"}}
+    config = {"seed": 0, "dataloaders": now, "statistics": {"train": None, "eval": None}, "statistics_rows": "all"}
+    check_resume(state, RUN | {"config": config})
+    for changed, key in (
+        (config | {"statistics": {"train": "controls"}}, "statistics.train=None, this run has statistics.train=contr"),
+        (config | {"statistics_rows": "controls"}, "statistics_rows=all, this run has statistics_rows=controls"),
+        (config | {"dataloaders": now | {"num_controls": 8}}, "num_controls=0, this run has dataloaders.num_contr"),
+        (config | {"dataloaders": now | {"train_groupby": None}}, r"train_groupby=\['plate'\]"),
+        (config | {"dataloaders": now | {"source": now["source"] | {"missing": "skip"}}}, "source.missing=error, this"),
+    ):
+        with pytest.raises(CheckpointError, match=key):
+            check_resume(state, RUN | {"config": changed})
 
 
 @pytest.mark.parametrize("content", [b"", b"epoch,loss", b"PK\x03\x04 no archive", b"\x80\x02."])

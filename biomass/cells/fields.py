@@ -1,0 +1,156 @@
+"""Nuclei and the fields of view they lie in: matched by name, counted, and kept in a table."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from biomass.atomic import whole_file
+from biomass.identifiers import match
+from biomass.screen import FIELD, Screen
+
+COLUMNS = ("image", "x", "y", "area")
+"""Columns of a table of nuclei: the field (a row of its screen), the centre and the area in pixels."""
+
+_SEARCH = b"biomass.nuclei"  # where the metadata of a kept table says how the nuclei were searched
+
+log = logging.getLogger(__name__)
+
+
+class Nuclei(NamedTuple):
+    """The nuclei of the fields of a screen."""
+
+    table: pd.DataFrame
+    """A row a nucleus, with the :data:`COLUMNS`, in any order."""
+    fields: np.ndarray
+    """(F,) int64, the fields (rows of the screen) that were looked at, whether they have nuclei or not."""
+
+
+NONE = Nuclei(
+    pd.DataFrame({"image": np.zeros(0, np.int64)} | dict.fromkeys(COLUMNS[1:], np.zeros(0))), np.zeros(0, np.int64)
+)
+"""No nuclei: nothing was looked at."""
+
+
+def join_nuclei(*parts: Nuclei) -> Nuclei:
+    """The nuclei of several parts of a screen, in the order of its fields."""
+    table = pd.concat([part.table for part in parts]).sort_values("image", kind="stable", ignore_index=True)
+    return Nuclei(table, np.sort(np.concatenate([part.fields for part in parts])))
+
+
+def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame, *, subset: bool = False) -> Nuclei:
+    """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
+
+    A table of more fields than the screen has, or of fewer, is no matter; the log says how many are left over. Where
+    both have fields that the other lacks, their names most likely differ, and cells would be lost: that is refused.
+
+    Args:
+        screen: the fields.
+        fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
+        nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
+            them.
+        subset: the names are known to be the same, and the screen to have only a part of the fields: say nothing
+            about the others, and do not refuse.
+
+    Raises:
+        DataError: the screen has none of the fields, or two fields of the same name, or both have fields that the
+            other lacks.
+    """
+    keys = [column for column in FIELD if column in fields]
+    place = partial(
+        match, fields, screen.table, keys, left_name="fields of the nuclei", right_name="fields of the screen"
+    )
+    image = place(left_over="ignore")
+    unseen = len(screen) - len(np.unique(image[image >= 0]))
+    refused = unseen == len(screen) or (unseen and not subset)
+    image = place(left_over="error" if refused else "ignore" if subset else "say", right_over="say", advice="nuclei")
+    of_nucleus = image[nuclei["field"].to_numpy(np.int64)]
+    table = nuclei[["x", "y", "area"]].assign(image=of_nucleus)[of_nucleus >= 0].reset_index(drop=True)
+    return Nuclei(table[list(COLUMNS)], np.unique(image[image >= 0]))
+
+
+def name_field(row: "pd.Series[Any]", columns: Sequence[str] = FIELD) -> str:
+    """A field's name for messages: ``plate P1, well B02, site 1``."""
+    return ", ".join(f"{column} {row[column]}" for column in columns)
+
+
+def count_cells(screen: Screen, nuclei: Nuclei, cells: Screen) -> pd.DataFrame:
+    """How many nuclei and cells every field has. Fields without cells, which no table of cells lists, are logged.
+
+    Args:
+        screen: the fields.
+        nuclei: of the fields.
+        cells: what :func:`biomass.cells.crops.crop_screen` has made of them.
+
+    Returns:
+        A row a field of the screen: ``experiment, plate, well, site``, ``nuclei`` (missing where the field was not
+        looked at) and ``cells``.
+    """
+    counts = screen.table[list(FIELD)].copy()
+    n = len(screen)
+    found = pd.array(np.bincount(nuclei.table["image"].to_numpy(np.int64), minlength=n), dtype="Int64")
+    found[np.setdiff1d(np.arange(n), nuclei.fields)] = pd.NA
+    counts["nuclei"] = found
+    counts["cells"] = np.bincount(cells.table["image"].to_numpy(np.int64), minlength=n)
+    empty = counts[counts["cells"] == 0]
+    if len(empty):
+        shown = "; ".join("/".join(map(str, row)) for row in empty.iloc[:5, :4].to_numpy())
+        log.warning(
+            "%d of %d fields have no cells (%d of them were not looked at): %s%s",
+            len(empty),
+            n,
+            int(empty["nuclei"].isna().sum()),
+            shown,
+            " …" if len(empty) > 5 else "",
+        )
+    return counts
+
+
+def save_nuclei(screen: Screen, nuclei: Nuclei, file: Path, search: Mapping[str, Any] | None = None) -> None:
+    """Write nuclei to a table that :func:`biomass.cells.nuclei.read_nuclei_table` reads.
+
+    A field without nuclei has one row, with neither x nor y.
+
+    Args:
+        screen: the fields.
+        nuclei: of the fields.
+        file: Parquet; complete or not there.
+        search: how they were searched, see :func:`biomass.cells.search.describe_search`, which is kept in the table's
+            metadata; None where the nuclei were given.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    empty = np.setdiff1d(nuclei.fields, nuclei.table["image"])
+    table = pd.concat([nuclei.table, pd.DataFrame({"image": empty})]).sort_values("image", kind="stable")
+    names = screen.table[list(FIELD)].astype(str).iloc[table["image"]]
+    table = pd.concat([names.reset_index(drop=True), table[["x", "y", "area", "image"]].reset_index(drop=True)], axis=1)
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    if search is not None:
+        arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, _SEARCH: json.dumps(search)})
+    with whole_file(file) as part:
+        pq.write_table(arrow, part)
+
+
+def read_saved_nuclei(file: Path, search: Mapping[str, Any]) -> Nuclei | None:
+    """The nuclei that :func:`save_nuclei` wrote; None if another search found them, or they cannot be read."""
+    try:
+        table = pq.read_table(file)
+        if search_of(table.schema) != search:
+            return None
+        frame = table.select(list(COLUMNS)).to_pandas()
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+    return Nuclei(frame[frame["x"].notna()].reset_index(drop=True), frame["image"].unique())
+
+
+def search_of(schema: pa.Schema) -> Any:
+    """How the nuclei of a table were searched, as :func:`save_nuclei` was told; None where they were given."""
+    return json.loads((schema.metadata or {}).get(_SEARCH, b"null"))

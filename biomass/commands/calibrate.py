@@ -1,0 +1,69 @@
+"""Measure plates for a trained network and store their statistics beside its checkpoint.
+
+    biomass calibrate model_path=my_run dataloaders=manifest dataloaders.root_dir=my_screen
+
+Afterwards any image of these plates can be encoded by itself, in any order, with the statistics of its whole plate:
+``statistics.eval=calibrated`` in train_classifier.py and transfer_bbbc021.py reads them. A second call adds plates to
+the file, and replaces those that it measures again. The statistics belong to the weights of the checkpoint.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from biomass import training
+from biomass.config import Config, build, run_name, script
+from biomass.errors import ConfigError
+from biomass.experiment import compose
+from biomass.inference import calibrate_plates
+from biomass.loader import BatchReader, Loader, SkippedImages
+from biomass.norms import Method, Statistics
+from biomass.samplers import PlateBatches
+from biomass.screen import PLATE
+
+PLACE = 40
+
+
+@script("calibrate")
+def main(cfg: Config) -> float | None:
+    """Read every plate once, store its moments, and say how many plates the file holds."""
+    data = cfg.dataloaders
+    if cfg.model_path is None:
+        raise ConfigError("calibration needs a network; give model_path=… (a file, the name of a run, or latest)")
+    fabric = training.make_fabric(cfg.device, cfg.precision)
+    path = training.find_checkpoint(cfg.model_path)
+    network, trained, origin = training.load_network(path, cfg.model.key)
+    encoder = network.encoder.to(fabric.device)
+    screen = build(data.source)
+    training.check_channels(trained, origin, screen, path)
+
+    words = cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by
+    method = Method("running", "plate", PLATE, PLATE).override(*words)
+    statistics = Statistics.over(screen, method.eval, method.eval_by)
+    if not statistics.whole_groups:
+        raise ConfigError(f"statistics '{statistics.word}' are not measured on plates; calibrate plate or controls")
+    statistics.check(screen)
+    groups = screen.groups(statistics.by)
+    rows = groups.argsort(kind="stable")
+    batches = PlateBatches(rows, groups[rows], batch_size=cfg.encode_batch_size, shuffle=False)
+    reader, skipped = BatchReader(screen, groups, data.on_bad_image), SkippedImages(screen)
+    loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
+    file, transform = training.calibration_file(path, cfg.calibration), compose(cfg.transforms.eval)
+    training.check_calibration(encoder, file, statistics)
+    folder = Path("runs") / run_name(cfg.run_name, "calibrate")
+    cfg.check_all_read()
+
+    # from here on the tool writes
+    with training.RunLogger(folder, cfg.to_dict()) as logger:
+        calibrate_plates(fabric, encoder, loader, transform, statistics, skipped)
+        names = training.save_calibration(encoder, file, statistics)
+        images = np.bincount(np.delete(groups, sorted(skipped.rows)), minlength=len(statistics.names or ()))
+        logger.text("plates.csv", pd.DataFrame({"plate": statistics.names, "images": images}).to_csv(index=False))
+        skipped.report(folder)
+    print(f"{file} holds the statistics of {len(names)} plates, {len(images)} of them measured now; see {folder}/")
+    return None
+
+
+if __name__ == "__main__":
+    main()

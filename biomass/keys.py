@@ -1,0 +1,266 @@
+"""The one table of keys: what the value of a key may be, and whether a resumed run may have another one.
+
+Default and meaning of a key stand in the YAML of the scripts that have it, with a comment on every line. A new key
+takes three edits: the YAML, a line in :data:`KEYS`, and the script that reads it.
+
+:data:`ADVICE` says which key of a script an error refers to. Only this module, the scripts and the commands know keys.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from types import UnionType
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """What the value of a key may be.
+
+    Attributes:
+        types: of the value; true and false do not count as numbers here.
+        what: the same in words, for the error that says "it must be …".
+        least: the smallest number allowed.
+        item: what each element of a list may be.
+        null: whether null is a value.
+        text: a number or true stands for its text, as a folder may be called 20261124.
+        target: a section needs a ``_target_``.
+        changes: a resumed run may have another value.
+        places: arguments of a target which a resumed run may have other values of.
+        names: arguments of a target that hold names of plates, columns and the like: text, whatever they look like.
+        unset: what null means, and what a run did that began before the key existed.
+    """
+
+    types: type | UnionType
+    what: str
+    least: float = -math.inf
+    item: "Kind | None" = None
+    null: bool = False
+    text: bool = False
+    target: bool = False
+    changes: bool = False
+    places: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    unset: Any = None
+
+    def or_null(self, unset: Any = None) -> "Kind":
+        """The same, or null, which means ``unset``."""
+        return self._replace(what=f"{self.what} or null", null=True, unset=unset)
+
+    def may_change(self) -> "Kind":
+        """The same, and a resumed run may have another value."""
+        return self._replace(changes=True)
+
+
+FLAG = Kind(bool, "true or false")
+WORD = Kind(str, "a word")
+NAME = Kind(str, "a name or path", text=True)
+NATURAL = Kind(int, "a whole number of at least 0", least=0)
+COUNT = Kind(int, "a whole number of at least 1", least=1)
+NUMBER = Kind(int | float, "a number")
+POSITIVE = Kind(int | float, "a number of at least 0", least=0)
+WORDS = Kind(list, "a list of words", item=WORD)
+WIDTHS = Kind(list, "a list of whole numbers of at least 1", item=COUNT)
+PRECISION = Kind(int | str, "32, bf16 or 16")
+SECTION = Kind(dict, "a section of keys")
+TARGET = Kind(dict, "a section with a _target_", target=True)
+TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
+_PLACES = (
+    "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path download on_bad_image"
+)
+_NAMES = "columns image channels cell_type classes splits control"
+READER = TARGET._replace(places=frozenset(_PLACES.split()), names=frozenset(_NAMES.split()))
+
+KEYS = {
+    "run_name": NAME.or_null().may_change(),
+    "save_key": NAME.or_null().may_change(),
+    "seed": NATURAL,
+    "resume": NAME._replace(what="auto, a checkpoint").or_null().may_change(),
+    "device": WORD.may_change(),
+    "precision": PRECISION,
+    # the network
+    "model_path": NAME.or_null().may_change(),  # a probe compares the weights instead
+    "sup_model_path": NAME.or_null().may_change(),
+    "frozen_model_path": NAME.or_null(),
+    "model": SECTION,
+    "model.key": WORD,
+    "model.d_out": COUNT.or_null(),
+    "model.pretrained": FLAG,
+    "model.projector": WIDTHS,
+    "use_projs": FLAG,
+    "model_train_mode": FLAG,
+    "normalize": FLAG,
+    "pooler": WORD,
+    "in_features": COUNT.or_null(),
+    "out_features": COUNT.or_null(),
+    "channels": WORDS.or_null(),
+    # the data
+    "dataloaders": SECTION,
+    "dataloaders.root_dir": NAME.may_change(),
+    "dataloaders.img_dir": NAME.or_null().may_change(),
+    "dataloaders.summary_file": NAME.or_null().may_change(),
+    "dataloaders.metadata_file": NAME.or_null().may_change(),
+    "dataloaders.store": NAME.or_null().may_change(),
+    "dataloaders.cache_dir": NAME.or_null().may_change(),
+    "dataloaders.plates": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
+    "dataloaders.source": READER,
+    "dataloaders.fields": READER,
+    "dataloaders.simulated": READER,
+    "dataloaders.num_workers": NATURAL.may_change(),
+    "dataloaders.on_bad_image": WORD.may_change(),
+    "transforms": SECTION,
+    "transforms.train": TARGETS,
+    "transforms.eval": TARGETS,
+    # batches
+    "dataloaders.sampler": WORD,
+    "dataloaders.mode": WORD,
+    "dataloaders.instance": WORDS,
+    "dataloaders.num_img": COUNT,
+    "dataloaders.num_plates_per_batch": COUNT,
+    "dataloaders.num_plate_parts": COUNT.or_null(),
+    "dataloaders.train_groupby": WORDS.or_null(),
+    "dataloaders.max_groups": COUNT.or_null(),
+    "dataloaders.num_controls": NATURAL.or_null(unset=0),
+    "dataloaders.eval_plate_sampler": FLAG,
+    "dataloaders.eval_groupby": WORDS,
+    "dataloaders.eval_splits": WORDS,
+    "train_batch_size": COUNT.or_null(),
+    "eval_batch_size": COUNT.or_null(),
+    "encode_batch_size": COUNT.or_null(),
+    # statistics of batch norm
+    "statistics": SECTION,
+    "statistics.train": WORD.or_null(),
+    "statistics.eval": WORD.or_null(),
+    "statistics.by": WORDS.or_null(),
+    "calibration": NAME.or_null(),
+    "statistics_rows": WORD._replace(unset="all"),
+    "use_train_at_eval": FLAG,
+    # training
+    "num_views": COUNT,
+    "temperature": POSITIVE,
+    "gather": FLAG,
+    "learning_rate": POSITIVE,
+    "weight_decay": POSITIVE,
+    "num_epochs": COUNT.may_change(),
+    "num_warmup_epochs": NATURAL,
+    "compute_train_acc": FLAG,
+    "save_model": FLAG.may_change(),
+    "trainer": SECTION,
+    "trainer.precision": PRECISION.may_change(),
+    "trainer.devices": COUNT.may_change(),
+    "trainer.compile": FLAG.may_change(),
+    "trainer.clip": NUMBER.or_null().may_change(),
+    "trainer.log_every": COUNT.may_change(),
+    "trainer.evaluate_every": COUNT.may_change(),
+    "trainer.max_steps": NATURAL.or_null().may_change(),
+    "trainer.monitor": WORD.may_change(),
+    # the transfer to BBBC021
+    "normalizations": WORDS,
+    "postprocessings": WORDS,
+    "metric": WORD,
+    "monitor": WORD.or_null(),
+    "figures": FLAG,
+}
+"""Every key of the scripts and tools. What is below a ``_target_`` is the business of that target."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of a key, or of an argument of a target.
+
+    >>> may_change("num_epochs"), may_change("learning_rate"), may_change("dataloaders.source.root_dir")
+    (True, False, True)
+    """
+    section, _, argument = key.rpartition(".")
+    return KEYS[key].changes if key in KEYS else section in KEYS and argument in KEYS[section].places
+
+
+def holds_names(key: str) -> bool:
+    """Whether the value of a key, or of an argument of a target, is made of names.
+
+    >>> holds_names("dataloaders.source.splits.test"), holds_names("learning_rate")
+    (True, False)
+    """
+    if key in KEYS:
+        return KEYS[key].text
+    targets = {target: kind.names for target, kind in KEYS.items() if kind.names}
+    return any(re.match(rf"{target}\.({'|'.join(names)})(\.|$)", key) for target, names in targets.items())
+
+
+class Advice(NamedTuple):
+    """What an error refers to, for the user of a script.
+
+    Attributes:
+        text: what to set, with the place of the key.
+        keys: that mean it, of one script or another; the first that the script at hand has is named.
+    """
+
+    text: str
+    keys: tuple[str, ...]
+
+
+_SOURCE, _FIELDS = "dataloaders.source", "dataloaders.fields"
+
+ADVICE = {
+    # files
+    "skip": Advice("or set {key}=skip to leave it out", ("dataloaders.on_bad_image",)),
+    "download": Advice("or set {key}=true", (f"{_SOURCE}.download",)),
+    "root_dir": Advice("{key}, or the environment variable BIOMASS_DATA, says where it is", ("dataloaders.root_dir",)),
+    "cache_dir": Advice("set {key} to a folder that can be written", ("dataloaders.cache_dir",)),
+    "img_dir": Advice("the folder of images is {key}", ("dataloaders.img_dir", f"{_SOURCE}.image_dir")),
+    "summary_file": Advice("correct {key}, or set it to null", ("dataloaders.summary_file",)),
+    "metadata_file": Advice("correct {key}, or set it to null", ("dataloaders.metadata_file",)),
+    "nuclei": Advice("the nuclei are read from {key}", (f"{_SOURCE}.nuclei_dir",)),
+    "store": Advice("the store is {key}", ("dataloaders.store", f"{_SOURCE}.store")),
+    # the table of a screen
+    "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
+    "splits": Advice("the splits are {key}", (f"{_SOURCE}.splits",)),
+    "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
+    "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),
+    "plates": Advice("the plates are {key}", ("dataloaders.plates", f"{_SOURCE}.plates")),
+    "image": Advice("the columns of image files are {key}", (f"{_SOURCE}.image",)),
+    "axes": Advice("set {key} to HW, CHW or HWC", (f"{_SOURCE}.axes",)),
+    "channels": Advice("the channels are {key}", (f"{_SOURCE}.channels", "channels")),
+    "encoder_channels": Advice("set {key}, or leave them to the checkpoint", ("channels",)),
+    "channel": Advice("the channels are {key}", (f"{_SOURCE}.channels",)),
+    # batches
+    "max_groups": Advice("set {key}", ("dataloaders.max_groups", "dataloaders.num_plates_per_batch")),
+    "batch_size": Advice("set {key}", ("train_batch_size", "encode_batch_size")),
+    "eval_batch_size": Advice("set {key}", ("eval_batch_size", "encode_batch_size")),
+    "whole_plate": Advice("{key}=null takes the whole plate", ("train_batch_size",)),
+    "num_controls": Advice("set {key}", ("dataloaders.num_controls",)),
+    "parts": Advice("set {key}", ("dataloaders.num_plate_parts",)),
+    "num_img": Advice("set {key}", ("dataloaders.num_img",)),
+    "mode": Advice("set {key}", ("dataloaders.mode",)),
+    "sampler": Advice("set {key}", ("dataloaders.sampler", "dataloaders.train_groupby")),
+    "instance": Advice("set {key}", ("dataloaders.instance",)),
+    "negatives": Advice("raise {key}, or look at instance and sampler of the dataloaders", ("train_batch_size",)),
+    # network and training
+    "d_out": Advice("set {key}", ("model.d_out", "out_features")),
+    "out_features": Advice("set {key}", ("out_features",)),
+    "in_features": Advice("leave {key} out", ("in_features",)),
+    "model_path": Advice("set {key} or sup_model_path", ("model_path",)),
+    "use_projs": Advice("set {key}=false", ("use_projs",)),
+    "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
+    "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
+    "statistics": Advice("set {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")),
+    "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),
+    "clip": Advice("set {key}", ("trainer.clip",)),
+    "precision": Advice("set {key}", ("trainer.precision", "precision")),
+    "devices": Advice("set {key}", ("trainer.devices",)),
+    "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
+    "resume": Advice("set {key}", ("resume",)),
+    "run_name": Advice("set {key}", ("run_name",)),
+}
+"""What the advice of an error (:class:`biomass.errors.BiomassError`) means for the user of a script."""
+
+
+def advice_where(has: Callable[[str], bool]) -> dict[str, str]:
+    """The advice that a script with certain keys can give, for :func:`biomass.errors.explain`.
+
+    Args:
+        has: whether the script's configuration has a key.
+
+    >>> advice_where({"precision"}.__contains__)
+    {'precision': 'set precision'}
+    """
+    named = {name: next(filter(has, advice.keys), None) for name, advice in ADVICE.items()}
+    return {name: ADVICE[name].text.format(key=key) for name, key in named.items() if key is not None}

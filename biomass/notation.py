@@ -1,0 +1,244 @@
+"""How values are written: in YAML files, and as ``key=value`` on the command line.
+
+A plate may be called ``0012``, ``2021_08_12``, ``NO`` or ``1E05``. YAML 1.1 takes these for 10, 20210812, false and
+100000, and Hydra's grammar some of them; another plate would be trained on in silence. Here only plain decimals are
+numbers, and everything else is text as it was written.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
+
+from biomass.errors import ConfigError, did_you_mean, one_line
+from biomass.keys import KEYS, holds_names
+
+_WHOLE = r"-?(?:0|[1-9][0-9]*)"
+_FLOAT = rf"{_WHOLE}\.[0-9]*(?:[eE][-+]?[0-9]+)?|-?\.[0-9]+(?:[eE][-+]?[0-9]+)?|{_WHOLE}(?:[eE][-+][0-9]+|e[1-9][0-9]*)"
+_WORDS_OF_YAML = {
+    "null": (r"~|null|Null|NULL|", "~nN"),
+    "merge": (r"<<", "<"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (_WHOLE, "-0123456789"),
+    "float": (rf"{_FLOAT}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
+}
+"""What is not text in a YAML file, and the characters it begins with."""
+
+
+class PlainLoader(get_yaml_loader()):  # type: ignore[misc]
+    """OmegaConf's YAML, where only ``true``, ``12``, ``1.5``, ``1e-3`` and their like are not text.
+
+    >>> yaml.load("[0012, 2021_08_12, NO, 0x1F, 1:30, 1E05, 12, 1.0e-3, 1e-3, true, null]", Loader=PlainLoader)
+    ['0012', '2021_08_12', 'NO', '0x1F', '1:30', '1E05', 12, 0.001, 0.001, True, None]
+    """
+
+
+PlainLoader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _WORDS_OF_YAML.items():
+    PlainLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+    )
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's source of configuration files, read with :class:`PlainLoader`.
+
+    It bears the name of Hydra's own class, so that Hydra, which registers that when it looks for plugins, keeps this.
+    """
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """One file of a folder of configurations."""
+        result = super().load_config(config_path)  # finds the file and its header, and complains where there is none
+        text = (Path(self.path) / self._normalize_file_name(config_path)).read_text(encoding="utf-8")
+        result.config = OmegaConf.create(yaml.load(text, Loader=PlainLoader) or {})
+        return result
+
+
+SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
+
+
+_OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[A-Za-z_$][\w./@:$-]*)(?:=(?P<value>.*))?", re.DOTALL)
+_PIECE = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*'|\$\{[^}]*\})|[^,\[\]{}:"']+""")
+_RETYPED = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:e[-+]?[0-9_]+)?|[-+]?inf|[-+]?nan|true|false", re.IGNORECASE
+)
+"""What Hydra's grammar may take for a number, or for true or false."""
+
+
+class Arguments(NamedTuple):
+    """A command line.
+
+    Attributes:
+        options: those of Hydra, ``-m`` and the like.
+        overrides: ``key=value``, ``+key=value``, ``~key``.
+    """
+
+    options: list[str]
+    overrides: list[str]
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> "Arguments":
+        """Take a command line apart.
+
+        Raises:
+            ConfigError: an unknown option, or something that is not a setting, with what to write instead.
+
+        >>> Arguments.of(["seed=0,1", "-m", "~dataloaders.max_groups"])
+        Arguments(options=['-m'], overrides=['seed=0,1', '~dataloaders.max_groups'])
+        """
+        dashed = next(filter(None, (re.fullmatch(r"--?([\w.]+=.*)", a, re.DOTALL) for a in arguments)), None)
+        if dashed:
+            raise ConfigError(f"'{dashed[0]}': keys have no dashes; write {shlex.quote(dashed[1])}")
+        parser = get_args_parser()
+        parser.error = _refuse  # type: ignore[method-assign, assignment]
+        parsed, rest = parser.parse_known_args(list(arguments))
+        unknown = next((one for one in rest if one.startswith("-")), None)
+        if unknown:
+            raise ConfigError(f"unknown option '{unknown}'; --hydra-help lists them")
+        overrides = [*parsed.overrides, *rest]  # the parser does not take those behind an option
+        for position in range(len(overrides)):
+            _check_form(overrides, position)
+        return cls([one for one in arguments if one not in overrides], overrides)
+
+    def for_hydra(self) -> list[str]:
+        """The same for Hydra, in which names keep their spelling: quoted where Hydra would make them numbers.
+
+        >>> Arguments([], ["run_name=2021_08_12", "model_path=7,1E05", "learning_rate=1E-3"]).for_hydra()
+        ['run_name="2021_08_12"', 'model_path="7","1E05"', 'learning_rate=1E-3']
+        """
+        return [*self.options, *map(_with_quotes, self.overrides)]
+
+    def explain(self, error: Exception) -> str:
+        """What is wrong with these arguments or a file, on one line, and what to write instead.
+
+        Args:
+            error: of Hydra, omegaconf or the YAML reader.
+        """
+        text = str(error)
+        if isinstance(error, OverrideParseException):
+            given = (override for override in self.overrides if _with_quotes(override) == error.override)
+            return _explain_value(next(given, error.override))
+        group = re.search(r"Could not find '([^'\n]+)/([^'\n/]+)'", text)
+        if isinstance(error, MissingConfigException) and group:
+            known = re.findall(r"^\t(?!provider=)(.+)$", text, re.MULTILINE)
+            return f"there is no {group[1]}={group[2]}; {did_you_mean(group[2], known)}"
+        if ambiguous := re.search(r"Ambiguous value for argument '([^=]*)=(.*)'\n", text):
+            key, value = ambiguous.groups()
+            either = f"{_quoted(key, value)}, or {shlex.quote(f'{key}=[{value}]')} for a list"
+            if re.fullmatch(r"\d+,\d+", value) and key in KEYS and KEYS[key].types == int | float:
+                either = f"{key}={value.replace(',', '.')}"
+            return f"'{key}={value}' holds a comma; write {either}, or sweep with -m"
+        if sweep := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
+            return f"'{sweep[1]}' is a sweep; add -m to the command"
+        if chosen := re.search(
+            r"Could not override '(.+)'\. No match in the defaults list.*use (\S+)", text, re.DOTALL
+        ):
+            return f"nothing is chosen for '{chosen[1]}' yet; write {chosen[2]}"
+        if unknown := re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", text):
+            return (
+                f"unknown key '{unknown[1]}'; {did_you_mean(unknown[1], KEYS, 'the option --cfg job lists every key')}"
+            )
+        parts = [text, *([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
+        return ": ".join(one_line(re.split(r"\n *(?:full_key:|Config search path)", part)[0]) for part in parts)
+
+
+def _refuse(message: str) -> None:
+    raise ConfigError(f"{message}; --hydra-help explains the options")
+
+
+def _check_form(overrides: Sequence[str], position: int) -> None:
+    """Raise ConfigError where an argument is not a setting: mostly because a shell took a blank for its end."""
+    argument, before, behind = overrides[position], *_neighbours(overrides, position)
+    override, previous = _OVERRIDE.fullmatch(argument), _OVERRIDE.fullmatch(before)
+    if override is not None and override["sign"] == "~":
+        if override["value"] is not None:
+            raise ConfigError(f"'{argument}': to delete a key, write '~{override['key']}' without a value")
+        return
+    if override is not None and override["value"] is not None:
+        return
+    if argument.startswith("=") or behind.startswith("=") or (previous is not None and previous["value"] == ""):
+        raise ConfigError(f"'{argument}': write key=value without blanks around the =")
+    if previous is None or previous["value"] is None:
+        raise ConfigError(f"'{argument}' is not a setting; write key=value")
+    joined = (" ".join(overrides[position - 1 : end]) for end in range(position + 1, len(overrides) + 1))
+    whole = next(filter(_can_be_read, joined), None)
+    remedy = shlex.quote(whole) if whole else _quoted(previous["key"], f"{previous['value']} {argument}")
+    raise ConfigError(f"'{argument}' is not a setting; a value that holds a blank stands in quotes: {remedy}")
+
+
+def _neighbours(words: Sequence[str], position: int) -> tuple[str, str]:
+    return ["", *words][position], [*words, ""][position + 1]
+
+
+def _explain_value(override: str) -> str:
+    match = _OVERRIDE.fullmatch(override)
+    if match is None or not match["value"]:
+        return f"'{override}' is not a setting; write key=value"
+    key, value = f"{match['sign'] or ''}{match['key']}", match["value"]
+    if value.startswith("~"):
+        return f"'{override}': write $HOME for ~: {key}=$HOME{value[1:]}"
+    is_text = match["key"] in KEYS and KEYS[match["key"]].types is str
+    if value[0] in "[{" and not is_text:
+        missing = _missing_brackets(value)
+        if not missing:
+            return f"'{override}': put the names in it in double quotes, and the whole in single quotes"
+        remedy = f": {shlex.quote(override + missing)}" if _can_be_read(override + missing) else ""
+        return f"'{override}': brackets or quotes do not match; close them, and put the whole in single quotes{remedy}"
+    sign = next((char for char in value if not re.match(r"[\w/\\.$%*@?|+ :-]", char, re.ASCII)), value)
+    return f"'{override}': a value that holds {sign} stands in quotes: {_quoted(key, value)}"
+
+
+def _with_quotes(override: str) -> str:
+    """A setting whose names Hydra takes for names, whatever they look like."""
+    match = _OVERRIDE.fullmatch(override)
+    if match is None or not match["value"] or not holds_names(match["key"]):
+        return override
+
+    def quote(piece: re.Match[str]) -> str:
+        name = piece[0].strip()
+        return piece[0].replace(name, f'"{name}"') if not piece["quoted"] and _RETYPED.fullmatch(name) else piece[0]
+
+    return override[: match.start("value")] + _PIECE.sub(quote, match["value"])
+
+
+def _quoted(key: str, value: str) -> str:
+    """A setting as a shell takes it, whose value Hydra reads as one piece of text."""
+    text = value.strip("'\"").replace('"', '\\"')
+    return shlex.quote(f'{key}="{text}"')
+
+
+def _missing_brackets(value: str) -> str:
+    """The closing brackets that a value lacks, or the last one that closes nothing.
+
+    >>> _missing_brackets("{test: {plate: [1]}")
+    '}'
+    """
+    pairs, missing = {"[": "]", "{": "}"}, ""
+    for char in re.sub(r"\"[^\"]*\"|'[^']*'", "", value):
+        if char in pairs:
+            missing = pairs[char] + missing
+        elif char == missing[:1]:
+            missing = missing[1:]
+        elif char in "]}":
+            return char
+    return missing
+
+
+def _can_be_read(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True

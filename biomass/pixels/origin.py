@@ -1,0 +1,130 @@
+"""The files that a packed store was made from, and whether they have changed since."""
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
+_READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
+_THREADS = 16  # mostly waiting for the disk
+_CHUNK = 4096  # files that a thread looks at in a row
+
+
+class Stamps(NamedTuple):
+    """What tells whether N images' files have changed; -1 where a file is not there, or nothing is known of it."""
+
+    sizes: np.ndarray
+    """(N,) int64, bytes; where an image has several files, their sum."""
+    times: np.ndarray
+    """(N,) int64, ns, of the last change; where an image has several files, of the newest."""
+
+    @classmethod
+    def unknown(cls, n: int) -> "Stamps":
+        """Stamps of images that are not files."""
+        return cls(np.full(n, -1, np.int64), np.full(n, -1, np.int64))
+
+    def changed_since(self, before: "Stamps") -> np.ndarray:
+        """Which files have another size or time than before, (N,) bool. One that is not there, now or before, has not.
+
+        >>> now, before = Stamps(np.array([5, 5, -1]), np.array([9, 7, -1])), Stamps(np.full(3, 5), np.full(3, 7))
+        >>> now.changed_since(before).tolist()
+        [True, False, False]
+        """
+        there = (self.times >= 0) & (before.times >= 0)
+        return there & ((self.sizes != before.sizes) | (self.times != before.times))
+
+
+def stamp_files(root: Path, files: Sequence[Any]) -> Stamps:
+    """Look at the files of N images.
+
+    Args:
+        root: the folder that relative file names refer to.
+        files: columns of N file names, Arrow arrays; empty where an image has no such file.
+    """
+
+    def look(column: Any) -> list[tuple[int, int]]:
+        return [_stamp(root, name) if name else (0, 0) for name in column.to_pylist()]
+
+    sizes, times = np.zeros((2, len(files[0])), np.int64)
+    there = np.ones(len(files[0]), bool)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for column in files:
+            chunks = pool.map(look, (column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK)))
+            found = np.array([stamp for chunk in chunks for stamp in chunk], np.int64).reshape(-1, 2)
+            there &= found[:, 1] >= 0
+            sizes += found[:, 0]
+            np.maximum(times, found[:, 1], out=times)
+    return Stamps(np.where(there, sizes, -1), np.where(there, times, -1))
+
+
+def _stamp(root: Path, name: str) -> tuple[int, int]:
+    try:
+        status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118  (millions of them: as names, not as Paths)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _checksum(file: Path) -> int | None:
+    """Of a file's bytes; None if it cannot be read."""
+    try:
+        return zlib.crc32(file.read_bytes())
+    except OSError:
+        return None
+
+
+def describe_origin(store: Path, root: Path, files: Sequence[Any], axes: str) -> dict[str, Any]:
+    """What a store keeps of the files that it was packed from.
+
+    Args:
+        store: its folder.
+        root: the folder that relative file names refer to.
+        files: columns of N file names, Arrow arrays.
+        axes: order of the dimensions in every file.
+
+    Returns:
+        ``root``, relative to the folder that holds the store, so that both can be moved; ``place``, the same as it was
+        called then; ``axes``; ``sample``: name, size, time of the last change and checksum of a few hundred files.
+    """
+    rows = np.unique(np.linspace(0, len(files[0]) - 1, _SAMPLE).astype(np.int64))
+    sample = []
+    for number, row in enumerate(rows.tolist()):
+        name = files[number % len(files)][row].as_py()
+        crc32 = _checksum(root / name) if name else None
+        if crc32 is not None:
+            sample.append([name, *_stamp(root, name), crc32])
+    place = root.absolute()
+    relative = os.path.relpath(place, store.absolute().parent)
+    return {"root": relative, "place": str(place), "axes": axes, "sample": sample}
+
+
+def find_root(store: Path, origin: Mapping[str, Any]) -> Path | None:
+    """The folder of the files that a store was packed from; None where it is not there any more."""
+    places = (store.absolute().parent / origin["root"], Path(origin["place"]))
+    return next((place for place in places if place.is_dir()), None)
+
+
+def find_changed_file(store: Path, origin: Mapping[str, Any] | None) -> Path | None:
+    """A file of the sample that has changed since the store was packed, if there is one.
+
+    A file that is not there any more has not changed, nor has one that was copied and holds the same bytes.
+    """
+    root = None if origin is None else find_root(store, origin)
+    if origin is None or root is None:
+        return None
+    touched = []
+    for name, size, time, crc32 in origin["sample"]:
+        found = _stamp(root, name)
+        if found[0] not in (-1, size):
+            return root / name
+        if found[1] not in (-1, time):
+            touched.append((root / name, crc32))
+    for file, crc32 in touched[:: -(-len(touched) // _READ) or 1]:
+        if _checksum(file) not in (None, crc32):
+            return file
+    return None

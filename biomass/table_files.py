@@ -1,0 +1,455 @@
+"""Tables as labs write them: CSV, TSV and other separated text, also compressed with gzip, and Parquet.
+
+What a file is, its contents say and not its ending. Of text, the separator (comma, semicolon, tab, ``|``), the encoding
+(UTF-8, UTF-16, Windows-1252), lines before the table and decimal commas are found out; whatever is not as in a plain
+CSV file is said in the log. All values are read as text, as they were written: what is a number and what is a name
+only the reader of a table knows. What cannot be read is an error that says what the file is, and which row is wrong.
+Rows are counted as a spreadsheet shows them: the first row of the file is row 1, and the header is mostly that row.
+"""
+
+import csv
+import gzip
+import io
+import logging
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from biomass.errors import DataError, one_line
+from biomass.identifiers import MISSING_WORDS, from_zero
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
+_SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
+_RECORDS = 100  # rows of them
+_BLOCK = 1 << 24  # bytes; no row may be longer
+_SHOWN, _MANY = 3, 20  # rows, and columns, that a message lists
+
+_FOREIGN = (
+    (b"PK\x03\x04", "an Excel workbook or another zip archive", "save the sheet as CSV (UTF-8), or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV (UTF-8)"),
+    (b"BZh", "compressed with bzip2", "unpack it, or compress it with gzip"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it, or compress it with gzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it, or compress it with gzip"),
+    (b"ARROW1", "an Arrow (Feather) file", "save it as Parquet or CSV"),
+    (b"\x89HDF", "an HDF5 file", "export the table from it as CSV"),
+    (b"\x89PNG", "a PNG image", "name the table instead"),
+    (b"II*\x00", "a TIFF image", "name the table instead"),
+    (b"MM\x00*", "a TIFF image", "name the table instead"),
+    (b"\x93NUMPY", "a NumPy array", "name the table instead"),
+    (b"%PDF", "a PDF", "export the table as CSV"),
+    (b"SQLite format 3", "an SQLite database", "export the table from it as CSV"),
+    (b"version https://git-lfs", "a pointer to a file that Git LFS holds", "get the file itself: git lfs pull"),
+)
+"""How files begin that are not tables, what they are, and what to do."""
+
+_BOMS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_HTML = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
+_NUMERIC = re.compile(r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*")
+_WHOLE_COMMA = r"^([+-]?\d+(,0+)?)?$"
+_DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table as it stands in a file.
+
+    Attributes:
+        path: the file.
+        arrow: its N rows; of text, columns of strings without nulls; of Parquet, columns of the file's own types.
+        rows: (N,) int64, the number of every row as a spreadsheet shows it; None for Parquet.
+        separator: between the values; empty for Parquet.
+    """
+
+    path: Path
+    arrow: Any
+    rows: np.ndarray | None
+    separator: str
+
+    def __len__(self) -> int:
+        return int(self.arrow.num_rows)
+
+    @property
+    def commas(self) -> bool:
+        """Whether a comma may stand for a decimal point: it does not separate values."""
+        return self.separator not in ("", ",")
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self.arrow.column_names)
+
+    def place(self, row: int) -> str:
+        """How to call a row (from 0) in a message: ``row 5 of 'plates.csv'``, as a spreadsheet shows it."""
+        where = from_zero(row) if self.rows is None else f"row {self.rows[row]}"
+        return f"{where} of '{self.path.name}'"
+
+    def require(self, columns: Iterable[str], what: str = "table", advice: str | None = None) -> None:
+        """Make sure that the table has some columns.
+
+        Raises:
+            DataError: it lacks one.
+        """
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            hint = _list(self.columns, _MANY)
+            raise DataError(f"{what} '{self.path}' has no column '{missing[0]}'; it has: {hint}", advice)
+
+    def frame(self, numbers: Collection[str] = ()) -> pd.DataFrame:
+        """The table for pandas.
+
+        Args:
+            numbers: columns of text that become numbers if all their values are; those that stay missing are NaN. A
+                number with a leading zero (``0012``), or of more digits than 64 bits hold, is a name: such columns stay
+                text. Where values are not separated by commas, ``0,5`` is a number, and a column of ``1,0`` and ``2,0``
+                is one of ``1`` and ``2``.
+        """
+        table, commas = self.arrow, []
+        for i, name in enumerate(table.column_names):
+            if self.rows is None:
+                break
+            column, comma = table[name], False
+            if name in numbers:
+                column, comma = _as_numbers(column, self.commas)
+            elif self.commas and pc.all(pc.match_substring_regex(column, _WHOLE_COMMA)).as_py():
+                column = pc.replace_substring_regex(column, r",0+$", "")
+            table = table.set_column(i, name, column)
+            commas += [name] * comma
+        if commas:
+            log.warning("'%s': numbers are written with decimal commas in %s", self.path, _list(commas))
+        return table.to_pandas(ignore_metadata=True)
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column that must hold numbers, (N,) float64, NaN where a value is missing.
+
+        Raises:
+            DataError: a value is not a number; names it and its row.
+        """
+        values = self.arrow.select([column]).to_pandas(ignore_metadata=True)[column]
+        if pd.api.types.is_numeric_dtype(values):
+            return values.to_numpy(np.float64, na_value=np.nan)
+        text = values.astype("string").str.strip().fillna("")
+        written = text
+        if self.commas and text.str.contains(",").any():
+            log.info("'%s': numbers are written with decimal commas in %s", self.path, column)
+            written = text.where(~text.str.fullmatch(_DECIMAL_COMMA), text.str.replace(",", "."))
+        numbers = pd.to_numeric(written, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        bad = np.isnan(numbers) & ~text.isin(["", *MISSING_WORDS]).to_numpy(bool)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(f"{self.place(row)} says '{values[row]}' for '{column}', which is not a number: correct it")
+        return numbers
+
+
+def read_table(
+    path: str | Path, what: str = "table", *, columns: Sequence[str] | None = None, advice: str | None = None
+) -> TableFile:
+    """Read a table, whatever it is separated by and encoded in.
+
+    Rows without any value are left out, and so are columns without a name; names of columns lose blanks at their ends.
+
+    Args:
+        path: the file.
+        what: what to call it in messages.
+        columns: those to read; all if left out.
+        advice: of the errors, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        DataError: the file is not there, is not a table, is in no encoding that is known, has two columns of the same
+            name or not one of ``columns``, or a row has more or fewer values than the header.
+
+    >>> file = getfixture("tmp_path") / "plates.csv"
+    >>> _ = file.write_text("Made on Monday\\n\\nplate;dose;x\\n0012;0,5;NA\\n")
+    >>> table = read_table(file)
+    >>> table.frame()
+      plate dose   x
+    0  0012  0,5  NA
+    >>> table.frame(numbers=["plate", "dose", "x"]).to_dict("records"), table.place(0)
+    ([{'plate': '0012', 'dose': 0.5, 'x': 'NA'}], "row 4 of 'plates.csv'")
+    """
+    path = Path(path)
+    name = f"{what} '{path}'"
+    try:
+        raw = path.read_bytes()
+        if raw.startswith(b"PAR1"):
+            return _read_parquet(path, name, columns, advice)
+        if raw.startswith(b"\x1f\x8b"):
+            raw = gzip.decompress(raw)
+    except FileNotFoundError:
+        raise DataError(f"no {name}: correct its name, or put it there", advice) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{name} is damaged, its gzip data end too early or are wrong: copy it again", advice
+        ) from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror or one_line(error)})", advice) from error
+    _check_kind(raw, name, advice)
+    try:
+        return _read_text(path, name, _as_utf8(raw, name), columns)
+    except DataError as error:
+        raise DataError(str(error), advice) from error.__cause__
+
+
+class _Layout(NamedTuple):
+    separator: str
+    header: int
+    """How many lines come before the header."""
+    names: list[str]
+
+
+def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, advice: str | None) -> TableFile:
+    try:
+        there = pyarrow.parquet.read_schema(path).names
+        _check_names(there, columns, name)
+        return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{name} is a damaged Parquet file ({one_line(error)}): write or copy it again", advice
+        ) from error
+    except DataError as error:
+        raise DataError(str(error), advice) from None
+
+
+def _check_kind(raw: bytes, name: str, advice: str | None) -> None:
+    """Refuse what is not text."""
+    if not raw.strip():
+        raise DataError(f"{name} is empty: write or copy it again", advice)
+    for start, kind, remedy in _FOREIGN:
+        if raw.startswith(start):
+            raise DataError(f"{name} is {kind}, not a table as text: {remedy}", advice)
+    if _HTML.match(raw):
+        raise DataError(f"{name} is a web page or XML, as a failed download leaves it: get the table itself", advice)
+
+
+def _as_utf8(raw: bytes, name: str) -> bytes:
+    """The text of a file in UTF-8, whatever it was in."""
+    encoding = next((e for bom, e in _BOMS if raw.startswith(bom)), None) or _utf_16(raw)
+    if encoding is not None:
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name} begins as {encoding.upper()}, but is not ({one_line(error)}): save it as UTF-8"
+            ) from error
+        if encoding != "utf-8-sig":
+            log.info("%s is read as %s", name, encoding.upper())
+        return text.encode()
+    if b"\0" in raw[:_SAMPLE]:
+        raise DataError(f"{name} is a binary file, not text: save the table as CSV or Parquet")
+    if raw.isascii():
+        return raw
+    try:
+        raw.decode()
+        return raw
+    except UnicodeDecodeError as error:
+        wrong = error
+    row = raw.count(b"\n", 0, wrong.start) + 1
+    if set(raw.decode(errors="replace")) - set(map(chr, range(128))) - {"\ufffd"}:
+        raise DataError(
+            f"{name} is UTF-8 but for the byte 0x{raw[wrong.start]:02x} in line {row}: it may be put together from "
+            "files of two encodings, or be damaged; save it as UTF-8"
+        )
+    try:
+        text = raw.decode("cp1252")
+    except UnicodeDecodeError as error:
+        row = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name} holds the byte 0x{raw[error.start]:02x} in line {row}, which is in neither UTF-8 nor "
+            "Windows-1252: save it as UTF-8"
+        ) from None
+    word = re.search(r"\S*[^\x00-\x7f]\S*", text)
+    log.warning(
+        "%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, word[0] if word else ""
+    )
+    return text.encode()
+
+
+def _utf_16(raw: bytes) -> str | None:
+    """UTF-16 without a mark at its beginning: every other byte of plain letters is zero."""
+    sample = np.frombuffer(raw[: min(len(raw) // 2 * 2, 4096)], np.uint8).reshape(-1, 2) == 0
+    if not len(sample):
+        return None
+    first, second = sample.mean(0)
+    return "utf-16-le" if second > 0.7 > 0.1 > first else "utf-16-be" if first > 0.7 > 0.1 > second else None
+
+
+def _read_text(path: Path, name: str, raw: bytes, columns: Sequence[str] | None) -> TableFile:
+    layout = _find_layout(raw, path)
+    _check_names([one for one in layout.names if one], columns, name)
+    usual = "\t" if path.name.lower().removesuffix(".gz").endswith((".tsv", ".txt")) else ","
+    if layout.separator != usual:
+        log.info("%s is separated by %s", name, _SEPARATORS[layout.separator])
+    if layout.header:
+        log.warning("%s: its header is in row %d; the rows before it are left out", name, layout.header + 1)
+    named = [one or f"\0{i}" for i, one in enumerate(layout.names)]
+    table, odd = _parse(raw, layout, named, threads=True)
+    if odd:
+        _refuse_rows(_parse(raw, layout, named, threads=False)[1], len(table), layout, name)
+    rows = np.arange(len(table)) + layout.header + 2
+    blank = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])
+    if blank.any():
+        table, rows = table.filter(pa.array(~blank)), rows[~blank]
+    nameless = [one for one in table.column_names if one.startswith("\0")]
+    full = [i for one in nameless if (i := int(one[1:])) >= 0 and pc.any(pc.not_equal(table[one], "")).as_py()]
+    if full:
+        log.warning("%s: column %s has no name and is left out", name, _list(i + 1 for i in full))
+    return TableFile(
+        path, table.select(columns or [one for one in named if one not in nameless]), rows, layout.separator
+    )
+
+
+def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tuple[Any, list[Any]]:
+    """The table, and the rows with more or fewer values than there are names, numbered only without threads."""
+    odd: list[Any] = []
+
+    def note(row: Any) -> str:
+        odd.append(row)
+        return "skip"
+
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(raw),
+            pyarrow.csv.ReadOptions(
+                use_threads=threads, skip_rows=layout.header + 1, column_names=names, block_size=_BLOCK
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=layout.separator,
+                newlines_in_values=True,
+                ignore_empty_lines=False,
+                invalid_row_handler=note,
+            ),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=False,
+                check_utf8=False,
+            ),
+        )
+    except pa.ArrowInvalid:
+        if raw.count(b"\n") > layout.header + 1:
+            raise  # it has more than a header
+        table = pa.table({name: pa.array([], pa.string()) for name in names})
+    return table, odd
+
+
+def _refuse_rows(odd: list[Any], good: int, layout: _Layout, name: str) -> NoReturn:
+    """Say why rows do not have as many values as the header has names; ``good`` rows have."""
+    first = odd[0]
+    if "\n" in first.text.strip() and first.text.count('"') % 2:
+        raise DataError(
+            f'{name}: row {first.number} opens a quotation mark (") that is never closed: close or remove it'
+        )
+    if not good and {row.actual_columns - row.expected_columns for row in odd} == {1}:
+        hint = "name the first column, too (R: row.names=FALSE)"
+    elif first.actual_columns > first.expected_columns:
+        hint = f"put values that hold {_SEPARATORS[layout.separator]} in quotation marks"
+    else:
+        hint = "complete them, or remove them"
+    others = f"; so have {len(odd) - 1} others: {_list(row.number for row in odd[1:])}" if len(odd) > 1 else ""
+    raise DataError(
+        f"{name}: row {first.number} has {first.actual_columns} values, but the header (row {layout.header + 1}) has "
+        f"{first.expected_columns} names{others}: {hint}"
+    )
+
+
+def _check_names(there: Sequence[str], columns: Sequence[str] | None, name: str) -> None:
+    twice = [one for one, count in Counter(there).items() if count > 1]
+    if twice:
+        raise DataError(f"{name} has two columns '{twice[0]}': rename one of them")
+    missing = [one for one in columns or () if one not in there]
+    if missing:
+        raise DataError(f"{name} has no column '{missing[0]}'; it has: {_list(there, _MANY)}")
+
+
+def _find_layout(raw: bytes, path: Path) -> _Layout:
+    """Which separator gives the most rows of the same number of values, and where the header is."""
+    end = raw.find(b"\n", _SAMPLE)
+    sample = raw[: end + 1 if end > 0 else len(raw)].decode()
+    told = re.match(r"sep=(.)\r?\n", sample)  # Excel's own hint
+    choices = [told[1]] if told and told[1] in _SEPARATORS else list(_SEPARATORS)
+    usual = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    best, layout = (False, -1.0, False, 0), _Layout(usual, 0, [])
+    for separator in sorted(choices, key=lambda one: one != usual):
+        records = _records(sample, separator)
+        header = 1 if told and len(records) > 1 else _find_header(records)
+        width = len(records[header])
+        after = [record for record in records[header + 1 :] if record]
+        share = sum(len(record) == width for record in after) / len(after) if after else 1.0
+        score = (width > 1, share, header == 0, width)
+        if score > best:
+            best, layout = score, _Layout(separator, header, _names(records[header], after))
+    return layout
+
+
+def _records(sample: str, separator: str) -> list[list[str]]:
+    """The first rows of a text, split."""
+    records: list[list[str]] = []
+    with suppress(csv.Error):  # a value longer than any, behind a quotation mark that is never closed
+        records += islice(csv.reader(io.StringIO(sample, newline=""), delimiter=separator), _RECORDS)
+    return records or [[sample]]
+
+
+def _find_header(records: list[list[str]]) -> int:
+    """Which row names the columns: the first, unless rows of one or two words come before a row of as many names as
+    most rows have values."""
+    widths = Counter(len(record) for record in records[1:] if record)
+    width = widths.most_common(1)[0][0] if widths else len(records[0])
+    few = max(1, width // 2)
+    for i, record in enumerate(records[:50]):
+        filled = [value.strip() for value in record if value.strip()]
+        if len(filled) > few or (width == 1 and filled):
+            fits = len(record) == width and len(set(filled)) == len(filled) >= width - 1
+            return i if i == 0 or (fits and not any(map(_NUMERIC.fullmatch, filled))) else 0
+    return 0
+
+
+def _names(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The names of the columns; where every row ends in a separator that the header lacks, one more without a name."""
+    names = [unicodedata.normalize("NFC", value.replace("\ufeff", "").strip()) for value in header]
+    if rows and all(len(row) == len(names) + 1 and not row[-1].strip() for row in rows):
+        names.append("")
+    return names
+
+
+def _as_numbers(column: Any, commas: bool) -> tuple[Any, bool]:
+    """A column of text as whole numbers, as numbers, or as it is; and whether it had decimal commas."""
+    text = pc.utf8_trim_whitespace(column)
+    text = pc.if_else(pc.is_in(text, pa.array(["", *MISSING_WORDS])), pa.scalar(None, pa.string()), text)
+    if text.null_count == len(text) or pc.any(pc.match_substring_regex(text, r"^[+-]?0\d")).as_py():
+        return column, False
+    comma = False
+    if commas and pc.any(pc.match_substring(text, ",")).as_py():
+        comma = bool(pc.all(pc.match_substring_regex(text, _DECIMAL_COMMA)).as_py())
+        text = pc.replace_substring(text, ",", ".") if comma else text
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return text.cast(kind), comma
+        except pa.ArrowInvalid:
+            if pc.all(pc.match_substring_regex(text, r"^[+-]?\d+$")).as_py():  # more digits than 64 bits hold
+                break
+    return column, False
+
+
+def _list(values: Iterable[object], shown: int = _SHOWN) -> str:
+    texts = list(map(str, values))
+    return ", ".join(texts[:shown]) + (", …" if len(texts) > shown else "")

@@ -1,0 +1,225 @@
+"""Tables as labs write them are read, or refused with the true cause and the row as a spreadsheet shows it."""
+
+import gzip
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from biomass.errors import DataError
+from biomass.table_files import read_table
+
+PLAIN = "path,plate,dose,note\na.png,0012,0.5,x\nb.png,13,1e-3,NA\n"
+RECORDS = [
+    {"path": "a.png", "plate": "0012", "dose": "0.5", "note": "x"},
+    {"path": "b.png", "plate": "13", "dose": "1e-3", "note": "NA"},
+]
+
+
+def semicolons(text: str) -> str:
+    return text.replace(".5", ",5").replace(",", ";").replace("0;5", "0,5").replace("1e-3", "0,001")
+
+
+WRITTEN = {
+    "plain": PLAIN.encode(),
+    "windows line ends": PLAIN.replace("\n", "\r\n").encode(),
+    "old Mac line ends": PLAIN.replace("\n", "\r").encode(),
+    "no last line end": PLAIN.strip().encode(),
+    "byte order mark": PLAIN.encode("utf-8-sig"),
+    "UTF-16": PLAIN.encode("utf-16"),
+    "UTF-16 without mark": PLAIN.encode("utf-16-le"),
+    "UTF-16 BE without mark": PLAIN.encode("utf-16-be"),
+    "UTF-32": PLAIN.encode("utf-32"),
+    "tabs": PLAIN.replace(",", "\t").encode(),
+    "bars": PLAIN.replace(",", "|").encode(),
+    "semicolons": PLAIN.replace(",", ";").encode(),
+    "gzip": gzip.compress(PLAIN.encode()),
+    "Excel's hint": ("sep=;\n" + PLAIN.replace(",", ";")).encode(),
+    "all quoted": "\n".join(",".join(f'"{v}"' for v in line.split(",")) for line in PLAIN.splitlines()).encode(),
+    "lines before": ("Plate report\nDate: 2024-01-01\n\n" + PLAIN).encode(),
+    "padded lines before": ("Plate report,,,\n,,,\nOperator,AB,,\n" + PLAIN).encode(),
+    "comments before": ("# made by hand\n" + PLAIN.replace(",", "\t")).encode(),
+    "empty rows": PLAIN.replace("b.png", "\n,,,\n\nb.png").encode(),
+    "separators at the end": PLAIN.replace("\n", ",\n").encode(),
+    "separators at the end of rows": PLAIN.replace("x\n", "x,\n").replace("NA\n", "NA,\n").encode(),
+    "numbered by pandas": PLAIN.replace("path", ",path")
+    .replace("a.png", "0,a.png")
+    .replace("b.png", "1,b.png")
+    .encode(),
+    "blanks in the header": PLAIN.replace("path,plate", " path , plate").encode(),
+}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".txt", ".tsv", ".csv.gz", ""])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_every_way_of_writing_gives_the_same_table(tmp_path: Path, kind: str, ending: str) -> None:
+    file = tmp_path / f"t{ending}"
+    file.write_bytes(WRITTEN[kind])
+    table = read_table(file)
+    assert table.frame().to_dict("records") == RECORDS
+    numbers = table.frame(["plate", "dose", "note"])
+    assert numbers["plate"].tolist() == ["0012", "13"]
+    assert numbers["dose"].tolist() == [0.5, 0.001]
+    assert numbers["note"].tolist() == ["x", "NA"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("semicolons", "separated by semicolons"),
+        ("tabs", "separated by tabs"),
+        ("UTF-16", "UTF-16"),
+        ("lines before", "header is in row 4"),
+        ("numbered by pandas", "column 1 has no name"),
+    ],
+)
+def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, said: str) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "t.csv").write_bytes(WRITTEN[kind])
+    read_table(tmp_path / "t.csv")
+    assert said in caplog.text
+    caplog.clear()
+    (tmp_path / "t.csv").write_bytes(WRITTEN["plain"])
+    read_table(tmp_path / "t.csv")
+    assert not caplog.text
+
+
+def test_decimal_commas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("plate;dose;x;sites\nP1;0,5;1,25E+02;1,2\nP2;;-3;1,2,3\nP3;2;NA;4\n")
+    table = read_table(file)
+    frame = table.frame(table.columns)
+    np.testing.assert_array_equal(frame["dose"], [0.5, np.nan, 2])
+    np.testing.assert_array_equal(frame["x"], [125, -3, np.nan])
+    assert frame["sites"].tolist() == ["1,2", "1,2,3", "4"]
+    assert "decimal commas in dose, x" in caplog.text
+    assert table.frame()["dose"].tolist() == ["0,5", "", "2"]  # as written
+    (tmp_path / "whole.csv").write_text("site;sites\n1,0;1,2\n;1,0\n2,0;3\n")  # made floats by the missing one
+    assert read_table(tmp_path / "whole.csv").frame().to_numpy().T.tolist() == [["1", "", "2"], ["1,2", "1,0", "3"]]
+    np.testing.assert_array_equal(table.numbers("dose"), [0.5, np.nan, 2])
+    with pytest.raises(DataError, match=r"row 3 of 't\.csv' says '1,2,3' for 'sites', which is not a number"):
+        table.numbers("sites")
+
+
+def test_windows_1252_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes("compound,unit\ntaxol,M\nDMSO,5µM\nx,Ω\n".replace("Ω", "ß").encode("cp1252"))
+    assert read_table(file).frame()["unit"].tolist() == ["M", "5µM", "ß"]
+    assert "Windows-1252, where line 3 says 'DMSO,5µM'" in caplog.text
+
+
+def test_quoted_line_breaks_and_separators(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text('name,plate\n"two\nlines, ""quoted""",P1\nx,5" disc\ny,\n')
+    table = read_table(file)
+    assert table.frame().to_numpy().tolist() == [['two\nlines, "quoted"', "P1"], ["x", '5" disc'], ["y", ""]]
+    assert table.place(1) == "row 3 of 't.csv'"  # as a spreadsheet counts
+
+
+def test_late_changes_of_type_are_no_matter(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    n = 200_000
+    pd.DataFrame({"a": [*range(n), "x"], "b": [*range(n), 0.5], "c": [*["7"] * n, "07"]}).to_csv(file, index=False)
+    table = read_table(file)
+    frame = table.frame("abc")
+    assert frame["a"].iloc[[0, -1]].tolist() == ["0", "x"]
+    assert frame["b"].iloc[[1, -1]].tolist() == [1, 0.5]
+    assert frame["c"].iloc[[0, -1]].tolist() == ["7", "07"]
+    with pytest.raises(DataError, match=f"row {n + 2} of 't.csv' says 'x' for 'a'"):
+        table.numbers("a")
+
+
+def test_numbers_that_are_names_stay_text(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("zero,long,whole,point,none\n007,12345678901234567890,1,1.0,\n8,2,2,,NA\n")
+    frame = read_table(file).frame(["zero", "long", "whole", "point", "none"])
+    assert frame["zero"].tolist() == ["007", "8"]
+    assert frame["long"].tolist() == ["12345678901234567890", "2"]
+    assert frame["whole"].tolist() == [1, 2]
+    assert frame["whole"].dtype == np.int64
+    np.testing.assert_array_equal(frame["point"], [1, np.nan])
+    assert frame["none"].tolist() == ["", "NA"]
+
+
+FAULTS = {
+    "missing": (None, r"no plate map .*t\.csv"),
+    "empty": (b"", "is empty"),
+    "blank": (b" \n\n", "is empty"),
+    "too few": (b"a,b\n1,2\n3\n", r"row 3 has 1 values, but the header \(row 1\) has 2 names: complete"),
+    "too many": (b"a,b\n1,2\nx, y,2\n1,2,3\n", r"row 3 has 3 values.*1 others: 4.*quotation marks"),
+    "ragged after lines before": (b"Report\n\na,b,c\n1,2,3\n4,5\n", r"row 5 has 2 values, but the header \(row 3\)"),
+    "ragged after a line break": (b'a,b\n"x\ny",2\n3\n', "row 3 has 1 values"),
+    "row names of R": (b"a,b\n1,x,y\n2,x,y\n", "row.names=FALSE"),
+    "one name too few": (b"path,plate,well\na.png,W1,P1,A01\nb.png,W1,P1,A02\n", "row 2 has 4 values.*3 names"),
+    "open quotation": (b'a,b\n1,2\n"x,2\n3,4\n' + b"5,6\n" * 1000, "row 3 opens a quotation mark"),
+    "names twice": (b"a,moa,moa \n1,2,3\n", "two columns 'moa'"),
+    "binary": (b"a,b\n\0\1\2\3\xff", "binary file"),
+    "Excel": (b"PK\x03\x04xxxx", "Excel workbook.*save the sheet as CSV"),
+    "old Excel": (b"\xd0\xcf\x11\xe0xxxx", "old Excel workbook"),
+    "web page": (b"\n<!DOCTYPE html><html>", "web page.*download"),
+    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "git lfs pull"),
+    "image": (b"\x89PNG\r\n", "PNG image"),
+    "cut gzip": (gzip.compress(PLAIN.encode() * 9)[:-9], "damaged.*gzip"),
+    "cut Parquet": (b"PAR1xxxx", "damaged Parquet"),
+    "two encodings": ("a,b\nä,1\n".encode() + "ü,2\n".encode("cp1252"), "byte 0xfc in line 3.*two encodings"),
+    "no encoding": (b"a,b\n\x81,1\n", "byte 0x81 in line 2.*neither UTF-8 nor Windows-1252"),
+    "cut UTF-16": (PLAIN.encode("utf-16")[:-1], "UTF-16"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_says_what_it_is(tmp_path: Path, fault: str) -> None:
+    content, message = FAULTS[fault]
+    if content is not None:
+        (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(tmp_path / "t.csv", "plate map", advice="metadata_file")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "t.csv") in str(caught.value)
+    assert caught.value.advice == "metadata_file"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_some_columns(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"t.{suffix}"
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", None], "c": [0.5, np.nan]})
+    table.to_csv(file, index=False) if suffix == "csv" else table.to_parquet(file)
+    read = read_table(file, columns=["c", "b"])
+    assert read.columns == ["c", "b"]
+    np.testing.assert_array_equal(read.numbers("c"), [0.5, np.nan])
+    with pytest.raises(DataError, match="no column 'd'; it has: a, b, c"):
+        read_table(file, columns=["d"])
+    assert len(read_table(file)) == 2
+
+
+def test_a_table_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n")
+    table = read_table(tmp_path / "t.csv")
+    assert len(table) == 0
+    assert table.columns == ["a", "b"]
+    assert len(read_table(tmp_path / "t.csv", columns=["b"]).frame()) == 0
+
+
+def test_a_list_of_one_column(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("path\nimg/a b.png\nimg/c.png\n")
+    assert read_table(tmp_path / "t.txt").frame()["path"].tolist() == ["img/a b.png", "img/c.png"]
+
+
+def test_wide_tables_and_their_header(tmp_path: Path) -> None:
+    names = ["Metadata_plate", *(f"Cells_Texture_feature_number_{i}" for i in range(40_000))]
+    (tmp_path / "t.csv").write_text(",".join(names) + "\n" + ",".join(["P1", *["0.5"] * 40_000]) + "\n")
+    table = read_table(tmp_path / "t.csv")
+    assert table.columns == names
+
+
+def test_real_plate_maps(real_data: Path) -> None:
+    folder = real_data / "platemaps"
+    for file in sorted(folder.iterdir()):
+        separator = "," if file.suffix == ".csv" else "\t"
+        expected = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False)
+        pd.testing.assert_frame_equal(read_table(file).frame(), expected)
+    profiles = real_data / "bbbc021_profiles" / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz"
+    table = read_table(profiles)
+    pd.testing.assert_frame_equal(table.frame(table.columns), pd.read_csv(profiles))
