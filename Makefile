@@ -1,7 +1,7 @@
 # Every target makes .venv and installs what is missing by itself; a second call starts at once.
 #   make demo    simulated screen, vanilla and BEN side by side, a table and a picture, in minutes
-#   make test    the test suite           make slow   the tests that take minutes
-#   make lint    ruff and mypy            make bench  ratios, measured side by side
+#   make test    tests, and the examples in docstrings      make slow   the tests that take minutes
+#   make lint    ruff, mypy, codespell                      make bench  ratios, measured side by side
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -22,6 +22,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

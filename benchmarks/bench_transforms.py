@@ -1,6 +1,6 @@
-"""Batched augmentation against torchvision's transforms on one image after the other, on one core.
+"""Batched augmentation, against torchvision's transforms on one image after the other, on one core.
 
-Run: ``python -m benchmarks transforms`` (the cells of a plate's images: 616 of 3 x 48 x 48 pixels).
+Run ``python -m benchmarks transforms``. The batch is 616 cells of 3 x 48 x 48 pixels, one for each field of a plate.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def one_by_one(transform: Single, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Print milliseconds for the batch, ours and one by one, and their ratio."""
+    """Print milliseconds per batch, ours and one by one, and their ratio."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -281,6 +281,10 @@ def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) ->
             if outside.tracebacks:
                 raise
             raise ConfigError(arguments.explain(error)) from error
+        except RuntimeError as error:
+            if "srun" not in str(error) or outside.tracebacks:
+                raise
+            raise ConfigError("there is no Slurm here; start this where srun is, or take another launcher") from error
 
 
 class _Outside(NamedTuple):
@@ -323,6 +327,9 @@ def _one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from None
     except BiomassError as error:
         raise SystemExit(f"error: {error}") from None
+    except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise SystemExit(f"error: {_cannot_write(error)}") from None
 
@@ -332,13 +339,14 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
 
     A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder.
     """
-    if multiprocessing.get_start_method(allow_none=True) == "loky":  # which only joblib's own processes can be
-        multiprocessing.set_start_method(None, force=True)
-    if _rank() > 0:
-        logging.disable(logging.WARNING)  # one process of several writes lines
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: it starts joblib's own workers only
+        multiprocessing.set_start_method(None, force=True)  # and not those that read images
     settings = HydraConfig.get()
     outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
+    if _rank() > 0:
+        logging.disable(logging.WARNING)
     try:
+        _check_devices(node, settings)
         value = main(Config(node))
     except BiomassError as error:
         if tracebacks:
@@ -354,6 +362,17 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     return value
 
 
+def _check_devices(node: DictConfig, settings: Any) -> None:
+    """Lightning starts the other processes of a run by its command line, which is not that of a launcher's job."""
+    devices, tasks = OmegaConf.select(node, "trainer.devices"), os.environ.get("SLURM_NTASKS", "1")
+    alone = settings.mode == RunMode.MULTIRUN and "Basic" not in settings.launcher._target_
+    if alone and isinstance(devices, int) and devices > int(tasks):
+        raise ConfigError(
+            f"trainer.devices is {devices}, and the jobs of this launcher have {tasks} process each; sweep with "
+            "hydra/launcher=basic, or give hydra.launcher.tasks_per_node of submitit_slurm as many"
+        )
+
+
 def _has(node: DictConfig, key: str) -> bool:
     section, _, last = key.rpartition(".")
     parent = OmegaConf.select(node, section) if section else node
@@ -364,16 +383,20 @@ class Folders(Callback):
     """Hydra's folders ``outputs/<date>/<time>``: no two runs share one; and the outcomes of a sweep's jobs in them."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Take a folder for this run; the second process of several writes nothing there."""
-        if _rank() > 0:
-            config.hydra.output_subdir = None
-            config.hydra.job_logging = {"root": None}
-            config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
-        else:
+        """Take a folder for this run; of several processes only the first writes there."""
+        if _rank() == 0:
             config.hydra.run.dir = _own_folder(config, "run")
+            return
+        config.hydra.output_subdir = None
+        config.hydra.job_logging = {"root": None}
+        if not _is_given(config.hydra, "run"):
+            config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this sweep, and forget what an earlier one may have left there."""
+        if _rank() > 0:
+            logging.disable(logging.WARNING)
+            config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         folder = config.hydra.sweep.dir = _own_folder(config, "sweep")
         config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')  # every job is composed again
         for outcome in Path(folder).rglob(OUTCOME):
@@ -391,7 +414,7 @@ class Folders(Callback):
 def _own_folder(config: DictConfig, mode: str) -> str:
     """Make the folder of a run or a sweep. Nobody else has it, unless its name was given: a number is put behind it."""
     folder = str(config.hydra[mode].dir)
-    given = any(override.startswith(f"hydra.{mode}.dir=") for override in config.hydra.overrides.hydra)
+    given = _is_given(config.hydra, mode)
     names = itertools.chain([folder], (f"{folder}-{number}" for number in itertools.count(2)))
     for name in names:
         try:
@@ -403,6 +426,10 @@ def _own_folder(config: DictConfig, mode: str) -> str:
         except OSError as error:
             raise SystemExit(f"error: {_cannot_write(error)}") from None
     raise AssertionError
+
+
+def _is_given(settings: Any, mode: str) -> bool:
+    return any(override.startswith(f"hydra.{mode}.dir=") for override in settings.overrides.hydra)
 
 
 def _cannot_write(error: OSError) -> str:
@@ -423,11 +450,14 @@ def run_name(name: str | None, job: str) -> str:
         job: the script's name.
 
     Raises:
-        ConfigError: the name cannot name a folder.
+        ConfigError: the name cannot name a folder; or this is one of several processes that were started apart, which
+            cannot agree on a time.
     """
     settings = HydraConfig.get() if HydraConfig.initialized() else None
     sweep = settings is not None and settings.mode == RunMode.MULTIRUN
     if name is None and settings is not None:
+        if _rank() > 0 and not sweep and not _is_given(settings, "run"):
+            raise ConfigError("several processes of one run need a name for it; give one", "run_name")
         name = "-".join([job, *Path(settings.sweep.dir if sweep else settings.run.dir).parts[-2:]])
     elif name is None:
         name = f"{job}-{datetime.now():%Y-%m-%d-%H-%M-%S}"

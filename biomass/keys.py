@@ -216,6 +216,7 @@ ADVICE = {
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
     "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),
     "plates": Advice("the plates are {key}", ("dataloaders.plates", f"{_SOURCE}.plates")),
+    "path": Advice("the table is {key}", (f"{_SOURCE}.path",)),
     "image": Advice("the columns of image files are {key}", (f"{_SOURCE}.image",)),
     "axes": Advice("set {key} to HW, CHW or HWC", (f"{_SOURCE}.axes",)),
     "channels": Advice("the channels are {key}", (f"{_SOURCE}.channels", "channels")),
@@ -233,6 +234,7 @@ ADVICE = {
     "sampler": Advice("set {key}", ("dataloaders.sampler", "dataloaders.train_groupby")),
     "instance": Advice("set {key}", ("dataloaders.instance",)),
     "negatives": Advice("raise {key}, or look at instance and sampler of the dataloaders", ("train_batch_size",)),
+    "transforms": Advice("leave it out of {key}", ("transforms.eval",)),
     # network and training
     "d_out": Advice("set {key}", ("model.d_out", "out_features")),
     "out_features": Advice("set {key}", ("out_features",)),
@@ -247,7 +249,7 @@ ADVICE = {
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "devices": Advice("set {key}", ("trainer.devices",)),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
-    "resume": Advice("set {key}", ("resume",)),
+    "resume": Advice("{key}=auto continues it, run_name names another", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }
 """What the advice of an error (:class:`biomass.errors.BiomassError`) means for the user of a script."""

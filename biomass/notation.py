@@ -60,9 +60,12 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         """One file of a folder of configurations."""
-        result = super().load_config(config_path)  # finds the file and its header, and complains where there is none
-        text = (Path(self.path) / self._normalize_file_name(config_path)).read_text(encoding="utf-8")
-        result.config = OmegaConf.create(yaml.load(text, Loader=PlainLoader) or {})
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            result = super().load_config(config_path)  # reads the header, too, and complains where there is no file
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"'{file}' is not text in UTF-8; save it as that") from error
+        result.config = OmegaConf.create(yaml.load(file.read_text(encoding="utf-8"), Loader=PlainLoader) or {})
         return result
 
 
@@ -70,7 +73,11 @@ SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[A-Za-z_$][\w./@:$-]*)(?:=(?P<value>.*))?", re.DOTALL)
-_PIECE = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*'|\$\{[^}]*\})|[^,\[\]{}:"']+""")
+_IN_BRACES, _ELSEWHERE = (
+    re.compile(rf"""\$\{{[^}}]*\}}|"[^"]*"|'[^']*'|[^{signs}"']+|.""", re.DOTALL) for signs in (r",:\[\]{}", r",\[\]{}")
+)
+"""What a value is made of: a reference, a quoted or bare text, or one sign. In braces a colon is a sign, too."""
+
 _RETYPED = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:e[-+]?[0-9_]+)?|[-+]?inf|[-+]?nan|true|false", re.IGNORECASE
 )
@@ -116,7 +123,7 @@ class Arguments(NamedTuple):
         """The same for Hydra, in which names keep their spelling: quoted where Hydra would make them numbers.
 
         >>> Arguments([], ["run_name=2021_08_12", "model_path=7,1E05", "learning_rate=1E-3"]).for_hydra()
-        ['run_name="2021_08_12"', 'model_path="7","1E05"', 'learning_rate=1E-3']
+        ['run_name="2021_08_12"', 'model_path=7,"1E05"', 'learning_rate=1E-3']
         """
         return [*self.options, *map(_with_quotes, self.overrides)]
 
@@ -187,6 +194,8 @@ def _explain_value(override: str) -> str:
     if match is None or not match["value"]:
         return f"'{override}' is not a setting; write key=value"
     key, value = f"{match['sign'] or ''}{match['key']}", match["value"]
+    if "${" in value:
+        return f"'{override}': close the reference with }}, or write '{key}=\\${{…' if none is meant"
     if value.startswith("~"):
         return f"'{override}': write $HOME for ~: {key}=$HOME{value[1:]}"
     is_text = match["key"] in KEYS and KEYS[match["key"]].types is str
@@ -206,16 +215,24 @@ def _with_quotes(override: str) -> str:
     if match is None or not match["value"] or not holds_names(match["key"]):
         return override
 
-    def quote(piece: re.Match[str]) -> str:
-        name = piece[0].strip()
-        return piece[0].replace(name, f'"{name}"') if not piece["quoted"] and _RETYPED.fullmatch(name) else piece[0]
-
-    return override[: match.start("value")] + _PIECE.sub(quote, match["value"])
+    written, open_, rest = override[: match.start("value")], "", match["value"]
+    while rest:
+        piece = (_IN_BRACES if open_.endswith("{") else _ELSEWHERE).match(rest)
+        assert piece is not None
+        text = piece[0]
+        if text in "[{":
+            open_ += text
+        elif text in "]}":
+            open_ = open_[:-1]
+        elif _RETYPED.fullmatch(name := text.strip()) and not re.fullmatch(_WHOLE, name):
+            text = text.replace(name, f'"{name}"')
+        written, rest = written + text, rest[piece.end() :]
+    return written
 
 
 def _quoted(key: str, value: str) -> str:
     """A setting as a shell takes it, whose value Hydra reads as one piece of text."""
-    text = value.strip("'\"").replace('"', '\\"')
+    text = (value.strip(value[0]) if value[0] in "'\"" else value).replace('"', '\\"')
     return shlex.quote(f'{key}="{text}"')
 
 

@@ -140,22 +140,24 @@ class TableFile:
             log.warning("'%s': numbers are written with decimal commas in %s", self.path, _list(commas))
         return table.to_pandas(ignore_metadata=True)
 
-    def numbers(self, column: str) -> np.ndarray:
+    def numbers(self, column: str, needed: bool = False) -> np.ndarray:
         """A column that must hold numbers, (N,) float64, NaN where a value is missing.
 
+        Args:
+            column: its name.
+            needed: whether every row must have one.
+
         Raises:
-            DataError: a value is not a number; names it and its row.
+            DataError: a value is not a number, or is missing but needed; names it and its row.
         """
         values = self.arrow.select([column]).to_pandas(ignore_metadata=True)[column]
-        if pd.api.types.is_numeric_dtype(values):
-            return values.to_numpy(np.float64, na_value=np.nan)
         text = values.astype("string").str.strip().fillna("")
         written = text
         if self.commas and text.str.contains(",").any():
             log.info("'%s': numbers are written with decimal commas in %s", self.path, column)
             written = text.where(~text.str.fullmatch(_DECIMAL_COMMA), text.str.replace(",", "."))
         numbers = pd.to_numeric(written, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        bad = np.isnan(numbers) & ~text.isin(["", *MISSING_WORDS]).to_numpy(bool)
+        bad = np.isnan(numbers) & (needed | ~text.isin(["", *MISSING_WORDS]).to_numpy(bool))
         if bad.any():
             row = int(np.argmax(bad))
             raise DataError(f"{self.place(row)} says '{values[row]}' for '{column}', which is not a number: correct it")

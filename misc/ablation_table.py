@@ -2,17 +2,18 @@
 
     python misc/ablation_table.py [runs/name ...] [--metric test/accuracy] [--out tables/ablation]
 
-Reads the runs of train_classifier.py (all below runs/ if none are named), prints the table as Markdown, and writes it
-as Markdown and CSV. Probes that cannot be compared are refused: of one cell of the table, two whose encoders have the
-same seed, or were trained with other settings than the seed; of the whole table, two that were trained or encoded with
-other settings, or two whose encoders saw other data. Left out, with a word on it, are probes that were stopped before
-their last epoch, that have not the metric, or whose encoder is a plain state dict, which says nothing of its training.
+Reads the runs of train_classifier.py (all below runs/ if none is named), prints the table as Markdown, and writes it
+as Markdown and CSV. Probes that cannot be compared are an error. The probes of one cell of the table must differ in the
+seeds of their encoders, and in nothing else. All probes of the table must have been trained and encoded with the same
+settings, by encoders that saw the same data. A probe is left out, with its reason, if it was stopped before its last
+epoch, if it did not measure the metric, or if its encoder is a plain state dict, which does not say how it was trained.
 """
 
 import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,24 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from biomass.atomic import whole_file
+from biomass.errors import ConfigError, one_line
+
 METHODS = {"random_single": "SimCLR", "random": "MinCLR"}
-TRAINED = {"random": "vanilla", "plate": "plate", "exp": "experiment"}
 FIELDS = "supervised field"
-INFERENCE = {"random": "mixed batches", "plate": "plate", "exp": "experiment"}
-ORDER = {"vanilla": 0, "mixed batches": 1, "plate": 2, "experiment": 3}
+PLATE = ("experiment", "plate")
+SAMPLERS = {"random": None, "plate": PLATE, "exp": ("experiment",)}
+"""What the published words draw a batch from: the columns of a group, or None for mixed batches."""
+TITLES = {"running": "vanilla", "batch": "mixed batches"}
+"""What a column of the table calls a word for statistics; others are called by their name, or by their groups."""
+ORDER = {"vanilla": 0, "mixed batches": 1, "plate": 2, "experiment": 3, "controls": 4}
 CELL = ["method", "views", "trained with", "inference with"]
-"""What a cell of the table is; its probes differ in the seeds of their encoders alone."""
-FREE = {"seed", "run_name", "resume", "device", "save_model", "trainer", "dataloaders.num_workers"}
+"""What makes a cell of the table. Its probes differ only in the seeds of their encoders."""
+STATISTICS = {"statistics", "statistics_rows", "dataloaders.sampler", "dataloaders.train_groupby"}
+"""Keys that say what statistics are taken from; the columns of the table show it."""
+FREE = STATISTICS | {"seed", "run_name", "resume", "device", "save_model", "trainer", "dataloaders.num_workers"}
 """Keys in which the encoders of a cell may differ."""
-FREE_PROBE = FREE | {"model_path", "sup_model_path", "save_key", "encoder", "model_train_mode", "dataloaders.sampler"}
+FREE_PROBE = FREE | {"model_path", "sup_model_path", "save_key", "encoder", "model_train_mode", "calibration"}
 """Keys in which the probes of a table may differ."""
 _SOURCE = "dataloaders.source"
 
@@ -45,7 +54,7 @@ def main() -> None:
     configs = {folder: _config(folder) for folder in arguments.runs or sorted(Path("runs").glob("*/"))}
     for folder in arguments.runs:
         if not configs[folder]:
-            what = "holds no probe" if folder.is_dir() else "is no folder"
+            what = "holds no probe" if folder.is_dir() else "is not a folder"
             raise SystemExit(f"error: '{folder}' {what}; name folders of train_classifier.py, such as runs/<run name>")
     probes = gather({folder: config for folder, config in configs.items() if config}, arguments.metric)
     if probes.empty:
@@ -57,7 +66,7 @@ def main() -> None:
 
 
 def _config(folder: Path) -> dict[Any, Any] | None:
-    """The configuration of a probe; None if the folder is of no probe."""
+    """The configuration of a probe; None if the folder does not hold a probe."""
     file = folder / "config.yaml"
     if not file.exists():
         return None
@@ -71,16 +80,16 @@ def _config(folder: Path) -> dict[Any, Any] | None:
 
 
 def gather(configs: dict[Path, dict[Any, Any]], metric: str) -> pd.DataFrame:
-    """One row a probe: the columns of CELL, seed (of the encoder), run, value (0..1), and what check looks at."""
+    """One row per probe: the columns of CELL, seed (of the encoder), run, value (0..1), and what check compares."""
     rows = []
     for folder, config in configs.items():
         measured = [line for line in _lines(folder / "metrics.jsonl") if metric in line]
-        # what is measured in training counts epochs from 0, what is measured after them from 1
+        # metrics of training count epochs from 0; those of an evaluation after an epoch count from 1
         epochs = measured[-1].get("epoch", 0) + metric.startswith("train/") if measured else 0
         if not config.get("encoder"):
             why = "whose encoder is a plain state dict and does not say how it was trained"
         elif not measured:
-            why = f"which has not measured '{metric}'"
+            why = f"which did not measure '{metric}'"
         elif "epoch" in measured[-1] and epochs < config.get("num_epochs", 0):
             why = f"which was stopped: '{metric}' was last measured in epoch {epochs} of {config['num_epochs']}"
         else:
@@ -91,7 +100,7 @@ def gather(configs: dict[Path, dict[Any, Any]], metric: str) -> pd.DataFrame:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """What a run has logged; without the line that was being written when it was stopped."""
+    """What a run logged, without a line that was cut off when the run was stopped."""
     lines = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
@@ -100,53 +109,65 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _write(texts: dict[str, str], out: Path) -> None:
-    """Write a file for each ending, all of them or none."""
-    parts: dict[Path, Path] = {}
+    """Write a file for each ending."""
     try:
-        parts = {out.with_suffix(ending): out.with_name(f".{out.name}{ending}.part") for ending in texts}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for part, text in zip(parts.values(), texts.values(), strict=True):
-            part.write_text(text)
-        for file, part in parts.items():
-            part.replace(file)
-    except (OSError, ValueError) as error:
-        for part in parts.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
-        raise SystemExit(f"error: cannot write '{out}' ({error}); choose another --out") from None
+        files = {out.with_name(f"{out.stem}{ending}"): text for ending, text in texts.items()} if out.name else {}
+        for file in files or [out]:
+            if file.is_dir():
+                raise ConfigError(f"cannot write '{file}' (it is a folder)")
+        with contextlib.ExitStack() as both:  # neither takes its name before both are written
+            for file, text in files.items():
+                both.enter_context(whole_file(file)).write_text(text)
+    except ConfigError as error:
+        raise SystemExit(f"error: {one_line(error)}; choose another --out") from None
 
 
 def _describe(config: dict[Any, Any]) -> dict[str, Any]:
     encoder = config["encoder"]
     data = encoder["dataloaders"]
     if "num_views" in encoder:
-        method, trained = METHODS[data["mode"]], TRAINED[data["sampler"]]
+        method, columns = METHODS[data["mode"]], SAMPLERS[data["sampler"]]
     elif "sampler" in data:
-        method, trained = "supervised cell", TRAINED[data["sampler"]]
+        method, columns = "supervised cell", SAMPLERS[data["sampler"]]
     else:
-        method, trained = FIELDS, _grouped(data.get("train_groupby"))
+        method, columns = FIELDS, data.get("train_groupby")
+    plate = "controls" if encoder.get("statistics_rows") == "controls" else "plate"
+    groups = SAMPLERS[config["dataloaders"]["sampler"]]
+    at_hand = "plate" if groups else "batch"
     return {
         "method": method,
         "views": encoder.get("num_views", 1),
-        "trained with": trained,
-        "inference with": INFERENCE[config["dataloaders"]["sampler"]] if config["model_train_mode"] else "vanilla",
+        "trained with": _title(encoder, "train", plate if columns else "running", columns),
+        "inference with": _title(config, "eval", at_hand if config["model_train_mode"] else "running", groups),
         "seed": encoder["seed"],
         "probe": _settings(config, FREE_PROBE),
         "encoder": _settings(encoder, FREE),
     }
 
 
+def _title(config: dict[Any, Any], stage: str, word: str, columns: Sequence[str] | str | None) -> str:
+    """What the statistics of a stage, ``train`` or ``eval``, are called in the table.
+
+    Args:
+        config: of the run; its ``statistics`` override the word and the columns.
+        stage: of the run.
+        word: what its published keys mean.
+        columns: those that make a group, as its published keys mean; None for plates.
+    """
+    chosen = config.get("statistics") or {}
+    word, columns = chosen.get(stage) or word, chosen.get("by") or columns or PLATE
+    if word in TITLES:
+        return TITLES[word]
+    names = {columns} if isinstance(columns, str) else set(columns)
+    groups = "plate" if names == set(PLATE) else ", ".join(sorted(names))
+    return groups if word == "plate" else word if groups == "plate" else f"{word}, {groups}"
+
+
 def _settings(config: dict[Any, Any], free: set[str]) -> dict[str, Any]:
-    """The keys of a configuration, and those of its dataloaders, but for those in which runs may differ."""
+    """The keys of a configuration and of its dataloaders, without those in which runs may differ."""
     keys = {key: value for key, value in config.items() if key != "dataloaders"}
     keys |= {f"dataloaders.{key}": value for key, value in config["dataloaders"].items()}
     return {key: value for key, value in keys.items() if key not in free}
-
-
-def _grouped(columns: list[str] | str | None) -> str:
-    """What batches were drawn from, by the columns of train_groupby."""
-    names = [columns] if isinstance(columns, str) else columns or ["vanilla"]
-    return "plate" if set(names) == {"experiment", "plate"} else ", ".join(names)
 
 
 def check(probes: pd.DataFrame) -> None:
@@ -165,15 +186,15 @@ def check(probes: pd.DataFrame) -> None:
     if twice.any():
         second = probes[twice].iloc[0]
         first = probes[(probes[[*CELL, "seed"]] == second[[*CELL, "seed"]]).all(axis=1)].iloc[0]
-        cell = f"{first['method']}, train {first['trained with']} / inference {first['inference with']}"
+        place = f"{first['method']}, train {first['trained with']} / inference {first['inference with']}"
         raise SystemExit(
             f"error: runs {first['run']} and {second['run']} probe encoders of the same seed "
-            f"{first['seed']} ({cell}); name only one of them"
+            f"{first['seed']} ({place}); name only one of them"
         )
 
 
 def _agree(runs: "pd.Series[str]", settings: "pd.Series[Any]", where: str = "") -> None:
-    """Refuse runs with other settings than the first; a key that is absent is null."""
+    """Refuse runs whose settings differ from those of the first run. A key that is absent counts as null."""
     first = settings.iloc[0]
     for run, other in zip(runs, settings, strict=True):
         for key in [*first, *other]:
@@ -185,7 +206,7 @@ def _agree(runs: "pd.Series[str]", settings: "pd.Series[Any]", where: str = "") 
 
 
 def _differing(one: Any, other: Any) -> str:
-    """What two values are; of two mappings, the first entry that differs."""
+    """Two values; of two mappings, the first entry that differs."""
     if isinstance(one, dict) and isinstance(other, dict):
         key = next(k for k in [*one, *other] if one.get(k) != other.get(k) or (k in one) != (k in other))
         return f"{key}: {one.get(key)} and {other.get(key)}"
@@ -193,7 +214,7 @@ def _differing(one: Any, other: Any) -> str:
 
 
 def summarize(probes: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (of the sample) over seeds, in per cent, with the number of seeds."""
+    """Mean and sample standard deviation over seeds, in per cent, and the number of seeds."""
     table = probes.groupby(CELL, sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     table[["mean", "std"]] = (100 * table[["mean", "std"]]).round(2)
     return table.sort_values(CELL, key=lambda c: c.map(_place) if c.name in CELL[2:] else c, ignore_index=True)

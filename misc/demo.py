@@ -1,4 +1,4 @@
-"""What BEN does, in minutes: train vanilla and BEN on a simulated screen, compare them on plates they have not seen.
+"""What BEN does, in minutes: train vanilla and BEN networks on a simulated screen, compare them on unseen plates.
 
     make demo        or        python misc/demo.py [further overrides of train_erm.py]
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -17,8 +18,12 @@ import pandas as pd
 from draw_simulated import false_colour  # beside this file
 from omegaconf import OmegaConf
 
+from biomass.atomic import whole_file
 from biomass.config import build
 from biomass.screen import Screen
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("vanilla", "ben")
@@ -26,7 +31,7 @@ TITLES = {"vanilla": "vanilla batch norm", "ben": "BEN", "adabn": "AdaBN"}
 
 
 def main(overrides: list[str]) -> None:
-    """One Hydra multirun over the methods, then the table and the picture."""
+    """Train by one Hydra multirun over the methods, then print the table and draw the picture."""
     name = f"demo-{datetime.now():%Y-%m-%d-%H-%M-%S}"
     command = [sys.executable, "train_erm.py", "-m", "+experiment=demo", f"+method={','.join(METHODS)}"]
     subprocess.run([*command, f"run_name={name}", *overrides], cwd=ROOT, check=True)
@@ -55,9 +60,9 @@ def draw(folders: dict[str, Path], path: Path) -> None:
     config = OmegaConf.load(next(iter(folders.values())) / "config.yaml")
     screen = build(OmegaConf.to_container(config.dataloaders.source, resolve=True))  # type: ignore[arg-type]
     figure = plt.figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
-    _draw_cells(left, screen)
-    axes = right.subplots()
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.25, 1])[0]
+    _draw_fields(left, screen)
+    axes = right.add_subplot()
     plates = {m: pd.read_csv(f / "plates.csv").query("split == 'test'").set_index("plate") for m, f in folders.items()}
     values = np.stack([100 * plates[m]["accuracy"].reindex(plates[METHODS[0]].index).to_numpy() for m in METHODS])
     axes.plot([0, 1], values, color="0.75", lw=0.8, zorder=1)
@@ -71,16 +76,17 @@ def draw(folders: dict[str, Path], path: Path) -> None:
     axes.set_ylabel("accuracy on an unseen plate (%)")
     axes.set_title("one dot a test plate, bar: their mean", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")
 
 
-def _draw_cells(figure: object, screen: Screen) -> None:
+def _draw_fields(figure: "SubFigure", screen: Screen) -> None:
     """Rows: three perturbations; columns: plates, trained on and unseen."""
     table = screen.table
     train = list(dict.fromkeys(table.loc[table["split"] == "train", "plate_id"]))[::5][:3]
     test = list(dict.fromkeys(table.loc[table["split"] == "test", "plate_id"]))[::3][:3]
     labels = _shared_labels(table, [*train, *test])
-    axes = figure.subplots(len(labels), len(train) + len(test), squeeze=False)  # type: ignore[attr-defined]
+    axes = figure.subplots(len(labels), len(train) + len(test), squeeze=False)
     for i, label in enumerate(labels):
         for j, plate in enumerate([*train, *test]):
             row = np.flatnonzero((table["plate_id"] == plate) & (table["label"] == label))[0]
@@ -90,11 +96,11 @@ def _draw_cells(figure: object, screen: Screen) -> None:
             if i == 0:
                 axes[i, j].set_title("trained on" if j < len(train) else "unseen", fontsize=9)
         axes[i, 0].set_ylabel(screen.classes[label], fontsize=8)
-    figure.suptitle("columns: plates, rows: perturbations", fontsize=10)  # type: ignore[attr-defined]
+    figure.suptitle("columns: plates, rows: perturbations", fontsize=10)
 
 
 def _shared_labels(table: pd.DataFrame, plates: list[int], count: int = 3) -> list[int]:
-    """Labels that stand on all of these plates: controls do, and as many of them as are asked for."""
+    """The last ``count`` labels that are on all of these plates; controls are on every plate."""
     sets = [set(table.loc[table["plate_id"] == plate, "label"]) for plate in plates]
     return sorted(set.intersection(*sets))[-count:]
 

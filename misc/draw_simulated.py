@@ -1,8 +1,9 @@
-"""Draw misc/simulated_screen.png: what a simulated screen looks like, biology down and batch effect across.
+"""Draw misc/simulated_screen.png, a simulated screen: the biology changes down a column, the plate along a row.
 
 python misc/draw_simulated.py
 """
 
+import io
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from biomass.atomic import whole_file
 from biomass.simulation.morphology import CHANNELS
 from biomass.simulation.rxrx1 import Design, lay_out, render_plate
 
@@ -47,8 +49,10 @@ def draw(path: Path) -> None:
     for axis, name in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(name, fontsize=7)
     figure.subplots_adjust(left=0.03, right=0.998, bottom=0.005, top=0.93, wspace=0.03, hspace=0.03)
-    figure.savefig(path, dpi=130)
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # half the size
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=130)
+    with whole_file(path) as part:
+        Image.open(drawn).convert("RGB").quantize(256).save(part, "PNG", optimize=True)  # half the size
 
 
 def false_colour(image: np.ndarray) -> np.ndarray:

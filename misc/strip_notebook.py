@@ -1,8 +1,8 @@
-"""Strip what running has left in notebooks: outputs, execution counts, and the traces of editors. In place.
+"""Strip from notebooks, in place, what running them leaves there: outputs, execution counts, traces of editors.
 
     python misc/strip_notebook.py notebooks/pybbbc.ipynb [...]
 
-A file that is stripped already is not touched.
+A file without such traces is not touched.
 """
 
 import json
@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from biomass.atomic import whole_file
+from biomass.errors import ConfigError, one_line
+
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def strip(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook (format 4) without outputs, and with no metadata but the kernel and the tags of its cells."""
+    """The notebook (format 4) without outputs. Of its metadata, the kernel and the tags of cells are kept."""
     cells = []
     for cell in notebook["cells"]:
         tags = cell.get("metadata", {}).get("tags")
@@ -27,15 +30,23 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(paths: Sequence[str]) -> None:
-    """Strip the files; one that is no notebook is an error of one line."""
+    """Strip the files.
+
+    Raises:
+        SystemExit: a file is not a notebook, or cannot be written; the message is one line.
+    """
     for path in map(Path, paths):
         try:
             before = path.read_text(encoding="utf-8")
             after = json.dumps(strip(json.loads(before)), indent=1, ensure_ascii=False) + "\n"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SystemExit(f"error: '{path}' is no notebook that can be read ({type(error).__name__})") from None
+            raise SystemExit(f"error: '{path}' cannot be read as a notebook ({type(error).__name__})") from None
         if after != before:
-            path.write_text(after, encoding="utf-8")
+            try:
+                with whole_file(path) as part:
+                    part.write_text(after, encoding="utf-8")
+            except ConfigError as error:
+                raise SystemExit(f"error: {one_line(error)}") from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Config views, instantiation, run names, and how the scripts report errors."""
+"""Config views, instantiation, run names, YAML and command lines as they are written, and how scripts report errors."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError, DataError
 from biomass.keys import KEYS
+from biomass.notation import Arguments
 
 CONFIGS = ROOT / "configs"
 SCRIPTS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -241,6 +243,335 @@ def test_values_that_fit():
         Config(composed("train_erm", override))
 
 
+# ---- names as they are written
+
+NAMES = ["0012", "2021_08_12", "NO", "0x1F", "1:30", "1E05", "on", "~x", "2021-08-12", "12_", "-", "0b1", "1.2.3", "+5"]
+"""What YAML 1.1 takes for other things, or may."""
+
+
+def splits_of(node):
+    return Config(node).dataloaders.source["splits"]
+
+
+def test_names_in_a_file_are_text_as_written_and_numbers_are_decimals(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "seed: 12\nlearning_rate: 1e-3\nweight_decay: 1.0E-05\nuse_projs: True\nrun_name: 0012\n"
+        "x: [null, ~, .5, -3, .inf]\n"
+        f"dataloaders: {{source: {{_target_: x, splits: {{test: {{plate: [{', '.join(NAMES)}, 10]}}}}}}}}\n"
+    )
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        node = compose("a")
+    cfg = Config(node)
+    assert (cfg.seed, cfg.learning_rate, cfg.weight_decay, cfg.use_projs, cfg.run_name) == (
+        12,
+        1e-3,
+        1e-5,
+        True,
+        "0012",
+    )
+    assert cfg.x == [None, None, 0.5, -3, float("inf")]
+    assert splits_of(node) == {"test": {"plate": [*NAMES, "10"]}}
+
+
+@pytest.mark.parametrize("name", ["1.10", "1e5", "true", "null", "-.5"])
+def test_a_name_of_unknown_spelling_is_refused_in_a_file(tmp_path, name):
+    (tmp_path / "a.yaml").write_text(
+        f"dataloaders: {{source: {{_target_: x, splits: {{test: {{plate: [{name}]}}}}}}}}\n"
+    )
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        node = compose("a")
+    with pytest.raises(ConfigError, match=r"dataloaders.source.splits.test.plate holds .*quotes"):
+        Config(node)
+
+
+def from_shell(line, script="train_erm"):
+    """What a script composes of a command line."""
+    return composed(script, *Arguments.of(shlex.split(line)).for_hydra())
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ("~x",)] + ["1.10", "1e5", "TRUE", "NaN", "inf", "1_0.5", ".5"]
+)
+def test_names_on_the_command_line_are_text_as_written(name):
+    splits = "dataloaders.source.splits"
+    node = from_shell(f"dataloaders=manifest {splits}='{{test: {{plate: [{name}, a]}}}}'")
+    assert splits_of(node) == {"test": {"plate": [name, "a"]}}
+    node = from_shell(f"dataloaders=manifest +{splits}.val.plate=[{name}]")
+    assert splits_of(node) == {"val": {"plate": [name]}}
+    assert Config(from_shell(f"run_name={name}")).run_name == name
+    assert Config(from_shell(f"run_name='\"{name}\"'")).run_name == name
+    node = from_shell(f"dataloaders=bbbc021 dataloaders.plates=[{name},7]", "transfer_bbbc021")
+    assert Config(node).dataloaders.plates == [name, "7"]
+
+
+def test_names_in_a_sweep_keep_their_spelling():
+    assert Arguments.of(["-m", "model_path=0012,1E05, 2021_08_12 ,'a,b',${seed}", "seed=1_000"]).for_hydra() == [
+        "-m",
+        'model_path="0012","1E05", "2021_08_12" ,\'a,b\',${seed}',
+        "seed=1_000",
+    ]
+
+
+# ---- command lines that need quotes
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "/data/a=b",
+            "x(1)",
+            "x)",
+            "x(",
+            "a,b",
+            "a}",
+            "{a",
+            "[a",
+            "a]",
+            "/data/[x]",
+            "/a/{b}",
+            "it's",
+            'a"b"',
+            "a#b",
+            "ü",
+        ),
+        *("a;b&c", "=a", "a<b>", "a`b`", "a!b^c"),
+    ],
+)
+def test_a_value_that_needs_quotes_is_told_how(value):
+    """What the message ends in is taken by a shell and by Hydra, and means the value."""
+    key = "dataloaders.root_dir"
+    with pytest.raises(ConfigError) as caught:
+        refused(f"{key}={value}")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"{key}={value}" in message
+    remedy = next(word for word in shell_words(message) if word.startswith(f"{key}="))
+    assert Config(composed("train_erm", *Arguments.of([remedy]).for_hydra())).dataloaders.root_dir == value
+
+
+def refused(*arguments):
+    """Compose, and raise what a script would say."""
+    words = Arguments.of(arguments)
+    try:
+        composed("train_erm", *words.for_hydra())
+    except Exception as error:
+        raise ConfigError(words.explain(error)) from error
+
+
+def shell_words(message):
+    """The words of the remedy: what stands behind the last colon, or behind "write"."""
+    start = max(message.rfind(": '"), message.rfind("write '"))
+    return shlex.split(message[message.index("'", start) :].split(", or '")[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run_name=a b", "'run_name=a b'"),
+        ("dataloaders.train_groupby=[plate, well]", r"'dataloaders.train_groupby=\[plate, well\]'"),
+        ("dataloaders.train_groupby=[plate", r"'dataloaders.train_groupby=\[plate\]'"),
+        (
+            "'dataloaders.source.splits={test: {plate: [0012]}'",
+            r": 'dataloaders.source.splits={test: {plate: \[0012\]}}'",
+        ),
+        ("'dataloaders.source.splits={test: {plate: [a=b]}}'", "the names in it in double quotes"),
+        ("run_name = a", "without blanks around the ="),
+        ("run_name =a", "without blanks around the ="),
+        ("run_name= a", "without blanks around the ="),
+        ("'run_name=${a'", "close the reference"),
+        ("foo", "'foo' is not a setting; write key=value"),
+        ("123=4", "'123=4' is not a setting"),
+        ("@x=1", "'@x=1' is not a setting"),
+        ("--run_name=a", "write run_name=a"),
+        ("-x", "unknown option '-x'"),
+        ("--cfg foo", "'foo'.*--hydra-help"),
+        ("~run_name=a", "write '~run_name'"),
+        ("~nokey", "unknown key 'nokey'"),
+        ("lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ("dataloaders.root_dir='~/a'", r"write \$HOME for ~: dataloaders.root_dir=\$HOME/a"),
+        ("dataloaders=manifes", "no dataloaders=manifes; did you mean 'manifest'"),
+        ("hydra/launcher=foo", "no hydra/launcher=foo; choose basic"),
+        ("method=ben", r"write \+method=ben"),
+        ("learning_rate=1,5", "write learning_rate=1.5"),
+        ("'run_name=choice(a,b)'", "add -m"),
+        ("seed=1,2", "sweep with -m"),
+    ],
+)
+def test_other_slips_of_a_command_line(line, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        refused(*shlex.split(line))
+    assert "\n" not in str(caught.value)
+
+
+def test_options_may_stand_anywhere():
+    assert Arguments.of(["a=1", "-m", "b=2", "--config-dir", "x"]) == (["-m", "--config-dir", "x"], ["a=1", "b=2"])
+
+
+# ---- a small script, started as users start it
+
+TOY = """
+import logging
+from pathlib import Path
+
+from biomass.config import run_name, script
+from biomass.errors import DataError
+
+
+@script("toy")
+def main(cfg):
+    name = run_name(cfg.run_name, "toy")
+    if cfg.fail:
+        raise DataError("no pixels", advice="skip")
+    if cfg.num_workers:
+        from torch.utils.data import DataLoader
+
+        assert len(list(DataLoader(range(3), batch_size=None, num_workers=cfg.num_workers))) == 3
+    logging.getLogger("toy").info("hello")
+    Path("runs", name).mkdir(parents=True)
+    return cfg.value
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """``toy("key=value", …)`` starts a script that makes the folder of its run; ``.communicate()`` waits for it."""
+    configs = tmp_path / "program" / "configs"
+    configs.mkdir(parents=True)
+    (tmp_path / "program" / "toy.py").write_text(TOY)
+    (configs / "hydra").symlink_to(CONFIGS / "hydra")
+    (configs / "toy.yaml").write_text(
+        "# A toy.\ndefaults: [hydra: default, _self_]\nrun_name: null\nvalue: 0\nfail: false\nnum_workers: 0\n"
+        "dataloaders: {on_bad_image: error}\nhydra: {job: {name: toy}}\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "SLURM_PROCID")}
+
+    def _start(*arguments, command=(sys.executable, "program/toy.py"), **variables):
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": str(ROOT)} | variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return _start
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_runs_of_one_second_have_folders_of_their_own(toy, tmp_path):
+    started = [toy() for _ in range(5)]
+    assert [process.communicate()[1] for process in started] == [""] * 5
+    (day,) = (tmp_path / "outputs").iterdir()
+    assert len(names(day)) == 5
+    assert names(tmp_path / "runs") == [f"toy-{day.name}-{name}" for name in names(day)]
+
+
+def test_sweeps_of_one_second_have_folders_of_their_own(toy, tmp_path):
+    started = [toy("-m", "value=1,2") for _ in range(3)]
+    assert [process.communicate()[1] for process in started] == [""] * 3
+    (day,) = (tmp_path / "outputs").iterdir()
+    assert names(tmp_path / "runs") == sorted(f"toy-{day.name}-{name}-{job}" for name in names(day) for job in (0, 1))
+    assert all({"0", "1", "multirun.yaml"} <= set(names(folder)) for folder in day.iterdir())
+
+
+def test_an_error_names_the_key_of_the_script_at_hand(toy):
+    process = toy("fail=true")
+    assert process.communicate()[1] == "error: no pixels; or set dataloaders.on_bad_image=skip to leave it out\n"
+    assert process.returncode == 1
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(toy, tmp_path):
+    (tmp_path / "outputs").write_text("")
+    _, errors = toy().communicate()
+    assert errors.startswith("error: cannot write to 'outputs/")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["a: [1\n", "a: 1\na: 2\n", "a: 1\n b: 2\n", "\ta: 1\n", "- a\n", "a: \udcff\n", "defaults: [x]\n"]
+)
+def test_a_broken_file_is_one_line(toy, tmp_path, content):
+    (tmp_path / "program" / "configs" / "toy.yaml").write_bytes(content.encode(errors="surrogateescape"))
+    process = toy()
+    _, errors = process.communicate()
+    assert (errors[:7], errors.count("\n"), process.returncode) == ("error: ", 1, 1)
+
+
+def test_only_the_first_of_several_processes_writes_lines(toy, tmp_path):
+    first, second = toy("run_name=a", RANK="0", LOCAL_RANK="0"), toy("run_name=b", RANK="1", LOCAL_RANK="1")
+    assert "hello" in first.communicate()[0]
+    assert second.communicate() == ("", "")
+    (day,) = (tmp_path / "outputs").iterdir()
+    (folder,) = day.iterdir()
+    assert "hello" in (folder / "toy.log").read_text()
+    _, errors = toy(RANK="1").communicate()
+    assert "run_name" in errors  # started apart, processes do not know of one name
+    assert "hello" not in toy("-m", "value=1,2", "run_name=c", RANK="1").communicate()[0]
+
+
+def test_help_is_the_file_with_its_comments(toy, tmp_path):
+    shown, _ = toy("--help").communicate()
+    assert shown.startswith("usage: python toy.py [key=value ...]")
+    assert shown.endswith((tmp_path / "program" / "configs" / "toy.yaml").read_text() + "\n")
+    as_tool = "from toy import main; main(['--help'], 'biomass toy')"
+    shown, _ = toy(command=(sys.executable, "-c", as_tool), PYTHONPATH=f"{ROOT}:{tmp_path}/program").communicate()
+    assert shown.startswith("usage: biomass toy [key=value ...]")
+
+
+def test_a_tool_hands_its_arguments_on(toy, tmp_path):
+    code = "import sys; from toy import main; main(sys.argv[2:], 'biomass toy')"
+    process = toy("toy", "run_name=0012", command=(sys.executable, "-c", code), PYTHONPATH=f"{ROOT}:{tmp_path}/program")
+    assert process.communicate()[1] == ""
+    assert names(tmp_path / "runs") == ["0012"]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+def test_every_launcher_goes_on_after_a_job_that_fails(toy, tmp_path, launcher):
+    """With processes that read ahead in each job, as training has them."""
+    process = toy("-m", f"hydra/launcher={launcher}", "fail=true,false", "value=2", "num_workers=1", "run_name=s")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, errors
+    assert errors.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
+    assert names(tmp_path / "runs") == ["s-1"]
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert (folder / "0" / "outcome.txt").read_text().startswith("error: no pixels")
+    assert (folder / "1" / "outcome.txt").read_text() == "2\n"
+
+
+def test_slurm_that_is_not_there_is_one_line(toy):
+    process = toy("-m", "hydra/launcher=submitit_slurm", "value=1,2", PATH="")
+    _, errors = process.communicate()
+    assert (errors[:7], errors.count("\n"), process.returncode) == ("error: ", 1, 1)
+
+
+def test_devices_that_a_launcher_does_not_start_are_refused(toy):
+    process = toy("-m", "hydra/launcher=joblib", "value=1", "+trainer.devices=2")
+    assert "trainer.devices is 2" in process.communicate()[1]
+
+
+def test_a_shell_and_a_script_agree(toy):
+    """The remedies, typed in a shell."""
+    for typed, ends in {
+        "dataloaders.on_bad_image=a=b": """stands in quotes: 'dataloaders.on_bad_image="a=b"'""",
+        "run_name=a b": "stands in quotes: 'run_name=a b'",
+        "run_name=$NOTHING": 'run_name is ""; it must be a name or path or null',
+        "+value={1,2}": "Could not append to config",
+    }.items():
+        process = toy(command=("bash", "-c", f"{sys.executable} program/toy.py {typed}"))
+        _, errors = process.communicate()
+        assert ends in errors, typed
+        assert errors.count("error: ") == 1
+
+
 # ---- the scripts: sweeps and interruptions
 
 
@@ -265,26 +596,27 @@ def test_a_run_whose_name_is_a_number(tmp_path, data_root):
     assert (tmp_path / "checkpoints" / "20261124" / "last.pt").exists()
 
 
-@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
-def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(tmp_path, data_root, launcher):
+@pytest.mark.slow
+def test_a_sweep_of_training_with_reading_processes(tmp_path, data_root):
+    workers = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "dataloaders.num_workers=1")
+    process = start(tmp_path, data_root, "-m", *TINY, *workers, "trainer.max_steps=1", "run_name=sweep", "seed=0,1")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert names(tmp_path / "checkpoints") == ["sweep-0", "sweep-1"]
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(tmp_path, data_root):
     process = start(
-        tmp_path,
-        data_root,
-        "-m",
-        *launcher,
-        *TINY,
-        "trainer.max_steps=1",
-        "run_name=sweep",
-        "learning_rate=-1,0.001,abc",
+        tmp_path, data_root, "-m", *TINY, "trainer.max_steps=1", "run_name=sweep", "learning_rate=-1,0.001,abc"
     )
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     *jobs, last = errors.splitlines()
-    assert sorted(jobs) == [
+    assert jobs == [
         "error: job 0: learning_rate is -1; it must be a number of at least 0",
         'error: job 2: learning_rate is "abc"; it must be a number of at least 0',
     ]
-    assert last == "error: 2 of 3 jobs failed"
+    assert last.startswith("error: 2 of 3 jobs failed")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["sweep-1"]
 
 
@@ -301,7 +633,7 @@ def test_a_sweep_goes_on_after_the_last_job_of_a_batch_failed(tmp_path, data_roo
     )
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert errors.splitlines()[-1] == "error: 1 of 2 jobs failed"
+    assert errors.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
     assert (tmp_path / "checkpoints" / "sweep-1" / "last.pt").exists()
 
 

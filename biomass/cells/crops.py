@@ -27,6 +27,9 @@ def crops_inside(centres: np.ndarray, shape: tuple[int, int], size: int) -> np.n
         centres: y and x, pixels, (n, 2).
         shape: (H, W) of the image.
         size: height and width of a crop, pixels.
+
+    >>> crops_inside(np.array([[2.4, 7], [1.6, 7], [1.4, 7]]), (10, 10), 4).tolist()  # rows 0-3, 0-3, -1-2
+    [True, True, False]
     """
     corners = _corners(centres, size)
     return np.all((corners >= 0) & (corners + size <= np.array(shape)), axis=1)
@@ -49,6 +52,10 @@ def cut_crops(image: np.ndarray, centres: np.ndarray, size: int) -> np.ndarray:
 
     Raises:
         DataError: a crop does not lie inside the image; leave it out with :func:`crops_inside`.
+
+    >>> image = np.arange(100).reshape(1, 10, 10)
+    >>> cut_crops(image, np.array([[2, 7]]), 2).tolist()
+    [[[[16, 17], [26, 27]]]]
     """
     centres = np.asarray(centres, np.float64).reshape(-1, 2)
     outside = ~crops_inside(centres, (image.shape[1], image.shape[2]), size)
@@ -95,18 +102,16 @@ class CropPixels:
             BadImageError: a field cannot be read.
         """
         fields, which = np.unique(self.field[rows], return_inverse=True)
-        parts = []
+        crops = np.empty((len(rows), len(self.channels), *self.size), np.uint8)
         for number, row in enumerate(fields.tolist()):
             inside = np.flatnonzero(which == number)
             try:
-                parts.append((inside, cut_crops(self._read_field(row), self.centres[rows[inside]], self.size[0])))
+                cut = cut_crops(self._read_field(row), self.centres[rows[inside]], self.size[0])
             except BadImageError as error:
                 raise BadImageError(str(error), int(rows[inside[0]]), error.advice) from error
-        if not parts:
-            return np.empty((0, len(self.channels), *self.size), np.uint8)
-        crops = np.empty((len(rows), *parts[0][1].shape[1:]), parts[0][1].dtype)
-        for inside, part in parts:
-            crops[inside] = part
+            if not number:
+                crops = np.empty((len(rows), *cut.shape[1:]), cut.dtype)
+            crops[inside] = cut
         return crops
 
     def _read_field(self, row: int) -> np.ndarray:

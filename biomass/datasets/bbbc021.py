@@ -228,7 +228,7 @@ def _rows_of_plates(plates: Collection[str] | None, table: pd.DataFrame, file: P
     """The rows of some plates, (n,) int64; all if none are named."""
     known = sorted(table["plate"].unique())
     if plates is not None:
-        bbbc021_h5.check_plates(plates, known, file)
+        plates = bbbc021_h5.find_plates(plates, known, file)
     return np.flatnonzero(table["plate"].isin(known if plates is None else plates))
 
 

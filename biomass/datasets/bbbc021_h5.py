@@ -9,7 +9,6 @@ first one.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from biomass.errors import BadImageError, ConfigError, DataError, one_line
+from biomass.errors import BadImageError, DataError, one_line
+from biomass.identifiers import find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
-from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT, UNKNOWN
+from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
 from biomass.pixels.open_handles import Handles
 
 _REMEDY = "make it again with pybbbc, or leave the plate out with plates=[…]"
@@ -44,11 +44,11 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
         if not images.is_virtual:
             return [file]
         sources = sorted((s.vspace.get_select_bounds()[0][0], s.file_name) for s in images.virtual_sources())
-    names = {name: Path(name).stem for _, name in sources}
-    if plates is not None and set(plates) <= set(names.values()):
-        names = {name: plate for name, plate in names.items() if plate in plates}
+    stems = {name: Path(name).stem for _, name in sources}
+    if plates is not None and set(plates) <= set(stems.values()):
+        stems = {name: plate for name, plate in stems.items() if plate in plates}
     found = []
-    for name, plate in names.items():
+    for name, plate in stems.items():
         places = list(dict.fromkeys([file.parent / name, file.parent / "hdf5" / Path(name).name]))
         there = next((place for place in places if place.is_file()), None)
         if there is not None:
@@ -57,24 +57,19 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
             nor = f" (nor is it '{places[1]}')" if len(places) > 1 else ""
             raise DataError(f"plate file '{places[0]}' of '{file}' is missing{nor}: {_REMEDY}")
     if not found and plates is not None:
-        check_plates(plates, sorted(names.values()), file)
+        find_plates(plates, sorted(stems.values()), file)
     if not found:
         raise DataError(f"'{file}' names no plate files: make it again with pybbbc")
     return found
 
 
-def check_plates(plates: Collection[str], known: Sequence[str], file: Path) -> None:
-    """Make sure that plates are among the ``known`` ones of a file.
+def find_plates(plates: Collection[str], known: Sequence[str], file: Path) -> list[str]:
+    """Find plates among the ``known`` ones of a file, see :func:`biomass.identifiers.find`.
 
     Raises:
-        ConfigError: one is not; names it, and one that it may be meant for.
+        ConfigError: one is not there; names it, and one that it may be meant for.
     """
-    for plate in plates:
-        if plate not in known:
-            close = get_close_matches(str(plate), known, 1)
-            more = ", …" if len(known) > 8 else ""
-            hint = f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known[:8])}{more}"
-            raise ConfigError(f"plates lists '{plate}', which '{file}' does not have; {hint}")
+    return find(plates, known, f"plates of '{file}'", advice="plates")
 
 
 def _open(file: Path) -> h5py.File:
@@ -115,7 +110,8 @@ def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.Data
             tables.append(pd.DataFrame(columns).assign(file=number, index=np.arange(len(images))))
             sizes.append(images.shape[2:])
     table = pd.concat(tables, ignore_index=True)
-    table["moa"] = table["moa"].where(table["moa"] != UNKNOWN, "")
+    for column, form in (("plate", names), ("well", wells), ("compound", names), ("moa", names)):
+        table[column] = form(table[column], column, needed=column != "moa")  # UNKNOWN is one of the missing
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:
         raise DataError(f"images of '{files[other]}' are {sizes[other]}, those of '{files[0]}' {sizes[0]}: {_REMEDY}")

@@ -29,10 +29,12 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
+from biomass.identifiers import match, names, wells
 from biomass.pixels.bbbc021_files import IMAGE_TABLE, MOA_TABLE
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
+from biomass.table_files import TableFile, read_table
 
 CACHE_ADVICE = "set dataloaders.cache_dir to a folder that can be written"
 """What an error says of measured corrections that cannot be kept; commands have an option for it instead."""
@@ -54,8 +56,8 @@ _REMEDY = "download the plate again, or leave it out with plates=[…]"
 log = logging.getLogger(__name__)
 
 
-def read_csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a published table, packed with gzip or not, all of it as text.
+def read_csv(file: Path, columns: Sequence[str]) -> TableFile:
+    """Read columns of a published table, packed with gzip or not.
 
     Raises:
         DataError: it is missing, damaged, or lacks a column.
@@ -63,22 +65,7 @@ def read_csv(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     found = next((f for f in (file, file.with_name(f"{file.name}.gz")) if f.is_file()), None)
     if found is None:
         raise DataError(f"no table '{file}': download it from https://bbbc.broadinstitute.org/BBBC021")
-    try:
-        table = pd.read_csv(found, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"'{found}' cannot be read ({one_line(error)}): download it again") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataError(f"'{found}' has no column '{missing[0]}'; it has: {', '.join(table.columns)}")
-    return table
-
-
-def _concentrations(values: pd.Series, file: Path) -> np.ndarray:
-    numbers = pd.to_numeric(values, errors="coerce")
-    if numbers.isna().any():
-        row = int(np.argmax(numbers.isna()))
-        raise DataError(f"'{file}' says concentration '{values.iloc[row]}' in row {row} (from 0): it must be a number")
-    return numbers.to_numpy(np.float64)
+    return read_table(found, columns=columns)
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
@@ -91,11 +78,14 @@ def read_tables(folder: Path) -> pd.DataFrame:
     Raises:
         DataError: a table is missing, empty or damaged, or lists something twice.
     """
-    raw = read_csv(folder / IMAGE_TABLE, [*_COLUMNS, _FOLDER, *_FILES])
-    if raw.empty:
+    listed = read_csv(folder / IMAGE_TABLE, [*_COLUMNS, _FOLDER, *_FILES])
+    if not len(listed):
         raise DataError(f"'{folder / IMAGE_TABLE}' lists no fields: download it again")
+    raw = listed.frame()
     table = raw[list(_COLUMNS)].rename(columns=_COLUMNS)
-    table["concentration"] = _concentrations(table["concentration"], folder / IMAGE_TABLE)
+    for column, form in (("plate", names), ("well", wells), ("compound", names)):
+        table[column] = form(table[column], column, place=listed.place, needed=True)
+    table["concentration"] = listed.numbers("Image_Metadata_Concentration", needed=True)
     table["site"] = raw[_FILES[0]].str.extract(_SITE, expand=False)
     if table["site"].isna().any():
         name = raw.loc[table["site"].isna(), _FILES[0]].iloc[0]
@@ -113,15 +103,25 @@ def read_tables(folder: Path) -> pd.DataFrame:
 
 def _moas(file: Path, table: pd.DataFrame) -> np.ndarray:
     """The mechanism of every row's treatment, empty where the moa table does not list it, (N,) object."""
-    raw = read_csv(file, ["compound", "concentration", "moa"])
-    moas = raw[["compound", "moa"]].assign(concentration=_concentrations(raw["concentration"], file).round(6))
-    moas = moas.drop_duplicates()
+    listed = read_csv(file, ["compound", "concentration", "moa"])
+    moas = pd.DataFrame({c: names(listed.frame()[c], c, place=listed.place) for c in ("compound", "moa")})
+    moas["concentration"] = listed.numbers("concentration", needed=True).round(6)
+    moas = moas.drop_duplicates(ignore_index=True)
     twice = moas.duplicated(["compound", "concentration"])
     if twice.any():
         compound, concentration = moas.loc[twice, ["compound", "concentration"]].iloc[0]
         raise DataError(f"'{file}' gives two mechanisms for {compound} at {concentration:g}: remove one row")
     keys = table[["compound"]].assign(concentration=table["concentration"].round(6))
-    return keys.merge(moas, how="left", on=["compound", "concentration"])["moa"].fillna("").to_numpy(object)
+    found = match(
+        keys,
+        moas,
+        ["compound", "concentration"],
+        left_name="fields",
+        right_name=f"rows of '{file.name}'",
+        left_over="ignore",  # most treatments have no known mechanism
+        right_over="say",
+    )
+    return np.where(found < 0, "", moas["moa"].to_numpy(object)[found])
 
 
 def find_plate(root: Path, plate: str, folder: str) -> Path:

@@ -18,9 +18,11 @@ from filelock import FileLock
 
 from biomass.datasets.download import extract, fetch, find_archives, join
 from biomass.errors import DataError, one_line
+from biomass.identifiers import names
 from biomass.pixels.files import check_present, check_unique, open_files
 from biomass.pixels.packed import packed_pixels
 from biomass.screen import Pixels, Screen, make_screen
+from biomass.table_files import TableFile, read_table
 
 CHANNELS = ("nuclei", "ER", "actin")
 """The channels of an image, in the order of the files."""
@@ -101,7 +103,7 @@ def _download(folder: Path) -> None:
     for source, get in (("wilds", _from_wilds), ("mirror", _from_mirror)):
         try:
             found = _find_layout(get(work / source))
-            metadata = _read_metadata(found)
+            metadata = read_metadata(found / _METADATA)
             check_present(found, [_paths(metadata)])
         except (OSError, DataError) as error:
             failures.append(f"{source}: {textwrap.shorten(one_line(error), 200)}")
@@ -193,8 +195,7 @@ def load_rxrx1(root_dir: str | Path = "data", *, download: bool = True, on_bad_i
         DataError: the dataset is absent and cannot be downloaded, its metadata is damaged, or images are missing.
     """
     folder = prepare_rxrx1(root_dir, download)
-    metadata = _read_metadata(folder)
-    check_metadata(folder / _METADATA, metadata)
+    metadata = read_metadata(folder / _METADATA)
     paths = _paths(metadata)
     check_unique([paths], metadata["sirna_id"].to_numpy())
     pixels: Pixels | None = packed_pixels(folder, [paths])
@@ -219,36 +220,34 @@ def _official(root: Path) -> tuple[np.ndarray, np.ndarray]:
     return pd.Series(dataset.split_array).map(names).to_numpy(), dataset.y_array.numpy()
 
 
-def _read_metadata(folder: Path) -> pd.DataFrame:
-    """The metadata as strings, since wilds keeps only numbers of its own."""
-    path = folder / _METADATA
-    try:
-        metadata = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"'{path}' cannot be read ({one_line(error)}): download it again") from error
-    missing = [column for column in METADATA_COLUMNS if column not in metadata]
-    if missing:
-        raise DataError(f"'{path}' has no column '{missing[0]}': download it again")
-    return metadata
+def read_metadata(path: Path) -> pd.DataFrame:
+    """The metadata as text; the names of experiments, plates and sites in normal form.
 
-
-def check_metadata(path: Path, metadata: pd.DataFrame) -> None:
-    """Find what wilds would stumble over, or split in silence into nowhere."""
+    Raises:
+        DataError: it cannot be read or lacks a column, or says what wilds would stumble over, or put into no split
+            without a word.
+    """
+    table = read_table(path, "metadata", advice="metadata_file")
+    table.require(METADATA_COLUMNS, "metadata", "metadata_file")
+    metadata = table.frame()
+    for column in ("experiment", "plate", "well", "site", "sirna_id"):  # a well as its files are called
+        metadata[column] = names(metadata[column], column, place=table.place, needed=True)
     allowed = {"dataset": ("train", "val", "test"), "well_type": tuple(CONTROLS)}
     for column, values in allowed.items():
-        _refuse(path, metadata, column, ~metadata[column].isin(values), f"it may be {', '.join(values)}")
+        _refuse(table, metadata[column], ~metadata[column].isin(values), f"it may be {', '.join(values)}")
     for column in ("plate", "site", "sirna_id"):
-        _refuse(path, metadata, column, ~metadata[column].str.fullmatch(r"\d+"), "it must be a whole number")
+        _refuse(table, metadata[column], ~metadata[column].str.fullmatch(r"\d+"), "it must be a whole number")
     labels = np.unique(metadata["sirna_id"].astype(np.int64))
     gaps = np.flatnonzero(labels != np.arange(len(labels)))
     if len(gaps):
         raise DataError(f"'{path}' has no image with sirna_id {gaps[0]}: number the classes from 0 without gaps")
+    return metadata
 
 
-def _refuse(path: Path, metadata: pd.DataFrame, column: str, bad: pd.Series, rule: str) -> None:
+def _refuse(table: TableFile, column: pd.Series, bad: pd.Series, rule: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
-        raise DataError(f"'{path}' says '{metadata[column][row]}' in column '{column}', row {row} (from 0): {rule}")
+        raise DataError(f"{table.place(row)} says '{column[row]}' in column '{column.name}': {rule}")
 
 
 def _paths(metadata: pd.DataFrame) -> pd.Series:

@@ -32,8 +32,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from biomass.datasets.download import extract, fetch, find_archives, join
-from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, DOWNLOAD_ADVICE, METADATA_COLUMNS, check_metadata
-from biomass.errors import ConfigError, DataError, one_line
+from biomass.datasets.rxrx1 import CHANNELS, CONTROLS, DOWNLOAD_ADVICE, read_metadata
+from biomass.errors import DataError, one_line
+from biomass.identifiers import find
 from biomass.pixels.files import open_files
 from biomass.pixels.packed import packed_beside, packed_pixels, read_index
 from biomass.screen import FIELD, UNLABELLED, Screen, make_screen
@@ -231,15 +232,7 @@ def _find_metadata(folder: Path, metadata_file: str | Path | None, root_dir: str
 
 def _read_metadata(path: Path) -> pd.DataFrame:
     """A row a field of view: the columns of FIELD, and cell_type, split, label, control, sirna."""
-    try:
-        metadata = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"'{path}' cannot be read ({one_line(error)}): download it again") from error
-    missing = [column for column in METADATA_COLUMNS if column not in metadata]
-    if missing:
-        raise DataError(f"'{path}' has no column '{missing[0]}': name the metadata of RxRx1-WILDS")
-    check_metadata(path, metadata)
-    table = metadata.astype({"plate": np.int64, "site": np.int64})
+    table = read_metadata(path).astype({"plate": np.int64, "site": np.int64})
     twice = table[table.duplicated(list(FIELD))]
     if len(twice):
         raise DataError(f"'{path}' has two rows for '{_name(twice.iloc[0])}': remove one of them")
@@ -278,12 +271,7 @@ def _by_name(fields: pd.DataFrame) -> pd.DataFrame:
 def _select(fields: pd.DataFrame, cell_type: str | Sequence[str] | None, use_one_site: bool) -> pd.DataFrame:
     keep = np.ones(len(fields), bool)
     if cell_type is not None:
-        wanted = [cell_type] if isinstance(cell_type, str) else list(cell_type)
-        known = sorted(fields["cell_type"].unique())
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise ConfigError(f"dataloaders.source.cell_type '{unknown[0]}' is unknown; there is: {', '.join(known)}")
-        keep &= fields["cell_type"].isin(wanted)
+        keep &= fields["cell_type"].isin(find(cell_type, sorted(fields["cell_type"].unique()), "cell type"))
     if use_one_site:
         keep &= fields["site"] == np.where(fields["split"] == "iid_val", "2", "1")
     return fields[keep]

@@ -118,13 +118,9 @@ def write_tables(folder: Path, table: pd.DataFrame, names: pd.DataFrame) -> None
     for channel in RAW_CHANNELS:
         title = channel[0].upper() + channel[1:]
         images |= {f"Image_FileName_{title}": names[channel], f"Image_PathName_{title}": path}
-    images |= {
-        "Image_Metadata_Plate_DAPI": table["plate"],
-        "Image_Metadata_Well_DAPI": table["well"],
-        "Replicate": table["replicate"],
-        "Image_Metadata_Compound": table["compound"],
-        "Image_Metadata_Concentration": table["concentration"],
-    }
+    images |= {"Image_Metadata_Plate_DAPI": table["plate"], "Image_Metadata_Well_DAPI": table["well"]}
+    images |= {"Replicate": table["replicate"], "Image_Metadata_Compound": table["compound"]}
+    images |= {"Image_Metadata_Concentration": table["concentration"]}
     pd.DataFrame(images).to_csv(folder / IMAGE_TABLE, index=False)
     known = table.loc[table["moa"] != "", ["compound", "concentration", "moa"]].drop_duplicates()
     known.to_csv(folder / MOA_TABLE, index=False)

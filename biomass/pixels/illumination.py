@@ -122,7 +122,7 @@ def measure_channel(
     Args:
         images: called twice; yields the number of the site, 0 … n_sites - 1, and an image (H, W), non-negative, for
             every field of the plate, in any order.
-        n_sites: number of sites; one of which there is no image gets even light.
+        n_sites: number of sites; a site without images gets even light.
         sigma: of the Gaussian, pixels.
 
     Returns:

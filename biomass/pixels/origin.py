@@ -8,11 +8,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from biomass.pixels.files import string_array
+
+SEPARATOR = "\n"
+"""Stands between the names where an image was read from several files."""
 
 _SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
 _READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
 _THREADS = 16  # mostly waiting for the disk
 _CHUNK = 4096  # files that a thread looks at in a row
+
+
+def join_files(files: Sequence[Any]) -> Any:
+    """One Arrow array (N,) of N images' files, of the columns of names that a reader of files has."""
+    columns = [string_array(column) for column in files]
+    if len(columns) == 1:
+        return columns[0]
+    return pc.binary_join_element_wise(*columns, pa.scalar(SEPARATOR, pa.large_string()))
+
+
+def split_files(files: Any) -> tuple[Any, ...]:
+    """The inverse of :func:`join_files`."""
+    parts = pc.split_pattern(files, SEPARATOR)
+    return tuple(pc.list_element(parts, column) for column in range(len(parts[0])))
 
 
 class Stamps(NamedTuple):

@@ -5,10 +5,10 @@
     <store>/files.parquet   which file every row was read from, its size then, and when it had last been changed
     <store>/store.json      channels, classes, shape and checksums
 
-:func:`biomass.pixels.packed_writer.pack` writes it, by custom to ``<source>.packed``. There the reader of the source
-finds it (:func:`packed_pixels`) and reads the pixels from it, unless the source has changed since: a few hundred files
-are looked at each time, all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` needs no
-source.
+:func:`biomass.pixels.packed_writer.pack` writes it, usually to ``<source>.packed``. There the reader of the source
+finds it (:func:`packed_pixels`) and takes the pixels from it, unless the source has changed since. A few hundred files
+are looked at each time, and all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` reads a
+store without its source.
 """
 
 import json
@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import string_array
-from biomass.pixels.origin import find_changed_file
+from biomass.pixels.files import read_npy_header
+from biomass.pixels.origin import SEPARATOR, find_changed_file, join_files
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
@@ -41,9 +41,6 @@ FORMAT = 1
 
 IMAGES, INDEX, FILES, ABOUT = "images.npy", "index.parquet", "files.parquet", "store.json"
 """The files of a store."""
-
-SEPARATOR = "\n"
-"""Stands between the names where an image was read from several files."""
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +167,8 @@ class PackedPixels:
         if self.bad:
             hits = np.flatnonzero(np.isin(places, self._bad_rows))
             if len(hits):
-                raise BadImageError(self.bad[int(places[hits[0]])], int(rows[hits[0]]))
+                why = f"{self.bad[int(places[hits[0]])]}, and pack the images again"
+                raise BadImageError(why, int(rows[hits[0]]))
         array = self._array
         if hasattr(os, "posix_fadvise"):
             # What is not in memory comes from the disk all at once, not page by page as numpy runs into it: measured
@@ -200,11 +198,8 @@ def open_packed(path: str | Path) -> PackedPixels:
     path = Path(path)
     store = Store.read(path)
     try:
-        with (path / IMAGES).open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("version of the npy format")
-            header = np.lib.format.read_array_header_1_0(file)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        header, offset = read_npy_header(path / IMAGES)
+        size = (path / IMAGES).stat().st_size
         tables = {name: pq.read_metadata(path / name).num_rows for name in (INDEX, FILES)}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unusable(path, f"cannot be read ({one_line(error)})") from error
@@ -239,20 +234,6 @@ def packed_beside(source: str | Path) -> Path | None:
     return path if path.is_dir() else None
 
 
-def join_files(files: Sequence[Any]) -> Any:
-    """One Arrow array (N,) of N images' files, of the columns of names that a reader of files has."""
-    columns = [string_array(column) for column in files]
-    if len(columns) == 1:
-        return columns[0]
-    return pc.binary_join_element_wise(*columns, pa.scalar(SEPARATOR, pa.large_string()))
-
-
-def split_files(files: Any) -> tuple[Any, ...]:
-    """The inverse of :func:`join_files`."""
-    parts = pc.split_pattern(files, SEPARATOR)
-    return tuple(pc.list_element(parts, column) for column in range(len(parts[0])))
-
-
 def packed_pixels(
     source: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None
 ) -> PackedPixels | None:
@@ -265,8 +246,7 @@ def packed_pixels(
         channels: names of the channels; those of the store if left out.
 
     Returns:
-        None where there is no store, or, after a warning, where it lacks an image or the source has changed since it
-        was packed.
+        None where there is no store; also, with a warning, where it lacks an image or the source has changed since.
 
     Raises:
         DataError: the store is incomplete, was cut off, or is of another version.

@@ -44,21 +44,9 @@ from tqdm import tqdm
 
 from biomass.atomic import whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import FilePixels, none_readable, open_files
-from biomass.pixels.origin import Stamps, describe_origin, find_root, stamp_files
-from biomass.pixels.packed import (
-    ABOUT,
-    FILES,
-    IMAGES,
-    INDEX,
-    PackedPixels,
-    Store,
-    join_files,
-    open_packed,
-    read_index,
-    split_files,
-    verify,
-)
+from biomass.pixels.files import FilePixels, none_readable, open_files, read_npy_header
+from biomass.pixels.origin import Stamps, describe_origin, find_root, join_files, split_files, stamp_files
+from biomass.pixels.packed import ABOUT, FILES, IMAGES, INDEX, PackedPixels, Store, open_packed, read_index, verify
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 BLOCK_BYTES = 16 << 20
@@ -236,7 +224,7 @@ def _write(screen: Screen, files: Any, plan: _Plan, out: Path, workers: int | No
 
 
 def _look_at_files(screen: Screen, out: Path) -> tuple[Stamps, dict[str, Any] | None]:
-    """The files as they are before they are read, and what the store keeps of them; nothing where they are no files."""
+    """Sizes and times of the files before they are read, and what the store keeps of them, if images are files."""
     pixels = screen.pixels
     if not isinstance(pixels, FilePixels):
         return Stamps.unknown(len(screen)), None
@@ -264,7 +252,8 @@ def _take_up(part: Path, plan: _Plan) -> dict[int, _Block] | None:
         header, *lines = (part / _JOURNAL).read_text().splitlines()
         if json.loads(header) != plan.header:
             return None
-        values = np.memmap(part / IMAGES, np.uint8, "r", _offset(part / IMAGES), (plan.images, plan.image_bytes))
+        start = read_npy_header(part / IMAGES)[1]
+        values = np.memmap(part / IMAGES, np.uint8, "r", start, (plan.images, plan.image_bytes))
     except (OSError, ValueError):
         return None
     finished = {}
@@ -272,7 +261,7 @@ def _take_up(part: Path, plan: _Plan) -> dict[int, _Block] | None:
         try:
             number, crc32, bad = json.loads(line)
         except ValueError:
-            continue  # the line that was being written when the call was stopped
+            continue  # empty, or being written when the call was stopped
         rows = plan.rows(number)
         if zlib.crc32(values[rows[0] : rows[-1] + 1].data) == crc32:
             finished[number] = _Block(number, crc32, {int(row): why for row, why in bad.items()})
@@ -307,12 +296,13 @@ def _write_blocks(
     A block is written before its line. So a line never promises more than was written, unless the machine fails, which
     :func:`_take_up` finds out.
     """
-    writer = _BlockWriter(screen.pixels, part / IMAGES, _offset(part / IMAGES), plan, on_bad_image)
+    writer = _BlockWriter(screen.pixels, part / IMAGES, read_npy_header(part / IMAGES)[1], plan, on_bad_image)
     todo = [number for number in plan.blocks if number not in finished]
     bad: dict[int, str] = {}
     bar = tqdm(desc=f"Packing {part.stem}", total=plan.images, unit="image", disable=None)
     bar.update(plan.images - sum(len(plan.rows(number)) for number in todo))
     with bar, (part / _JOURNAL).open("a") as journal, _as_they_end(writer, todo, workers) as blocks:
+        journal.write("\n")  # ends the line that was being written when an earlier call was stopped
         for block in blocks:
             bar.update(len(plan.rows(block.number)))
             bad |= block.bad
@@ -334,18 +324,9 @@ def _write_tables(
     if bad:
         log.warning("%d images cannot be read; the first: %s", len(bad), bad[min(bad)])
     screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
-    store = Store(
-        plan.images,
-        plan.shape,
-        plan.dtype.str,
-        tuple(screen.pixels.channels),
-        screen.classes,
-        plan.fingerprint,
-        plan.block,
-        tuple(block.crc32 for block in blocks if block.crc32 is not None),
-        bad,
-        origin,
-    )
+    channels, checksums = tuple(screen.pixels.channels), tuple(b.crc32 for b in blocks if b.crc32 is not None)
+    layout = plan.images, plan.shape, plan.dtype.str, channels, screen.classes
+    store = Store(*layout, plan.fingerprint, plan.block, checksums, bad, origin)
     (part / ABOUT).write_text(store.to_json())
     for name in (IMAGES, FILES, INDEX, ABOUT):
         with (part / name).open("rb") as file:
@@ -438,11 +419,3 @@ def _as_they_end(writer: _BlockWriter, numbers: Sequence[int], workers: int | No
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _offset(file: Path) -> int:
-    """Where the first value of an ``.npy`` file stands, bytes."""
-    with file.open("rb") as opened:
-        np.lib.format.read_magic(opened)
-        np.lib.format.read_array_header_1_0(opened)
-        return opened.tell()

@@ -13,12 +13,11 @@ Cells are drawn by :mod:`.morphology`, with tubulin where RxRx1 shows the endopl
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,9 @@ from biomass.cells.nuclei import SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS
 from biomass.errors import ConfigError
 from biomass.pixels.bbbc021_files import H5_CHANNELS, RAW_CHANNELS, link_plates, write_plate, write_tables, write_tiffs
 from biomass.pixels.illumination import measure_channel, rescale
-from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, spread
+from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, trait_values
 from biomass.simulation.optics import acquire, draw_nuisance
-from biomass.simulation.screens import check_parameters, for_each_plate, generator, make_design, write_once
+from biomass.simulation.screens import ScreenDesign, for_each_plate, make_design, write_once
 
 MECHANISMS = (
     "Actin disruptors",
@@ -58,21 +57,18 @@ TREATED_WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in ran
 CONCENTRATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Concentrations of a compound, µM; a design takes the first of them."""
 
-_VERSION = 1  # part of a screen's identity: raise it with every change that changes a pixel
 _SCALE = 4095  # a camera of 12 bits
 _MCF7 = {"nucleus_radius": 0.08, "cell_radius": 0.05, "cell_elongation": -0.1, "crowding": 0.1}  # log shifts
 _WEAKEST, _STRONGEST = 0.7, 1.3  # effect of a compound's lowest and highest concentration
 _OWN = 0.4  # what a compound does besides its mechanism, as a share of what the mechanism does
 _WELL_SPREAD = 0.15  # well-to-well spread of a trait, as a share of the spread of the mechanisms' effects
-_WORLD = (2021,)  # keeps its random numbers apart from those of the simulated RxRx1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
-    """The parameters of a simulated BBBC021: the same design is the same screen, bit for bit.
+class Design(ScreenDesign):
+    """The parameters of a simulated BBBC021.
 
     Attributes:
-        seed: everything random follows from it.
         weeks: number of weeks, at least 2.
         groups: plate groups a week; a compound is on the plates of one group.
         replicates: plates a group; every treatment is in one well of each.
@@ -92,7 +88,9 @@ class Design:
         ConfigError: the numbers do not fit together.
     """
 
-    seed: int = 0
+    VERSION: ClassVar[int] = 1
+    WORLD: ClassVar[tuple[int, ...]] = (2021,)
+
     weeks: int = 6
     groups: int = 1
     replicates: int = 3
@@ -109,21 +107,12 @@ class Design:
     raw: str = ""
 
     def __post_init__(self) -> None:
-        least = {"seed": 0, "weeks": 2, "groups": 1, "replicates": 1, "compounds": 2, "concentrations": 1, "unknown": 0}
+        least = {"weeks": 2, "groups": 1, "replicates": 1, "compounds": 2, "concentrations": 1, "unknown": 0}
         least |= {"taxol_wells": 0, "sites": 1, "height": 48, "width": 48}
         most = {"concentrations": len(CONCENTRATIONS), "taxol_wells": len(TAXOL_WELLS), "sites": 9}
-        check_parameters(self, ("density", "effect", "nuisance"), least, most)
+        self.check(("density", "effect", "nuisance"), least, most)
         if self.raw not in ("", "folders", "zips"):
             raise ConfigError(f"a simulated screen with raw={self.raw}: choose folders, zips, or nothing")
-
-    @property
-    def name(self) -> str:
-        """A short hash of the parameters: the name of the screen's folder."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
-
-    def to_json(self) -> str:
-        """The parameters, as they are kept with the screen."""
-        return json.dumps({"version": _VERSION} | asdict(self), indent=1, sort_keys=True)
 
 
 def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: Any) -> Path:
@@ -134,7 +123,7 @@ def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: 
 
     Args:
         root: the folder that data sources read from.
-        workers: threads that draw and write; all cores if left out. The files do not depend on it.
+        workers: threads that draw and write; one a core, at most 8, if left out. The files do not depend on it.
         design: parameters of :class:`Design` that differ from its defaults.
 
     Returns:
@@ -147,7 +136,7 @@ def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: 
         - ``design.json``.
 
     Raises:
-        ConfigError: an unknown parameter, or one out of range, or the folder cannot be written.
+        ConfigError: an unknown parameter, one out of range, or a folder that cannot be written.
     """
     plan = make_design(Design, design)
     folder = Path(root) / "simulated_bbbc021" / plan.name
@@ -162,7 +151,7 @@ def lay_out(design: Design) -> pd.DataFrame:
     Raises:
         ConfigError: the treatments do not fit on the plates.
     """
-    rng = generator(design.seed, "layout", world=_WORLD)
+    rng = design.generator("layout")
     week_of = _weeks_of_compounds(design, rng)
     doses = CONCENTRATIONS[: design.concentrations]
     content: dict[tuple[int, int], list[tuple[str, float, str, int, int]]] = {}
@@ -193,19 +182,8 @@ def lay_out(design: Design) -> pd.DataFrame:
                 rows += [
                     (plate, well, site, replicate, *wells_of[well], week, group) for site in range(1, design.sites + 1)
                 ]
-    columns = [
-        "plate",
-        "well",
-        "site",
-        "replicate",
-        "compound",
-        "concentration",
-        "moa",
-        "mechanism",
-        "member",
-        "week",
-        "group",
-    ]
+    columns = ["plate", "well", "site", "replicate", "compound", "concentration", "moa", "mechanism", "member"]
+    columns += ["week", "group"]
     return pd.DataFrame(rows, columns=columns).assign(table=lambda t: t["week"], image=lambda t: np.arange(len(t)) + 1)
 
 
@@ -239,7 +217,7 @@ def _weeks_of_compounds(design: Design, rng: np.random.Generator) -> np.ndarray:
 
 def draw_biology(design: Design, table: pd.DataFrame) -> np.ndarray:
     """What every field's treatment does to the traits of its cells, log shifts, (fields, traits)."""
-    rng = generator(design.seed, "biology", world=_WORLD)
+    rng = design.generator("biology")
     mechanisms = draw_effects(rng, len(MECHANISMS))
     own = draw_effects(rng, len(MECHANISMS) * design.compounds).reshape(len(MECHANISMS), design.compounds, -1)
     names = sorted(table.loc[table["moa"] == "", "compound"].unique())
@@ -269,11 +247,11 @@ def render_plate(design: Design, table: pd.DataFrame, effects: np.ndarray) -> tu
     """
     week, group, replicate = (int(table[name].iloc[0]) for name in ("week", "group", "replicate"))
     key = (week, group, replicate)
-    common, own = (generator(design.seed, "nuisance", *part, world=_WORLD) for part in ((week,), key))
+    common, own = (design.generator("nuisance", *part) for part in ((week,), key))
     nuisance = draw_nuisance(common, own, design.nuisance)
-    rng = generator(design.seed, "pixels", *key, world=_WORLD)
+    rng = design.generator("pixels", *key)
     wells = pd.factorize(table["well"])[0]
-    well_shift = rng.standard_normal((wells.max() + 1, len(TRAITS))) * _WELL_SPREAD * spread("effect")
+    well_shift = rng.standard_normal((wells.max() + 1, len(TRAITS))) * _WELL_SPREAD * trait_values("effect")
     cell_type = np.array([_MCF7.get(name, 0.0) for name in TRAITS])
     means = cell_type + nuisance.drift + well_shift[wells]
     candidates = 1.3 * design.density * np.exp((means + effects)[:, NUMBERS["crowding"]])
@@ -349,28 +327,14 @@ def _file_names(design: Design, table: pd.DataFrame) -> pd.DataFrame:
 def _write_supplement(folder: Path, table: pd.DataFrame, names: pd.DataFrame, found: pd.DataFrame) -> None:
     """Write the tables of Ljosa et al., who left out unknown mechanisms and positive controls."""
     taken = (table["moa"] != "") & ~((table["compound"] == "taxol") & table["well"].isin(TAXOL_WELLS))
-    known = {
-        0: table["table"],
-        1: table["image"],
-        2: names["DAPI"],
-        10: table["plate"],
-        11: table["well"],
-        35: table["replicate"],
-        37: table["compound"],
-        38: table["concentration"],
-    }
+    known = {0: table["table"], 1: table["image"], 2: names["DAPI"], 10: table["plate"], 11: table["well"]}
+    known |= {35: table["replicate"], 37: table["compound"], 38: table["concentration"]}
     images = pd.DataFrame({i: known.get(i, 0) for i in range(39)}, index=table.index)
     images[taken].to_csv(folder / SUPPLEMENT_IMAGES, sep="\t", header=False, index=False)
     found = found[taken.to_numpy()[found["field"]]]
     number = found.groupby("field").cumcount() + 1
     rows = table.iloc[found["field"]]
-    values = {
-        0: rows["table"],
-        1: rows["image"],
-        2: number,
-        3: found["x"].round(3),
-        4: found["y"].round(3),
-        7: found["area"],
-    }
+    values = {0: rows["table"], 1: rows["image"], 2: number, 7: found["area"]}
+    values |= {3: found["x"].round(3), 4: found["y"].round(3)}
     objects = pd.DataFrame({i: np.asarray(values.get(i, np.zeros(len(found), int))) for i in range(8)})
     objects.to_csv(folder / SUPPLEMENT_OBJECTS, sep="\t", header=False, index=False)

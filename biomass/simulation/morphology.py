@@ -66,8 +66,8 @@ NUMBERS = {name: number for number, name in enumerate(TRAITS)}
 """The column of every trait in the arrays below."""
 
 
-def spread(field: str) -> np.ndarray:
-    """One field of all :data:`TRAITS`, such as ``spread("drift")``, (traits,)."""
+def trait_values(field: str) -> np.ndarray:
+    """One field of all :data:`TRAITS`, such as ``trait_values("drift")``, (traits,)."""
     return np.array([getattr(trait, field) for trait in TRAITS.values()])
 
 
@@ -81,9 +81,8 @@ def draw_effects(rng: np.random.Generator, n: int, *, intensity: float = 1.0, sh
         shape: strength of the effects on shape and texture.
     """
     active = rng.random((n, len(TRAITS))) < _ACTIVE
-    return (
-        active * rng.standard_normal((n, len(TRAITS))) * spread("effect") * np.where(spread("shape"), shape, intensity)
-    )
+    shifts = active * rng.standard_normal((n, len(TRAITS))) * trait_values("effect")
+    return shifts * np.where(trait_values("shape"), shape, intensity)
 
 
 def place_cells(rng: np.random.Generator, expected: np.ndarray, spacing: np.ndarray, size: int) -> np.ndarray:
@@ -123,8 +122,8 @@ def draw_cells(rng: np.random.Generator, means: np.ndarray, effects: np.ndarray)
         The traits, (cells, traits) float32.
     """
     responds = rng.random((len(means), 1)) < _RESPONDERS
-    logs = means + responds * effects + rng.standard_normal(means.shape) * spread("cells")
-    return (spread("base") * np.exp(logs)).astype(np.float32)
+    logs = means + responds * effects + rng.standard_normal(means.shape) * trait_values("cells")
+    return (trait_values("base") * np.exp(logs)).astype(np.float32)
 
 
 def _wave(angle: np.ndarray, wavelength: np.ndarray, phase: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from biomass.simulation.morphology import CHANNELS, NUMBERS, TRAITS, spread
+from biomass.simulation.morphology import CHANNELS, NUMBERS, TRAITS, trait_values
 
 _EXPERIMENT_SHARE = 0.6  # share of the nuisance's variance that the plates of an experiment have in common
 
@@ -71,7 +71,7 @@ def draw_nuisance(
         return (normal(1) + normal(3)) / np.sqrt(2)  # light and focus are half the microscope's, half the stain's
 
     return Nuisance(
-        drift=normal(len(TRAITS)) * spread("drift") * drift,
+        drift=normal(len(TRAITS)) * trait_values("drift") * drift,
         gain=0.8 * np.exp(0.35 * channels()),
         background=0.05 * np.exp(0.6 * channels()),
         gamma=np.exp(0.30 * channels()),

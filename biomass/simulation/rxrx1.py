@@ -11,12 +11,11 @@ are:
 - experiments of ``val`` and ``test`` lie further out than those of ``train``.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,9 +23,9 @@ from PIL import Image
 
 from biomass.cells.crops import crops_inside, cut_crops
 from biomass.errors import ConfigError
-from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, spread
+from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, trait_values
 from biomass.simulation.optics import Nuisance, acquire, draw_nuisance, quantize
-from biomass.simulation.screens import check_parameters, for_each_plate, generator, write_once
+from biomass.simulation.screens import ScreenDesign, for_each_plate, write_once
 
 CELL_TYPES = ("HEPG2", "HUVEC", "RPE", "U2OS")
 """The cell types of RxRx1; an experiment has one of them."""
@@ -34,7 +33,6 @@ CELL_TYPES = ("HEPG2", "HUVEC", "RPE", "U2OS")
 CROP = 48
 """Height and width of a cropped cell, pixels, as published for RxRx1."""
 
-_VERSION = 2  # part of a screen's identity: raise it with every change that changes a pixel
 _WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFGHIJKLMNO" for column in range(2, 24))  # the inner 308 of 384
 _CHUNK_PIXELS = 2**21  # pixels of the fields composed at once: bounds the memory of a plate of any size
 _WELL_SPREAD = 0.10  # well-to-well spread of a trait, as a share of the spread of the perturbations' effects
@@ -42,16 +40,15 @@ _POSITIVE = 1.5  # how much stronger a positive control acts than a treatment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
-    """The parameters of a simulated screen: the same design is the same screen, bit for bit.
+class Design(ScreenDesign):
+    """The parameters of a simulated screen in the layout of RxRx1.
 
-    Every experiment holds every treatment in ``plates * wells / treatments`` wells, scattered over its plates anew
-    (with ``plates * wells == treatments`` in exactly one well, as in RxRx1), and every plate holds one well of every
+    Every experiment holds every treatment in ``plates * wells / treatments`` wells, at random places on its plates
+    (with ``plates * wells == treatments`` in exactly one well, as in RxRx1). Every plate holds one well of every
     positive control and ``negative_wells`` wells of the negative one. Experiments are split as in RxRx1: about 65 %
     ``train``, 8 % ``val``, 27 % ``test``, and take turns in the cell types within each split.
 
     Attributes:
-        seed: everything random follows from it.
         experiments: number of experiments, at least 3.
         plates: plates an experiment.
         treatments: number of treatments; classes ``0 … treatments - 1``.
@@ -75,7 +72,9 @@ class Design:
         ConfigError: the numbers do not fit together.
     """
 
-    seed: int = 0
+    VERSION: ClassVar[int] = 2
+    WORLD: ClassVar[tuple[int, ...]] = ()
+
     experiments: int = 16
     plates: int = 4
     treatments: int = 20
@@ -98,8 +97,7 @@ class Design:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
         strengths = ("density", "intensity_effect", "shape_effect", "nuisance", "drift", "test_shift")
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
-        least |= dict.fromkeys(("seed", "positive_controls", "negative_wells", "empty_wells"), 0)
-        check_parameters(self, strengths, least)
+        self.check(strengths, least | dict.fromkeys(("positive_controls", "negative_wells", "empty_wells"), 0))
         if not self.cell_types:
             raise ConfigError("a simulated screen with cell_types=[]: name at least one")
         if self.plates * self.wells < self.treatments:
@@ -114,14 +112,6 @@ class Design:
             )
         if self.empty_wells > self.wells:
             raise ConfigError(f"empty_wells={self.empty_wells} is more than wells={self.wells}: lower it")
-
-    @property
-    def name(self) -> str:
-        """A short hash of the parameters: the name of the screen's folder."""
-        return hashlib.sha256(self._json().encode()).hexdigest()[:10]
-
-    def _json(self) -> str:
-        return json.dumps({"version": _VERSION} | vars(self), indent=1, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,7 @@ def lay_out(design: Design) -> list[Plate]:
     for e, (split, i) in enumerate((s, i) for s, n in sizes.items() for i in range(n)):
         cell_type = design.cell_types[i % len(design.cell_types)]
         seen[cell_type] += 1
-        rng = generator(design.seed, "layout", e)
+        rng = design.generator("layout", e)
         shuffled = rng.permutation(design.treatments)  # who gets one well more, where they cannot all have as many
         treated = rng.permutation(np.resize(shuffled, design.plates * design.wells)).reshape(design.plates, -1)
         for p in range(design.plates):
@@ -170,18 +160,8 @@ def lay_out(design: Design) -> list[Plate]:
             empty[rng.permutation(design.wells)[: design.empty_wells]] = True
             places = rng.permutation(len(_WELLS))[: len(classes)]
             order = np.argsort(places)
-            plates.append(
-                Plate(
-                    f"{cell_type}-{seen[cell_type]:02d}",
-                    p + 1,
-                    split,
-                    cell_type,
-                    (e, p),
-                    np.array(_WELLS)[places[order]],
-                    classes[order],
-                    empty[order],
-                )
-            )
+            name, wells = f"{cell_type}-{seen[cell_type]:02d}", np.array(_WELLS)[places[order]]
+            plates.append(Plate(name, p + 1, split, cell_type, (e, p), wells, classes[order], empty[order]))
     return plates
 
 
@@ -189,14 +169,14 @@ def plate_nuisance(design: Design, plate: Plate) -> Nuisance:
     """The nuisance of a plate of a screen."""
     experiment, number = plate.key
     strength = design.nuisance * (1.0 if plate.split == "train" else design.test_shift)
-    common, own = generator(design.seed, "nuisance", experiment), generator(design.seed, "nuisance", experiment, number)
+    common, own = design.generator("nuisance", experiment), design.generator("nuisance", experiment, number)
     return draw_nuisance(common, own, strength, design.drift)
 
 
 def _biology(design: Design) -> tuple[np.ndarray, np.ndarray]:
     """What the classes do, (classes, traits), and how the cell types look, (cell types, traits), in log units."""
-    rng = generator(design.seed, "biology")
-    types = rng.standard_normal((len(design.cell_types), len(TRAITS))) * spread("cell_type")
+    rng = design.generator("biology")
+    types = rng.standard_normal((len(design.cell_types), len(TRAITS))) * trait_values("cell_type")
     strengths = {"intensity": design.intensity_effect, "shape": design.shape_effect}
     treatments = draw_effects(rng, design.treatments, **strengths)
     positive = draw_effects(rng, design.positive_controls, **strengths) * _POSITIVE
@@ -210,8 +190,8 @@ def render_plate(design: Design, plate: Plate) -> Iterator[tuple[np.ndarray, np.
         The images, (n, 3, H, W) uint8, and field, y, x of every cell whose centre was drawn, (cells, 3).
     """
     classes, types = _biology(design)
-    rng, nuisance = generator(design.seed, "pixels", *plate.key), plate_nuisance(design, plate)
-    own = rng.standard_normal((len(plate.wells), len(TRAITS))) * _WELL_SPREAD * spread("effect")
+    rng, nuisance = design.generator("pixels", *plate.key), plate_nuisance(design, plate)
+    own = rng.standard_normal((len(plate.wells), len(TRAITS))) * _WELL_SPREAD * trait_values("effect")
     means = np.repeat(types[design.cell_types.index(plate.cell_type)] + nuisance.drift + own, design.sites, axis=0)
     effects = np.repeat(classes[plate.classes], design.sites, axis=0)
     empty = np.repeat(plate.empty, design.sites)
@@ -262,24 +242,20 @@ def _metadata(design: Design, plates: Sequence[Plate]) -> pd.DataFrame:
     n, positive = design.treatments, design.positive_controls
     sirnas = [f"s{i:04d}" for i in range(n)] + [f"p{i:02d}" for i in range(positive)] + ["EMPTY"]
     kinds = ["treatment"] * n + ["positive_control"] * positive + ["negative_control"]
-    wells = pd.DataFrame(
-        {
-            "cell_type": repeat([p.cell_type for p in plates]),
-            "dataset": repeat([p.split for p in plates]),
-            "experiment": repeat([p.experiment for p in plates]),
-            "plate": repeat([p.number for p in plates]),
-            "well": np.concatenate([p.wells for p in plates]),
-            "well_type": np.array(kinds)[classes],
-            "sirna": np.array(sirnas)[classes],
-            "sirna_id": classes,
-        }
-    )
+    columns = {
+        "cell_type": repeat([p.cell_type for p in plates]),
+        "dataset": repeat([p.split for p in plates]),
+        "experiment": repeat([p.experiment for p in plates]),
+        "plate": repeat([p.number for p in plates]),
+        "well": np.concatenate([p.wells for p in plates]),
+    }
+    content = {"well_type": np.array(kinds)[classes], "sirna": np.array(sirnas)[classes], "sirna_id": classes}
+    wells = pd.DataFrame(columns | content)
     table = wells.loc[wells.index.repeat(design.sites)].reset_index(drop=True)
     table["site"] = np.tile(np.arange(1, design.sites + 1), len(wells))
     table["well_id"] = table["experiment"] + "_" + table["plate"].astype(str) + "_" + table["well"]
     table["site_id"] = table["well_id"] + "_" + table["site"].astype(str)
-    well = list(wells)
-    return table[["site_id", "well_id", *well[:5], "site", *well[5:]]]
+    return table[["site_id", "well_id", *columns, "site", *content]]
 
 
 def _write_screen(folder: Path, design: Design, workers: int | None) -> None:
@@ -298,7 +274,7 @@ def _write_screen(folder: Path, design: Design, workers: int | None) -> None:
         for p in plates
     ]
     pd.DataFrame(truth).to_csv(folder / "nuisance.csv", index=False)
-    (folder / "design.json").write_text(design._json())
+    (folder / "design.json").write_text(design.to_json())
 
 
 def simulate_rxrx1(root: str | Path, design: Design | None = None, *, workers: int | None = None) -> Path:

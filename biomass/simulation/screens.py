@@ -1,11 +1,14 @@
 """What the simulated screens have in common: checked parameters, independent random numbers, a folder written once."""
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -14,62 +17,74 @@ from tqdm import tqdm
 from biomass.atomic import leftovers, whole_folder, writing
 from biomass.errors import ConfigError, did_you_mean
 
-STREAMS = ("biology", "layout", "nuisance", "pixels")
-"""What random numbers are drawn for."""
-
-D = TypeVar("D")
+D = TypeVar("D", bound="ScreenDesign")
 P = TypeVar("P")
 R = TypeVar("R")
 
 
-def make_design(design: type[D], parameters: dict[str, Any]) -> D:
+@dataclass(frozen=True, kw_only=True)
+class ScreenDesign:
+    """The parameters of a simulated screen: the same design is the same screen, bit for bit.
+
+    Attributes:
+        seed: everything random follows from it.
+    """
+
+    VERSION: ClassVar[int]
+    """Part of a screen's identity: raise it with every change that changes a pixel."""
+    WORLD: ClassVar[tuple[int, ...]]
+    """Keeps the random numbers of two kinds of screens apart."""
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A short hash of the parameters: the name of the screen's folder."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+
+    def to_json(self) -> str:
+        """The parameters, as they are kept with the screen."""
+        return json.dumps({"version": self.VERSION} | asdict(self), indent=1, sort_keys=True)
+
+    def generator(self, stream: str, *key: int) -> np.random.Generator:
+        """The random numbers for one purpose and, say, one plate: none depends on how many another has drawn."""
+        streams = ("biology", "layout", "nuisance", "pixels")
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(*self.WORLD, streams.index(stream), *key))
+        return np.random.default_rng(sequence)
+
+    def check(self, numbers: Sequence[str], least: Mapping[str, int], most: Mapping[str, int] | None = None) -> None:
+        """Make sure that parameters are numbers, and in their range.
+
+        Args:
+            numbers: parameters that are numbers from 0.
+            least: parameters that are whole numbers, and the least value of each.
+            most: the largest values of those that have one.
+
+        Raises:
+            ConfigError: a parameter is not what it must be; names it.
+        """
+        for name, low in ({"seed": 0} | dict(least)).items():
+            value, high = getattr(self, name), (most or {}).get(name)
+            if not isinstance(value, int) or value < low or (high is not None and value > high):
+                span = f"from {low}" if high is None else f"from {low} to {high}"
+                raise ConfigError(f"a simulated screen with {name}={value}: use a whole number {span}")
+        for name in numbers:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < np.inf:
+                raise ConfigError(f"a simulated screen with {name}={value}: use a number from 0")
+
+
+def make_design(design: type[D], parameters: Mapping[str, Any]) -> D:
     """``design(**parameters)``; an unknown parameter is an error that names the nearest one.
 
     Raises:
         ConfigError: an unknown parameter, or one out of range.
     """
-    known = list(design.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = [field.name for field in fields(design)]
     unknown = next((name for name in parameters if name not in known), None)
     if unknown is not None:
         raise ConfigError(f"a simulated screen has no parameter '{unknown}'; {did_you_mean(unknown, known)}")
     return design(**parameters)
-
-
-def check_parameters(
-    design: object, numbers: Sequence[str], least: Mapping[str, int], most: Mapping[str, int] | None = None
-) -> None:
-    """Make sure that parameters are numbers, and in their range.
-
-    Args:
-        design: the parameters are its attributes.
-        numbers: parameters that are numbers from 0.
-        least: parameters that are whole numbers, and the least value of each.
-        most: the largest values of those that have one.
-
-    Raises:
-        ConfigError: a parameter is not what it must be; names it.
-    """
-    for name, low in least.items():
-        value, high = getattr(design, name), (most or {}).get(name)
-        if not isinstance(value, int) or value < low or (high is not None and value > high):
-            span = f"from {low}" if high is None else f"from {low} to {high}"
-            raise ConfigError(f"a simulated screen with {name}={value}: use a whole number {span}")
-    for name in numbers:
-        value = getattr(design, name)
-        if not isinstance(value, int | float) or not 0 <= value < np.inf:
-            raise ConfigError(f"a simulated screen with {name}={value}: use a number from 0")
-
-
-def generator(seed: int, stream: str, *key: int, world: Sequence[int] = ()) -> np.random.Generator:
-    """The generator of one purpose and, say, one plate: what one draws never depends on how much another has drawn.
-
-    Args:
-        seed: of the screen.
-        stream: what for, one of :data:`STREAMS`.
-        key: numbers of the experiment, plate …
-        world: keeps two kinds of screens with the same seed apart.
-    """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(*world, STREAMS.index(stream), *key)))
 
 
 def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -95,14 +110,10 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def for_each_plate(write: Callable[[P], R], plates: Sequence[P], workers: int | None, place: Path) -> list[R]:
-    """``write(plate)`` of all plates, with a progress bar; the results are in the order of the plates.
+    """``write(plate)`` of all plates, with a progress bar that names ``place``; the results in the order of the plates.
 
-    Args:
-        write: draws and writes a plate.
-        plates: what it takes.
-        workers: threads; one a core, at most 8, if left out. Threads, not processes: numpy and the encoders of images
-            let go of the interpreter, and a script that has not guarded its main module works as well.
-        place: named in the progress bar.
+    With ``workers`` threads; one a core, at most 8, if it is None. Threads, not processes: numpy and the encoders of
+    images let go of the interpreter, and a script that has not guarded its main module works as well.
     """
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         jobs = [pool.submit(write, plate) for plate in plates]

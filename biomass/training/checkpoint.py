@@ -37,7 +37,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: no such file, not a checkpoint, or one that holds other pickled objects.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint '{path}'; give a file that a run wrote under checkpoints/")
+        raise CheckpointError(f"there is no checkpoint '{path}'; give a file that a run wrote below checkpoints/")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -97,15 +97,15 @@ class Checkpoints:
             What :func:`load_checkpoint` reads, and where from under the key ``path``.
 
         Raises:
-            CheckpointError: the named checkpoint is not there or is none of a run; or there is a run of this name
-                already, and it is another one.
+            CheckpointError: the named checkpoint is not there or was not written by a run; or there is another run
+                of this name.
         """
         log = runs / self.folder.name / METRICS
         taken = self.last if self.last.exists() else log if log.exists() and log.stat().st_size else None
         if resume is None:
             if taken is not None:
                 raise CheckpointError(
-                    f"'{taken.parent}' holds a run already; continue it with resume=auto, or choose another run_name"
+                    f"'{taken.parent}' holds a run already; continue it, or choose another name", "resume"
                 )
             return None
         path = self.last if resume == "auto" else Path(resume)
@@ -114,14 +114,14 @@ class Checkpoints:
             return None
         if taken is not None and path.resolve().parent != self.folder.resolve():
             raise CheckpointError(
-                f"'{taken.parent}' holds a run already, and '{path}' is of another one; choose another run_name"
+                f"'{taken.parent}' holds a run already, and '{path}' is of another one; choose another name", "run_name"
             )
         state = load_checkpoint(path)
         missing = next((key for key in _OF_A_RUN if key not in state), None)
         if missing is not None:
             raise CheckpointError(
-                f"checkpoint '{path}' has no '{missing}', so that no run can go on from it; give it as model_path "
-                "where a script takes one"
+                f"checkpoint '{path}' has no '{missing}', so that no run can go on from it; start a new run from its "
+                "weights"
             )
         return state | {"path": str(path)}
 
@@ -147,8 +147,8 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None
     _compare(state["path"], _settings(state["config"]), _settings(about["config"]))
     if state.get("encoder") != about.get("encoder"):
         raise CheckpointError(
-            f"checkpoint '{state['path']}' is a probe of another encoder; give the model_path that it began with, or "
-            "start a new run without resume"
+            f"checkpoint '{state['path']}' is a probe of another encoder; give the one that it began with, or start a "
+            "new run"
         )
 
 
@@ -159,7 +159,7 @@ def _compare(path: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         if was != now:
             raise CheckpointError(
                 f"checkpoint '{path}' was made with {key}={was}, this run has {key}={now}; set it back, or start a new "
-                "run without resume"
+                "run"
             )
 
 

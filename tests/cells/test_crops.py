@@ -523,6 +523,45 @@ def test_saved_nuclei_are_read_again(fields, tmp_path):
     np.testing.assert_array_equal(again.fields, nuclei.fields)  # also the field without nuclei
 
 
+def test_wells_that_are_written_in_another_way_are_the_same_wells(tmp_path):
+    n = 9
+    table = pd.DataFrame({"experiment": "E1", "plate": "12", "well": [f"A{i + 1:02d}" for i in range(n)], "site": "1"})
+    table = table.assign(cell_type="", label=0, split="", control="")
+    screen = make_screen(table, Arrays(np.zeros((n, 1, 20, 20)), ("DAPI",)), ["one"])
+    names = ["A1", "A2", "A03", "a4", "A005", "r01c06", "A07 ", "A8", "A9"]
+    listed = pd.DataFrame({"plate": [12.0] * n, "well": names, "site": 1, "x": 10.5, "y": 9})
+    for file in (tmp_path / "nuclei.csv", tmp_path / "nuclei.parquet"):
+        listed.to_csv(file, index=False) if file.suffix == ".csv" else listed.to_parquet(file)
+        placed = place_nuclei(screen, *read_nuclei_table(file))
+        assert placed.fields.tolist() == placed.table["image"].tolist() == list(range(n))
+
+
+def test_fields_without_a_partner_on_both_sides_are_refused(fields):
+    listed = pd.DataFrame({"plate": ["P1", "P9"], "well": ["B00", "B00"], "site": [1, 1]})
+    nuclei = pd.DataFrame({"field": [0, 1], "x": [1.0, 2.0], "y": [1.0, 2.0], "area": [1.0, 1.0]})
+    with pytest.raises(DataError, match=r"1 of 2.*plate P9"):
+        place_nuclei(fields[0], listed, nuclei)
+    placed = place_nuclei(fields[0], listed, nuclei, subset=True)
+    assert placed.table["x"].tolist() == [1.0]
+    assert placed.fields.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plate,well,site,x\nP1,B01,1,3\n", "no column 'y'"),
+        ("plate,well,site,x,y\nP1,B01,1,3,4\nP1,B01,1,3,\n", "row 3 of 'nuclei.csv'"),
+        ("plate,well,site,x,y\nP1,B01,1,3,far\n", "row 2 of 'nuclei.csv' says 'far'"),
+        ("plate,well,site,x,y\nP1,,1,3,4\n", "row 2 of 'nuclei.csv' has no well"),
+        ("plate,well,site,x,y\nP1,B01,1,3\n", "row 2 has 4 values"),
+    ],
+)
+def test_what_is_wrong_with_a_table_of_nuclei_is_named(tmp_path, text, message):
+    (tmp_path / "nuclei.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_nuclei_table(tmp_path / "nuclei.csv")
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 

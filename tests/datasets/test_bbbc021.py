@@ -366,7 +366,7 @@ def test_messages_say_things_once(pybbbc):
 
 def test_plates_that_are_not_there_at_all(pybbbc):
     shutil.rmtree(pybbbc / "data" / "hdf5")
-    with pytest.raises(ConfigError, match=r"plates lists 'nope', which .* there is: Week1_22123, Week2_24381$"):
+    with pytest.raises(ConfigError, match=r"'nope' .*there is: Week1_22123, Week2_24381$"):
         load_bbbc021(pybbbc, plates=["nope"])
 
 
@@ -382,7 +382,7 @@ def test_no_plates_and_no_fields(dataset, request):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"plates": ["Week1_22132"]}, "lists 'Week1_22132'.*did you mean 'Week1_22123'"),
+        ({"plates": ["Week1_22132"]}, "'Week1_22132'.*'Week1_22123'"),
         ({"fields": "some"}, "fields 'some' is unknown"),
         ({"channels": ["mito"]}, "no channel 'mito'"),
     ],
@@ -528,7 +528,11 @@ def test_a_moa_table_that_lacks_a_compound(raw, caplog):
         (bbbc021_raw.IMAGE_TABLE, lambda t: t.drop(columns="Replicate"), "no column 'Replicate'"),
         (bbbc021_raw.IMAGE_TABLE, lambda t: pd.concat([t, t.iloc[:1]]), "plate Week1_22123, well B02, site 1 twice"),
         (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_FileName_DAPI="x.tif"), "'x.tif' .* does not say its site"),
-        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_Metadata_Concentration="high"), "says concentration 'high'"),
+        (
+            bbbc021_raw.IMAGE_TABLE,
+            lambda t: t.assign(Image_Metadata_Concentration="high"),
+            "row 2 .* 'high' for 'Image_Metadata_Concentration'",
+        ),
         (
             bbbc021_raw.IMAGE_TABLE,
             lambda t: t.assign(Replicate="x"),
@@ -547,6 +551,30 @@ def test_a_moa_table_that_lacks_a_compound(raw, caplog):
 def test_damaged_tables(raw, table, change, message):
     change(pd.read_csv(raw / table)).to_csv(raw / table, index=False)
     with pytest.raises(DataError, match=message):
+        load_bbbc021(raw)
+
+
+def test_tables_of_other_spelling_give_the_same_screen(raw, caplog):
+    expected = load_bbbc021(raw, fields="all").table
+    images, moas = pd.read_csv(raw / bbbc021_raw.IMAGE_TABLE), pd.read_csv(raw / bbbc021_raw.MOA_TABLE)
+    images["Image_Metadata_Well_DAPI"] = images["Image_Metadata_Well_DAPI"].str.replace("0", "").str.lower()
+    images.loc[::2, "Image_Metadata_Compound"] += " "
+    images.to_csv(raw / bbbc021_raw.IMAGE_TABLE, index=False, sep=";", decimal=",", encoding="utf-16")
+    moas.assign(compound="\u00a0" + moas["compound"]).to_csv(raw / bbbc021_raw.MOA_TABLE, index=False, sep="\t")
+    pd.testing.assert_frame_equal(load_bbbc021(raw, fields="all").table, expected)
+    assert "no partner" not in caplog.text
+    moas.replace({"compound": {"AZ-C": "az-c"}}).to_csv(raw / bbbc021_raw.MOA_TABLE, index=False)
+    load_bbbc021(raw, fields="all")
+    assert "no compound 'az-c' there" in caplog.text
+    assert "did you mean 'AZ-C'" in caplog.text
+
+
+@pytest.mark.parametrize(("column", "name"), [("Plate_DAPI", "plate"), ("Well_DAPI", "well"), ("Compound", "compound")])
+def test_a_missing_name_is_an_error_with_its_row(raw, column, name):
+    table = pd.read_csv(raw / bbbc021_raw.IMAGE_TABLE)
+    table.loc[3, f"Image_Metadata_{column}"] = "NA"
+    table.to_csv(raw / bbbc021_raw.IMAGE_TABLE, index=False)
+    with pytest.raises(DataError, match=rf"row 5 of 'BBBC021_v1_image\.csv' has no {name}"):
         load_bbbc021(raw)
 
 

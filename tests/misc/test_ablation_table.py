@@ -26,6 +26,11 @@ def fields(seed=0, **data):
     return {"seed": seed, "dataloaders": {"eval_plate_sampler": True, **data}}
 
 
+def words(train=None, evaluation=None, by=None):
+    """What ``+method=…`` sets; null leaves it to the published keys."""
+    return {"train": train, "eval": evaluation, "by": by}
+
+
 @pytest.fixture
 def probe(tmp_path):
     """``probe("name", encoder, 0.5, key=value)`` writes the run of a probe."""
@@ -86,6 +91,31 @@ def test_inference_is_what_the_probe_normalized_with(probe, table, tmp_path, mod
 
 
 @pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (words("plate"), "vanilla"),
+        (words(None, "plate"), "plate"),
+        (words(None, "plate", ["experiment"]), "experiment"),
+        (words(None, "controls"), "controls"),
+        (words(None, "calibrated"), "calibrated"),
+    ],
+)
+def test_words_for_statistics_override_the_published_keys(probe, table, tmp_path, chosen, expected):
+    probe("a", views(0, sampler="random"), model_train_mode=False, sampler="random", statistics=chosen)
+    probe("b", views(1), model_train_mode=False, sampler="random", statistics=chosen)
+    assert table().returncode == 0
+    assert written(tmp_path) == [("MinCLR", trained, expected, 1) for trained in ("vanilla", "plate")]
+
+
+@pytest.mark.parametrize("more", [{"sampler": "plate"}, {"statistics": words("plate")}])
+def test_two_ways_of_saying_the_same_share_a_cell(probe, table, tmp_path, more):
+    probe("a", views(0, sampler="random") | {"statistics": words("plate")})
+    probe("b", views(1, sampler=more.get("sampler", "random")) | {k: v for k, v in more.items() if k != "sampler"})
+    assert table().returncode == 0
+    assert written(tmp_path) == [("MinCLR", "plate", "plate", 2)]
+
+
+@pytest.mark.parametrize(
     ("encoder", "method", "trained"),
     [
         (views(mode="random_single", sampler="exp"), "SimCLR", "experiment"),
@@ -96,6 +126,17 @@ def test_inference_is_what_the_probe_normalized_with(probe, table, tmp_path, mod
         (fields(train_groupby=["experiment", "plate"]), "supervised field", "plate"),
         (fields(train_groupby=["experiment"]), "supervised field", "experiment"),
         (fields(train_groupby=["cell_type"]), "supervised field", "cell_type"),
+        (
+            fields(train_groupby=["plate", "experiment"]) | {"statistics_rows": "controls"},
+            "supervised field",
+            "controls",
+        ),
+        (fields(train_groupby=["experiment"]) | {"statistics": words("running")}, "supervised field", "vanilla"),
+        (views(sampler="random") | {"statistics": words("plate")}, "MinCLR", "plate"),
+        (views(sampler="exp") | {"statistics": words("plate")}, "MinCLR", "experiment"),
+        (views(sampler="exp") | {"statistics": words("plate", by=["cell_type"])}, "MinCLR", "cell_type"),
+        (views() | {"statistics": words("controls", by=["experiment"])}, "MinCLR", "controls, experiment"),
+        (views(sampler="random") | {"statistics": words()}, "MinCLR", "vanilla"),
     ],
 )
 def test_an_encoder_is_what_its_script_and_its_batches_are(probe, table, tmp_path, encoder, method, trained):
@@ -150,7 +191,7 @@ def test_probes_of_other_settings_are_refused(probe, table, more, message):
 def test_probes_of_plain_state_dicts_are_said_to_be_left_out(probe, table, tmp_path):
     probe("a", views())
     probe("plain", {})
-    (tmp_path / "runs/training").mkdir()  # a run that is no probe
+    (tmp_path / "runs/training").mkdir()  # a run of another script
     OmegaConf.save(OmegaConf.create(views()), tmp_path / "runs/training/config.yaml")
     (tmp_path / "runs/training/metrics.jsonl").write_text('{"test/accuracy": 0.1}\n')
     done = table()
@@ -287,7 +328,7 @@ def test_probes_that_were_stopped_and_probes_without_the_metric_are_left_out(pro
     done = table()
     assert "| 70.0 |" in done.stdout
     assert done.stderr.splitlines() == [
-        "left out: runs/other, which has not measured 'test/accuracy'",
+        "left out: runs/other, which did not measure 'test/accuracy'",
         "left out: runs/stopped, which was stopped: 'test/accuracy' was last measured in epoch 2 of 3",
         "left out: runs/torn, which was stopped: 'test/accuracy' was last measured in epoch 2 of 3",
     ]
@@ -311,7 +352,7 @@ def test_what_is_measured_in_training_counts_epochs_from_0(probe, table, tmp_pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("runs/nowhere", "'runs/nowhere' is no folder"),
+        ("runs/nowhere", "'runs/nowhere' is not a folder"),
         ("runs", "'runs' holds no probe"),
         ("runs/encoder", "'runs/encoder' holds no probe"),
         ("runs/broken", "'runs/broken/config.yaml' cannot be read"),
@@ -330,5 +371,7 @@ def test_a_place_that_cannot_be_written(probe, table, tmp_path, out):
     probe("a", trained())
     (tmp_path / "file").write_text("")
     (tmp_path / "tables" / "taken.md").mkdir(parents=True)
-    assert refused(table("--out", out)).startswith(f"error: cannot write '{out}' (")
+    message = refused(table("--out", out))
+    assert f"cannot write '{out}" in message
+    assert "--out" in message
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["taken.md"]

@@ -149,6 +149,6 @@ def test_outputs_are_stripped(strip_notebook, tmp_path):
 def test_what_is_no_notebook_is_refused(strip_notebook, tmp_path, text):
     path = Path(tmp_path / "x.ipynb")
     path.write_text(text)
-    with pytest.raises(SystemExit, match=r"error: '.*x.ipynb' is no notebook that can be read \(\w+\)"):
+    with pytest.raises(SystemExit, match=r"error: '.*x.ipynb' .*\(\w+Error\)"):
         strip_notebook.main([str(path)])
     assert path.read_text() == text

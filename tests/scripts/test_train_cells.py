@@ -17,11 +17,20 @@ from biomass.datasets.simulated import load_simulated_cells
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1
-from biomass.training import find_checkpoint, load_checkpoint, load_network
+from biomass.training import Profiler, build_probe, find_checkpoint, load_checkpoint, load_network
 
-SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
-PROBE = (*TINY_CELLS, "num_epochs=3", "num_warmup_epochs=0", "encode_batch_size=100")
-
+SMALL = ("model.key=test_resnet", "model.pretrained=false", "dataloaders.sampler=plate")
+SIMCLR = (*TINY_CELLS, *SMALL, "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
+SUPERVISED = (*TINY_CELLS, *SMALL, "dataloaders.num_img=1", "eval_batch_size=50")
+PROBE = (
+    *TINY_CELLS,
+    "transforms=plain",
+    "dataloaders.sampler=plate",
+    "model_train_mode=true",
+    "num_epochs=3",
+    "num_warmup_epochs=0",
+    "encode_batch_size=100",
+)
 
 DESIGN = {key.rpartition(".")[2]: int(value) for key, value in (o.split("=") for o in TINY_SCREEN if "source" in o)}
 """The screen of TINY_CELLS, but for the size of its fields."""
@@ -83,7 +92,7 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
     ("script", "more"),
     [
         ("train_simclr", SIMCLR),
-        ("train_supervised_cell", (*TINY_CELLS, "model.key=test_resnet", "eval_batch_size=50")),
+        ("train_supervised_cell", SUPERVISED),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill, script, more):
@@ -116,14 +125,8 @@ def test_probe(run, pretrained, pooler, plate):
     assert state["architecture"] == {"pooler": pooler, "in_features": 96, "d_out": 6}
     if pooler == "attention":  # trained and saved
         assert any(name.startswith("pooler.") for name in state["network"])
-        untrained = training_start(run, "attention")
+        untrained = build_probe("attention", 96, None, 6, 0).state_dict()
         assert any(not torch.equal(state["network"][k], untrained[k]) for k in untrained if k.startswith("pooler."))
-
-
-def training_start(run, pooler):
-    from biomass.training import build_probe
-
-    return build_probe(pooler, 96, None, 6, 0).state_dict()
 
 
 def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
@@ -137,14 +140,7 @@ def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
 
 def test_probe_of_projections_and_of_supervised_encoders(run, pretrained):
     run("train_classifier", *PROBE, "model_path=encoder", "use_projs=true", "in_features=8", "run_name=projections")
-    run(
-        "train_supervised_cell",
-        *TINY_CELLS,
-        "model.key=test_resnet",
-        "num_epochs=1",
-        "run_name=supervised",
-        "eval_batch_size=50",
-    )
+    run("train_supervised_cell", *SUPERVISED, "num_epochs=1", "run_name=supervised")
     assert "val/accuracy" in last("supervised", "val/accuracy")
     run("train_classifier", *PROBE, "sup_model_path=supervised", "run_name=of_supervised")
     assert "test/accuracy" in last("of_supervised", "test/accuracy")
@@ -202,10 +198,11 @@ def test_instances_must_be_parts_of_a_plate(run, pretrained, script, instance, m
     base = {
         "train_simclr": SIMCLR,
         "train_classifier": (*PROBE, "model_path=encoder"),
-        "train_supervised_cell": TINY_CELLS,
+        "train_supervised_cell": SUPERVISED,
     }
-    with pytest.raises(ConfigError, match=f"dataloaders.instance {message} .*; name the columns"):
+    with pytest.raises(ConfigError, match=message.replace("takes", "take")) as caught:
         run(script, *base[script], f"dataloaders.instance={instance}", "run_name=x")
+    assert caught.value.advice == "instance"
     assert not Path("runs/x").exists()
 
 
@@ -217,8 +214,7 @@ def test_batches_without_a_second_field_have_nothing_to_contrast(run):
 def test_all_cells_are_served_in_bounded_batches(run):
     run(
         "train_supervised_cell",
-        *TINY_CELLS,
-        "model.key=test_resnet",
+        *SUPERVISED,
         "dataloaders.mode=all",
         "train_batch_size=10",
         "num_epochs=1",
@@ -233,7 +229,7 @@ def test_all_cells_are_served_in_bounded_batches(run):
 def test_projections_that_are_not_there(run):
     encoder = build_network(Architecture("resnet18", 3, ()))
     torch.save({f"encoder.tv_{k}": v for k, v in encoder.state_dict().items()}, "old.pth")
-    with pytest.raises(ConfigError, match=r"use_projs=true, but checkpoint 'old.pth' has no projections"):
+    with pytest.raises(ConfigError, match=r"'old.pth' has no projections"):
         run("train_classifier", *PROBE, "model_path=old.pth", "model.key=resnet18", "use_projs=true")
 
 
@@ -245,12 +241,53 @@ def test_what_is_random_has_no_place_before_a_probe(run, pretrained):
     assert not Path("runs/x").exists()
 
 
+def test_the_published_probe_encodes_again_for_every_epoch(run, pretrained, monkeypatch):
+    """Cells are rotated and flipped at random in training; a run that stopped goes on to the same bits."""
+    asked = []
+    profiles = Profiler.profiles
+    monkeypatch.setattr(Profiler, "profiles", lambda self, *a: asked.append(a[2:]) or profiles(self, *a))
+    published = (*(o for o in PROBE if o not in ("transforms=plain", "num_epochs=3")), "model_path=encoder")
+    published = (*published, "trainer.log_every=1", "train_batch_size=20")
+    run("train_classifier", *published, "num_epochs=3", "run_name=whole")
+    assert asked == [(), (0,), (1,), (2,)]  # once for evaluation, then once for every epoch
+    for name, steps in (("stopped", 4), ("stopped", "null")):
+        run(
+            "train_classifier",
+            *published,
+            "num_epochs=3",
+            f"trainer.max_steps={steps}",
+            "resume=auto",
+            f"run_name={name}",
+        )
+    whole, stopped = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "stopped"))
+    assert stopped["progress"]["step"] > 4
+    assert all(torch.equal(whole["network"][k], v) for k, v in stopped["network"].items())
+    run("train_classifier", *published, "num_epochs=3", "transforms=plain", "run_name=plain")
+    assert asked[-1] == ()
+    assert last("whole", "train/loss") != last("plain", "train/loss")
+    losses = [line["train/loss"] for line in curve("whole") if "train/loss" in line]
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("script", ["train_simclr", "train_supervised_cell"])
+def test_controls_can_be_had_for_cells(run, script):
+    """Every batch holds its share of control fields, and their statistics are those of the batch."""
+    base = SIMCLR if script == "train_simclr" else (*SUPERVISED, "num_epochs=1")
+    numbers = ("dataloaders.num_controls=2", "train_batch_size=6", "dataloaders.eval_splits=[val]")
+    run(script, *base, "+method=ben_controls", *numbers, "run_name=controls")
+    run(script, *base, "+method=ben", *numbers, "run_name=all")
+    assert last("controls", "val/loss") != last("all", "val/loss")
+    with pytest.raises(DataError, match="control"):
+        run(script, *base, "+method=ben_controls", "dataloaders.source.negative_wells=0", "run_name=none")
+    assert not Path("runs/none").exists()
+
+
 def test_probes_that_do_not_fit_their_encoder(run, pretrained):
     with pytest.raises(ConfigError, match=r"512 features .* gives 96"):
         run("train_classifier", *PROBE, "model_path=encoder", "in_features=512")
-    with pytest.raises(ConfigError, match=r"is outside out_features=3; set out_features=6"):
+    with pytest.raises(ConfigError, match="no output among 3; the screen has 6"):
         run("train_classifier", *PROBE, "model_path=encoder", "out_features=3")
-    with pytest.raises(ConfigError, match=r"trainer.monitor 'val/foo' is not measured; choose one of: val/accuracy"):
+    with pytest.raises(ConfigError, match=r"monitor 'val/foo' is not measured; choose one of: val/accuracy"):
         run("train_classifier", *PROBE, "model_path=encoder", "trainer.monitor=val/foo")
     with pytest.raises(ConfigError, match="pooler 'max' is unknown"):
         run("train_classifier", *PROBE, "model_path=encoder", "pooler=max")

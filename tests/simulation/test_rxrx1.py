@@ -1,4 +1,4 @@
-"""Simulated screens: the drawing against slow references and closed forms, the files, and what interrupts them."""
+"""The screen in the layout of RxRx1: its plates, its files, and what interrupts them."""
 
 import hashlib
 import signal
@@ -18,10 +18,8 @@ from wilds.datasets.rxrx1_dataset import RxRx1Dataset
 
 from biomass.datasets.simulated import load_simulated
 from biomass.errors import ConfigError
-from biomass.simulation import morphology
 from biomass.simulation import rxrx1 as simulated
-from biomass.simulation.morphology import TRAITS, draw_cells, draw_effects, place_cells, render_cells
-from biomass.simulation.optics import Nuisance, acquire, draw_nuisance, quantize
+from biomass.simulation.optics import draw_nuisance
 from biomass.simulation.rxrx1 import CROP, Design, lay_out, plate_nuisance, render_plate, simulate_rxrx1
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,17 +36,6 @@ TINY = Design(
     cells=True,
 )
 WHOLE = Design(experiments=51, treatments=1108, positive_controls=30, wells=277, negative_wells=1)  # as large as RxRx1
-IDEAL = Nuisance(
-    drift=np.zeros(len(TRAITS)),
-    gain=np.ones(3),
-    background=np.zeros(3),
-    gamma=np.ones(3),
-    blur=np.full(3, 0.01),
-    haze=np.zeros(3),
-    tilt=np.zeros((3, 2)),
-    vignette=np.zeros(3),
-    noise=0.0,
-)
 
 
 @pytest.fixture(scope="module")
@@ -62,164 +49,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def plain(**values: float) -> np.ndarray:
-    """The traits of one cell without texture, at their bases but for ``values``."""
-    zero = ("nucleus_lobes", "chromatin_contrast", "nucleoli", "cell_ripple", "er_contrast", "er_polarity", "fibres")
-    bases = {name: trait.base for name, trait in TRAITS.items()}
-    traits = bases | dict.fromkeys(zero, 0.0) | {"nucleus_elongation": 1.0} | values
-    return np.array([list(traits.values())], np.float32)
-
-
-def drawn(traits: np.ndarray, seed: int = 0) -> np.ndarray:
-    return render_cells(
-        traits,
-        np.zeros((len(traits), 2), np.float32),
-        np.random.default_rng(seed).random((len(traits), 27), dtype=np.float32),
-    )
-
-
-# ---- cells
-
-
-def test_waves_equal_the_cosine_of_every_pixel() -> None:
-    angle, wavelength, phase = np.array([0.3, 2.0]), np.array([3.0, 5.0]), np.array([0.1, 4.0])
-    y, x = np.meshgrid(morphology._FLAT, morphology._FLAT, indexing="ij")
-    for i, wave in enumerate(morphology._wave(angle, wavelength, phase)):
-        along = np.sin(angle[i]) * y + np.cos(angle[i]) * x
-        np.testing.assert_allclose(wave, np.cos(2 * np.pi * along / wavelength[i] + phase[i]), atol=1e-9)
-
-
-def test_outlines_equal_a_fourier_series_in_the_angle() -> None:
-    rng = np.random.default_rng(0)
-    v, u = rng.standard_normal((2, 3, 7, 7))
-    ripple, random = np.array([0.0, 0.1, 0.2]), rng.random((3, 4))
-    outline, side = morphology._outline(v, u, ripple, random)
-    angle, p = np.arctan2(v, u), 2 * np.pi * random[:, :, None, None]
-    series = sum(a * np.cos(k * angle + p[:, i]) for i, (k, a) in enumerate([(2, 1), (3, 1), (5, 0.7)]))
-    np.testing.assert_allclose(outline, np.hypot(u, v) / (1 + ripple[:, None, None] * series), rtol=0.05)
-    np.testing.assert_allclose(side, np.cos(angle + p[:, 3]), atol=0.05)
-
-
-@pytest.mark.parametrize("radius", [3.0, 5.0, 6.5])
-def test_a_nucleus_has_its_area_and_brightness(radius: float) -> None:
-    stamp = drawn(plain(nucleus_radius=radius, nucleus_brightness=0.7, cell_radius=14.0))[0]
-    assert stamp[0].max() == pytest.approx(0.7, rel=0.02)
-    assert stamp[0].sum() == pytest.approx(0.7 * np.pi * radius**2, rel=0.12)
-
-
-@pytest.mark.parametrize(
-    ("trait", "channels"),
-    [
-        ("nucleus_brightness", "d"),
-        ("er_brightness", "e"),
-        ("er_spread", "e"),
-        ("rim_brightness", "a"),
-        ("fibres", "a"),
-        ("chromatin_contrast", "d"),
-        ("cell_radius", "ea"),
-    ],
-)
-def test_a_trait_shows_in_its_channels_only(trait: str, channels: str) -> None:
-    before, after = drawn(plain()), drawn(plain(**{trait: 1.3 * TRAITS[trait].base}))
-    changed = {name for i, name in enumerate("dea") if np.abs(before - after)[0, i].max() > 1e-3}
-    assert changed == set(channels)
-
-
-def test_cells_stay_inside_their_stamps_and_in_range() -> None:
-    rng = np.random.default_rng(0)
-    effects = 2 * draw_effects(rng, 400)  # far beyond what a screen holds
-    traits = draw_cells(rng, np.zeros_like(effects), effects)
-    stamps = drawn(traits)
-    assert np.isfinite(stamps).all()
-    assert stamps.dtype == np.float32
-    assert stamps.min() >= 0
-    border = np.concatenate([stamps[:, :, [0, -1]].ravel(), stamps[:, :, :, [0, -1]].ravel()])
-    assert np.quantile(border, 0.99) < 0.05 * np.quantile(stamps.max((1, 2, 3)), 0.5)
-
-
-def test_perturbations_change_half_of_the_traits_and_only_those_asked_for() -> None:
-    rng = np.random.default_rng(0)
-    effects = draw_effects(rng, 4000)
-    sd = np.array([t.effect for t in TRAITS.values()])
-    np.testing.assert_allclose((effects != 0).mean(0), 0.5, atol=0.04)
-    np.testing.assert_allclose(effects.std(0), sd * np.sqrt(0.5), rtol=0.08)
-    shape = np.array([t.shape for t in TRAITS.values()])
-    assert not draw_effects(rng, 50, intensity=0)[:, ~shape].any()
-    assert not draw_effects(rng, 50, shape=0)[:, shape].any()
-
-
-def test_placed_cells_keep_their_distance() -> None:
-    spacing, size = np.array([6.0, 12.0, 9.0, 9.0]), 90
-    cells = place_cells(np.random.default_rng(3), np.array([300.0, 60.0, 0.0, 40.0]), spacing, size)
-    field, centres = cells[:, 0].astype(int), cells[:, 1:]
-    assert (np.diff(field) >= 0).all()
-    assert set(field) == {0, 1, 3}  # field 2 expects no cell
-    for f in (0, 1, 3):
-        own = centres[field == f]
-        apart = np.linalg.norm(own[:, None] - own[None], axis=2)
-        assert apart[~np.eye(len(own), dtype=bool)].min() >= spacing[f]
-        # Density of a Matérn process of type II: (1 - exp(-c)) / area of the disc, c candidates expected in a disc.
-        disc, candidates = np.pi * spacing[f] ** 2, {0: 300.0, 1: 60.0, 3: 40.0}[f] / size**2
-        expected = (1 - np.exp(-candidates * disc)) / disc * (size + 40) ** 2
-        assert abs(len(own) - expected) < 4 * np.sqrt(expected) + 0.1 * expected  # it is denser along the border
-
-
-# ---- the microscope
-
-
-def test_an_ideal_plate_records_the_light() -> None:
-    light = np.random.default_rng(0).random((2, 3, 20, 30), dtype=np.float32)
-    seen = acquire(np.random.default_rng(0), light, IDEAL)
-    np.testing.assert_allclose(seen, light, atol=1e-6)
-    altered = replace(
-        IDEAL, gain=np.array([0.5, 2.0, 1.0]), background=np.array([0.1, 0.0, 0.0]), gamma=np.array([1.0, 1.0, 2.0])
-    )
-    seen = acquire(np.random.default_rng(0), light, altered)
-    expected = np.stack([0.5 * light[:, 0] + 0.1, np.minimum(2 * light[:, 1], 1), light[:, 2] ** 2], 1)
-    np.testing.assert_allclose(seen, expected, atol=1e-6)
-
-
-def test_optics_spread_light_and_lose_none() -> None:
-    light = np.zeros((1, 3, 61, 61), np.float32)
-    light[:, :, 30, 30] = 0.9
-    seen = acquire(np.random.default_rng(0), light, replace(IDEAL, blur=np.array([0.01, 1.0, 3.0])))
-    np.testing.assert_allclose(seen.sum((2, 3)), 0.9, rtol=1e-4)
-    assert seen[0, 1].max() == pytest.approx(0.9 / (2 * np.pi), rel=0.05)  # of a Gaussian
-    y = np.arange(61) - 30
-    assert np.sqrt((seen[0, 2].sum(1) * y**2).sum() / 0.9) == pytest.approx(3.0, rel=0.03)
-
-
-def test_illumination_slopes_and_noise_has_its_size() -> None:
-    light = np.full((40, 3, 24, 24), 0.5, np.float32)
-    tilted = acquire(np.random.default_rng(0), light, replace(IDEAL, tilt=np.array([[0.2, 0.0], [0.0, -0.2], [0, 0]])))
-    np.testing.assert_allclose(tilted[0, 0].mean(1), 0.5 * (1 + 0.2 * np.linspace(-1, 1, 24)), atol=1e-5)
-    np.testing.assert_allclose(tilted[0, 1].mean(0), 0.5 * (1 - 0.2 * np.linspace(-1, 1, 24)), atol=1e-5)
-    noisy = acquire(np.random.default_rng(0), light, replace(IDEAL, noise=0.03))
-    assert noisy.std() == pytest.approx(0.03 * np.sqrt(0.5), rel=0.05)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_quantized_images_use_the_full_scale(dtype: type[np.unsignedinteger]) -> None:
-    full = quantize(np.array([0.0, 0.5, 1.0], np.float32), dtype)
-    assert full.dtype == dtype
-    assert full[[0, 2]].tolist() == [0, np.iinfo(dtype).max]
-    assert abs(int(full[1]) - np.iinfo(dtype).max / 2) <= 1
-
-
-def test_no_nuisance_makes_all_plates_alike() -> None:
-    rngs = [np.random.default_rng(i) for i in range(4)]
-    first, second = draw_nuisance(*rngs[:2], strength=0).flat(), draw_nuisance(*rngs[2:], strength=0).flat()
-    assert first == second
-    assert not any(v for k, v in first.items() if k.startswith(("drift", "tilt")))
-
-
-def test_drift_scales_the_traits_and_nothing_else() -> None:
-    def drawn(drift: float) -> dict[str, float]:
-        return draw_nuisance(np.random.default_rng(1), np.random.default_rng(2), 1.3, drift).flat()
-
-    whole, part = drawn(1.0), drawn(0.25)
-    for name, value in whole.items():
-        assert part[name] == pytest.approx(value * (0.25 if name.startswith("drift") else 1))
+# ---- the nuisance of its plates
 
 
 def spread(plates: list[dict[str, float]]) -> np.ndarray:

@@ -105,9 +105,9 @@ def test_what_a_run_resumes_from(tmp_path):
     assert Checkpoints(tmp_path / "new").to_resume(str(tmp_path / "run"), runs)["path"] == str(checkpoints.last)
     assert Checkpoints(tmp_path / "new").to_resume(str(checkpoints.best), runs)["path"] == str(checkpoints.best)
     assert checkpoints.to_resume(str(checkpoints.best), runs)["path"] == str(checkpoints.best)
-    with pytest.raises(CheckpointError, match="resume=auto, or choose another run_name"):
+    with pytest.raises(CheckpointError, match="run' holds a run already"):
         checkpoints.to_resume(None, runs)
-    with pytest.raises(CheckpointError, match="resume=auto, or choose another run_name"):
+    with pytest.raises(CheckpointError, match="run' holds a run already"):
         Checkpoints(tmp_path / "run", enabled=False).to_resume(None, runs)
 
 
