@@ -93,7 +93,7 @@ def image_profiles(
         BadImageError: a cell cannot be read.
     """
     network, channels, _ = encoder
-    order = None if channels is None else list(match_channels(channels, cells.pixels.channels))
+    selected = select_channels(channels, cells, transform)
     groups = cells.groups(statistics.by)
     _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
     group_of_field = groups[first]
@@ -106,7 +106,7 @@ def image_profiles(
     number = pd.Series(group_of_field).groupby(group_of_field).cumcount().to_numpy(np.int64)  # within the group
 
     files = _files(cells, groups, statistics.by, folder)
-    about = [fabric.strategy.precision.precision, statistics.word, statistics.by, normalize, order, repr(transform)]
+    about = [fabric.strategy.precision.precision, statistics.word, statistics.by, normalize, channels, repr(transform)]
     prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
     todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
     if todo:
@@ -116,8 +116,7 @@ def image_profiles(
         reader = BatchReader(cells, groups, on_bad_image, number[field])
         loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
         skipped = SkippedImages(cells)
-        standardized = transform if order is None else lambda images: transform(images[:, order])
-        outputs = infer(fabric, network.to(fabric.device), loader, standardized, statistics, skipped)
+        outputs = infer(fabric, network.to(fabric.device), loader, selected, statistics, skipped)
         with closing(cast("Generator[tuple[Batch, Tensor]]", outputs)):  # an error here ends its inference mode, too
             for group, of_group in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
                 images = first[group_of_field == group]
@@ -130,6 +129,23 @@ def image_profiles(
     if not there:
         raise DataError(f"none of the {len(cells)} cells can be read; they are listed in {folder}/skipped_images.txt")
     return pd.concat([pd.read_parquet(file) for file in there], ignore_index=True)
+
+
+def select_channels(channels: Sequence[str] | None, screen: Screen, transform: Transform) -> Transform:
+    """``transform`` of the channels that an encoder expects, in its order, where a screen has others or another order.
+
+    Args:
+        channels: their names; None: those of the screen as they are.
+        screen: what the encoder will run on.
+        transform: (N, C, H, W) → (N, C, H, W).
+
+    Raises:
+        ConfigError: as :func:`biomass.channels.match_channels`, by which they are found.
+    """
+    if channels is None:
+        return transform
+    order = list(match_channels(channels, screen.pixels.channels))
+    return lambda images: transform(images[:, order])
 
 
 def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from biomass.cells.crops import crop_screen
 from biomass.cells.fields import place_nuclei
 from biomass.cells.nuclei import read_nuclei
-from biomass.datasets.bbbc021 import load_bbbc021, load_bbbc021_cells
+from biomass.datasets.bbbc021 import load_bbbc021
 from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, DataError
 from biomass.evaluation import batch_mixing, checks, encode, nscb, plots, replicate_map, report, transfer, whiten
 from biomass.inference import calibrate_plates
@@ -26,7 +26,7 @@ from biomass.norms import Statistics, plate_statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, VectorPixels, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
-from biomass.training import calibration_file, find_checkpoint, load_network, make_fabric, save_calibration
+from biomass.training import make_fabric
 from biomass.transforms import Standardize
 
 DESIGN = {
@@ -282,12 +282,10 @@ def test_statistics_of_a_week_are_those_of_all_its_plates(fabric, encoder, tmp_p
 
 
 def calibrated(fabric, network, cells):
-    """Store the moments of every plate, from all its cells, in the network; returns where they come from."""
-    statistics = Statistics.over(cells, "plate")
+    """Store the moments of every plate, from all its cells, in the network."""
     batches = PlateBatches(np.arange(len(cells)), cells.plate_ids, batch_size=4, shuffle=False)
     loader = Loader(BatchReader(cells, cells.plate_ids), batches)
-    calibrate_plates(fabric, network, loader, Standardize(), statistics, SkippedImages(cells))
-    return statistics
+    calibrate_plates(fabric, network, loader, Standardize(), Statistics.over(cells, "plate"), SkippedImages(cells))
 
 
 def test_calibrated_profiles_are_those_of_the_plates_that_were_calibrated(fabric, encoder, tmp_path):
@@ -734,7 +732,7 @@ def test_words_and_presets_are_those_of_all_scripts(run, overrides, words, files
     assert len(list(Path("runs/t/plates", words[0]).rglob("*.parquet"))) == files
 
 
-def test_calibrated_statistics_are_read_beside_the_checkpoint(run, data_root, fabric):
+def test_calibrated_statistics_are_read_beside_the_checkpoint(run):
     training = ("model.key=test_resnet", "model.pretrained=false", "num_epochs=1", "dataloaders.eval_splits=[]")
     run("train_supervised_cell", *TINY_CELLS, *training, "run_name=ben")
     options = ("postprocessings=[none]", "normalizations=[plate,calibrated]", "model_path=ben")
@@ -742,14 +740,11 @@ def test_calibrated_statistics_are_read_beside_the_checkpoint(run, data_root, fa
         run("transfer_bbbc021", *TINY, *options)
     with pytest.raises(CheckpointError, match="'null' is neither"):
         run("transfer_bbbc021", *TINY, *options[:2])
-    path = find_checkpoint("ben")
-    network = load_network(path)[0].encoder
-    statistics = calibrated(fabric, network, load_bbbc021_cells(simulate_bbbc021(data_root, **DESIGN)))
-    save_calibration(network, calibration_file(path), statistics)
+    run("calibrate", *SIMULATED, "model_path=ben", "device=cpu", "encode_batch_size=64")  # channels are found by name
     run("transfer_bbbc021", *TINY, *options, "run_name=t")
     one, other = (features(pd.read_parquet(f"runs/t/wells_{word}.parquet")) for word in ("plate", "calibrated"))
     np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
-    calibration_file(path).rename("elsewhere.pt")
+    Path("checkpoints/ben/last.calibrated.pt").rename("elsewhere.pt")
     run("transfer_bbbc021", *TINY, *options, "run_name=u", "calibration=elsewhere.pt")
     again = features(pd.read_parquet("runs/u/wells_calibrated.parquet"))
     np.testing.assert_array_equal(again, other)
