@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from biomass import training
 from biomass.config import Config, build, run_name
+from biomass.errors import ConfigError
 from biomass.loader import Loader, SkippedImages
 from biomass.norms import Statistics
 from biomass.objectives import Objective
@@ -100,6 +101,12 @@ class Experiment:
         training.check_resume(self.resume, about)
         return about
 
+    def _check_alone(self) -> None:
+        """Raise an error where a run of the same name, started at the same time, has written since ``begin``."""
+        now = self.checkpoints.to_resume(self.cfg.resume)
+        if (now and now["progress"]) != (self.resume and self.resume["progress"]):
+            raise ConfigError(f"another process has gone on with '{self.name}' meanwhile; start again")
+
     def train(
         self,
         *,
@@ -123,7 +130,8 @@ class Experiment:
                 :class:`biomass.training.Training`.
         """
         folder = Path("runs") / self.name
-        with training.RunLogger(folder, about["config"], self.resume, enabled=self.fabric.is_global_zero) as logger:
+        log = training.RunLogger(folder, about["config"], self.resume, self.fabric.is_global_zero, self._check_alone)
+        with log as logger:
             run = training.Training(
                 fabric=self.fabric,
                 network=network,

@@ -249,7 +249,7 @@ ADVICE = {
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "devices": Advice("set {key}", ("trainer.devices",)),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
-    "resume": Advice("{key}=auto continues it, run_name names another", ("resume",)),
+    "resume": Advice("write {key}=auto, or another run_name", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }
 """What the advice of an error (:class:`biomass.errors.BiomassError`) means for the user of a script."""

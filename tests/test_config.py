@@ -612,6 +612,15 @@ def test_a_run_whose_name_is_a_number(tmp_path, data_root):
     assert (tmp_path / "checkpoints" / "20261124" / "last.pt").exists()
 
 
+def test_of_two_runs_of_one_name_that_start_at_once_one_is_refused(tmp_path, data_root):
+    started = [start(tmp_path, data_root, *TINY, "trainer.max_steps=1", "run_name=a", f"seed={n}") for n in (1, 2)]
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert sorted(process.returncode for process in started) == [0, 1], errors
+    winner = next(n for n, process in enumerate(started, 1) if process.returncode == 0)
+    assert f"seed: {winner}\n" in (tmp_path / "runs" / "a" / "config.yaml").read_text()
+    assert len((tmp_path / "runs" / "a" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.slow
 def test_a_sweep_of_training_with_reading_processes(tmp_path, data_root):
     workers = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "dataloaders.num_workers=1")

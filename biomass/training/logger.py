@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,19 @@ class RunLogger:
         config: the resolved configuration, plain values.
         resume: the checkpoint that a resumed run goes on from; what had been logged behind it is dropped.
         enabled: False (on all ranks but the first) writes nothing.
+        check: called when no other process can write here any more, before this one does.
 
     Raises:
         ConfigError: the folder cannot be written, or another process is writing to it.
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], resume: Mapping[str, Any] | None = None, enabled: bool = True
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        resume: Mapping[str, Any] | None = None,
+        enabled: bool = True,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         step = int(resume["progress"]["step"]) if resume else 0
         self.folder = folder
@@ -51,6 +57,7 @@ class RunLogger:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock")  # let go of by the system if this process is killed
             self._lock.acquire(timeout=_PATIENCE)
+            check()
             OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")
             (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             lines = _lines_up_to(folder / METRICS, step)
