@@ -22,7 +22,7 @@ from biomass.evaluation import batch_mixing, checks, encode, nscb, plots, replic
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import Statistics, plate_statistics
+from biomass.norms import WORDS, Statistics, plate_statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, VectorPixels, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
@@ -494,6 +494,19 @@ def test_replicates_across_plates_are_those_of_all_wells():
     assert row["map_other_plate"] == pytest.approx(expected.mean)
 
 
+def test_a_new_word_and_a_new_postprocessing_are_an_entry_each(fabric, encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(WORDS, "everyone", WORDS["plate"])
+    centred = transfer.Postprocessing("centred", lambda wells, _: wells.assign(emb_0000=wells["emb_0000"] - 1), 1)
+    monkeypatch.setitem(transfer.POSTPROCESSINGS, "centre", centred)
+    cells = small_screen()
+    check(["everyone"], ["centre"], cells)
+    images = profile(fabric, encoder, cells, tmp_path, "everyone")
+    pd.testing.assert_frame_equal(images, profile(fabric, encoder, cells, tmp_path / "plate", "plate"))
+    one = transfer.evaluate(transfer.well_profiles(images), "centre")
+    np.testing.assert_allclose(one.wells["emb_0000"], images["emb_0000"] - 1, rtol=1e-6)
+    assert "| everyone | centred |" in report.to_markdown(report.summarize({("everyone", "centre"): one}))
+
+
 def test_every_column_of_the_table_is_explained():
     table = report.summarize({("plate", "none"): transfer.evaluate(simple_wells())})
     assert report.describe()["column"].tolist() == list(table)
@@ -788,7 +801,7 @@ def test_a_second_run_of_the_same_name_goes_on(run):
         (["metric=l1"], ConfigError, "metric 'l1' is unknown"),
         (["dataloaders=bbbc021", "dataloaders.root_dir=nowhere"], DataError, "no BBBC021 below 'nowhere'"),
         (["channels=[nuclei,ER,mito]"], ConfigError, "no channel 'mito'"),
-        (["dataloaders.plates=[Week1_1]"], ConfigError, "plates lists 'Week1_1'"),
+        (["dataloaders.plates=[Week1_1]"], ConfigError, "'Week1_1' is not there"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(run, overrides, error, message):
