@@ -67,7 +67,7 @@ TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
 _PLACES = (
     "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path download on_bad_image"
 )
-_NAMES = "columns image channels cell_type classes splits control"
+_NAMES = "image channels cell_type classes splits control"
 READER = TARGET._replace(places=frozenset(_PLACES.split()), names=frozenset(_NAMES.split()))
 
 KEYS = {
@@ -211,12 +211,12 @@ ADVICE = {
     "nuclei": Advice("the nuclei are read from {key}", (f"{_SOURCE}.nuclei_dir",)),
     "store": Advice("the store is {key}", ("dataloaders.store", f"{_SOURCE}.store")),
     # the table of a screen
+    "path": Advice("the table is {key}, relative to dataloaders.root_dir", (f"{_SOURCE}.path",)),
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
     "splits": Advice("the splits are {key}", (f"{_SOURCE}.splits",)),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
     "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),
     "plates": Advice("the plates are {key}", ("dataloaders.plates", f"{_SOURCE}.plates")),
-    "path": Advice("the table is {key}", (f"{_SOURCE}.path",)),
     "image": Advice("the columns of image files are {key}", (f"{_SOURCE}.image",)),
     "axes": Advice("set {key} to HW, CHW or HWC", (f"{_SOURCE}.axes",)),
     "channels": Advice("the channels are {key}", (f"{_SOURCE}.channels", "channels")),
@@ -234,7 +234,6 @@ ADVICE = {
     "sampler": Advice("set {key}", ("dataloaders.sampler", "dataloaders.train_groupby")),
     "instance": Advice("set {key}", ("dataloaders.instance",)),
     "negatives": Advice("raise {key}, or look at instance and sampler of the dataloaders", ("train_batch_size",)),
-    "transforms": Advice("leave it out of {key}", ("transforms.eval",)),
     # network and training
     "d_out": Advice("set {key}", ("model.d_out", "out_features")),
     "out_features": Advice("set {key}", ("out_features",)),
@@ -242,6 +241,7 @@ ADVICE = {
     "model_path": Advice("set {key} or sup_model_path", ("model_path",)),
     "use_projs": Advice("set {key}=false", ("use_projs",)),
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
+    "transforms": Advice("take it out of {key}", ("transforms.eval",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
     "statistics": Advice("set {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")),
     "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),

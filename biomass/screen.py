@@ -211,9 +211,11 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
     if table.empty:
         raise DataError("the table has no rows; a screen needs at least one image")
     table = table.reset_index(drop=True)
-    for column in (*COLUMNS, *NAMED):
-        if column != "label" and column in table:
+    for column in COLUMNS:
+        if column != "label":
             table[column] = pd.Categorical((wells if column == "well" else names)(table[column], column))
+    for column in set(NAMED) & set(table):
+        table[column] = names(table[column], column)
     table["label"] = table["label"].astype(np.int64)
     bad = table.index[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
     if len(bad):

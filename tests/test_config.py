@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY_RUN, TINY_SCREEN
 from hydra import compose, initialize_config_dir
@@ -120,14 +121,10 @@ def test_every_key_of_a_yaml_has_a_kind_that_its_default_fits(script, source):
     assert Config(node).to_dict() == OmegaConf.to_container(node, resolve=True)
 
 
-COMING = {"statistics", "statistics.train", "statistics.eval", "statistics.by", "calibration"}
-"""Keys that stand in no YAML yet."""
-
-
 def test_every_kind_is_that_of_a_key_of_some_yaml():
     assert {
         key for script in SCRIPTS for source in SOURCES for key in keys_of(composed(script, f"dataloaders={source}"))
-    } == set(KEYS) - COMING
+    } == set(KEYS)
 
 
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("experiment/*.yaml")) + sorted(CONFIGS.glob("method/*.yaml")))
@@ -213,11 +210,12 @@ def test_names_may_look_like_numbers():
         "sup_model_path=1.5",
         "resume=3",
         "dataloaders.root_dir=2024",
+        "dataloaders.img_dir=7",
     )
     cfg = Config(node)
     names = (cfg.run_name, cfg.save_key, cfg.model_path, cfg.sup_model_path, cfg.resume)
     assert names == ("20261124", "true", "7", "1.5", "3")
-    assert cfg.dataloaders.img_dir == "2024/rxrx1_cells"
+    assert cfg.dataloaders.img_dir == "7"
     assert cfg.dataloaders.source["root_dir"] == "2024"
     assert cfg.to_dict()["run_name"] == "20261124"
     assert node.run_name == 20261124  # what was composed is left alone
@@ -302,6 +300,24 @@ def test_names_on_the_command_line_are_text_as_written(name):
     assert Config(from_shell(f"run_name='\"{name}\"'")).run_name == name
     node = from_shell(f"dataloaders=bbbc021 dataloaders.plates=[{name},7]", "transfer_bbbc021")
     assert Config(node).dataloaders.plates == [name, "7"]
+
+
+def test_a_plate_0012_is_never_plate_10(tmp_path):
+    """From a file and from a shell to the rows of a screen."""
+    rows = [f"{plate}.npy,E,{plate},B02,1,{plate}" for plate in ("0012", "10", "12")]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,experiment,plate,well,site,label", *rows]) + "\n")
+    for plate in ("0012", "10", "12"):
+        np.save(tmp_path / f"{plate}.npy", np.zeros((8, 8), np.uint8))
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndataloaders: {source: {splits: {test: {plate: [0012]}, train: rest}}}\n"
+    )
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    source = ("dataloaders=manifest", f"dataloaders.root_dir={tmp_path}")
+    typed = Arguments.of(["dataloaders.source.splits={test: {plate: [0012]}, train: rest}"]).for_hydra()
+    for overrides in ([path, "+experiment=mine"], typed):
+        screen = build(Config(composed("train_erm", *source, *overrides)).dataloaders.source)
+        assert screen.table.plate[screen.rows("test")].tolist() == ["0012"]
 
 
 def test_names_in_a_sweep_keep_their_spelling():

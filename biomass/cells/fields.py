@@ -101,9 +101,15 @@ def count_cells(screen: Screen, nuclei: Nuclei, cells: Screen) -> pd.DataFrame:
     counts["cells"] = np.bincount(cells.table["image"].to_numpy(np.int64), minlength=n)
     empty = counts[counts["cells"] == 0]
     if len(empty):
-        shown = "; ".join("/".join(map(str, row)) for row in empty.iloc[:5, :4].to_numpy()) + " …" * (len(empty) > 5)
-        message = "%d of %d fields have no cells (%d of them were not looked at): %s"
-        log.warning(message, len(empty), n, int(empty["nuclei"].isna().sum()), shown)
+        shown = "; ".join("/".join(map(str, row)) for row in empty.iloc[:5, :4].to_numpy())
+        log.warning(
+            "%d of %d fields have no cells (%d of them were not looked at): %s%s",
+            len(empty),
+            n,
+            int(empty["nuclei"].isna().sum()),
+            shown,
+            " …" if len(empty) > 5 else "",
+        )
     return counts
 
 

@@ -28,10 +28,7 @@ def describe_search(screen: Screen, channel: str = "DAPI", diameter: float = DIA
     Raises:
         ConfigError: there is no such channel.
     """
-    try:
-        (position,) = match_channels([channel], screen.pixels.channels)
-    except ConfigError as error:
-        raise ConfigError(str(error), "channel") from error
+    (position,) = match_channels([channel], screen.pixels.channels, "channel")
     fields = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
     for column in FIELD:
         fields.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())

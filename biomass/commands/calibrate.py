@@ -23,7 +23,7 @@ from biomass.norms import Method, Statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
-PLACE = 40
+PLACE = 60
 
 
 @script("calibrate")

@@ -213,7 +213,7 @@ def group_numbers(profiles: pd.DataFrame, by: str | Sequence[str]) -> tuple[np.n
     """
     columns = require(profiles, [by] if isinstance(by, str) else by)
     keys = _normal_columns(profiles, columns)
-    absent = keys.isna()
+    absent = keys.isna() | (keys == "")
     if absent.to_numpy().any():
         row, column = np.argwhere(absent.to_numpy())[0]
         raise DataError(
@@ -289,10 +289,12 @@ def aggregate(
     normalized = _normal_columns(profiles, list(dict.fromkeys([*by, *keep, *collect])))
     metadata = normalized[list(dict.fromkeys([*by, *keep]))].iloc[first].reset_index(drop=True)
     for column in keep:
-        distinct = normalized[column].groupby(numbers, sort=True).nunique(dropna=False).to_numpy()
+        said = normalized[column].astype(object)
+        said = said.where(said.notna(), "")
+        distinct = said.groupby(numbers, sort=True).nunique().to_numpy()
         if (distinct > 1).any():
             group = int(np.flatnonzero(distinct > 1)[0])
-            found = normalized[column].to_numpy(object)[numbers == group]
+            found = said.to_numpy()[numbers == group]
             other = found[[str(v) != str(found[0]) for v in found]][0]
             raise DataError(
                 f"column '{column}' says both '{found[0]}' and '{other}' for {titles[group]}; collect it, or group by "
@@ -301,7 +303,7 @@ def aggregate(
     for column in collect:
         pairs = pd.DataFrame({"group": numbers, "value": normalized[column].to_numpy(object)}).drop_duplicates()
         pairs["text"] = pairs["value"].map(str)
-        pairs = pairs[pairs["value"].notna()].sort_values(["group", "text"], kind="stable")
+        pairs = pairs[pairs["value"].notna() & (pairs["value"] != "")].sort_values(["group", "text"], kind="stable")
         tuples = pairs.groupby("group", sort=True)["value"].agg(tuple)
         metadata[column] = [tuples.get(group, ()) for group in range(len(titles))]
     return pd.concat([metadata, values.reset_index(drop=True)], axis=1)
@@ -429,7 +431,7 @@ def _standard_score(matrix: np.ndarray) -> np.ndarray:
 
 
 def _normal_columns(profiles: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table with their names in normal form, ``None`` where one is missing; numbers stay numbers."""
+    """Columns of a table with their names in normal form; numbers stay numbers."""
     return pd.DataFrame({c: normal_column(profiles[c], place=row_labels(profiles)) for c in columns}, profiles.index)
 
 

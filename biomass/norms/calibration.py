@@ -22,7 +22,7 @@ def calibrate(
     """Compute the statistics of whole plates and keep them in the layers, for the word ``calibrated``.
 
     Afterwards any image of these plates can be predicted by itself, in any order and mix, with the statistics of its
-    plate. They are no part of the state dict (see :func:`calibration_state`), take memory for the calibrated plates
+    plate. They are not part of the state dict (see :func:`calibration_state`), take memory for the calibrated plates
     only, and belong to the weights they were computed with: calibrate again after training. Plates of an earlier
     calibration stay, unless they are among these. After an error the earlier calibration is as it was.
 
@@ -36,6 +36,14 @@ def calibrate(
     Raises:
         ConfigError: as in :func:`whole_plate_forward`; or the network uses one norm in several places.
         DataError: as in :func:`whole_plate_forward`; a chunk of two plates; a plate that comes back after another.
+
+    >>> from biomass.norms import convert, plate_statistics
+    >>> network = convert(nn.Sequential(nn.BatchNorm2d(1, affine=False))).eval()
+    >>> a, b = torch.tensor([[1.0, 3.0], [100.0, 300.0]]).view(2, 2, 1, 1, 1)  # two plates of two images
+    >>> calibrate(network, [(a, torch.tensor([0, 0]), None), (b, torch.tensor([1, 1]), None)])
+    >>> with plate_statistics(network, torch.tensor([1]), "calibrated"):
+    ...     round(network(b[:1]).item(), 3)  # one image by itself
+    -1.0
     """
     network = unwrap(network)
     context = shared_context(network)
@@ -94,7 +102,7 @@ def _dtype(norm: PlateBatchNorm) -> torch.dtype:
 
 
 def forget_calibration(network: nn.Module) -> None:
-    """Drop the calibrated statistics of all plates."""
+    """Drop the calibrated statistics of all plates; see :func:`load_calibration` for an example."""
     context = shared_context(network)
     if context is not None:
         context.slots = {}
@@ -109,6 +117,13 @@ def calibration_state(network: nn.Module) -> dict[str, Tensor]:
     Returns:
         ``plates`` (P,) int64, the calibrated plate ids, and for each calibrated norm ``norms.<name>`` (2, P, C): means
         and biased variances. No plates and no norms before calibration.
+
+    >>> from biomass.norms import convert
+    >>> network = convert(nn.Sequential(nn.BatchNorm2d(1)))
+    >>> calibrate(network, [(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), torch.tensor([7, 7]), None)])
+    >>> state = calibration_state(network)
+    >>> state["plates"].tolist(), state["norms.0"].tolist()  # mean 2, variance 1
+    ([7], [[[2.0]], [[1.0]]])
     """
     network = unwrap(network)
     context = shared_context(network)
@@ -124,6 +139,15 @@ def load_calibration(network: nn.Module, state: dict[str, Tensor]) -> None:
 
     Raises:
         CheckpointError: ``state`` is not one of a network like this. The network is left as it was.
+
+    >>> from biomass.norms import convert
+    >>> network = convert(nn.Sequential(nn.BatchNorm2d(1)))
+    >>> load_calibration(network, {"plates": torch.tensor([7]), "norms.0": torch.tensor([[[2.0]], [[1.0]]])})
+    >>> calibration_state(network)["plates"].tolist()
+    [7]
+    >>> forget_calibration(network)
+    >>> calibration_state(network)["plates"].tolist()
+    []
     """
     network = unwrap(network)
     norms = {f"norms.{n}": module for n, module in network.named_modules() if isinstance(module, PlateBatchNorm)}
@@ -131,7 +155,7 @@ def load_calibration(network: nn.Module, state: dict[str, Tensor]) -> None:
         raise CheckpointError("the calibration has no entry 'plates'; give the dict of biomass.norms.calibration_state")
     for key in state.keys() - {"plates"}:
         if key not in norms:
-            raise CheckpointError(f"the calibration has statistics of '{key}', which is no norm of this network")
+            raise CheckpointError(f"the calibration has statistics of '{key}', which is not a norm of this network")
         shape = (2, len(state["plates"]), norms[key].num_features)
         if tuple(state[key].shape) != shape:
             raise CheckpointError(

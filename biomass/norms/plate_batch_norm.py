@@ -291,6 +291,11 @@ def convert(network: nn.Module) -> nn.Module:
 
     Raises:
         ConfigError: a layer is a SyncBatchNorm, or of a class whose forward pass is unknown here. Nothing is changed.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> before = network.state_dict().keys()
+    >>> convert(network) is network, isinstance(network[1], PlateBatchNorm), network.state_dict().keys() == before
+    (True, True, True)
     """
     norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     known = _known_classes(norms)

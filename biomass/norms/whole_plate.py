@@ -89,7 +89,12 @@ def whole_plate_forward(
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside the wrappers of ``torch.compile``, of data parallel training and of Fabric."""
+    """The network inside the wrappers of ``torch.compile``, of data parallel training and of Fabric.
+
+    >>> network = nn.Linear(1, 1)
+    >>> unwrap(nn.DataParallel(network)) is network
+    True
+    """
     inner = {
         "OptimizedModule": "_orig_mod",
         "DistributedDataParallel": "module",

@@ -189,7 +189,7 @@ class FilePixels:
 
 
 def _no_file(row: int, column: int, channels: Sequence[str]) -> str:
-    return f"row {row} (from 0) does not name a file for channel '{channels[column]}': add it, or remove the row"
+    return f"row {row} (from 0) names no file for channel '{channels[column]}': add it, or remove the row"
 
 
 def open_files(

@@ -116,10 +116,7 @@ class Design(ScreenDesign):
 
 
 def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: Any) -> Path:
-    """Write a simulated BBBC021 below ``root``, unless it is there already.
-
-    It appears under its final name when it is complete, and not before; several processes that ask for it at once
-    wait for the first of them.
+    """Write a simulated BBBC021 below ``root``, unless it is there already, see :func:`.screens.write_once`.
 
     Args:
         root: the folder that data sources read from.

@@ -278,10 +278,7 @@ def _write_screen(folder: Path, design: Design, workers: int | None) -> None:
 
 
 def simulate_rxrx1(root: str | Path, design: Design | None = None, *, workers: int | None = None) -> Path:
-    """Write a simulated screen below ``root``, unless it is there already.
-
-    It appears under its final name when it is complete, and not before; several processes that ask for it at once
-    wait for the first of them.
+    """Write a simulated screen below ``root``, unless it is there already, see :func:`.screens.write_once`.
 
     Args:
         root: the folder that data sources read from.

@@ -546,22 +546,6 @@ def test_fields_without_a_partner_on_both_sides_are_refused(fields):
     assert placed.fields.tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("plate,well,site,x\nP1,B01,1,3\n", "no column 'y'"),
-        ("plate,well,site,x,y\nP1,B01,1,3,4\nP1,B01,1,3,\n", "row 3 of 'nuclei.csv'"),
-        ("plate,well,site,x,y\nP1,B01,1,3,far\n", "row 2 of 'nuclei.csv' says 'far'"),
-        ("plate,well,site,x,y\nP1,,1,3,4\n", "row 2 of 'nuclei.csv' has no well"),
-        ("plate,well,site,x,y\nP1,B01,1,3\n", "row 2 has 4 values"),
-    ],
-)
-def test_what_is_wrong_with_a_table_of_nuclei_is_named(tmp_path, text, message):
-    (tmp_path / "nuclei.csv").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_nuclei_table(tmp_path / "nuclei.csv")
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -741,13 +725,13 @@ def test_crops_that_are_too_large_are_refused_before_anything_is_searched(manife
 
 def test_the_command_names_its_option_where_the_stain_has_another_name(manifest):
     options = [word.replace("image.DAPI=", "image.blue=") for word in arguments(manifest)]
-    with pytest.raises(SystemExit, match=r"no channel 'DAPI'; there is: blue, actin\. Name the one .* with --channel$"):
+    with pytest.raises(SystemExit, match=r"no channel 'DAPI'; .*blue.*actin.* with --channel$"):
         main(options)
     main([*options, "--channel", "blue"])
 
 
 def test_options_that_the_command_sets_are_refused(manifest):
-    with pytest.raises(SystemExit, match="error: --set path=x cannot be set: the source names it; leave it out"):
+    with pytest.raises(SystemExit, match="error: option 'path' cannot be set to 'x': the source names it"):
         main(arguments(manifest, "--set", "path=x"))
 
 

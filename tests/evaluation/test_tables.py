@@ -94,8 +94,12 @@ def test_groups_are_the_same_whatever_their_names_are_written_as():
         unnamed.loc[5, "Metadata_plate"] = missing
         with pytest.raises(DataError, match="row 5 has nothing in column 'Metadata_plate'"):
             aggregate(unnamed, "Metadata_plate")
-    out = aggregate(table.assign(Metadata_moa="NA"), TREATMENT, keep=["Metadata_moa"])
-    assert out["Metadata_moa"].isna().all()
+    for missing, kept in (("NA", ""), ("", ""), (None, None)):
+        out = aggregate(table.assign(Metadata_moa=missing), TREATMENT, keep=["Metadata_moa"])
+        assert set(out["Metadata_moa"]) == {kept}
+    mixed = table.assign(Metadata_moa=np.where(np.arange(len(table)) % 2, "NA", None))
+    assert set(aggregate(mixed, TREATMENT, keep=["Metadata_moa"])["Metadata_moa"]) <= {"", None}
+    assert set(aggregate(mixed, TREATMENT, collect=["Metadata_moa"])["Metadata_moa"]) == {()}
 
 
 NOT_FEATURES = (
