@@ -8,90 +8,91 @@ Every key is explained in configs/transfer_bbbc021.yaml. notebooks/pybbbc.ipynb 
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from biomass import training
 from biomass.config import Config, build, run_name, script
 from biomass.errors import ConfigError
-from biomass.evaluation import transfer
+from biomass.evaluation import checks, encode, report, transfer
+from biomass.experiment import compose
 from biomass.models import Architecture, build_network
-from biomass.transforms import Compose
+from biomass.norms import Method, Statistics
+from biomass.screen import PLATE
 
 
 @script("transfer_bbbc021")
 def main(cfg: Config) -> float | None:
-    """Encode, evaluate, draw and save; returns the NSCB of the monitored normalization and post-processing."""
-    data = cfg.dataloaders
+    """Encode, evaluate, draw and save; returns the NSCB of the monitored statistics and post-processing."""
+    data, normalizations, postprocessings, metric = cfg.dataloaders, cfg.normalizations, cfg.postprocessings, cfg.metric
     folder = Path("runs") / run_name(cfg.run_name, "transfer_bbbc021")
     fabric = training.make_fabric(cfg.device, cfg.precision)
-    transfer.check_names(cfg.normalizations, cfg.postprocessings, cfg.metric, cfg.channels)
-    pairs = [(n, p) for n in cfg.normalizations for p in cfg.postprocessings]
-    monitored = tuple(cfg.monitor.split("/"))
-    if monitored not in pairs:
-        known = ", ".join("/".join(pair) for pair in pairs) or "choices: there are none"
-        raise ConfigError(f"monitor '{cfg.monitor}' is not one of this run's {known}")
 
-    # an encoder for each normalization: one that is missing is told before the cells are cut out
-    paths = {"frozen": cfg.frozen_model_path if cfg.frozen_model_path is not None else cfg.model_path}
+    # where batch norm takes its statistics from: words to compare (two have older names), or the one of +method=…
+    older, chosen = {"frozen": "running", "all": "plate"}, cfg.statistics
+    by = Method("running", "controls", PLATE, PLATE).override(chosen.train, chosen.eval, chosen.by).eval_by
+    words = [older.get(word, word) for word in ([chosen.eval] if chosen.eval else normalizations)]
+    checks.check_names(words, postprocessings, metric, cfg.channels)
+    pairs = [(word, how) for word in words for how in postprocessings]
+    word, _, how = (cfg.monitor or f"{words[-1]}/{postprocessings[0]}").partition("/")
+    monitored = older.get(word, word), how
+    if monitored not in pairs:
+        raise ConfigError(f"monitor '{word}/{how}' is not one of this run's {', '.join(map('/'.join, pairs))}")
+
+    # an encoder for each word: one that is missing is told before the cells are cut out
+    plain = cfg.model_path if cfg.frozen_model_path is None else cfg.frozen_model_path
+    paths = {word: plain if word == "running" else cfg.model_path for word in words}
     own = data.source.get("channels") or ("DAPI", "tubulin", "actin")
     model = (cfg.model.key, cfg.model.pretrained, cfg.seed, cfg.channels, own)
-    encoders = {n: _encoder(paths.get(n, cfg.model_path), *model) for n in cfg.normalizations}
-    for n, (encoder, _, key) in encoders.items():
-        transfer.check_norms(encoder, [n], key)
+    loaded = {path: _encoder(path, *model) for path in dict.fromkeys(paths.values())}
+    encoders = {word: loaded[path] for word, path in paths.items()}
+    checks.check_encoders(encoders)
     fields, cells = build(data.fields), build(data.source)
-    for n, (encoder, channels, key) in encoders.items():
-        transfer.check_choices(cells, [n], cfg.postprocessings, cfg.metric, channels)
-        transfer.check_encoder(encoder, cells, channels, key)
-    standardize = Compose([build(t) for t in cfg.transforms.eval])
-    options = {"normalize": cfg.normalize, "batch_size": cfg.encode_batch_size}
-    options |= {"num_workers": data.num_workers, "on_bad_image": data.on_bad_image}
-    metric, seed, figures = cfg.metric, cfg.seed, cfg.figures
+    statistics = {word: Statistics.over(cells, word, by) for word in words}
+    checks.check_cells(cells, encoders, statistics, postprocessings)
+    calibration = cfg.calibration
+    if "calibrated" in words:  # the moments belong to the weights of a checkpoint
+        file = training.calibration_file(training.find_checkpoint(cfg.model_path or "null"), calibration)
+        training.use_calibration(encoders["calibrated"].network, file, statistics["calibrated"], cells)
+    options = {"transform": compose(cfg.transforms.eval), "normalize": cfg.normalize}
+    options |= {"batch_size": cfg.encode_batch_size, "num_workers": data.num_workers, "on_bad_image": data.on_bad_image}
+    seed, figures = cfg.seed, cfg.figures
     cfg.check_all_read()
 
     # cells → images → wells, plate by plate; from here on the run writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         wells = {}
-        for n, (encoder, channels, _) in encoders.items():
-            images = transfer.image_profiles(
-                fabric, encoder, cells, folder / "plates" / n, n, transform=standardize, channels=channels, **options
-            )
-            wells[n] = transfer.well_profiles(images)
-            transfer.write_profiles(images, folder / f"images_{n}.parquet")
-            transfer.write_profiles(wells[n], folder / f"wells_{n}.parquet")
-        absent = transfer.images_without_cells(fields, images)
+        for word, encoder in encoders.items():
+            place = folder / "plates" / word
+            images = encode.image_profiles(fabric, encoder, cells, place, statistics[word], **options)
+            wells[word] = transfer.well_profiles(images)
+            encode.write_profiles(images, folder / f"images_{word}.parquet")
+            encode.write_profiles(wells[word], folder / f"wells_{word}.parquet")
+        absent = encode.images_without_cells(fields, images)
         absent.to_csv(folder / "images_without_cells.csv", index=False)
 
         # wells → treatments → the table
-        evaluations = {(n, p): transfer.evaluate(wells[n], p, metric) for n, p in pairs}
-        for (n, p), one in evaluations.items():
-            transfer.write_profiles(one.treatments, folder / f"treatments_{n}_{p}.parquet")
-            logger.scalars(0, 0, {f"{n}/{p}/nsc": one.nsc.accuracy, f"{n}/{p}/nscb": one.nscb.accuracy})
-        table = transfer.summarize(evaluations)
-        table.to_csv(folder / "table.csv", index=False)
-        (folder / "table.md").write_text(transfer.to_markdown(table) + "\n")
-        transfer.predictions(evaluations).to_csv(folder / "predictions.csv", index=False)
-        if figures:
-            for title, figure in transfer.draw(evaluations, *monitored, seed).items():
-                figure.savefig(folder / f"{title}.png", dpi=150)
-        print(f"{transfer.to_markdown(table)}\n{len(absent)} of {len(fields)} images have no cells; see {folder}/")
+        evaluations = {(word, how): transfer.evaluate(wells[word], how, metric) for word, how in pairs}
+        for (word, how), one in evaluations.items():
+            encode.write_profiles(one.treatments, folder / f"treatments_{word}_{how}.parquet")
+            logger.scalars(0, 0, {f"{word}/{how}/nsc": one.nsc.accuracy, f"{word}/{how}/nscb": one.nscb.accuracy})
+        table = report.write(evaluations, folder, monitored if figures else None, seed)
+        print(f"{table}\n{len(absent)} of {len(fields)} images have no cells; see {folder}/")
         return evaluations[monitored].nscb.accuracy
 
 
 def _encoder(
     model_path: str | None, key: str, pretrained: bool, seed: int, channels: Sequence[str] | None, own: Sequence[str]
-) -> tuple[nn.Module, Sequence[str], str]:
-    """The encoder of a checkpoint, or one of ImageNet or random weights, the channels that it expects, and its name."""
+) -> encode.Encoder:
+    """The encoder of a checkpoint, or one of ImageNet or random weights."""
     if model_path is None:
-        channels = own if channels is None else channels
-        return build_network(Architecture(key, len(channels), ()), pretrained, seed).encoder, channels, key
+        network = build_network(Architecture(key, len(channels or own), ()), pretrained, seed)
+        return encode.Encoder(network.encoder, channels or own, key)
     network, architecture, origin = training.load_network(training.find_checkpoint(model_path), key)
-    channels = origin.get("channels", own) if channels is None else channels
+    channels = channels or origin.get("channels", own)
     if len(channels) != architecture.in_channels:
         raise ConfigError(
             f"'{model_path}' expects {architecture.in_channels} channels, not {', '.join(channels)}; name them, in its "
             "order, in channels=[…]"
         )
-    return network.encoder, channels, architecture.key
+    return encode.Encoder(network.encoder, channels, architecture.key)
 
 
 if __name__ == "__main__":

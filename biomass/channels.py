@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, did_you_mean
 
 SYNONYMS = (
     ("nuclei", "nucleus", "nuclear", "dna", "dapi", "hoechst", "h33342"),
@@ -20,17 +20,13 @@ The published transfer from RxRx1 to BBBC021 feeds tubulin where the network has
 """
 
 
-ADVICE = "Rename one of them, or leave it out"
-"""What an error says of a channel that is not there; where a command has an option for it, it says that instead."""
-
-
 def _key(name: str) -> str:
     """The first of the synonyms, or the name itself."""
     name = name.strip().lower().replace("_", " ")
     return next((group[0] for group in SYNONYMS if name in group), name)
 
 
-def match_channels(wanted: Sequence[str], available: Sequence[str]) -> tuple[int, ...]:
+def match_channels(wanted: Sequence[str], available: Sequence[str], advice: str = "channels") -> tuple[int, ...]:
     """Find the wanted channels among the available ones.
 
     Synonyms count as the same name (``nuclei``, ``DNA`` and ``DAPI``); only where a name is not found under any of
@@ -39,23 +35,29 @@ def match_channels(wanted: Sequence[str], available: Sequence[str]) -> tuple[int
     Args:
         wanted: names of the channels that, say, a network expects, in its order.
         available: names of the channels that a screen has, in its order.
+        advice: of the error, see :class:`biomass.errors.BiomassError`: the setting that says what is wanted.
 
     Returns:
         For every wanted channel its position among the available ones: ``images[:, match_channels(...)]``.
 
     Raises:
         ConfigError: a channel is not there, is there twice, or would be used twice.
+
+    >>> match_channels(["nuclei", "ER"], ["actin", "tubulin", "DAPI"])
+    (2, 1)
     """
     keys = [_key(name) for name in available]
-    found = [_position(name, keys, available) for name in wanted]
+    found = [_position(name, keys, available, advice) for name in wanted]
     for position in found:
         if found.count(position) > 1:
             both = " and ".join(f"'{w}'" for w, p in zip(wanted, found, strict=True) if p == position)
-            raise ConfigError(f"channel '{available[position]}' would be used for {both}: name each channel once")
+            raise ConfigError(
+                f"channel '{available[position]}' would be used for {both}: name each channel once", advice
+            )
     return tuple(found)
 
 
-def _position(name: str, keys: Sequence[str], available: Sequence[str]) -> int:
+def _position(name: str, keys: Sequence[str], available: Sequence[str], advice: str) -> int:
     key = _key(name)
     others = [b if key == a else a for a, b in STAND_INS if key in (a, b)]
     for candidate in (key, *others):
@@ -64,7 +66,7 @@ def _position(name: str, keys: Sequence[str], available: Sequence[str]) -> int:
             if keys.count(candidate) > 1:
                 second = keys.index(candidate, first + 1)
                 raise ConfigError(
-                    f"channel '{name}' may be '{available[first]}' or '{available[second]}': rename one of them"
+                    f"channel '{name}' may be '{available[first]}' or '{available[second]}': rename one of them", advice
                 )
             return first
-    raise ConfigError(f"no channel '{name}'; there is: {', '.join(available)}. {ADVICE}")
+    raise ConfigError(f"no channel '{name}'; {did_you_mean(name, available)}", advice)

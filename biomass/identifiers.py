@@ -268,15 +268,7 @@ def match(
     keys = [_keys(table, on) for table in (left, right)]
     joint = pd.concat(keys, ignore_index=True).groupby(list(on), sort=False, dropna=False).ngroup().to_numpy(np.int64)
     own, other = joint[: len(left)], joint[len(left) :]
-    again = pd.Series(other).duplicated().to_numpy()
-    if again.any():
-        second = int(np.argmax(again))
-        first = int(np.argmax(other == other[second]))
-        raise DataError(
-            f"two {right_name} are called {_called(keys[1], second)}, {from_zero(first)} and {second}: rename or "
-            "remove one of them",
-            advice,
-        )
+    _check_once(other, keys[1], right_name, from_zero, advice)
     positions = pd.Index(other).get_indexer(pd.Index(own))
     for lone, (a, b), (a_name, b_name), then in (
         (positions < 0, keys, (left_name, right_name), left_over),
@@ -292,6 +284,43 @@ def match(
             raise DataError(f"{message}: correct the names, or remove what has no partner", advice)
         log.warning("%s", message)
     return positions.astype(np.int64)
+
+
+def check_once(
+    table: pd.DataFrame, on: Sequence[str], what: str, *, place: Place = from_zero, advice: str | None = None
+) -> None:
+    """Make sure that no two rows of a table have the same names.
+
+    Args:
+        table: N rows.
+        on: the columns to compare; ``well`` is one of wells.
+        what: what to call the rows in a message, such as "fields".
+        place: how to call a row in a message.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        DataError: two rows have the same names.
+
+    >>> check_once(pd.DataFrame({"plate": ["P1", "P1"], "well": ["A1", "A01"]}), ["plate", "well"], "fields")
+    Traceback (most recent call last):
+    biomass.errors.DataError: two fields are called plate P1, well A01: row 0 (from 0) and row 1 (from 0); rename or \
+remove one of them
+    """
+    keys = _keys(table, on)
+    numbers = keys.groupby(list(on), sort=False, dropna=False).ngroup().to_numpy(np.int64)
+    _check_once(numbers, keys, what, place, advice)
+
+
+def _check_once(numbers: np.ndarray, keys: pd.DataFrame, what: str, place: Place, advice: str | None) -> None:
+    again = pd.Series(numbers).duplicated().to_numpy()
+    if again.any():
+        second = int(np.argmax(again))
+        first = int(np.argmax(numbers == numbers[second]))
+        raise DataError(
+            f"two {what} are called {_called(keys, second)}: {place(first)} and {place(second)}; rename or remove one "
+            "of them",
+            advice,
+        )
 
 
 def _number(value: Any) -> str:

@@ -157,7 +157,7 @@ KEYS = {
     "normalizations": WORDS,
     "postprocessings": WORDS,
     "metric": WORD,
-    "monitor": WORD,
+    "monitor": WORD.or_null(),
     "figures": FLAG,
 }
 """Every key of the scripts and tools. What is below a ``_target_`` is the business of that target."""
@@ -220,6 +220,7 @@ ADVICE = {
     "image": Advice("the columns of image files are {key}", (f"{_SOURCE}.image",)),
     "axes": Advice("set {key} to HW, CHW or HWC", (f"{_SOURCE}.axes",)),
     "channels": Advice("the channels are {key}", (f"{_SOURCE}.channels", "channels")),
+    "encoder_channels": Advice("set {key}, or leave them to the checkpoint", ("channels",)),
     "channel": Advice("the channels are {key}", (f"{_SOURCE}.channels",)),
     # batches
     "max_groups": Advice("set {key}", ("dataloaders.max_groups", "dataloaders.num_plates_per_batch")),
@@ -242,7 +243,7 @@ ADVICE = {
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
     "transforms": Advice("take it out of {key}", ("transforms.eval",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
-    "statistics": Advice("set {key}", ("statistics", "statistics_rows", "model_train_mode", "normalizations")),
+    "statistics": Advice("set {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")),
     "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),

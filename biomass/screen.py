@@ -20,6 +20,9 @@ COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split",
 PLATE = ("experiment", "plate")
 """The columns that together name a plate."""
 
+FIELD = (*PLATE, "well", "site")
+"""The columns that together name a field of view."""
+
 CONTROLS = ("", "negative", "positive")
 """The values of the column ``control``; the empty one is a treated (perturbed) well."""
 
@@ -44,7 +47,12 @@ def check_on_bad_image(on_bad_image: str) -> None:
 
 
 class Pixels(Protocol):
-    """Where a screen's pixels come from. An implementation must survive pickling (loader workers)."""
+    """Where a screen's pixels come from. An implementation must survive pickling (loader workers).
+
+    A row need not have an image: where networks read what other networks made of it, it has a vector (D,), see
+    :class:`VectorPixels`, or the vectors of its cells, see :class:`biomass.evaluation.pooling.Bags`. ``read`` then
+    gives (N, D) or (N, K, D), and ``size`` is (1, D) or (K, D).
+    """
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -63,6 +71,35 @@ class Pixels(Protocol):
 
     def name(self, row: int) -> str:
         """What a person would look for to find the image of ``row``: a file name, mostly."""
+
+
+@dataclass(frozen=True)
+class VectorPixels:
+    """An array in memory in the place of images: a vector for each row, (M, D), or images (M, C, H, W).
+
+    >>> vectors = VectorPixels(np.arange(6).reshape(3, 2))
+    >>> vectors.read(np.array([2, 0]))
+    array([[4, 5],
+           [0, 1]])
+    >>> vectors.size
+    (1, 2)
+    """
+
+    array: np.ndarray
+    channels: tuple[str, ...] = ("feature",)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image; a vector counts as an image of height 1."""
+        return (1 if self.array.ndim == 2 else self.array.shape[-2], self.array.shape[-1])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors (or images) of ``rows``."""
+        return self.array[rows]
+
+    def name(self, row: int) -> str:
+        """The number of the row."""
+        return f"row {row}"
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ from lightning_fabric import Fabric
 
 from biomass.errors import BadImageError, ConfigError
 from biomass.evaluation.accuracy import accuracy_summary, plate_accuracy
-from biomass.evaluation.pooling import ArrayPixels, Bags, mean_profiles
+from biomass.evaluation.pooling import Bags, mean_profiles
 from biomass.inference import infer
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
 from biomass.norms import Statistics, plate_statistics
 from biomass.objectives import class_ranks
 from biomass.samplers import PlateBatches
-from biomass.screen import COLUMNS, make_screen
+from biomass.screen import COLUMNS, VectorPixels, make_screen
 from biomass.training.optim import warmup_cosine
 
 
-class Spoilt(ArrayPixels):
+class Spoilt(VectorPixels):
     """Pixels of which some rows cannot be read."""
 
     bad = (3, 5)
@@ -34,7 +34,7 @@ class Spoilt(ArrayPixels):
         return super().read(rows)
 
 
-def screen(n=12, dtype=np.uint8, pixels=ArrayPixels, plates=3):
+def screen(n=12, dtype=np.uint8, pixels=VectorPixels, plates=3):
     table = pd.DataFrame(dict.fromkeys(COLUMNS, ""), index=range(n))
     table["experiment"], table["plate"], table["split"] = "E", np.arange(n) % plates, "test"
     table["label"] = np.arange(n) % 2
@@ -93,7 +93,7 @@ def test_bad_images_are_found_by_halving_and_once():
     assert len(reader[np.array([103, 104])]) == 0
 
 
-class ReadBy(ArrayPixels):
+class ReadBy(VectorPixels):
     """Every pixel is the number of the process that read it."""
 
     def read(self, rows):

@@ -14,13 +14,10 @@ import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
 from biomass.identifiers import match
-from biomass.screen import Screen
+from biomass.screen import FIELD, Screen
 
 COLUMNS = ("image", "x", "y", "area")
 """Columns of a table of nuclei: the field (a row of its screen), the centre and the area in pixels."""
-
-FIELD = ("experiment", "plate", "well", "site")
-"""The columns that together name a field."""
 
 _SEARCH = b"biomass.nuclei"  # where the metadata of a kept table says how the nuclei were searched
 

@@ -13,11 +13,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from biomass.atomic import check_writable
-from biomass.cells.fields import FIELD, NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
+from biomass.cells.fields import NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
 from biomass.cells.nuclei import DIAMETER, find_nuclei
 from biomass.channels import match_channels
 from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.screen import OnBadImage, Screen, check_on_bad_image
+from biomass.screen import FIELD, OnBadImage, Screen, check_on_bad_image
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,7 @@ def describe_search(screen: Screen, channel: str = "DAPI", diameter: float = DIA
     Raises:
         ConfigError: there is no such channel.
     """
-    try:
-        (position,) = match_channels([channel], screen.pixels.channels)
-    except ConfigError as error:
-        raise ConfigError(str(error), "channel") from error
+    (position,) = match_channels([channel], screen.pixels.channels, "channel")
     fields = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
     for column in FIELD:
         fields.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())

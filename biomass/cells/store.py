@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from biomass.atomic import check_writable, whole_file
 from biomass.cells.crops import check_crop_size, crop_screen
-from biomass.cells.fields import FIELD, Nuclei, count_cells, search_of
+from biomass.cells.fields import Nuclei, count_cells, search_of
 from biomass.errors import DataError
 from biomass.pixels.packed import ABOUT, Store
 from biomass.pixels.packed_writer import pack
-from biomass.screen import OnBadImage, Screen
+from biomass.screen import FIELD, OnBadImage, Screen
 
 
 def fields_file(store: str | Path) -> Path:

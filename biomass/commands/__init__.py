@@ -1,1 +1,163 @@
-"""Tools, one a module: ``biomass <tool>``."""
+"""Tools, one a module: ``biomass <tool>``, which is the same as ``python -m biomass <tool>``.
+
+Every module of this folder is a tool, unless its name starts with an underscore; no list of them is kept. It has
+
+* a docstring: ``biomass --help`` shows its first line, ``biomass <tool> --help`` all of it;
+* ``PLACE``, a number: where it comes in the order in which a lab uses the tools;
+* ``main``. A tool on files takes options, ``main(arguments)`` with a :class:`Parser`, and ``--out`` (a place) or
+  ``--run-name`` (a folder below ``runs/``) for what it writes. A tool that loads a model takes overrides, as the root
+  scripts do: its ``main`` is decorated with ``biomass.config.script("<tool>")`` and composed from
+  ``configs/<tool>.yaml``, where ``run_name`` is a key.
+
+A tool is imported when it is called, and not before: it may import what it likes at its top, and this module may not.
+"""
+
+import argparse
+import ast
+import logging
+import re
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+
+ADVICE = {
+    "skip": "or give --on-bad-image skip",
+    "nuclei": "give --nuclei, or leave it out to have nuclei found",
+    "channel": "name the one with the stain of DNA with --channel",
+    "store": "give another --out",
+    "cache_dir": "give --set cache_dir=… with a folder that can be written",
+    "metadata_file": "give --set metadata_file=…",
+    "summary_file": "correct --set summary_file=…, or leave it out",
+    "plates": "give --set 'plates=[…]'",
+    "image": "give --set image=…, or --set image.<channel>=… where every channel has a file of its own",
+    "channels": "give --set 'channels=[…]'",
+    "axes": "give --set axes=CHW or --set axes=HWC",
+    "columns": "give --set columns.<column>=…",
+    "splits": "give --set 'splits.<split>.<column>=[…]'",
+    "control": "give --set control.column=… --set 'control.negative=[…]'",
+    "classes": "give --set 'classes=[…]'",
+}
+"""What to type for each advice of an error (see :class:`biomass.errors.BiomassError`), in the tools on files."""
+
+
+class Tool(NamedTuple):
+    """What is known of a tool without importing it."""
+
+    place: int
+    name: str
+    summary: str
+
+
+def find_tools() -> list[Tool]:
+    """All tools, in the order in which a lab uses them; read from their source, since importing them takes seconds."""
+    tools = []
+    for file in (file for folder in __path__ for file in Path(folder).glob("[!_]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        places = [
+            node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PLACE"
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, int)
+        ]
+        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+        tools.append(Tool(places[0] if places else sys.maxsize, file.stem, summary))
+    return sorted(tools)
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a tool on files. What it does not understand is one line, and the exit code 2.
+
+    Args:
+        tool: its name.
+        about: the docstring of its module.
+    """
+
+    def __init__(self, tool: str, about: str) -> None:
+        super().__init__(
+            f"biomass {tool}", description=plain(about), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def add_source(self, help: str) -> None:
+        """``<source>``, anything that :func:`biomass.datasets.any_source.open_source` reads, and how to read it."""
+        self.add_argument("source", type=Path, help=help)
+        self.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader")
+        self.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip: leave it out")
+
+    def add_out(self, help: str) -> None:
+        """Where to write to: the last word, as in the published commands, or ``--out``."""
+        self.add_argument("out", type=Path, nargs="?", help=help)
+        self.add_argument("--out", type=Path, dest="out_option", metavar="OUT", help="the same, as an option")
+
+    def parse(self, arguments: Sequence[str] | None, needs_out: bool = False) -> argparse.Namespace:
+        """The values of the options, which may stand between, before and after the words."""
+        args = self.parse_intermixed_args(arguments)
+        if args.out is not None and args.out_option is not None:
+            self.error(f"out is given twice: '{args.out}' and --out {args.out_option}")
+        args.out = args.out or args.out_option
+        if needs_out and args.out is None:
+            self.error("the following arguments are required: out")
+        return args
+
+    def error(self, message: str) -> Any:
+        unknown = re.search(r"unrecognized arguments:.*?--([^\s=]+)", message)
+        known = [option.removeprefix("--") for option in self._option_string_actions]
+        listed = f"{self.prog} --help lists what it takes"
+        hint = did_you_mean(unknown[1], known, listed) if unknown else listed
+        print(f"error: {one_line(message)}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def plain(docstring: str) -> str:
+    """A docstring without its marks, for a terminal.
+
+    >>> plain("Read ``a.csv`` with :func:`biomass.screen.make_screen`::")
+    'Read a.csv with biomass.screen.make_screen:'
+    """
+    return re.sub(r"::$", ":", re.sub(r":\w+:`~?([^`]*)`", r"\1", docstring.replace("``", "")), flags=re.MULTILINE)
+
+
+@contextmanager
+def run_on_files(stopped: str, followed: Collection[str] = ()) -> Iterator[None]:
+    """Run a tool on files: the log is printed; an error that a user can mend is one line, and the exit code 1.
+
+    Args:
+        stopped: what to say after Ctrl-C, which is one line and the exit code 130.
+        followed: advice that the user follows already, see :data:`ADVICE`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        yield
+    except BiomassError as error:
+        advice = {name: text for name, text in ADVICE.items() if name not in followed}
+        raise SystemExit(f"error: {explain(error, advice)}") from None
+    except KeyboardInterrupt:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """The values of ``--set``, nested at their points.
+
+    Raises:
+        ConfigError: one is not ``key=value``.
+
+    >>> parse_settings(["columns.label=moa", "plates=[P1, P2]"])
+    {'columns': {'label': 'moa'}, 'plates': ['P1', 'P2']}
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for setting in settings:
+        if "=" not in setting:
+            raise ConfigError(f"--set {setting} has no value: write key=value")
+    try:
+        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"--set {' '.join(settings)} cannot be understood ({one_line(error)})") from error
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}

@@ -15,6 +15,7 @@ import pandas as pd
 from biomass import training
 from biomass.config import Config, build, run_name, script
 from biomass.errors import ConfigError
+from biomass.evaluation.encode import select_channels
 from biomass.experiment import compose
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
@@ -22,7 +23,7 @@ from biomass.norms import Method, Statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
-PLACE = 40
+PLACE = 60
 
 
 @script("calibrate")
@@ -35,8 +36,10 @@ def main(cfg: Config) -> float | None:
     path = training.find_checkpoint(cfg.model_path)
     network, trained, origin = training.load_network(path, cfg.model.key)
     encoder = network.encoder.to(fabric.device)
-    screen = build(data.source)
-    training.check_channels(trained, origin, screen, path)
+    screen, _ = build(data.source), data.get("fields")  # of bbbc021; only the transfer asks which fields have no cells
+    channels = origin.get("channels")
+    if channels is None:  # a checkpoint of other code, which says only how many it expects
+        training.check_channels(trained, origin, screen, path)
 
     words = cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by
     method = Method("running", "plate", PLATE, PLATE).override(*words)
@@ -49,7 +52,8 @@ def main(cfg: Config) -> float | None:
     batches = PlateBatches(rows, groups[rows], batch_size=cfg.encode_batch_size, shuffle=False)
     reader, skipped = BatchReader(screen, groups, data.on_bad_image), SkippedImages(screen)
     loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
-    file, transform = training.calibration_file(path, cfg.calibration), compose(cfg.transforms.eval)
+    file = training.calibration_file(path, cfg.calibration)
+    transform = select_channels(channels, screen, compose(cfg.transforms.eval))
     training.check_calibration(encoder, file, statistics)
     folder = Path("runs") / run_name(cfg.run_name, "calibrate")
     cfg.check_all_read()

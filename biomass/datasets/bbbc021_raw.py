@@ -36,9 +36,6 @@ from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
 from biomass.table_files import TableFile, read_table
 
-CACHE_ADVICE = "set dataloaders.cache_dir to a folder that can be written"
-"""What an error says of measured corrections that cannot be kept; commands have an option for it instead."""
-
 _FILES = tuple(f"Image_FileName_{channel.capitalize() if channel != 'DAPI' else channel}" for channel in CHANNELS)
 _FOLDER = "Image_PathName_DAPI"
 _COLUMNS = {
@@ -391,7 +388,8 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write '{place}' ({error.strerror or one_line(error)}): {CACHE_ADVICE}") from error
+        why = error.strerror or one_line(error)
+        raise DataError(f"cannot write '{place}' ({why}): choose a folder that can be written", "cache_dir") from error
 
 
 def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:

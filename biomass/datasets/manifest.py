@@ -26,6 +26,8 @@ from biomass.table_files import TableFile, read_table
 REST = "rest"
 """The split that takes every image that no other split takes."""
 
+_NOTHING = ("", "false")  # how a setting says, as text, that a column is to be left out
+
 log = logging.getLogger(__name__)
 
 
@@ -161,7 +163,7 @@ def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, s
                 raise ConfigError(f"'{column}' may be column '{like[0]}' or '{like[1]}': say which", "columns")
             if like:
                 own[column] = like[0]
-        elif value is not False and value != "":
+        elif value in there or not (value is False or value in _NOTHING):
             own[column] = find(value, there, f"column for '{column}'", advice="columns")[0]
     for column in PLATE:
         if column not in own:

@@ -18,7 +18,7 @@ from biomass.errors import ConfigError, DataError
 from biomass.evaluation.tables import Features, feature_matrix, row_labels, row_names, row_values
 from biomass.identifiers import names, normal
 
-METRICS = ("cosine", "correlation", "euclidean")
+DISTANCES = ("cosine", "correlation", "euclidean")
 
 _TIE = 1e-12
 """Distances that differ by less (in cosine and correlation; of the smaller one in euclidean) are equal."""
@@ -244,8 +244,8 @@ def batch_mixing(features: Features, batches: object, block: int = 4096) -> Batc
 def _nearest(
     features: Features, compounds: object, moas: object, membership: np.ndarray | None, metric: str
 ) -> NearestResult:
-    if metric not in METRICS:
-        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
+    if metric not in DISTANCES:
+        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(DISTANCES)}")
     matrix = feature_matrix(features).astype(np.float64, copy=False)
     compound_names = row_names(features, compounds, "compound", needed=True)
     truth = row_names(features, moas, "moa")

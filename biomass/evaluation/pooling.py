@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biomass.errors import DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.loader import Batch
-from biomass.models.poolers import median_pool
+from biomass.models.poolers import POOLERS, median_pool
+from biomass.screen import Pixels, Screen, VectorPixels
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ def mean_profiles(outputs: Iterable[tuple[Batch, Tensor]], num_instances: int, n
         total.index_add_(0, batch.instances.to(vectors.device), vectors.double())
         counts.index_add_(0, batch.instances, torch.ones_like(batch.instances))
     if total is None:
-        raise DataError("there are no cells to make profiles of; choose other splits, or look at on_bad_image")
+        raise _no_cells()
     return Profiles((total.cpu() / counts.clamp(min=1)[:, None]).float().numpy(), counts.numpy())
 
 
 class Bags:
     """The vectors of all cells, kept by instance; ``read`` pads the cells of each instance to the same number.
 
-    It stands in for the pixels of a screen whose rows are instances.
+    It stands in for the pixels of a screen whose rows are instances, see :class:`biomass.screen.Pixels`.
 
     Args:
         outputs: as in :func:`mean_profiles`.
@@ -69,7 +70,7 @@ class Bags:
             vectors.append(_vectors(output, normalize).cpu().numpy())
             owners.append(batch.instances.numpy())
         if not vectors:
-            raise DataError("there are no cells to make bags of; choose other splits, or look at on_bad_image")
+            raise _no_cells()
         owner = np.concatenate(owners)
         order = np.argsort(owner, kind="stable")
         self.vectors = np.concatenate(vectors)[order]
@@ -102,26 +103,50 @@ class Bags:
         return Profiles(vectors, self.counts)
 
 
-@dataclass(frozen=True)
-class ArrayPixels:
-    """An array in memory in the place of a screen's images, one entry (of any shape) a row."""
+def profile_screen(
+    screen: Screen,
+    instances: np.ndarray,
+    outputs: Iterable[tuple[Batch, Tensor]],
+    pooler: str = "mean",
+    normalize: bool = True,
+) -> Screen:
+    """Pool the vectors of cells into a Screen whose rows are fields of view, and whose "pixels" are their vectors.
 
-    array: np.ndarray
-    channels: tuple[str, ...] = ("feature",)
+    Args:
+        screen: the cells.
+        instances: (rows of the screen,) the field of view that each cell belongs to, numbered without gaps.
+        outputs: batches of cells and their vectors, as :func:`biomass.inference.infer` yields them.
+        pooler: ``mean`` and ``median`` give a vector (D,) a field, ``attention`` keeps the vectors of all cells.
+        normalize: scale the vector of every cell to length 1.
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """The last two extents of the array."""
-        return (self.array.shape[-2], self.array.shape[-1])
+    Returns:
+        A row for each field, described by its first cell; a field without any vector belongs to no split.
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """The entries of ``rows``."""
-        return self.array[rows]
-
-    def name(self, row: int) -> str:
-        """The number of the row."""
-        return f"row {row}"
+    Raises:
+        ConfigError: an unknown pooler.
+    """
+    if pooler not in POOLERS:
+        raise ConfigError(f"pooler '{pooler}' is unknown; {did_you_mean(pooler, POOLERS)}")
+    fields, first = np.unique(instances, return_index=True)
+    pixels: Pixels
+    if pooler == "attention":
+        pixels = bags = Bags(outputs, len(fields), normalize)
+        counts = bags.counts
+    else:
+        profiles = (
+            mean_profiles(outputs, len(fields), normalize)
+            if pooler == "mean"
+            else Bags(outputs, len(fields), normalize).median_profiles()
+        )
+        pixels, counts = VectorPixels(profiles.vectors), profiles.counts
+    table = screen.table.iloc[first].reset_index(drop=True)
+    table["split"] = table["split"].astype(str).where(counts > 0, "")
+    return Screen(table, pixels, screen.classes)
 
 
 def _vectors(output: Tensor, normalize: bool) -> Tensor:
     return F.normalize(output.float(), dim=1) if normalize else output.float()
+
+
+def _no_cells() -> DataError:
+    return DataError("there are no cells to make profiles of: the splits hold none, or none that can be read", "splits")

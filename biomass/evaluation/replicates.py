@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.special import digamma
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation.nearest import METRICS, directions
+from biomass.evaluation.nearest import DISTANCES, directions
 from biomass.evaluation.tables import METADATA, control_rows, feature_matrix, group_numbers
 
 QUESTIONS = ("same_plate", "other_plate")
@@ -85,8 +85,8 @@ def replicate_map(
     """
     if question not in QUESTIONS:
         raise ConfigError(f"question='{question}' is unknown; there are: {', '.join(QUESTIONS)}")
-    if metric not in METRICS:
-        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(METRICS)}")
+    if metric not in DISTANCES:
+        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(DISTANCES)}")
     if null_size < 1:
         raise ConfigError(f"null_size={null_size}, but a p-value needs at least one random ranking")
     treatment = [treatment] if isinstance(treatment, str) else list(treatment)
@@ -94,14 +94,16 @@ def replicate_map(
     control = control_rows(profiles, controls)
     if control.all():
         raise DataError(f"all {len(control)} rows are controls, so there is no treatment; give the treated rows, too")
-    treatments, plates = group_numbers(profiles, treatment)[0], group_numbers(profiles, plate)[0]
+    plates = group_numbers(profiles, plate)[0]
+    treatments = np.empty(len(control), np.int64)
+    treatments[~control] = named = group_numbers(profiles[~control], treatment)[0]
+    # a control is nobody's replicate, whatever it is called: alone in its treatment, it makes no pair with others
+    treatments[control] = named.max() + 1 + np.arange(control.sum())
     if metric != "euclidean":
         matrix = directions(matrix, centre=metric == "correlation")
 
     meta = pd.DataFrame({"treatment": treatments, "plate": plates, "control": control})
     if question == "same_plate":
-        # a control is nobody's replicate: alone in its treatment, it makes no pair with the other controls
-        meta.loc[control, "treatment"] = treatments.max() + 1 + np.arange(control.sum())
         positive, negative = _pairs(meta, ["treatment"], []), _pairs(meta, ["plate"], ["control"])
     else:
         keep = np.flatnonzero(~control)

@@ -1,7 +1,6 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
 from biomass.training.calibrations import calibration_file, check_calibration, save_calibration, use_calibration
-from biomass.training.cells import profile_screen
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
 from biomass.training.device import make_fabric, set_up
@@ -42,7 +41,6 @@ __all__ = [
     "make_fabric",
     "probed_part",
     "profile_loader",
-    "profile_screen",
     "sampler_columns",
     "save_calibration",
     "save_checkpoint",

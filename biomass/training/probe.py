@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError
+from biomass.evaluation.pooling import profile_screen
 from biomass.inference import Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import Network
@@ -17,7 +18,6 @@ from biomass.models.poolers import BagClassifier
 from biomass.norms import Statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import Screen
-from biomass.training.cells import profile_screen
 
 
 def encoder_path(model_path: str | None, sup_model_path: str | None) -> str:
@@ -110,7 +110,7 @@ class Profiler:
     skipped: SkippedImages
 
     def profiles(self, splits: list[str], transform: Transform, epoch: int | None = None) -> Screen:
-        """A Screen whose rows are the fields of ``splits``, see :func:`profile_screen`.
+        """A Screen whose rows are the fields of ``splits``, see :func:`biomass.evaluation.profile_screen`.
 
         Args:
             splits: those whose profiles are wanted; plates that reach into other splits are normalized as a whole.

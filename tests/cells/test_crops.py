@@ -725,13 +725,13 @@ def test_crops_that_are_too_large_are_refused_before_anything_is_searched(manife
 
 def test_the_command_names_its_option_where_the_stain_has_another_name(manifest):
     options = [word.replace("image.DAPI=", "image.blue=") for word in arguments(manifest)]
-    with pytest.raises(SystemExit, match=r"no channel 'DAPI'; there is: blue, actin\. Name the one .* with --channel$"):
+    with pytest.raises(SystemExit, match=r"no channel 'DAPI'; .*blue.*actin.* with --channel$"):
         main(options)
     main([*options, "--channel", "blue"])
 
 
 def test_options_that_the_command_sets_are_refused(manifest):
-    with pytest.raises(SystemExit, match="error: --set path=x cannot be set: the source names it; leave it out"):
+    with pytest.raises(SystemExit, match="error: option 'path' cannot be set to 'x': the source names it"):
         main(arguments(manifest, "--set", "path=x"))
 
 

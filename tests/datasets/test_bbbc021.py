@@ -108,7 +108,7 @@ def test_channels_are_matched_by_name(wanted, available, found):
 @pytest.mark.parametrize(
     ("wanted", "available", "message"),
     [
-        (("RNA",), ("actin", "DAPI"), "no channel 'RNA'; there is: actin, DAPI"),
+        (("RNA",), ("actin", "DAPI"), "no channel 'RNA'; .*actin.*DAPI"),
         (("nuclei",), ("DAPI", "Hoechst"), "'nuclei' may be 'DAPI' or 'Hoechst'"),
         (("ER", "tubulin"), ("tubulin", "DAPI"), "'tubulin' would be used for 'ER' and 'tubulin'"),
     ],
@@ -586,8 +586,9 @@ def test_replicates_may_be_written_with_a_point(raw):
 
 def test_a_cache_that_cannot_be_written(raw):
     (raw / "file").write_text("no folder")
-    with pytest.raises(DataError, match=r"cannot write '.*file/cache' .*: set dataloaders\.cache_dir to a folder"):
+    with pytest.raises(DataError, match=r"cannot write '.*file/cache'") as caught:
         load_bbbc021(raw, cache_dir=raw / "file" / "cache")
+    assert caught.value.advice == "cache_dir"
 
 
 def test_corrections_without_bad_images(raw, caplog):

@@ -358,7 +358,7 @@ def test_columns_that_are_there_are_taken(
     assert screen.table["site"].tolist() == ["1", "2"] * 4
     assert screen.classes == ("Microtubule",)
     assert "experiment, plate, well, site, label; without cell_type, split, control" in caplog.text
-    for nothing in (False, ""):
+    for nothing in (False, "", "false"):  # names that are overridden come as text
         columns = (arguments["columns"] or {}) | {"well": nothing}
         assert set(lab(canonical_table(), **arguments | {"columns": columns}).table["well"]) == {""}
 

@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from biomass.datasets import rxrx1_cells
-from biomass.datasets.rxrx1_cells import FIELD, count_cells, load_rxrx1_cells, prepare_rxrx1_cells
+from biomass.datasets import cell_folders, rxrx1_cells
+from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells, prepare_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.screen import FIELD
 
 EXPERIMENTS = {
     "HUVEC-01": ("HUVEC", "train"),
@@ -229,8 +230,9 @@ def test_without_metadata_the_experiments_are_known_by_name(tmp_path, shared):
             place = folder / experiment / "Plate1" / f"B02_s{site}"
             place.mkdir(parents=True)
             Image.fromarray(crop(0)).save(place / "0.png")
-    with pytest.raises(DataError, match=r"no metadata.csv .*metadata_file, or dataloaders.source.include_labels=false"):
+    with pytest.raises(DataError, match=r"no metadata.csv .*without labels") as caught:
         load_rxrx1_cells(folder, root_dir=tmp_path)
+    assert caught.value.advice == "metadata_file"
     table = load_rxrx1_cells(folder, root_dir=tmp_path, include_labels=False).table
     splits = table.groupby("experiment", observed=True)["split"].agg(lambda s: "/".join(s)).to_dict()
     assert splits == {
@@ -244,7 +246,7 @@ def test_without_metadata_the_experiments_are_known_by_name(tmp_path, shared):
         "U2OS-05": "test/test",
     }
     (folder / "HUVEC-18").rename(folder / "HUVEC-25")
-    with pytest.raises(DataError, match="experiment 'HUVEC-25' is none of RxRx1"):
+    with pytest.raises(DataError, match="experiment 'HUVEC-25'"):
         load_rxrx1_cells(folder, root_dir=tmp_path, include_labels=False)
 
 
@@ -269,10 +271,10 @@ def test_where_metadata_is_looked_for(shared, tmp_path):
 
 def test_metadata_that_does_not_belong_to_the_cells(shared, tmp_path):
     other = write_metadata(tmp_path / "m.csv", lambda e, p, w, s: (e, p, w) != ("RPE-01", 2, "B03"))
-    with pytest.raises(DataError, match=r"no row for 'RPE-01/Plate2/B03_s1' \(2 of 72 images\)"):
+    with pytest.raises(DataError, match=r"2 of 72 images of .*RPE-01, plate 2, well B03, site 1;"):
         load_rxrx1_cells(shared, metadata_file=other)
     other.write_text(other.read_text() + other.read_text().splitlines()[1] + "\n")
-    with pytest.raises(DataError, match="two rows for 'HUVEC-01/Plate1/B02_s1'"):
+    with pytest.raises(DataError, match=r"HUVEC-01, plate 1, well B02, site 1: row 2 .*and row 72"):
         load_rxrx1_cells(shared, metadata_file=other)
     other.write_text("experiment,plate\nA,1\n")
     with pytest.raises(DataError, match="has no column 'cell_type'"):
@@ -297,7 +299,7 @@ def test_the_summary_replaces_listing(shared, tmp_path, layout, monkeypatch):
     listed = load_rxrx1_cells(shared)
     counted = load_rxrx1_cells(shared, summary_file=path)
     pd.testing.assert_frame_equal(listed.table, counted.table)
-    monkeypatch.setattr(rxrx1_cells, "_scan", None)  # and it is not listed in secret
+    monkeypatch.setattr(rxrx1_cells, "list_folder", None)  # and it is not listed in secret
     load_rxrx1_cells(shared, summary_file=path)
 
 
@@ -312,7 +314,7 @@ def test_ragged_summaries_are_read(shared, tmp_path, caplog):
     path.write_text("\r\n".join(lines) + "\r\n")
     with caplog.at_level(logging.WARNING):
         counts = count_cells(shared, summary_file=path)
-    assert "left out: 1, such as line 7" in caplog.text
+    assert "1 lines name no image and are left out, the first is line 7" in caplog.text
     lost = counts[counts["cells"] != count_cells(shared)["cells"]]
     expected = fields()[5]
     assert [(r.experiment, int(r.plate), r.well, int(r.site)) for r in lost.itertuples()] == [expected]
@@ -349,11 +351,51 @@ def test_a_summary_that_was_cut_off_is_warned_of(shared, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert len(count_cells(shared, summary_file=path)) == 24
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [message.split(" of '")[0] for message in warnings] == ["plates", "images"]
-    assert f"'{path}' does not name and that are left out: 8, such as 'HUVEC-02/Plate10'" in warnings[0]
-    assert "left out: 2, such as 'HUVEC-02/Plate1/C10_s1'" in warnings[1]
-    assert all("dataloaders.summary_file=null" in message for message in warnings)
+    assert f"'{path}' does not name 8 plates of '{shared}'" in warnings[0]
+    assert "such as 'HUVEC-02/Plate2'" in warnings[0]
+    assert f"'{path}' does not name 2 images of '{shared}'" in warnings[1]
+    assert "such as 'HUVEC-02/Plate1/C10_s1'" in warnings[1]
+    assert len(warnings) == 2
     assert "has no folder for" not in caplog.text
+
+
+def test_a_summary_may_spell_wells_otherwise(shared, tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text(summary_text().replace("B0", "b").replace("Plate", " Plate"))
+    pd.testing.assert_frame_equal(load_rxrx1_cells(shared, summary_file=path).table, load_rxrx1_cells(shared).table)
+
+
+def test_images_that_only_the_summary_knows_are_refused(folder, tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text(summary_text())
+    gone = folder / "U2OS-09" / "Plate1" / "C10_s2"
+    for file in gone.iterdir():
+        file.unlink()
+    gone.rmdir()
+    with pytest.raises(DataError, match=r"1 of 72 images .*'U2OS-09/Plate1/C10_s2'") as caught:
+        load_rxrx1_cells(folder, summary_file=path)
+    assert caught.value.advice == "summary_file"
+
+
+@pytest.mark.parametrize("spell", ["A1", "a001", "r01c01"])
+def test_folders_may_spell_wells_otherwise_than_metadata(folder, spell):
+    before = load_rxrx1_cells(folder)
+    expected = before.read(np.arange(3))
+    metadata = folder.parent / "metadata.csv"
+    metadata.write_text(metadata.read_text().replace(",B02,", ",A01,"))
+    for field in list(folder.glob("*/*/B02_s*")):
+        field.rename(field.with_name(field.name.replace("B02", spell)))
+    screen = load_rxrx1_cells(folder)
+    assert set(screen.table["well"]) == {"A01", "B03", "C10"}
+    assert len(screen) == len(before)
+    assert f"/{spell}_s1/0.png" in screen.pixels.name(0)
+    np.testing.assert_array_equal(screen.read(np.arange(3)), expected)
+
+
+def test_two_folders_of_one_field_are_refused(folder):
+    (folder / "HUVEC-01" / "Plate1" / "b2_s1").mkdir()
+    with pytest.raises(DataError, match=r"HUVEC-01, plate 1, well B02, site 1: '.*B02_s1' and '.*b2_s1'"):
+        load_rxrx1_cells(folder)
 
 
 def test_a_summary_that_does_not_fit(shared, tmp_path):
@@ -376,8 +418,8 @@ def test_a_summary_that_does_not_fit(shared, tmp_path):
 
 def test_the_listing_is_remembered_until_the_folder_changes(folder, monkeypatch):
     listed = []
-    real = rxrx1_cells._list_field
-    monkeypatch.setattr(rxrx1_cells, "_list_field", lambda path: listed.append(path) or real(path))
+    real = cell_folders.list_field
+    monkeypatch.setattr(cell_folders, "list_field", lambda path: listed.append(path) or real(path))
     first = load_rxrx1_cells(folder)
     assert len(listed) == 72
     cache = folder.parent / "cells.cells.parquet"
@@ -399,7 +441,7 @@ def test_the_listing_is_remembered_until_the_folder_changes(folder, monkeypatch)
     assert len(load_rxrx1_cells(folder)) == len(first)
     new = folder / "U2OS-09" / "Plate10" / "C11_s1"
     (folder / "U2OS-09" / "Plate10" / "C10_s2").rename(new)
-    with pytest.raises(DataError, match="C11_s1"):
+    with pytest.raises(DataError, match="plate 10, well C11, site 1"):
         load_rxrx1_cells(folder)
 
 
@@ -415,11 +457,11 @@ def test_a_damaged_or_foreign_cache_is_ignored(folder):
 
 def test_a_folder_that_cannot_be_written_is_remembered_elsewhere(folder, monkeypatch):
     elsewhere = Path(os.environ["XDG_CACHE_HOME"])
-    real = rxrx1_cells._caches
-    monkeypatch.setattr(rxrx1_cells, "_caches", lambda f: (Path("/proc/none/x.parquet"), real(f)[1]))
+    real = cell_folders._caches
+    monkeypatch.setattr(cell_folders, "_caches", lambda f: (Path("/proc/none/x.parquet"), real(f)[1]))
     first = load_rxrx1_cells(folder)
     assert len(list(elsewhere.rglob("*.parquet"))) == 1
-    monkeypatch.setattr(rxrx1_cells, "_list_field", None)
+    monkeypatch.setattr(cell_folders, "list_field", None)
     pd.testing.assert_frame_equal(load_rxrx1_cells(folder).table, first.table)
 
 
@@ -445,7 +487,7 @@ def test_a_folder_that_is_not_the_layout(tmp_path, make, found):
 
 
 def test_a_strange_file_and_the_folder_above(folder):
-    with pytest.raises(DataError, match=r"is no folder of cropped cells.*; is '.*/cells' meant\?"):
+    with pytest.raises(DataError, match=r"did you mean '.*/cells'\?"):
         load_rxrx1_cells(folder.parent)
     (folder / ".hidden").mkdir()
     (folder / "HUVEC-01" / "notes.txt").write_text("")
@@ -613,7 +655,7 @@ def test_a_server_that_cannot_go_on_in_the_middle(tmp_path):
     assert len(list((tmp_path / "cells").rglob("*.png"))) == 6
 
 
-def test_a_wrong_checksum_is_refused_and_fetched_anew(tmp_path):
+def test_a_wrong_checksum_is_refused_and_fetched_again(tmp_path):
     data = archive("zip", members())
     with Record({"cells.zip": data}, {"cells.zip": "0" * 32}) as record:
         with pytest.raises(DataError, match=r"arrived damaged \(md5 \w{32}, the record says 0{32}\)"):
@@ -666,10 +708,11 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path):
     assert not list(tmp_path.iterdir())
     message = str(caught.value)
     assert "https://doi.org/10.5281/zenodo.7272553" in message
-    assert "dataloaders=simulated_cells" in message
+    assert "simulated" in message
     assert "\n" not in message
-    with pytest.raises(DataError, match=r"dataloaders\.source\.download=true"):
+    with pytest.raises(DataError) as caught:
         load_rxrx1_cells(tmp_path / "cells", download=False)
+    assert caught.value.advice == "download"
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file"):
         load_rxrx1_cells(tmp_path / "file")

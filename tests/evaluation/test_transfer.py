@@ -1,5 +1,6 @@
 """Profiles of a screen of cells, their evaluation, the figures, and transfer_bbbc021.py from end to end."""
 
+import copy
 import shutil
 import urllib.error
 from pathlib import Path
@@ -16,12 +17,14 @@ from biomass.cells.crops import crop_screen
 from biomass.cells.fields import place_nuclei
 from biomass.cells.nuclei import read_nuclei
 from biomass.datasets.bbbc021 import load_bbbc021
-from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
-from biomass.evaluation import batch_mixing, nscb, plots, transfer, whiten
-from biomass.evaluation.pooling import ArrayPixels
+from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, DataError
+from biomass.evaluation import batch_mixing, checks, encode, nscb, plots, replicate_map, report, transfer, whiten
+from biomass.inference import calibrate_plates
+from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import plate_statistics
-from biomass.screen import make_screen
+from biomass.norms import Statistics, plate_statistics
+from biomass.samplers import PlateBatches
+from biomass.screen import PLATE, VectorPixels, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
 from biomass.training import make_fabric
 from biomass.transforms import Standardize
@@ -76,11 +79,24 @@ def small_screen(plates=("Week1/P1", "Week1/P2", "Week2/P1"), counts=(3, 2, 4, 1
     )
     rng = np.random.default_rng(0)
     images = rng.integers(0, 4000, (len(table), len(channels), 16, 16)).astype(np.uint16)
-    return make_screen(table, ArrayPixels(images, channels), ["DMSO", "X", "Y", "Z"])
+    return make_screen(table, VectorPixels(images, channels), ["DMSO", "X", "Y", "Z"])
 
 
-def profile(fabric, encoder, cells, folder, normalization="all", **options):
-    return transfer.image_profiles(fabric, encoder, cells, folder, normalization, transform=Standardize(), **options)
+def profile(fabric, network, cells, folder, word="plate", channels=None, by=PLATE, **options):
+    """As a run does it: what can be known beforehand is checked beforehand."""
+    check([word], [], cells, network, channels, by)
+    encoder = encode.Encoder(network, channels, "test_resnet")
+    statistics = Statistics.over(cells, word, by)
+    return encode.image_profiles(fabric, encoder, cells, folder, statistics, transform=Standardize(), **options)
+
+
+def check(words, postprocessings, cells, network=None, channels=None, by=PLATE):
+    """All checks of a run."""
+    checks.check_names(words, postprocessings or ["none"], "cosine", channels)
+    network = network or build_network(Architecture("test_resnet", len(cells.pixels.channels), ())).encoder
+    encoders = dict.fromkeys(words, encode.Encoder(network, channels, "test_resnet"))
+    checks.check_encoders(encoders)
+    checks.check_cells(cells, encoders, {word: Statistics.over(cells, word, by) for word in words}, postprocessings)
 
 
 def features(table):
@@ -92,7 +108,7 @@ def features(table):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("batch_size", [None, 3])
-@pytest.mark.parametrize("normalization", ["frozen", "all", "controls"])
+@pytest.mark.parametrize("normalization", ["running", "plate", "controls"])
 def test_profiles_are_means_over_cells_normalized_plate_by_plate(
     fabric, encoder, tmp_path, normalization, batch_size, normalize
 ):
@@ -104,9 +120,8 @@ def test_profiles_are_means_over_cells_normalized_plate_by_plate(
         images = Standardize()(torch.from_numpy(cells.pixels.read(rows)).float())
         controls = torch.from_numpy(cells.negative_controls[rows])
         plates = torch.zeros(len(rows), dtype=torch.int64)
-        source = "running" if normalization == "frozen" else "batch"
         controls = controls if normalization == "controls" else None
-        with torch.no_grad(), plate_statistics(encoder, plates, source=source, weights=controls):
+        with torch.no_grad(), plate_statistics(encoder, plates, normalization, weights=controls):
             vectors = encoder.eval()(images).numpy()
         if normalize:
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -123,7 +138,7 @@ def test_profiles_are_means_over_cells_normalized_plate_by_plate(
 def test_normalizations_differ(fabric, encoder, tmp_path):
     cells = small_screen()
     one, two, three = (
-        features(profile(fabric, encoder, cells, tmp_path / n, n)) for n in ("frozen", "all", "controls")
+        features(profile(fabric, encoder, cells, tmp_path / n, n)) for n in ("running", "plate", "controls")
     )
     assert min(np.abs(one - two).max(), np.abs(two - three).max(), np.abs(one - three).max()) > 1e-3
 
@@ -131,14 +146,14 @@ def test_normalizations_differ(fabric, encoder, tmp_path):
 def test_channels_are_found_by_name(fabric, encoder, tmp_path):
     cells = small_screen(channels=("tubulin", "actin", "Hoechst"))
     wanted = profile(fabric, encoder, cells, tmp_path / "a", channels=["nuclei", "ER"])
-    pixels = ArrayPixels(cells.pixels.array[:, [2, 0]], ("DAPI", "tubulin"))
+    pixels = VectorPixels(cells.pixels.array[:, [2, 0]], ("DAPI", "tubulin"))
     plain = profile(fabric, encoder, make_screen(cells.table, pixels, cells.classes), tmp_path / "b")
     np.testing.assert_array_equal(features(wanted), features(plain))
     with pytest.raises(ConfigError, match="no channel 'mito'; there is: tubulin, actin, Hoechst"):
         profile(fabric, encoder, cells, tmp_path / "c", channels=["nuclei", "mito"])
 
 
-class Counting(ArrayPixels):
+class Counting(VectorPixels):
     """Counts the cells that are read."""
 
     count = 0
@@ -151,7 +166,7 @@ class Counting(ArrayPixels):
 def test_a_second_call_goes_on_where_the_first_was_stopped(fabric, encoder, tmp_path, monkeypatch):
     cells = small_screen()
     whole = profile(fabric, encoder, cells, tmp_path / "whole")
-    write, written = transfer.write_profiles, []
+    write, written = encode.write_profiles, []
 
     def interrupted(table, file, fingerprint):
         if len(written) == 2:
@@ -159,7 +174,7 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(fabric, encoder, tmp_
         written.append(file)
         write(table, file, fingerprint)
 
-    monkeypatch.setattr(transfer, "write_profiles", interrupted)
+    monkeypatch.setattr(encode, "write_profiles", interrupted)
     with pytest.raises(KeyboardInterrupt):
         profile(fabric, encoder, cells, tmp_path / "parts")
     monkeypatch.undo()
@@ -178,7 +193,7 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(fabric, encoder, tmp_
 def test_profiles_of_other_pixels_are_made_anew(fabric, encoder, tmp_path):
     cells = small_screen()
     profile(fabric, encoder, cells, tmp_path)
-    lit = ArrayPixels(cells.pixels.array[:, :, ::-1].copy(), cells.pixels.channels)  # the same table, upside down
+    lit = VectorPixels(cells.pixels.array[:, :, ::-1].copy(), cells.pixels.channels)  # the same table, upside down
     again = make_screen(cells.table, lit, cells.classes)
     fresh = profile(fabric, encoder, again, tmp_path / "fresh")
     pd.testing.assert_frame_equal(profile(fabric, encoder, again, tmp_path), fresh)
@@ -209,34 +224,34 @@ def test_a_plate_without_controls_is_named(fabric, encoder, tmp_path):
     table = cells.table.copy()
     table.loc[(table["plate_id"] == 1) & (table["well"] == "A01"), "control"] = ""
     cells = make_screen(table, cells.pixels, cells.classes)
-    with pytest.raises(DataError, match=r"plate 'Week1/P2' has no cell of a negative control \(DMSO\)") as caught:
+    with pytest.raises(DataError, match="plate 'Week1/P2' has no negative control") as caught:
         profile(fabric, encoder, cells, tmp_path, "controls")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-    assert len(profile(fabric, encoder, cells, tmp_path, "all")) == 12
+    assert len(profile(fabric, encoder, cells, tmp_path, "plate")) == 12
 
 
 def test_values_that_are_not_finite_are_refused(fabric, tmp_path):
     broken = build_network(Architecture("test_resnet", 2, ()), seed=1).encoder
     next(broken.parameters()).data[0] = torch.nan
     with pytest.raises(DataError, match="output for image 'Week1/P1/A01/1' is not finite") as caught:
-        profile(fabric, broken, small_screen(), tmp_path, "frozen")
+        profile(fabric, broken, small_screen(), tmp_path, "running")
     assert "\n" not in str(caught.value)
     assert not torch.is_inference_mode_enabled()
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("normalization", ["frozen", "all", "controls"])
+@pytest.mark.parametrize("normalization", ["running", "plate", "controls"])
 def test_one_nan_is_not_blamed_on_the_first_image_of_its_plate(fabric, encoder, tmp_path, normalization):
     cells = small_screen()
     pixels = cells.pixels.array.astype(np.float32)
     pixels[10] = np.nan  # of the DMSO well of the second plate
     pixels[12] = np.inf
-    cells = make_screen(cells.table, ArrayPixels(pixels, cells.pixels.channels), cells.classes)
+    cells = make_screen(cells.table, VectorPixels(pixels, cells.pixels.channels), cells.classes)
     message = {
-        "frozen": "output for image 'Week1/P2/A01/1' is not finite",
-        "all": "for any image of plate 'Week1/P2'; the cause may be NaN in any image of the plate,.* frozen alone",
-        "controls": "for any image of plate 'Week1/P2'; the cause may be NaN in any image of a control well of the",
+        "running": "output for image 'Week1/P2/A01/1' is not finite",
+        "plate": "for any image of plate 'Week1/P2'",
+        "controls": "for any image of plate 'Week1/P2'",
     }[normalization]
     with pytest.raises(DataError, match=message) as caught:
         profile(fabric, encoder, cells, tmp_path, normalization)
@@ -244,7 +259,7 @@ def test_one_nan_is_not_blamed_on_the_first_image_of_its_plate(fabric, encoder, 
 
 
 def test_unknown_words(fabric, encoder, tmp_path):
-    with pytest.raises(ConfigError, match="normalization 'ben' is unknown; choose frozen, all, controls"):
+    with pytest.raises(ConfigError, match="normalization 'ben' is unknown"):
         profile(fabric, encoder, small_screen(), tmp_path, "ben")
     cells = small_screen()
     cells = make_screen(cells.table.drop(columns="moa"), cells.pixels, cells.classes)
@@ -252,7 +267,40 @@ def test_unknown_words(fabric, encoder, tmp_path):
         profile(fabric, encoder, cells, tmp_path)
 
 
-class Unreadable(ArrayPixels):
+def test_statistics_of_a_week_are_those_of_all_its_plates(fabric, encoder, tmp_path):
+    cells = small_screen()
+    found = profile(fabric, encoder, cells, tmp_path, by=("experiment",), batch_size=5, normalize=False)
+    weeks = torch.tensor(cells.groups(["experiment"]))
+    images = Standardize()(torch.from_numpy(cells.pixels.array).float())
+    with torch.no_grad(), plate_statistics(encoder, weeks):
+        vectors = pd.DataFrame(encoder.eval()(images).numpy())
+    expected = vectors.groupby([cells.plate_ids, cells.table["well"].astype(str)]).mean()
+    np.testing.assert_allclose(features(found), expected, rtol=2e-3, atol=2e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Week1.parquet", "Week2.parquet"]
+    with pytest.raises(ConfigError, match="statistics by cell_type, cell put the cells of one image into two groups"):
+        profile(fabric, encoder, cells, tmp_path, by=("cell_type", "cell"))
+
+
+def calibrated(fabric, network, cells):
+    """Store the moments of every plate, from all its cells, in the network."""
+    batches = PlateBatches(np.arange(len(cells)), cells.plate_ids, batch_size=4, shuffle=False)
+    loader = Loader(BatchReader(cells, cells.plate_ids), batches)
+    calibrate_plates(fabric, network, loader, Standardize(), Statistics.over(cells, "plate"), SkippedImages(cells))
+
+
+def test_calibrated_profiles_are_those_of_the_plates_that_were_calibrated(fabric, encoder, tmp_path):
+    cells, network = small_screen(), copy.deepcopy(encoder)
+    calibrated(fabric, network, cells)
+    by_plate = profile(fabric, network, cells, tmp_path / "plate")
+    found = profile(fabric, network, cells, tmp_path / "calibrated", "calibrated", batch_size=2)
+    np.testing.assert_allclose(features(found), features(by_plate), rtol=2e-3, atol=2e-5)
+    upside_down = VectorPixels(cells.pixels.array[:, :, ::-1].copy(), cells.pixels.channels)
+    calibrated(fabric, network, make_screen(cells.table, upside_down, cells.classes))
+    again = profile(fabric, network, cells, tmp_path / "calibrated", "calibrated")  # with other moments: made again
+    assert np.abs(features(again) - features(found)).max() > 1e-4
+
+
+class Unreadable(VectorPixels):
     """The only cell of one image cannot be read."""
 
     def read(self, rows):
@@ -261,7 +309,7 @@ class Unreadable(ArrayPixels):
         return super().read(rows)
 
 
-class Gone(ArrayPixels):
+class Gone(VectorPixels):
     """Nothing can be read any more."""
 
     def read(self, rows):
@@ -286,13 +334,13 @@ def test_images_without_cells_are_listed(fabric, encoder, tmp_path, caplog):
     assert (tmp_path / "skipped_images.txt").read_text() == "row 9\n"
     assert len(images) == 11
     assert np.isfinite(features(images)).all()
-    absent = transfer.images_without_cells(fields, images)
+    absent = encode.images_without_cells(fields, images)
     assert absent[["Metadata_batch", "Metadata_plate", "Metadata_well"]].to_numpy().tolist() == [["Week1", "P1", "A04"]]
     assert "1 of 12 images have no cells that are known and can be read" in caplog.text
-    absent = transfer.images_without_cells(fields, images[images["Metadata_compound"] != "b"])
+    absent = encode.images_without_cells(fields, images[images["Metadata_compound"] != "b"])
     assert len(absent) == 4
     assert "4 of 12 images have no cells that are known and can be read, among them all of b 2" in caplog.text
-    assert not len(transfer.images_without_cells(fields, pd.concat([images, absent])))
+    assert not len(encode.images_without_cells(fields, pd.concat([images, absent])))
 
 
 def test_a_field_without_cells_is_reported_from_the_files_on(fabric, data_root, tmp_path):
@@ -301,7 +349,7 @@ def test_a_field_without_cells_is_reported_from_the_files_on(fabric, data_root, 
     nuclei = place_nuclei(fields, *read_nuclei(root))
     cells = crop_screen(fields, nuclei._replace(table=nuclei.table[nuclei.table["image"] != 5]))
     images = profile(fabric, build_network(Architecture("test_resnet", 3, ())).encoder, cells, tmp_path)
-    absent = transfer.images_without_cells(fields, images)
+    absent = encode.images_without_cells(fields, images)
     row = fields.table.iloc[5]
     assert row[["experiment", "plate", "well", "site"]].tolist() in absent.iloc[:, :4].to_numpy().tolist()
     assert len(absent) + len(images) == len(fields)
@@ -355,10 +403,10 @@ def test_what_shares_one_batch_or_has_no_mechanism_cannot_be_scored():
     assert reasons["c"] is None
     assert reasons["d"] == "its mechanism is not known"
     assert one.nsc.scorable.tolist() == [True, True, True, False]
-    table = transfer.summarize({("all", "none"): one})
+    table = report.summarize({("plate", "none"): one})
     assert table[["nsc_scored", "nscb_scored"]].to_numpy().tolist() == [[3, 2]]
-    assert "| BEN, all cells | none |" in transfer.to_markdown(table)
-    lines = transfer.predictions({("all", "none"): one})
+    assert "| BEN, all cells | none |" in report.to_markdown(table)
+    lines = report.predictions({("plate", "none"): one})
     assert len(lines) == 8
     a = lines[(lines["score"] == "nscb") & (lines["compound"] == "a")].iloc[0]
     assert (a["neighbour_compound"], a["prediction"], a["batches"]) == ("c", "X", "W1")
@@ -378,7 +426,7 @@ def test_postprocessing_is_fitted_on_control_wells():
     again = transfer.treatment_profiles(transfer.postprocess(wells, "tvn"))
     labels = (again["Metadata_compound"], again["Metadata_moa"], again["Metadata_batch"])
     assert one.nscb.table().equals(nscb(again, *labels, "euclidean").table())
-    with pytest.raises(ConfigError, match="postprocessing 'zca' is unknown; choose none, whiten, tvn"):
+    with pytest.raises(ConfigError, match="postprocessing 'zca' is unknown"):
         transfer.postprocess(wells, "zca")
 
 
@@ -406,7 +454,7 @@ def test_mixing_does_not_reward_what_was_fitted_on_the_wells_that_are_judged():
     shares, fitted = [], []
     for _ in range(30):
         wells[names] = rng.normal(size=(len(wells), 200))
-        shares.append(transfer.held_out_mixing(wells, "tvn").share)
+        shares.append(transfer.held_out_mixing(transfer.held_out(wells, "tvn")).share)
         done = transfer.postprocess(wells, "tvn")
         fitted.append(batch_mixing(done[wells["Metadata_control"] == "negative"], "Metadata_batch").share)
     assert abs(np.mean(shares) - 5 / 11) < 0.08
@@ -415,15 +463,48 @@ def test_mixing_does_not_reward_what_was_fitted_on_the_wells_that_are_judged():
 
 def test_a_batch_of_few_controls_tells_nothing_of_mixing():
     wells = simple_wells(n=4)
-    assert transfer.held_out_mixing(wells) is not None
-    assert transfer.held_out_mixing(wells.drop(index=0)) is None
+    assert transfer.evaluate(wells).mixing is not None
+    assert transfer.evaluate(wells.drop(index=0)).mixing is None
+
+
+def test_replicates_are_scored_against_controls_that_nothing_was_fitted_on():
+    # nothing but noise, far more features than wells: what is fitted on all controls seems to show an effect
+    rng = np.random.default_rng(0)
+    wells = simple_wells(n=12, dims=200)
+    names, held_out, fitted = list(wells.filter(like="emb_")), [], []
+    for _ in range(12):
+        wells[names] = rng.normal(size=(len(wells), 200))
+        held_out.append(transfer.evaluate(wells, "whiten").replicates["same_plate"][1])
+        done = transfer.postprocess(wells, "whiten")
+        controls = done["Metadata_control"] == "negative"
+        fitted.append(replicate_map(done, transfer.TREATMENT, transfer.WELL[:2], controls, null_size=1).normalized_mean)
+    assert abs(np.mean(held_out)) < 0.2
+    assert np.mean(fitted) > 0.4
+
+
+def test_replicates_across_plates_are_those_of_all_wells():
+    wells = simple_wells(n=6)
+    positive = wells.iloc[-3:].assign(Metadata_control="positive", Metadata_well=["x", "y", "z"])
+    one = transfer.evaluate(pd.concat([wells, positive], ignore_index=True), "whiten", "euclidean")
+    controls = wells["Metadata_control"] == "negative"
+    done = transfer.postprocess(wells, "whiten")  # positive controls are no treatments
+    expected = replicate_map(done, transfer.TREATMENT, transfer.WELL[:2], controls, "other_plate", "euclidean")
+    assert one.replicates["other_plate"] == pytest.approx((expected.mean, expected.normalized_mean))
+    row = report.summarize({("plate", "whiten"): one}).iloc[0]
+    assert row["map_other_plate"] == pytest.approx(expected.mean)
+
+
+def test_every_column_of_the_table_is_explained():
+    table = report.summarize({("plate", "none"): transfer.evaluate(simple_wells())})
+    assert report.describe()["column"].tolist() == list(table)
+    assert report.describe()["meaning"].str.len().min() > 10
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("tvn", "batch 'Week2' has too few wells of negative controls: 1, and tvn needs 2; leave tvn out"),
-        ("whiten", "the screen has too few wells of negative controls: 1, and whiten needs 2; leave it out"),
+        ("tvn", "batch 'Week2' has too few wells of negative controls: 1, and TVN needs 2"),
+        ("whiten", "the screen has too few wells of negative controls: 1, and whitening needs 2"),
     ],
 )
 def test_too_few_controls_are_said_before_anything_is_encoded(how, message):
@@ -431,14 +512,14 @@ def test_too_few_controls_are_said_before_anything_is_encoded(how, message):
     if how == "whiten":
         cells = small_screen(plates=("Week1/P1",))
     with pytest.raises(DataError, match=message):
-        transfer.check_choices(cells, ["all"], [how])
-    transfer.check_choices(cells, ["all"], ["none"])
+        check(["plate"], [how], cells)
+    check(["plate"], ["none"], cells)
 
 
 def spoiled(well, **values):
     """A small screen with other values in the wells of that name."""
     cells = small_screen()
-    table = cells.table.copy()
+    table = cells.table.astype(dict.fromkeys(["compound", "moa"], object))
     for column, value in values.items():
         table.loc[table["well"].isin(well) & (table["plate"] == "P1"), column] = value
     return make_screen(table, cells.pixels, cells.classes)
@@ -454,26 +535,27 @@ def spoiled(well, **values):
 )
 def test_treatments_that_cannot_be_told_are_said_before_anything_is_encoded(well, values, message):
     with pytest.raises(DataError, match=message):
-        transfer.check_choices(spoiled(well, **values), ["all"], ["none"])
-    transfer.check_choices(spoiled(well, **values), ["all"])  # profiles of images need no treatments
+        check(["plate"], ["none"], spoiled(well, **values))
+    check(["plate"], [], spoiled(well, **values))  # profiles of images need no treatments
 
 
 def test_wells_without_treatment_or_with_two_are_said_before_anything_is_encoded():
     cells = small_screen()
     controls = make_screen(cells.table.assign(control="negative"), cells.pixels, cells.classes)
     with pytest.raises(DataError, match="none of the 12 wells is treated, so there are no treatments to compare"):
-        transfer.check_choices(controls, ["all"], ["none"])
+        check(["plate"], ["none"], controls)
     table = cells.table.copy()
     table.loc[4, "concentration"] = 5.0
     with pytest.raises(DataError, match="well 'Week1/P1/A02' has two treatments or mechanisms"):
-        transfer.check_choices(make_screen(table, cells.pixels, cells.classes), ["all"], ["none"])
+        check(["plate"], ["none"], make_screen(table, cells.pixels, cells.classes))
 
 
 def test_where_nothing_can_be_scored_no_number_is_shown():
     wells = simple_wells().assign(Metadata_batch="W1")
-    evaluations = {("all", "none"): transfer.evaluate(wells)}
-    assert transfer.to_markdown(transfer.summarize(evaluations)).endswith(" (3) | – | 100.0 (100.0) |")
-    figures = transfer.draw(evaluations, "all", "none")
+    evaluations = {("plate", "none"): transfer.evaluate(wells)}
+    line = report.to_markdown(report.summarize(evaluations)).splitlines()[-1]
+    assert " (3) | – | 100.0 (100.0) | " in line
+    figures = report.draw(evaluations, "plate", "none")
     assert figures["confusion"].axes[0].get_title().endswith("NSCB cannot be scored")
 
 
@@ -482,7 +564,7 @@ def test_without_controls_there_is_no_mixing_and_no_whitening():
     wells = wells[wells["Metadata_control"] == ""].reset_index(drop=True)
     one = transfer.evaluate(wells)
     assert one.mixing is None
-    assert np.isnan(transfer.summarize({("all", "none"): one})["mixing"][0])
+    assert np.isnan(report.summarize({("plate", "none"): one})["mixing"][0])
     with pytest.raises(DataError, match="is a control"):
         transfer.evaluate(wells, "whiten")
 
@@ -500,8 +582,8 @@ def test_pycytominer_and_copairs_read_the_profiles(fabric, encoder, tmp_path):
 
     images = profile(fabric, encoder, small_screen(), tmp_path)
     wells = transfer.well_profiles(images)
-    transfer.write_profiles(images, tmp_path / "images.parquet")
-    transfer.write_profiles(wells, tmp_path / "wells.parquet")
+    encode.write_profiles(images, tmp_path / "images.parquet")
+    encode.write_profiles(wells, tmp_path / "wells.parquet")
     table = pd.read_parquet(tmp_path / "images.parquet")
     names = [c for c in table if c.startswith("emb_")]
     keys = ["Metadata_batch", "Metadata_plate", "Metadata_well"]
@@ -574,23 +656,27 @@ def test_umap_keeps_neighbours_and_repeats_itself():
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
-def test_the_script_from_end_to_end(run, capsys, data_root):
-    value = run("transfer_bbbc021", *TINY, "run_name=t", "monitor=all/whiten", "encode_batch_size=100")
+def test_the_script_from_end_to_end(run, capsys, data_root, monkeypatch):
+    calls = []
+    for name in ("check_names", "check_encoders", "check_cells"):
+        check = getattr(checks, name)
+        monkeypatch.setattr(checks, name, lambda *args, check=check: calls.append(check(*args)))
+    value = run("transfer_bbbc021", *TINY, "run_name=t", "monitor=plate/whiten", "encode_batch_size=100")
     folder = Path("runs/t")
     table = pd.read_csv(folder / "table.csv")
     assert table[["normalization", "postprocessing"]].to_numpy().tolist() == [
-        [n, p] for n in ("frozen", "all", "controls") for p in ("none", "whiten", "tvn")
+        [n, p] for n in ("running", "plate", "controls") for p in ("none", "whiten", "tvn")
     ]
-    assert value == table.query("normalization == 'all' and postprocessing == 'whiten'")["nscb"].iloc[0]
+    assert value == table.query("normalization == 'plate' and postprocessing == 'whiten'")["nscb"].iloc[0]
     assert (table["nsc_scored"] == 24).all()
     assert (table["nscb_scored"] == 20).all()  # but two mechanisms of two compounds in one week
     said = capsys.readouterr().out
     assert (folder / "table.md").read_text() in said
-    for n in ("frozen", "all", "controls"):
+    for n in ("running", "plate", "controls"):
         images, wells = (pd.read_parquet(folder / f"{kind}_{n}.parquet") for kind in ("images", "wells"))
         pd.testing.assert_frame_equal(transfer.well_profiles(images), wells)
         assert len(list((folder / "plates" / n).rglob("*.parquet"))) == 4
-    treatments = pd.read_parquet(folder / "treatments_all_whiten.parquet")
+    treatments = pd.read_parquet(folder / "treatments_plate_whiten.parquet")
     again = nscb(treatments, "Metadata_compound", "Metadata_moa", "Metadata_batch")
     assert again.accuracy == value
     absent = pd.read_csv(folder / "images_without_cells.csv")
@@ -599,6 +685,8 @@ def test_the_script_from_end_to_end(run, capsys, data_root):
     lines = pd.read_csv(folder / "predictions.csv")
     assert len(lines) == 9 * 2 * 24
     assert (folder / "config.yaml").exists()
+    assert pd.read_csv(folder / "table_columns.csv")["column"].tolist() == list(table)
+    assert len(calls) == 3  # each kind of check runs once
 
 
 def test_the_script_takes_checkpoints_of_the_scripts(run):
@@ -607,6 +695,7 @@ def test_the_script_takes_checkpoints_of_the_scripts(run):
             "train_supervised_cell",
             *TINY_CELLS,
             "model.key=test_resnet",
+            "model.pretrained=false",
             "num_epochs=1",
             "dataloaders.eval_splits=[]",
             f"dataloaders.sampler={sampler}",
@@ -616,12 +705,49 @@ def test_the_script_takes_checkpoints_of_the_scripts(run):
     run("transfer_bbbc021", *TINY, *options, "run_name=one", "model_path=ben")
     run("transfer_bbbc021", *TINY, *options, "run_name=two", "model_path=ben", "frozen_model_path=vanilla")
     controls, others = (
-        [pd.read_parquet(f"runs/{r}/wells_{n}.parquet") for r in ("one", "two")] for n in ("controls", "frozen")
+        [pd.read_parquet(f"runs/{r}/wells_{n}.parquet") for r in ("one", "two")] for n in ("controls", "running")
     )
     pd.testing.assert_frame_equal(*controls)
     assert np.abs(features(others[0]) - features(others[1])).max() > 1e-4
     with pytest.raises(ConfigError, match="'ben' expects 3 channels, not nuclei, actin; name them"):
         run("transfer_bbbc021", *TINY, *options, "model_path=ben", "channels=[nuclei,actin]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words", "files"),
+    [
+        (["+method=ben"], ["plate"], 4),
+        (["+method=ben_experiment"], ["plate"], 2),
+        (["+method=vanilla"], ["running"], 4),
+        (["+method=ben_controls", "normalizations=[frozen]"], ["controls"], 4),
+        (["normalizations=[all,frozen]", "monitor=frozen/none"], ["plate", "running"], 4),
+    ],
+)
+def test_words_and_presets_are_those_of_all_scripts(run, overrides, words, files):
+    value = run("transfer_bbbc021", *TINY, "postprocessings=[none]", *overrides, "run_name=t")
+    table = pd.read_csv("runs/t/table.csv")
+    assert table["normalization"].tolist() == words
+    assert value == table["nscb"].iloc[-1]  # without a monitor: the last word
+    assert {path.name for path in Path("runs/t/plates").iterdir()} == set(words)
+    assert len(list(Path("runs/t/plates", words[0]).rglob("*.parquet"))) == files
+
+
+def test_calibrated_statistics_are_read_beside_the_checkpoint(run):
+    training = ("model.key=test_resnet", "model.pretrained=false", "num_epochs=1", "dataloaders.eval_splits=[]")
+    run("train_supervised_cell", *TINY_CELLS, *training, "run_name=ben")
+    options = ("postprocessings=[none]", "normalizations=[plate,calibrated]", "model_path=ben")
+    with pytest.raises(CheckpointError, match=r"no calibrated statistics '.*last.calibrated.pt'"):
+        run("transfer_bbbc021", *TINY, *options)
+    with pytest.raises(CheckpointError, match="'null' is neither"):
+        run("transfer_bbbc021", *TINY, *options[:2])
+    run("calibrate", *SIMULATED, "model_path=ben", "device=cpu", "encode_batch_size=64")  # channels are found by name
+    run("transfer_bbbc021", *TINY, *options, "run_name=t")
+    one, other = (features(pd.read_parquet(f"runs/t/wells_{word}.parquet")) for word in ("plate", "calibrated"))
+    np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
+    Path("checkpoints/ben/last.calibrated.pt").rename("elsewhere.pt")
+    run("transfer_bbbc021", *TINY, *options, "run_name=u", "calibration=elsewhere.pt")
+    again = features(pd.read_parquet("runs/u/wells_calibrated.parquet"))
+    np.testing.assert_array_equal(again, other)
 
 
 def test_a_second_run_of_the_same_name_goes_on(run):
@@ -639,26 +765,30 @@ def test_a_second_run_of_the_same_name_goes_on(run):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["monitor=controls/zca"], ConfigError, "monitor 'controls/zca' is not one of this run's frozen/none,"),
-        (["normalizations=[ben]"], ConfigError, "normalization 'ben' is unknown; choose frozen"),
+        (
+            ["monitor=controls/zca"],
+            ConfigError,
+            "monitor 'controls/zca' is not one of this run's running/none, running/whiten,",
+        ),
+        (["normalizations=[ben]"], ConfigError, "normalization 'ben' is unknown"),
         (["normalizations=[ben]", "monitor=ben/none"], ConfigError, "normalization 'ben' is unknown"),
         (["normalizations=frozen"], ConfigError, r"normalizations is \"frozen\"; .* write \[frozen\]"),
-        (["normalizations=[]"], ConfigError, "there are none"),
+        (["normalizations=[]"], ConfigError, "no normalization is chosen"),
         (["postprocessings=[zca]"], ConfigError, "postprocessing 'zca' is unknown"),
         (["postprocessings=[zca]", "monitor=all/zca"], ConfigError, "postprocessing 'zca' is unknown"),
-        (["channels=[]"], ConfigError, r"channels=\[\] names no channel; name those"),
+        (["channels=[]"], ConfigError, "the list of channels is empty"),
         (["channels=actin"], ConfigError, r"channels is \"actin\"; .*; write \[actin\]"),
-        (["model.key=convnext_tiny"], ConfigError, "'convnext_tiny' has no batch norm, .*set normalizations="),
+        (["model.key=convnext_tiny"], ConfigError, "'convnext_tiny' has no batch norm"),
         (
-            ["model.key=vit_tiny_patch16_224", "normalizations=[frozen]", "monitor=frozen/none"],
+            ["model.key=vit_tiny_patch16_224", "normalizations=[running]"],
             ConfigError,
             "network 'vit_tiny_patch16_224' does not take cells of 48 x 48 pixels and 3 channels",
         ),
         (["model.key=inception_v3"], ConfigError, "network 'inception_v3' does not take cells of 48 x 48 pixels"),
-        (["metric=l1"], ConfigError, "metric='l1' is unknown"),
+        (["metric=l1"], ConfigError, "metric 'l1' is unknown"),
         (["dataloaders=bbbc021", "dataloaders.root_dir=nowhere"], DataError, "no BBBC021 below 'nowhere'"),
         (["channels=[nuclei,ER,mito]"], ConfigError, "no channel 'mito'"),
-        (["dataloaders.plates=[Week1_1]"], ConfigError, "plates lists 'Week1_1'"),
+        (["dataloaders.plates=[Week1_1]"], ConfigError, "'Week1_1'.*'Week1_20041'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(run, overrides, error, message):

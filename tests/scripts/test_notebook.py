@@ -72,7 +72,10 @@ def test_the_notebook_runs_without_any_download(tmp_path):
     tables, pictures = execute(FOLDER=str(tmp_path / "out"), **SMALL)
     assert pictures == 4
     rows = [line.split(" | ")[:2] for line in tables[0].splitlines()[2:]]
-    assert rows == [[f"| {n}", how] for n in transfer.NORMALIZATIONS.values() for how in transfer.POSTPROCESSINGS]
+    how = [one.title for one in transfer.POSTPROCESSINGS.values()]
+    assert rows == [
+        [f"| {name}", title] for name in ("no BEN", "BEN, all cells", "BEN, control cells") for title in how
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
@@ -89,7 +92,7 @@ def test_every_encoder_is_given_its_own_channels(tmp_path):
     same = {"SIMULATED": SMALL["SIMULATED"]}
     execute(FOLDER=str(tmp_path / "a"), MODEL_PATH=one, FROZEN_MODEL_PATH=other, **same)
     execute(FOLDER=str(tmp_path / "b"), MODEL_PATH=other, **same)
-    a, b = (pd.read_parquet(tmp_path / folder / "wells_frozen.parquet") for folder in "ab")
+    a, b = (pd.read_parquet(tmp_path / folder / "wells_running.parquet") for folder in "ab")
     pd.testing.assert_frame_equal(a, b)
 
 
@@ -107,7 +110,7 @@ def test_plain_state_dicts_and_what_cannot_work_before_anything_is_encoded(tmp_p
 @pytest.mark.slow
 def test_as_it_is_and_with_other_paths(tmp_path):
     execute(FOLDER=str(tmp_path / "out"))
-    assert accuracy(tmp_path / "out", "controls") > accuracy(tmp_path / "out", "all")
+    assert accuracy(tmp_path / "out", "controls") > accuracy(tmp_path / "out", "plate")
     (root,) = (tmp_path / "out/data/simulated_bbbc021").glob("[!.]*")
     checkpoint = tmp_path / "out/checkpoints/encoder/last.pt"
     execute(FOLDER=str(tmp_path / "other"), BBBC021=str(root), MODEL_PATH=str(checkpoint))

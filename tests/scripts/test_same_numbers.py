@@ -97,7 +97,8 @@ def result(folder: Path, name: str) -> dict[str, str | dict[str, float]]:
     if checkpoint.exists():
         for tensor in torch.load(checkpoint, weights_only=True)["network"].values():
             digest.update(tensor.contiguous().numpy().tobytes())
-    for file in sorted((folder / "runs" / name).glob("wells_*.parquet")):
+    older = {"wells_running": "wells_frozen", "wells_plate": "wells_all"}  # by the names, and in the order, of then
+    for file in sorted((folder / "runs" / name).glob("wells_*.parquet"), key=lambda f: older.get(f.stem, f.stem)):
         digest.update(pd.read_parquet(file).filter(like="emb_").to_numpy().tobytes())
     return {"digest": digest.hexdigest(), "metrics": metrics}
 

@@ -1,0 +1,51 @@
+"""The command ``biomass``: the tools of :mod:`biomass.commands`, by name."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from biomass.commands import Tool, find_tools, plain
+from biomass.errors import did_you_mean
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the tool that the first argument names, or list all of them."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    tools = find_tools()
+    if name in ("--help", "-h"):
+        print(_overview(tools))
+        return
+    if name not in [tool.name for tool in tools]:
+        print(f"error: no tool '{name}'; {did_you_mean(name, [tool.name for tool in tools])}", file=sys.stderr)
+        raise SystemExit(2)
+    program = f"biomass {name}"
+    try:
+        tool = importlib.import_module(f"biomass.commands.{name}")
+        if not hasattr(tool.main, "__wrapped__"):
+            tool.main(rest)
+            return
+        if not {"--help", "-h"}.isdisjoint(rest):  # what follows are the keys: they do not say what the tool is for
+            print(plain(tool.__doc__ or ""), end="\n\n")
+        tool.main(rest, program)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _overview(tools: Sequence[Tool]) -> str:
+    width = max(len(tool.name) for tool in tools)
+    lines = [f"  {tool.name:{width}}  {tool.summary}" for tool in tools]
+    return "\n".join(
+        [
+            "usage: biomass <tool> …",
+            "",
+            "Tools, in the order in which a lab uses them:",
+            *lines,
+            "",
+            "'biomass <tool> --help' explains one. Experiments are the scripts train_*.py and transfer_bbbc021.py.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

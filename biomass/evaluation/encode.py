@@ -1,0 +1,264 @@
+"""From the cells of a screen to the profiles of its images: an encoder, run a plate at a time, its output kept.
+
+This is the expensive step. It streams (at most one plate of cells, and of what the network makes of them, is in memory)
+and goes on where it was stopped, see :func:`image_profiles`.
+"""
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple, cast
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from biomass.atomic import whole_file
+from biomass.channels import match_channels
+from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.evaluation.pooling import Profiles, mean_profiles
+from biomass.evaluation.transfer import COLUMNS, TREATMENT
+from biomass.inference import Transform, infer
+from biomass.loader import Batch, BatchReader, Loader, SkippedImages
+from biomass.models import digest
+from biomass.norms import WORDS, Statistics, calibration_state
+from biomass.samplers import PlateBatches
+from biomass.screen import FIELD, OnBadImage, Screen
+
+log = logging.getLogger(__name__)
+
+
+class Encoder(NamedTuple):
+    """A trained network, and what has to be known to use it on another screen."""
+
+    network: nn.Module
+    """(n, C, H, W) → (n, D)."""
+    channels: Sequence[str] | None
+    """Names of the C channels that it expects, in its order; None: those of the screen as they are."""
+    key: str
+    """The network's name, for messages."""
+
+
+def image_profiles(
+    fabric: Fabric,
+    encoder: Encoder,
+    cells: Screen,
+    folder: Path,
+    statistics: Statistics,
+    *,
+    transform: Transform,
+    normalize: bool = True,
+    batch_size: int | None = 2048,
+    num_workers: int = 0,
+    on_bad_image: OnBadImage = "error",
+) -> pd.DataFrame:
+    """Encode all cells of a screen and average them over each image.
+
+    Every plate is written to ``<folder>/<experiment>/<plate>.parquet`` when it is done (every group, where statistics
+    are not taken by plate). A later call reads what is there; plates that were made with other weights or settings, or
+    from other cells, are made again.
+
+    What can be known beforehand is not checked here again: :mod:`biomass.evaluation.checks` does it once, for all
+    encoders of a run.
+
+    Args:
+        fabric: device and precision.
+        encoder: with plate-aware norms where ``statistics`` are those of plates; its channels are found among those
+            of ``cells`` by :func:`biomass.channels.match_channels`.
+        cells: a row a cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
+        folder: where the plates' tables are kept.
+        statistics: where batch norm takes its statistics from, over the groups of ``cells``; those of a plate are of
+            the whole plate, whatever ``batch_size``.
+        transform: applied to the cells on the device, without randomness.
+        normalize: scale the vector of every cell to length 1 first.
+        batch_size: cells at once; None for whole plates.
+        num_workers: processes that read ahead.
+        on_bad_image: ``error``, or ``skip`` to leave unreadable cells out, listed in ``<folder>/skipped_images.txt``.
+
+    Returns:
+        A row an image that has cells: the columns of :data:`biomass.evaluation.transfer.COLUMNS`, ``Metadata_cells``
+        (how many) and the features (float32).
+
+    Raises:
+        ConfigError: a channel is missing, the network has no plate-aware norms, or an image is in two groups.
+        DataError: a plate has no control cell but shall be normalized by them (it is named); or the encoder gives
+            values that are not finite.
+        BadImageError: a cell cannot be read.
+    """
+    network, channels, _ = encoder
+    selected = select_channels(channels, cells, transform)
+    groups = cells.groups(statistics.by)
+    _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
+    group_of_field = groups[first]
+    if (group_of_field[field] != groups).any():
+        raise ConfigError(
+            f"statistics by {', '.join(statistics.by)} put the cells of one image into two groups; choose columns that "
+            "are the same for all cells of an image",
+            advice="statistics",
+        )
+    number = pd.Series(group_of_field).groupby(group_of_field).cumcount().to_numpy(np.int64)  # within the group
+
+    files = _files(cells, groups, statistics.by, folder)
+    about = [fabric.strategy.precision.precision, statistics.word, statistics.by, normalize, channels, repr(transform)]
+    prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
+    todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
+    if todo:
+        log.info("%s: encoding %d of %d plates", statistics.word, len(todo), len(files))
+        rows = np.flatnonzero(np.isin(groups, todo))
+        batches = PlateBatches(rows, groups[rows], batch_size=batch_size, shuffle=False)
+        reader = BatchReader(cells, groups, on_bad_image, number[field])
+        loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+        skipped = SkippedImages(cells)
+        outputs = infer(fabric, network.to(fabric.device), loader, selected, statistics, skipped)
+        with closing(cast("Generator[tuple[Batch, Tensor]]", outputs)):  # an error here ends its inference mode, too
+            for group, of_group in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
+                images = first[group_of_field == group]
+                table = _table(cells, images, mean_profiles(of_group, len(images), normalize), statistics)
+                write_profiles(table, files[group], prints[group])
+        if skipped.rows:
+            folder.mkdir(parents=True, exist_ok=True)
+            skipped.report(folder)
+    there = [file for file, print_ in zip(files, prints, strict=True) if _fingerprint(file) == print_]
+    if not there:
+        raise DataError(f"none of the {len(cells)} cells can be read; they are listed in {folder}/skipped_images.txt")
+    return pd.concat([pd.read_parquet(file) for file in there], ignore_index=True)
+
+
+def select_channels(channels: Sequence[str] | None, screen: Screen, transform: Transform) -> Transform:
+    """``transform`` of the channels that an encoder expects, in its order, where a screen has others or another order.
+
+    Args:
+        channels: their names; None: those of the screen as they are.
+        screen: what the encoder will run on.
+        transform: (N, C, H, W) → (N, C, H, W).
+
+    Raises:
+        ConfigError: as :func:`biomass.channels.match_channels`, by which they are found.
+    """
+    if channels is None:
+        return transform
+    order = list(match_channels(channels, screen.pixels.channels))
+    return lambda images: transform(images[:, order])
+
+
+def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
+    """The images of a screen that have no profile: none of their cells is known, or could be cut out and read.
+
+    Fields that a published table of nuclei does not list are among them: nobody has looked for their cells.
+
+    Their number, and which treatments are lost altogether, is said in the log.
+
+    Args:
+        fields: the screen that the cells were cut out of, a row an image.
+        images: as :func:`image_profiles` gives them.
+
+    Returns:
+        A row an image: those of the columns :data:`biomass.evaluation.transfer.COLUMNS` that ``fields`` has.
+    """
+    table = fields.table[[c for c in COLUMNS if c in fields.table]].rename(columns=COLUMNS)
+    keys = [COLUMNS[column] for column in FIELD]
+    known = pd.MultiIndex.from_frame(images[keys].astype(str))
+    absent = table[~pd.MultiIndex.from_frame(table[keys].astype(str)).isin(known)].reset_index(drop=True)
+    if len(absent):
+        treatments = pd.MultiIndex.from_frame(absent[list(TREATMENT)]).unique()
+        lost = treatments[~treatments.isin(pd.MultiIndex.from_frame(images[list(TREATMENT)]))]
+        which = f", among them all of {'; '.join(f'{c} {d:g}' for c, d in lost[:5])}" if len(lost) else ""
+        log.warning("%d of %d images have no cells that are known and can be read%s", len(absent), len(table), which)
+    return absent
+
+
+def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> None:
+    """Write a profile table as Parquet; it appears under its name when it is complete, and not before.
+
+    Args:
+        table: as the functions here give it.
+        file: where to; its folder is made.
+        fingerprint: what it was made from, kept in the file.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"fingerprint": fingerprint.encode()})
+    with whole_file(file) as part:
+        pq.write_table(arrow, part)
+
+
+def _files(cells: Screen, groups: np.ndarray, by: Sequence[str], folder: Path) -> list[Path]:
+    """Where the profiles of each group are kept: a folder for each column but the last, which names the file."""
+    names = cells.table.iloc[np.unique(groups, return_index=True)[1]][list(by)].astype(str).to_numpy()
+    quoted = [[quote(name, safe="") for name in row] for row in names]
+    return [folder.joinpath(*row[:-1], f"{row[-1]}.parquet") for row in quoted]
+
+
+def _fingerprints(cells: Screen, groups: np.ndarray, *settings: str) -> list[str]:
+    """What the profiles of each group depend on: settings, its table, and the pixels of a few of its cells."""
+    common = "\n".join([*settings, repr((cells.pixels.channels, cells.pixels.size))]).encode()
+    columns = [c for c in (*COLUMNS, "cell", "x", "y") if c in cells.table]
+    hashes = pd.util.hash_pandas_object(cells.table[columns], index=False).to_numpy()
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in members]
+    return [
+        hashlib.sha256(common + hashes[rows].tobytes() + _pixels(cells, sample)).hexdigest()
+        for rows, sample in zip(members, samples, strict=True)
+    ]
+
+
+def _moments(network: nn.Module, statistics: Statistics) -> str:
+    """The calibrated statistics, if they are what the profiles depend on; the digest of the weights leaves them out."""
+    if WORDS[statistics.word].prior != "calibrated":
+        return ""
+    moments = calibration_state(network)
+    return hashlib.sha256(b"".join(moments[name].numpy().tobytes() for name in sorted(moments))).hexdigest()
+
+
+def _pixels(cells: Screen, rows: np.ndarray) -> bytes:
+    """The pixels of some cells; nothing for those that cannot be read."""
+    try:
+        return np.ascontiguousarray(cells.read(rows)).tobytes()
+    except BadImageError:
+        return b"".join(_pixels(cells, row) for row in np.split(rows, len(rows))) if len(rows) > 1 else b""
+
+
+def _fingerprint(file: Path) -> str | None:
+    """What the profiles in a file were made from; None where there is no file that can be read."""
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return metadata.get(b"fingerprint", b"").decode()
+
+
+def _table(cells: Screen, images: np.ndarray, profiles: Profiles, statistics: Statistics) -> pd.DataFrame:
+    """The profiles of the images of one plate, each described by its first cell (a row of ``cells``)."""
+    there = np.flatnonzero(profiles.counts)
+    about = cells.table.iloc[images[there]][list(COLUMNS)].rename(columns=COLUMNS).reset_index(drop=True)
+    for column in about.select_dtypes("category"):
+        about[column] = about[column].astype(object)
+    about["Metadata_cells"] = profiles.counts[there]
+    vectors = profiles.vectors[there]
+    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(bad) == len(vectors) and statistics.whole_groups:
+        plate = "/".join(map(str, cells.table.iloc[images[0]][list(statistics.by)]))
+        raise DataError(
+            f"the encoder's output is not finite for any image of plate '{plate}'; the cause may be NaN in any image "
+            "that its statistics are taken from, which carry it into all, or in the checkpoint's weights: running "
+            "averages alone name the image, or its first one if it is the weights",
+            advice="statistics",
+        )
+    if len(bad):
+        where = "/".join(map(str, about.loc[bad[0], [COLUMNS[c] for c in FIELD]]))
+        raise DataError(
+            f"the encoder's output for image '{where}' is not finite; look for NaN in the checkpoint's weights and "
+            "in the image, or compute in 32 bits",
+            advice="precision",
+        )
+    names = [f"emb_{i:04d}" for i in range(vectors.shape[1])]
+    return pd.concat([about, pd.DataFrame(vectors, columns=names)], axis=1)
