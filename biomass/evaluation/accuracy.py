@@ -20,6 +20,11 @@ def accuracy_summary(screen: Screen, rows: np.ndarray, ranks: np.ndarray) -> dic
     Returns:
         ``accuracy`` (controls included, as RxRx1-WILDS counts), ``top5``, ``treatments`` (neither positive nor
         negative control) and ``cell_type/<name>``; all in 0..1, absent where there are no such images.
+
+    >>> from biomass.screen import COLUMNS, make_screen
+    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["", ""]) | {"label": [0, 1], "control": ["", "negative"]})
+    >>> accuracy_summary(make_screen(table, None, ["a", "b"]), np.array([0, 1]), np.array([0, 1]))
+    {'accuracy': 0.5, 'top5': 1.0, 'treatments': 1.0}
     """
     correct = ranks == 0
     summary = {"accuracy": correct.mean(), "top5": (ranks < 5).mean()}

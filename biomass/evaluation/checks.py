@@ -6,6 +6,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -15,7 +16,7 @@ from biomass.evaluation.encode import Encoder
 from biomass.evaluation.nearest import DISTANCES
 from biomass.evaluation.transfer import COLUMNS, POSTPROCESSINGS, Postprocessing
 from biomass.norms import WORDS, PlateBatchNorm, Statistics
-from biomass.screen import PLATE, Screen
+from biomass.screen import FIELD, PLATE, Screen
 
 
 def check_names(
@@ -44,7 +45,7 @@ def check_names(
 
 
 def check_encoders(encoders: Mapping[str, Encoder]) -> None:
-    """Make sure that networks can be normalized by plates, where they shall be, before there are cells.
+    """Make sure that networks that shall be normalized by plates can be, before there are cells.
 
     Args:
         encoders: word for statistics → the network that is to run under it.
@@ -68,7 +69,7 @@ def check_cells(
     statistics: Mapping[str, Statistics],
     postprocessings: Iterable[str] = (),
 ) -> None:
-    """Make sure that a screen holds what encoders, their statistics and the evaluation need of it.
+    """Make sure that a screen holds what encoders, their statistics and the evaluation need.
 
     Args:
         cells: the screen.
@@ -77,7 +78,8 @@ def check_cells(
         postprocessings: those that wells will undergo; none where profiles of images are all that is wanted.
 
     Raises:
-        ConfigError: a column or a channel is missing, or a network does not take images like these.
+        ConfigError: a column or a channel is missing, an image is in two groups, or a network does not take images
+            like these.
         DataError: a plate, a batch or the screen has too few controls, a well has two treatments, or a treatment no
             name or two mechanisms.
     """
@@ -85,7 +87,7 @@ def check_cells(
     if missing:
         raise ConfigError(f"the screen has no column '{missing[0]}'; profiles of treatments need {', '.join(COLUMNS)}")
     for word, encoder in encoders.items():
-        statistics[word].check(cells)
+        _check_groups(statistics[word], cells)
         if encoder.channels is not None:
             match_channels(encoder.channels, cells.pixels.channels)
         _run_once(encoder, cells)
@@ -94,6 +96,18 @@ def check_cells(
         _check_control_wells(correction, cells)
     if corrections:
         _check_treatments(cells)
+
+
+def _check_groups(statistics: Statistics, cells: Screen) -> None:
+    """Every group has what its statistics are taken from, and no image is in two groups."""
+    statistics.check(cells)
+    fields, groups = cells.groups(FIELD), cells.groups(statistics.by)
+    if (groups[np.unique(fields, return_index=True)[1]][fields] != groups).any():
+        raise ConfigError(
+            f"statistics by {', '.join(statistics.by)} put the cells of one image into two groups; choose columns that "
+            "are the same for all cells of an image",
+            advice="statistics",
+        )
 
 
 def _run_once(encoder: Encoder, cells: Screen) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from biomass.atomic import whole_file
 from biomass.channels import match_channels
-from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.errors import BadImageError, DataError
 from biomass.evaluation.pooling import Profiles, mean_profiles
 from biomass.evaluation.transfer import COLUMNS, TREATMENT
 from biomass.inference import Transform, infer
@@ -72,7 +72,7 @@ def image_profiles(
         fabric: device and precision.
         encoder: with plate-aware norms where ``statistics`` are those of plates; its channels are found among those
             of ``cells`` by :func:`biomass.channels.match_channels`.
-        cells: a row a cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
+        cells: a row for each cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
         folder: where the plates' tables are kept.
         statistics: where batch norm takes its statistics from, over the groups of ``cells``; those of a plate are of
             the whole plate, whatever ``batch_size``.
@@ -83,11 +83,11 @@ def image_profiles(
         on_bad_image: ``error``, or ``skip`` to leave unreadable cells out, listed in ``<folder>/skipped_images.txt``.
 
     Returns:
-        A row an image that has cells: the columns of :data:`biomass.evaluation.transfer.COLUMNS`, ``Metadata_cells``
-        (how many) and the features (float32).
+        A row for each image that has cells: the columns of :data:`biomass.evaluation.transfer.COLUMNS`,
+        ``Metadata_cells`` (how many) and the features (float32).
 
     Raises:
-        ConfigError: a channel is missing, the network has no plate-aware norms, or an image is in two groups.
+        ConfigError: a channel is missing, or the network has no plate-aware norms.
         DataError: a plate has no control cell but shall be normalized by them (it is named); or the encoder gives
             values that are not finite.
         BadImageError: a cell cannot be read.
@@ -97,12 +97,6 @@ def image_profiles(
     groups = cells.groups(statistics.by)
     _, first, field = np.unique(cells.groups(FIELD), return_index=True, return_inverse=True)
     group_of_field = groups[first]
-    if (group_of_field[field] != groups).any():
-        raise ConfigError(
-            f"statistics by {', '.join(statistics.by)} put the cells of one image into two groups; choose columns that "
-            "are the same for all cells of an image",
-            advice="statistics",
-        )
     number = pd.Series(group_of_field).groupby(group_of_field).cumcount().to_numpy(np.int64)  # within the group
 
     files = _files(cells, groups, statistics.by, folder)
@@ -141,6 +135,12 @@ def select_channels(channels: Sequence[str] | None, screen: Screen, transform: T
 
     Raises:
         ConfigError: as :func:`biomass.channels.match_channels`, by which they are found.
+
+    >>> from biomass.screen import VectorPixels
+    >>> images = np.array([[[[1.0]], [[2.0]]]])
+    >>> screen = Screen(pd.DataFrame(index=[0]), VectorPixels(images, ("tubulin", "DAPI")), ())
+    >>> select_channels(["nuclei", "ER"], screen, lambda x: x)(images).ravel().tolist()
+    [2.0, 1.0]
     """
     if channels is None:
         return transform
@@ -156,11 +156,11 @@ def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
     Their number, and which treatments are lost altogether, is said in the log.
 
     Args:
-        fields: the screen that the cells were cut out of, a row an image.
+        fields: the screen that the cells were cut out of, a row for each image.
         images: as :func:`image_profiles` gives them.
 
     Returns:
-        A row an image: those of the columns :data:`biomass.evaluation.transfer.COLUMNS` that ``fields`` has.
+        A row for each image: those of the columns :data:`biomass.evaluation.transfer.COLUMNS` that ``fields`` has.
     """
     table = fields.table[[c for c in COLUMNS if c in fields.table]].rename(columns=COLUMNS)
     keys = [COLUMNS[column] for column in FIELD]

@@ -55,7 +55,7 @@ def umap_coordinates(
 def scatter_grid(
     coordinates: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]], muted: Sequence[str] = ("",)
 ) -> Figure:
-    """Points in the plane, a column a set of coordinates, a row a way to colour them.
+    """Points in the plane: a column for each set of coordinates, a row for each way to colour them.
 
     Args:
         coordinates: title of the column → (N, 2).
@@ -91,7 +91,7 @@ def scatter_grid(
 
 
 def mechanism_bars(results: Mapping[str, NearestResult], title: str = "") -> Figure:
-    """Accuracy of every mechanism, a bar for each result; what cannot be scored is said so.
+    """Accuracy of every mechanism, a bar for each result, with a note where it cannot be scored.
 
     Args:
         results: name of the bar → predictions for the same treatments.

@@ -37,6 +37,13 @@ def mean_profiles(outputs: Iterable[tuple[Batch, Tensor]], num_instances: int, n
 
     Raises:
         DataError: there are no cells at all.
+
+    >>> from types import SimpleNamespace
+    >>> cells = SimpleNamespace(instances=torch.tensor([0, 0, 1]))
+    >>> outputs = [(cells, torch.tensor([[2.0, 0.0], [0.0, 3.0], [3.0, 4.0]]))]
+    >>> mean_profiles(outputs, num_instances=2).vectors
+    array([[0.5, 0.5],
+           [0.6, 0.8]], dtype=float32)
     """
     total: Tensor | None = None
     counts = torch.zeros(num_instances, dtype=torch.int64)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import digamma
 
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.nearest import DISTANCES, directions
 from biomass.evaluation.tables import METADATA, control_rows, feature_matrix, group_numbers
 
@@ -38,12 +38,12 @@ class ReplicateMap:
         question: ``same_plate`` or ``other_plate``.
         mean: mean over the treatments of their mAP, 0..1.
         normalized_mean: the same for the normalized mAP: 0 is chance, 1 is perfect.
-        treatments: a row a treatment with at least one scored profile: the treatment's columns,
+        treatments: a row for each treatment with at least one scored profile: the treatment's columns,
             ``mean_average_precision``, ``mean_normalized_average_precision``, ``p_value`` (against rankings at
             random), ``corrected_p_value`` (Benjamini-Hochberg), ``profiles`` (how many were scored).
-        profiles: a row a profile that is not a control, in the order and with the labels of the table: its metadata,
-            ``n_pos_pairs``, ``n_total_pairs``, ``average_precision``, ``normalized_average_precision`` (NaN where not
-            scored) and ``reason`` (why not, else ``None``).
+        profiles: a row for each profile that is not a control, in the order and with the labels of the table: its
+            metadata, ``n_pos_pairs``, ``n_total_pairs``, ``average_precision``, ``normalized_average_precision`` (NaN
+            where not scored) and ``reason`` (why not, else ``None``).
     """
 
     question: str
@@ -69,7 +69,7 @@ def replicate_map(
     scores worst and not best. Profiles without direction have similarity 0 to all.
 
     Args:
-        profiles: a profile table, a row a well (or image).
+        profiles: a profile table, a row for each well (or image).
         treatment: the metadata columns that together name a treatment.
         plate: the metadata columns that together name a plate.
         controls: the negative controls: a bool for every row, or the name of a boolean column.
@@ -82,11 +82,16 @@ def replicate_map(
         ConfigError: the question, the metric or a column is unknown, or ``null_size`` is not positive.
         DataError: a feature is missing or infinite, a row has no treatment or plate, no row or every row is a control,
             or no profile has both a replicate and a rival.
+
+    >>> wells = pd.DataFrame({"Metadata_compound": list("aabb-"), "f": [1, 2, 0, 0, 1], "g": [0, 0, 1, 2, -1]})
+    >>> wells = wells.assign(Metadata_plate="P1", Metadata_control=wells["Metadata_compound"] == "-")
+    >>> replicate_map(wells, "Metadata_compound", "Metadata_plate", "Metadata_control", null_size=10).mean
+    1.0
     """
     if question not in QUESTIONS:
-        raise ConfigError(f"question='{question}' is unknown; there are: {', '.join(QUESTIONS)}")
+        raise ConfigError(f"question='{question}' is unknown; {did_you_mean(question, QUESTIONS)}")
     if metric not in DISTANCES:
-        raise ConfigError(f"metric='{metric}' is unknown; there are: {', '.join(DISTANCES)}")
+        raise ConfigError(f"metric='{metric}' is unknown; {did_you_mean(metric, DISTANCES)}")
     if null_size < 1:
         raise ConfigError(f"null_size={null_size}, but a p-value needs at least one random ranking")
     treatment = [treatment] if isinstance(treatment, str) else list(treatment)

@@ -30,63 +30,50 @@ class Column(NamedTuple):
     Attributes:
         meaning: of its values.
         value: what stands in it; a share, 0…1, unless it is a whole number. NaN where it cannot be told.
-        heading: in the table for people; empty where the column is not shown there by itself.
-        beside: the column that people see in brackets behind it.
+        heading: in the table for people, who see the column after it in brackets; empty where it is not a column there.
     """
 
     meaning: str
     value: Callable[[Evaluation], float]
     heading: str = ""
-    beside: str = ""
 
+
+_CHANCE = "the same, where 0 is chance and 1 is perfect"
 
 TABLE: Mapping[str, Column] = {
     "nsc": Column(
-        "share of the scored treatments whose mechanism is that of the nearest treatment of another compound",
+        "share of scored treatments that have the mechanism of the nearest treatment with another compound (NSC)",
         lambda one: one.nsc.accuracy,
         "NSC (scored)",
-        "nsc_scored",
     ),
     "nsc_scored": Column("treatments that NSC can score", lambda one: int(one.nsc.scorable.sum())),
     "nscb": Column(
-        "as nsc, but the nearest treatment that shares no batch either",
+        "as nsc, by the nearest treatment that shares no batch either (NSCB)",
         lambda one: one.nscb.accuracy,
         "NSCB (scored)",
-        "nscb_scored",
     ),
     "nscb_scored": Column("treatments that NSCB can score", lambda one: int(one.nscb.scorable.sum())),
     "mixing": Column(
-        "share of the control wells whose nearest control well is of their own batch, told by wells that the "
-        "post-processing was not fitted on",
+        "share of held-out control wells whose nearest control well is of their own batch",
         lambda one: one.mixing.share if one.mixing else np.nan,
         "same batch (at random)",
-        "mixing_expected",
     ),
-    "mixing_expected": Column(
-        "what mixing would be at random", lambda one: one.mixing.expected if one.mixing else np.nan
-    ),
+    "mixing_expected": Column("mixing at random", lambda one: one.mixing.expected if one.mixing else np.nan),
     "map_same_plate": Column(
-        "mean average precision of the replicates of a treatment, ranked among controls of the well's own plate that "
-        "the post-processing was not fitted on: is there an effect?",
+        "mean average precision of replicates, ranked among held-out controls of the same plate: is there an effect?",
         lambda one: one.replicates["same_plate"][0],
         "mAP against controls (above chance)",
-        "map_same_plate_above_chance",
     ),
-    "map_same_plate_above_chance": Column(
-        "the same, where 0 is chance and 1 is perfect", lambda one: one.replicates["same_plate"][1]
-    ),
+    "map_same_plate_normalized": Column(_CHANCE, lambda one: one.replicates["same_plate"][1]),
     "map_other_plate": Column(
-        "mean average precision of the replicates on other plates, ranked among other treatments of the well's own "
-        "plate: does the effect outweigh the plate?",
+        "mean average precision of replicates on other plates, ranked among other treatments of the same plate: does "
+        "the effect outweigh the plate?",
         lambda one: one.replicates["other_plate"][0],
         "mAP across plates (above chance)",
-        "map_other_plate_above_chance",
     ),
-    "map_other_plate_above_chance": Column(
-        "the same, where 0 is chance and 1 is perfect", lambda one: one.replicates["other_plate"][1]
-    ),
+    "map_other_plate_normalized": Column(_CHANCE, lambda one: one.replicates["other_plate"][1]),
 }
-"""The columns of the table of scores. A new entry is all that a new score needs."""
+"""The columns of the table of scores. A new entry is all that a new score needs (two, if people see it)."""
 
 
 def summarize(evaluations: Evaluations) -> pd.DataFrame:
@@ -111,18 +98,18 @@ def describe() -> pd.DataFrame:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """The table of :func:`summarize` in per cent, for people; a dash where nothing can be scored."""
-    shown = {name: column for name, column in TABLE.items() if column.heading}
+    names = list(TABLE)
+    shown = [(name, names[i + 1]) for i, name in enumerate(names) if TABLE[name].heading]
     lines = [
-        f"| normalization | post-processing | {' | '.join(column.heading for column in shown.values())} |",
+        f"| normalization | post-processing | {' | '.join(TABLE[name].heading for name, _ in shown)} |",
         "|---|---" + "|---:" * len(shown) + "|",
     ]
     for row in table.to_dict("records"):
         scores = [
-            "–" if np.isnan(row[name]) else f"{_percent(row[name])} ({_percent(row[column.beside])})"
-            for name, column in shown.items()
+            "–" if np.isnan(row[name]) else f"{_percent(row[name])} ({_percent(row[beside])})" for name, beside in shown
         ]
-        names = [_title(row["normalization"]), POSTPROCESSINGS[row["postprocessing"]].title]
-        lines.append(f"| {' | '.join([*names, *scores])} |")
+        how = POSTPROCESSINGS[row["postprocessing"]].title
+        lines.append(f"| {' | '.join([_title(row['normalization']), how, *scores])} |")
     return "\n".join(lines)
 
 

@@ -80,10 +80,15 @@ class Evaluation:
 
 
 def well_profiles(images: pd.DataFrame) -> pd.DataFrame:
-    """Average the images of each well: a row a well, its ``Metadata_cells`` the sum over its images.
+    """Average the images of each well: a row for each well, its ``Metadata_cells`` the sum over its images.
 
     Raises:
         DataError: a feature is missing or infinite, or a well holds two treatments.
+
+    >>> same = dict.fromkeys(COLUMNS.values(), "A01")
+    >>> images = pd.DataFrame(same | {"Metadata_site": [1, 2], "Metadata_cells": [3, 1], "emb_0000": [1.0, 2.0]})
+    >>> well_profiles(images)[["Metadata_cells", "emb_0000"]].to_numpy().tolist()
+    [[4.0, 1.5]]
     """
     keep = [c for c in COLUMNS.values() if c not in (*WELL, "Metadata_site")]
     wells = aggregate(images, WELL, "mean", keep)
@@ -123,8 +128,8 @@ def treatment_profiles(wells: pd.DataFrame) -> pd.DataFrame:
     """The median over the wells of each treatment, controls left out.
 
     Returns:
-        A row a treatment: compound, concentration, moa, ``Metadata_batch`` and ``Metadata_plate`` as the tuples of all
-        that its wells are in, ``Metadata_wells`` (how many), and the features.
+        A row for each treatment: compound, concentration, moa, ``Metadata_batch`` and ``Metadata_plate`` as the tuples
+        of all that its wells are in, ``Metadata_wells`` (how many), and the features.
 
     Raises:
         DataError: there is no treated well, a feature is missing or infinite, or a treatment has two mechanisms.
@@ -158,6 +163,14 @@ def evaluate(wells: pd.DataFrame, postprocessing: str = "none", metric: str = "c
 
     Raises:
         ConfigError, DataError: as :func:`postprocess`, :func:`treatment_profiles`, :func:`nsc` and :func:`nscb`.
+
+    >>> about = ["batch", "plate", "well", "compound", "concentration", "moa", "control"]
+    >>> rows = [("W1", "P1", "B02", "a", 1.0, "actin", "", 1, 0), ("W2", "P2", "B02", "b", 1.0, "actin", "", 1, 0.1)]
+    >>> rows += [("W1", "P1", "B03", "c", 1.0, "DNA", "", 0, 1), ("W2", "P2", "B03", "d", 1.0, "DNA", "", 0.1, 1)]
+    >>> wells = pd.DataFrame(rows, columns=[*(METADATA + name for name in about), "emb_0000", "emb_0001"])
+    >>> one = evaluate(wells)
+    >>> one.nscb.accuracy, one.mixing  # without controls there is nothing to tell mixing by
+    (1.0, None)
     """
     done = postprocess(wells, postprocessing)
     treatments = treatment_profiles(done)

@@ -22,7 +22,7 @@ from biomass.evaluation import batch_mixing, checks, encode, nscb, plots, replic
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import Statistics, plate_statistics
+from biomass.norms import WORDS, Statistics, plate_statistics
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE, VectorPixels, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
@@ -492,6 +492,19 @@ def test_replicates_across_plates_are_those_of_all_wells():
     assert one.replicates["other_plate"] == pytest.approx((expected.mean, expected.normalized_mean))
     row = report.summarize({("plate", "whiten"): one}).iloc[0]
     assert row["map_other_plate"] == pytest.approx(expected.mean)
+
+
+def test_a_new_word_and_a_new_postprocessing_are_an_entry_each(fabric, encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(WORDS, "everyone", WORDS["plate"])
+    centred = transfer.Postprocessing("centred", lambda wells, _: wells.assign(emb_0000=wells["emb_0000"] - 1), 1)
+    monkeypatch.setitem(transfer.POSTPROCESSINGS, "centre", centred)
+    cells = small_screen()
+    check(["everyone"], ["centre"], cells)
+    images = profile(fabric, encoder, cells, tmp_path, "everyone")
+    pd.testing.assert_frame_equal(images, profile(fabric, encoder, cells, tmp_path / "plate", "plate"))
+    one = transfer.evaluate(transfer.well_profiles(images), "centre")
+    np.testing.assert_allclose(one.wells["emb_0000"], images["emb_0000"] - 1, rtol=1e-6)
+    assert "| everyone | centred |" in report.to_markdown(report.summarize({("everyone", "centre"): one}))
 
 
 def test_every_column_of_the_table_is_explained():

@@ -100,7 +100,7 @@ def test_plain_state_dicts_and_what_cannot_work_before_anything_is_encoded(tmp_p
     network = build_network(Architecture("convnext_tiny", 3, ()))
     torch.save(network.encoder.state_dict(), tmp_path / "plain.pth")
     parameters = {"MODEL_PATH": str(tmp_path / "plain.pth"), "SIMULATED": SMALL["SIMULATED"]}
-    with pytest.raises(CellExecutionError, match=r"is a plain state dict; set model\.key"):
+    with pytest.raises(CellExecutionError, match="does not say which network its weights belong to"):
         execute(FOLDER=str(tmp_path / "out"), **parameters)
     with pytest.raises(CellExecutionError, match="network 'convnext_tiny' has no batch norm"):
         execute(FOLDER=str(tmp_path / "out"), MODEL_KEY="convnext_tiny", **parameters)
