@@ -1,6 +1,8 @@
-"""The shape of the package: no circles of imports, no folder that holds too much, no reaching up, short scripts."""
+"""The shape of the package: no circles, no reaching up, no folder that holds too much, short scripts, examples."""
 
 import ast
+import importlib
+import inspect
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -118,3 +120,11 @@ def test_no_module_reaches_up(name: str) -> None:
 def test_where_a_screen_comes_from_and_what_is_done_with_it_are_strangers(name: str) -> None:
     strangers = USES if room(name) in SOURCES else SOURCES if room(name) in USES else ()
     assert not rooms(name) & set(strangers)
+
+
+@pytest.mark.parametrize("name", ["norms", "samplers", "evaluation"])
+def test_public_functions_end_in_an_example(name: str) -> None:
+    package = importlib.import_module(f"biomass.{name}")
+    public = {each: getattr(package, each) for each in package.__all__}
+    functions = {each: value for each, value in public.items() if inspect.isfunction(value)}
+    assert not [each for each, value in functions.items() if ">>> " not in (value.__doc__ or "")]

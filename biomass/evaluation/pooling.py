@@ -131,6 +131,17 @@ def profile_screen(
 
     Raises:
         ConfigError: an unknown pooler.
+
+    >>> from types import SimpleNamespace
+    >>> import pandas as pd
+    >>> from biomass.screen import COLUMNS, make_screen
+    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["train"] * 3) | {"label": [0, 0, 1], "control": ""})
+    >>> cells = make_screen(table, pixels=None, classes=["DMSO", "taxol"])
+    >>> instances = np.array([0, 0, 1])
+    >>> batch = SimpleNamespace(instances=torch.from_numpy(instances))
+    >>> fields = profile_screen(cells, instances, [(batch, torch.tensor([[2.0, 0.0], [0.0, 3.0], [3.0, 4.0]]))])
+    >>> fields.labels, fields.read(np.array([1]))
+    (array([0, 1]), array([[0.6, 0.8]], dtype=float32))
     """
     if pooler not in POOLERS:
         raise ConfigError(f"pooler '{pooler}' is unknown; {did_you_mean(pooler, POOLERS)}")

@@ -156,6 +156,10 @@ def align(
         ConfigError: eta is not positive, or a column is unknown.
         DataError: a batch has fewer than two controls (it is named), a row has no batch, two batches differ in
             nothing but the case of their names, or a feature is missing or infinite.
+
+    >>> spread = np.array([[-1.0], [1.0], [-5.0], [5.0]])
+    >>> align(spread, [True] * 4, ["week 1", "week 1", "week 2", "week 2"], 1e-9).ravel().round(2).tolist()
+    [-2.94, 2.94, -2.94, 2.94]
     """
     _check_lambda(regularization)
     if regularization == 0:

@@ -102,7 +102,15 @@ def _dtype(norm: PlateBatchNorm) -> torch.dtype:
 
 
 def forget_calibration(network: nn.Module) -> None:
-    """Drop the calibrated statistics of all plates; see :func:`load_calibration` for an example."""
+    """Drop the calibrated statistics of all plates.
+
+    >>> from biomass.norms import convert
+    >>> network = convert(nn.Sequential(nn.BatchNorm2d(1)))
+    >>> calibrate(network, [(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), torch.tensor([7, 7]), None)])
+    >>> forget_calibration(network)
+    >>> calibration_state(network)["plates"].tolist()
+    []
+    """
     context = shared_context(network)
     if context is not None:
         context.slots = {}
@@ -145,9 +153,6 @@ def load_calibration(network: nn.Module, state: dict[str, Tensor]) -> None:
     >>> load_calibration(network, {"plates": torch.tensor([7]), "norms.0": torch.tensor([[[2.0]], [[1.0]]])})
     >>> calibration_state(network)["plates"].tolist()
     [7]
-    >>> forget_calibration(network)
-    >>> calibration_state(network)["plates"].tolist()
-    []
     """
     network = unwrap(network)
     norms = {f"norms.{n}": module for n, module in network.named_modules() if isinstance(module, PlateBatchNorm)}
