@@ -185,7 +185,8 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
     generator = torch.Generator(run.fabric.device)
     window = Window(run.statistics.names)
     batches = progress.batch + len(run.loader)
-    bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not sys.stderr.isatty())
+    watched = sys.stderr.isatty() and run.fabric.is_global_zero
+    bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not watched)
     for batch in bar:
         if plan.max_steps is not None and progress.step >= plan.max_steps:
             break
