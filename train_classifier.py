@@ -10,13 +10,20 @@ from functools import partial
 from biomass import training
 from biomass.config import Config, build, script
 from biomass.experiment import Experiment, compose
-from biomass.loader import BatchReader, SkippedImages
+from biomass.loader import BatchReader
 from biomass.models import digest
 from biomass.norms import Method, Statistics
 from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
-from biomass.transforms import Compose
+
+
+def method_of(cfg: Config) -> Method:
+    """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
+    columns = training.sampler_columns(cfg.dataloaders.sampler)
+    word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
+    method = Method("running", word, by, by).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    return Method("running", method.eval, eval_by=method.eval_by)  # how the encoder was trained, its checkpoint knows
 
 
 @script("train_classifier")
@@ -28,22 +35,17 @@ def main(cfg: Config) -> float | None:
     # the frozen encoder
     path = training.find_checkpoint(training.encoder_path(cfg.model_path, cfg.sup_model_path))
     network, trained, origin = training.load_network(path, cfg.model.key)
-    encoder, width = training.probed_part(network, cfg.use_projs, path)
-    encoder.to(experiment.fabric.device)
+    encoder, width = training.probed_part(network.to(experiment.fabric.device), cfg.use_projs, path)
 
-    # the cells, and where batch norm takes its statistics from: published keys first, words in their place
+    # the cells, and where batch norm takes its statistics from
     cells = build(data.source)
     training.check_channels(trained, origin, cells, path)
-    columns, splits = training.sampler_columns(data.sampler), list(dict.fromkeys(["train", *data.eval_splits]))
-    word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
-    method = Method("running", word, by, by).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    method, splits = method_of(cfg), list(dict.fromkeys(["train", *data.eval_splits]))
     statistics = Statistics.over(cells, method.eval, method.eval_by)
     statistics.check(cells, *splits)
     groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
     training.check_instances(cells, instances, groups, splits)
-    file = training.calibration_file(path, cfg.calibration)
-    if method.eval == "calibrated":
-        training.use_calibration(network.encoder, file, statistics, cells, splits)
+    training.use_calibration(network.encoder, statistics, path, cfg.calibration, cells, splits)
 
     # what turns cells into a vector for each field of view: once, or again for every epoch where training augments
     standardize, augment = compose(cfg.transforms.eval), compose(cfg.transforms.get("train", cfg.transforms.eval))
@@ -54,13 +56,11 @@ def main(cfg: Config) -> float | None:
         splits,
         BatchReader(cells, groups, data.on_bad_image, instances),
         statistics,
-        by_group=columns is not None or statistics.by_group,
         batch_size=cfg.encode_batch_size,
         pooler=cfg.pooler,
         normalize=cfg.normalize,
         num_workers=data.num_workers,
         seed=cfg.seed,
-        skipped=SkippedImages(cells),
     )
 
     # the probe; what stands in the way is known before anything is encoded
@@ -70,7 +70,7 @@ def main(cfg: Config) -> float | None:
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, architecture = cfg.train_batch_size, {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}
     config = cfg.to_dict() | {"encoder": origin.get("config", {})}
-    about = experiment.settle(architecture=architecture, encoder=digest(encoder), config=config)
+    about = experiment.settle(method_of, architecture=architecture, encoder=digest(encoder), config=config)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes
@@ -79,12 +79,10 @@ def main(cfg: Config) -> float | None:
     loader = training.profile_loader(fields, batches, again)
     reader = BatchReader(fields, fields.plate_ids)
     eval_loaders = training.evaluation_loaders(experiment.fabric, fields, reader, data.eval_splits, False, batch_size)
-    compiled, optimizer, lr_schedule = experiment.optimize(probe, len(batches))
-    nothing, plain = Compose([]), Statistics("running", names=fields.plate_names)
+    optimized = experiment.optimize(probe, len(batches))
+    nothing, plain = compose([]), Statistics("running", names=fields.plate_names)
     return experiment.train(
-        network=compiled,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
+        optimized,
         loader=loader,
         transform=nothing,
         objective=Classification(accuracy=True),

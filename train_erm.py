@@ -16,6 +16,20 @@ from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
 
+def method_of(cfg: Config) -> Method:
+    """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
+    data, word = cfg.dataloaders, {"all": "plate"}.get(cfg.statistics_rows, cfg.statistics_rows)
+    by_plate, groupby = word if data.eval_plate_sampler else "batch", data.get("train_groupby")
+    return Method(
+        train=word if groupby else "running",
+        eval=by_plate if cfg.use_train_at_eval else "running",
+        train_by=tuple(groupby or PLATE),
+        eval_by=tuple(data.eval_groupby),
+        max_groups=data.get("max_groups", 1),
+        num_controls=data.num_controls,
+    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+
+
 @script("train_erm")
 def main(cfg: Config) -> float | None:
     """Train, evaluate and save; returns the best value of the monitored metric."""
@@ -23,20 +37,12 @@ def main(cfg: Config) -> float | None:
     experiment = Experiment.begin(cfg, "train_erm", cfg.run_name)
     fabric = experiment.fabric
 
-    # the screen, and where batch norm takes its statistics from: published keys first, words in their place
-    screen = build(data.source)
-    rows, groupby = screen.rows("train"), data.get("train_groupby")
-    word = {"all": "plate"}.get(cfg.statistics_rows, cfg.statistics_rows)
-    by_plate = word if data.eval_plate_sampler else "batch"
-    method = Method(
-        train=word if groupby else "running",
-        eval=by_plate if cfg.use_train_at_eval else "running",
-        train_by=groupby or PLATE,
-        eval_by=data.eval_groupby,
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    # the screen, and where batch norm takes its statistics from
+    screen, method = build(data.source), method_of(cfg)
+    rows = screen.rows("train")
     in_training = Statistics.over(screen, method.train, method.train_by)
     at_inference = Statistics.over(screen, method.eval, method.eval_by)
-    groups, max_groups = screen.groups(method.train_by), data.get("max_groups", 1)
+    groups = screen.groups(method.train_by)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
     training.check_labels(screen, data.eval_splits, d_out)
     at_inference.check(screen, *data.eval_splits)
@@ -46,9 +52,9 @@ def main(cfg: Config) -> float | None:
         rows,
         groups[rows] if method.batches_by else None,
         batch_size=cfg.train_batch_size,
-        max_groups=max_groups if method.batches_by else 1,
+        max_groups=method.max_groups,
         controls=screen.negative_controls[rows],
-        num_controls=method.num_controls(data.num_controls),
+        num_controls=method.num_controls or 0,
         seed=cfg.seed,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
@@ -69,16 +75,14 @@ def main(cfg: Config) -> float | None:
     # network, optimizer, augmentation
     architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
-    compiled, optimizer, lr_schedule = experiment.optimize(network, len(batches))
+    optimized = experiment.optimize(network, len(batches))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
     objective = Classification(cfg.compute_train_acc)
-    about = experiment.settle(architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes
     return experiment.train(
-        network=compiled,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
+        optimized,
         loader=loader,
         transform=augment,
         objective=objective,

@@ -16,6 +16,15 @@ from biomass.samplers import check_views
 from biomass.screen import PLATE
 
 
+def method_of(cfg: Config) -> Method:
+    """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
+    columns = training.sampler_columns(cfg.dataloaders.sampler)
+    word, by = "plate" if columns else "running", columns or PLATE
+    return Method(
+        word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
+    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+
+
 @script("train_simclr")
 def main(cfg: Config) -> float | None:
     """Train, validate and save; returns the best value of the monitored metric."""
@@ -23,11 +32,8 @@ def main(cfg: Config) -> float | None:
     check_views(data.mode, data.num_img, cfg.num_views)
     experiment = Experiment.begin(cfg, "train_simclr", cfg.run_name)
 
-    # the cells, and where batch norm takes its statistics from: published keys first, words in their place
-    screen = build(data.source)
-    columns = training.sampler_columns(data.sampler)
-    word, by = "plate" if columns else "running", columns or PLATE
-    method = Method(word, word, by, by).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    # the cells, and where batch norm takes its statistics from
+    screen, method = build(data.source), method_of(cfg)
     in_training = Statistics.over(screen, method.train, method.train_by)
     at_inference = Statistics.over(screen, method.eval, method.eval_by)
     at_inference.check(screen, *data.eval_splits)
@@ -36,20 +42,19 @@ def main(cfg: Config) -> float | None:
     reader = BatchReader(screen, groups, data.on_bad_image, instances)
 
     # fields of view → views → batches of raw images
-    num_controls, batches_by = method.num_controls(data.num_controls), method.batches_by
     loader, *others = (
         training.view_loader(
             experiment.fabric,
             screen,
             reader,
             split,
-            by_group=batches_by is not None if split == "train" else at_inference.by_group,
+            by_group=method.batches_by is not None if split == "train" else at_inference.by_group,
             mode=data.mode,
             num_img=data.num_img,
             batch_size=cfg.train_batch_size,
-            max_groups=data.num_plates_per_batch if split == "train" else 1,
+            max_groups=method.max_groups if split == "train" else 1,
             parts=data.num_plate_parts,
-            num_controls=num_controls if split == "train" else 0,
+            num_controls=method.num_controls or 0 if split == "train" else 0,
             shuffle=split == "train",
             seed=cfg.seed,
             num_workers=data.num_workers,
@@ -65,16 +70,14 @@ def main(cfg: Config) -> float | None:
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     if cfg.model_path is not None:
         training.load_encoder(network, training.find_checkpoint(cfg.model_path), cfg.model.key)
-    compiled, optimizer, lr_schedule = experiment.optimize(network, len(loader))
+    optimized = experiment.optimize(network, len(loader))
     augment, objective = compose(cfg.transforms.train), Contrastive(cfg.temperature, cfg.gather)
     evaluate = training.LossEvaluation(objective, eval_loaders, augment, at_inference, cfg.seed)
-    about = experiment.settle(architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes
     return experiment.train(
-        network=compiled,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
+        optimized,
         loader=loader,
         transform=augment,
         objective=objective,

@@ -15,6 +15,15 @@ from biomass.objectives import Classification
 from biomass.screen import PLATE
 
 
+def method_of(cfg: Config) -> Method:
+    """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
+    columns = training.sampler_columns(cfg.dataloaders.sampler)
+    word, by = "plate" if columns else "running", columns or PLATE
+    return Method(
+        word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
+    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+
+
 @script("train_supervised_cell")
 def main(cfg: Config) -> float | None:
     """Train, evaluate and save; returns the best value of the monitored metric."""
@@ -22,11 +31,8 @@ def main(cfg: Config) -> float | None:
     experiment = Experiment.begin(cfg, "train_supervised_cell", cfg.run_name)
     fabric = experiment.fabric
 
-    # the cells, and where batch norm takes its statistics from: published keys first, words in their place
-    screen = build(data.source)
-    columns = training.sampler_columns(data.sampler)
-    word, by = "plate" if columns else "running", columns or PLATE
-    method = Method(word, word, by, by).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    # the cells, and where batch norm takes its statistics from
+    screen, method = build(data.source), method_of(cfg)
     in_training = Statistics.over(screen, method.train, method.train_by)
     at_inference = Statistics.over(screen, method.eval, method.eval_by)
     at_inference.check(screen, *data.eval_splits)
@@ -45,9 +51,9 @@ def main(cfg: Config) -> float | None:
         mode=data.mode,
         num_img=data.num_img,
         batch_size=cfg.train_batch_size,
-        max_groups=data.num_plates_per_batch,
+        max_groups=method.max_groups,
         parts=data.num_plate_parts,
-        num_controls=method.num_controls(data.num_controls),
+        num_controls=method.num_controls or 0,
         seed=cfg.seed,
         num_workers=data.num_workers,
     )
@@ -65,15 +71,13 @@ def main(cfg: Config) -> float | None:
     # network, optimizer, augmentation
     architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
-    compiled, optimizer, lr_schedule = experiment.optimize(network, len(loader))
+    optimized = experiment.optimize(network, len(loader))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    about = experiment.settle(architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes
     return experiment.train(
-        network=compiled,
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
+        optimized,
         loader=loader,
         transform=augment,
         objective=Classification(accuracy=True),

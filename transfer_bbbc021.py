@@ -49,8 +49,8 @@ def main(cfg: Config) -> float | None:
     checks.check_cells(cells, encoders, statistics, postprocessings)
     calibration = cfg.calibration
     if "calibrated" in words:  # the moments belong to the weights of a checkpoint
-        file = training.calibration_file(training.find_checkpoint(cfg.model_path or "null"), calibration)
-        training.use_calibration(encoders["calibrated"].network, file, statistics["calibrated"], cells)
+        path = training.find_checkpoint(cfg.model_path or "null")
+        training.use_calibration(encoders["calibrated"].network, statistics["calibrated"], path, calibration, cells)
     options = {"transform": compose(cfg.transforms.eval), "normalize": cfg.normalize}
     options |= {"batch_size": cfg.encode_batch_size, "num_workers": data.num_workers, "on_bad_image": data.on_bad_image}
     seed, figures = cfg.seed, cfg.figures

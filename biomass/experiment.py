@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -13,7 +14,7 @@ from biomass import training
 from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError
 from biomass.loader import Loader, SkippedImages
-from biomass.norms import Statistics
+from biomass.norms import Method, Statistics
 from biomass.objectives import Objective
 from biomass.transforms import Compose
 
@@ -25,6 +26,14 @@ class Recipe(NamedTuple):
     weight_decay: float
     num_warmup_epochs: int
     compiled: bool
+
+
+class Optimized(NamedTuple):
+    """A network with its optimizer: the network on its device, the optimizer, the learning rate step by step."""
+
+    network: nn.Module
+    optimizer: Any
+    lr_schedule: LRScheduler
 
 
 @dataclass(frozen=True)
@@ -76,29 +85,34 @@ class Experiment:
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
         return cls(cfg, name, fabric, plan, recipe, checkpoints, checkpoints.to_resume(cfg.resume))
 
-    def optimize(self, network: nn.Module, steps: int) -> tuple[nn.Module, Any, LRScheduler]:
+    def optimize(self, network: nn.Module, steps: int) -> "Optimized":
         """The network on its device, Adam with its weight decay, and the learning rate of ``steps`` steps an epoch."""
         recipe = self.recipe
         optimizer = training.adam(network, recipe.learning_rate, recipe.weight_decay)
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
-        return *training.set_up(self.fabric, network, optimizer, recipe.compiled), decay
+        return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 
-    def settle(self, **about: Any) -> dict[str, Any]:
+    def settle(self, method_of: Callable[[Config], Method], **about: Any) -> dict[str, Any]:
         """The last look before anything is written: every key was read, and the run to go on from was like this one.
 
         Args:
+            method_of: from a configuration to its method, which is compared in place of the keys that say it.
             about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
 
         Returns:
-            The same, with the configuration.
+            The same, with the configuration and the settings of the method.
 
         Raises:
             ConfigError: a key that nothing reads.
             CheckpointError: the checkpoint to go on from was made with other settings.
         """
         self.cfg.check_all_read()
-        about = {"config": self.cfg.to_dict()} | about
-        training.check_resume(self.resume, about)
+        about = {"config": self.cfg.to_dict(), "method": method_of(self.cfg).settings()} | about
+        before = self.resume
+        if before is not None and "method" not in before:  # it was written before there were words
+            config = {"statistics": {"train": None, "eval": None, "by": None}} | before["config"]
+            before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
+        training.check_resume(before, about)
         return about
 
     def _check_alone(self) -> None:
@@ -109,10 +123,8 @@ class Experiment:
 
     def train(
         self,
+        optimized: "Optimized",
         *,
-        network: nn.Module,
-        optimizer: Any,
-        lr_schedule: LRScheduler,
         loader: Loader,
         transform: Callable[..., Tensor],
         objective: Objective,
@@ -124,19 +136,17 @@ class Experiment:
         """Write, train and evaluate; returns the best value of the monitored metric.
 
         Args:
+            optimized: what :meth:`optimize` gives.
             evaluate: None trains without evaluation.
             about: as :meth:`settle` gives it.
-            network, optimizer, lr_schedule, loader, transform, objective, statistics, skipped: of
-                :class:`biomass.training.Training`.
+            loader, transform, objective, statistics, skipped: of :class:`biomass.training.Training`.
         """
         folder = Path("runs") / self.name
         log = training.RunLogger(folder, about["config"], self.resume, self.fabric.is_global_zero, self._check_alone)
         with log as logger:
             run = training.Training(
                 fabric=self.fabric,
-                network=network,
-                optimizer=optimizer,
-                lr_schedule=lr_schedule,
+                **optimized._asdict(),
                 loader=loader,
                 transform=transform,
                 objective=objective,

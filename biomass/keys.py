@@ -46,6 +46,10 @@ class Kind(NamedTuple):
         """The same, or null, which means ``unset``."""
         return self._replace(what=f"{self.what} or null", null=True, unset=unset)
 
+    def means_method(self) -> "Kind":
+        """The same; it is part of a :class:`biomass.norms.Method`, and resumed runs are compared by that."""
+        return self.may_change()
+
     def may_change(self) -> "Kind":
         """The same, and a resumed run may have another value."""
         return self._replace(changes=True)
@@ -87,7 +91,7 @@ KEYS = {
     "model.pretrained": FLAG,
     "model.projector": WIDTHS,
     "use_projs": FLAG,
-    "model_train_mode": FLAG,
+    "model_train_mode": FLAG.means_method(),
     "normalize": FLAG,
     "pooler": WORD,
     "in_features": COUNT.or_null(),
@@ -111,29 +115,29 @@ KEYS = {
     "transforms.train": TARGETS,
     "transforms.eval": TARGETS,
     # batches
-    "dataloaders.sampler": WORD,
+    "dataloaders.sampler": WORD.means_method(),
     "dataloaders.mode": WORD,
     "dataloaders.instance": WORDS,
     "dataloaders.num_img": COUNT,
-    "dataloaders.num_plates_per_batch": COUNT,
+    "dataloaders.num_plates_per_batch": COUNT.means_method(),
     "dataloaders.num_plate_parts": COUNT.or_null(),
-    "dataloaders.train_groupby": WORDS.or_null(),
-    "dataloaders.max_groups": COUNT.or_null(),
-    "dataloaders.num_controls": NATURAL.or_null(unset=0),
-    "dataloaders.eval_plate_sampler": FLAG,
-    "dataloaders.eval_groupby": WORDS,
+    "dataloaders.train_groupby": WORDS.or_null().means_method(),
+    "dataloaders.max_groups": COUNT.or_null().means_method(),
+    "dataloaders.num_controls": NATURAL.or_null(unset=0).means_method(),
+    "dataloaders.eval_plate_sampler": FLAG.means_method(),
+    "dataloaders.eval_groupby": WORDS.means_method(),
     "dataloaders.eval_splits": WORDS,
     "train_batch_size": COUNT.or_null(),
-    "eval_batch_size": COUNT.or_null(),
+    "eval_batch_size": COUNT.or_null().may_change(),
     "encode_batch_size": COUNT.or_null(),
     # statistics of batch norm
     "statistics": SECTION,
-    "statistics.train": WORD.or_null(),
-    "statistics.eval": WORD.or_null(),
-    "statistics.by": WORDS.or_null(),
+    "statistics.train": WORD.or_null().means_method(),
+    "statistics.eval": WORD.or_null().means_method(),
+    "statistics.by": WORDS.or_null().means_method(),
     "calibration": NAME.or_null(),
-    "statistics_rows": WORD._replace(unset="all"),
-    "use_train_at_eval": FLAG,
+    "statistics_rows": WORD._replace(unset="all").means_method(),
+    "use_train_at_eval": FLAG.means_method(),
     # training
     "num_views": COUNT,
     "temperature": POSITIVE,
@@ -243,7 +247,9 @@ ADVICE = {
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
     "transforms": Advice("take it out of {key}", ("transforms.eval",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
-    "statistics": Advice("statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")),
+    "statistics": Advice(
+        "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
+    ),
     "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),

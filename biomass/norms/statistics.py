@@ -16,7 +16,7 @@ words once, in the script; nothing below knows those keys.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,12 +228,16 @@ class Method(NamedTuple):
         eval: the word for inference.
         train_by: columns that make a group in training.
         eval_by: columns that make a group at inference.
+        max_groups: groups a training batch, at most.
+        num_controls: controls that every training batch holds of each of its groups; None: what the word needs.
     """
 
     train: str
     eval: str
-    train_by: tuple[str, ...]
-    eval_by: tuple[str, ...]
+    train_by: tuple[str, ...] = PLATE
+    eval_by: tuple[str, ...] = PLATE
+    max_groups: int = 1
+    num_controls: int | None = None
 
     def override(self, train: str | None, eval: str | None, by: Sequence[str] | None) -> "Method":
         """The method with what a user chose by words in place of what a script's published keys mean.
@@ -243,13 +247,22 @@ class Method(NamedTuple):
             eval: a word for inference, None: as it is.
             by: columns of a group, for both; None: as they are.
 
+        Returns:
+            The method, complete: batches that are mixed have one group and no quota of controls.
+
         Raises:
             ConfigError: an unknown word; or one that cannot be trained with.
 
-        >>> Method("running", "running", PLATE, PLATE).override(None, "plate", ["experiment"])
-        Method(train='running', eval='plate', train_by=('experiment',), eval_by=('experiment',))
+        >>> Method("running", "running").override("controls", "plate", ["experiment"])
+        Method(train='controls', eval='plate', train_by=('experiment',), eval_by=('experiment',), max_groups=1,
+            num_controls=8)
         """
-        method = Method(train or self.train, eval or self.eval, tuple(by or self.train_by), tuple(by or self.eval_by))
+        method = self._replace(
+            train=train or self.train,
+            eval=eval or self.eval,
+            train_by=tuple(by or self.train_by),
+            eval_by=tuple(by or self.eval_by),
+        )
         find_word(method.eval)
         if find_word(method.train).prior == "calibrated":
             trainable = [name for name, word in WORDS.items() if word.prior != "calibrated"]
@@ -258,6 +271,10 @@ class Method(NamedTuple):
                 f"{', '.join(trainable)}",
                 "statistics",
             )
+        if not WORDS[method.train].by_group:
+            return method._replace(max_groups=1, num_controls=0)
+        if method.num_controls is None:
+            method = method._replace(num_controls=CONTROLS_A_BATCH if method.train == "controls" else 0)
         return method
 
     @property
@@ -265,11 +282,15 @@ class Method(NamedTuple):
         """The columns that training batches are drawn by, None where batches are mixed."""
         return self.train_by if WORDS[self.train].by_group else None
 
-    def num_controls(self, asked: int | None) -> int:
-        """How many controls every training batch holds of each of its groups: as asked for, or what the word needs."""
-        if asked is not None:
-            return asked
-        return CONTROLS_A_BATCH if self.train == "controls" else 0
+    def settings(self) -> dict[str, Any]:
+        """What two runs must share to be one, as plain values: columns only where statistics go by group.
+
+        >>> Method("running", "plate").override(None, None, None).settings()
+        {'train': 'running', 'eval': 'plate', 'eval_by': ['experiment', 'plate'], 'max_groups': 1, 'num_controls': 0}
+        """
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()}
+        by_group = {"train_by": WORDS[self.train].by_group, "eval_by": WORDS[self.eval].by_group}
+        return {key: value for key, value in lists.items() if by_group.get(key, True)}
 
 
 def _rows_at_hand(

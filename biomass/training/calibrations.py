@@ -62,14 +62,20 @@ def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> 
 
 
 def use_calibration(
-    encoder: nn.Module, file: Path, statistics: Statistics, screen: Screen, splits: Sequence[str] = ()
+    encoder: nn.Module,
+    statistics: Statistics,
+    checkpoint: Path,
+    elsewhere: str | None,
+    screen: Screen,
+    splits: Sequence[str] = (),
 ) -> None:
-    """Give ``encoder`` the calibrated statistics of a file.
+    """Give ``encoder`` its calibrated statistics, if it is to take them; else do nothing.
 
     Args:
-        encoder: of the checkpoint that the file was computed with.
-        file: as :func:`save_calibration` wrote it.
-        statistics: the columns that make a group, and the names of the groups.
+        encoder: of the checkpoint.
+        statistics: the word, the columns that make a group, and the names of the groups.
+        checkpoint: the statistics are beside it,
+        elsewhere: unless this file is named.
         screen: what the encoder will run on,
         splits: and which of it; none for all.
 
@@ -77,6 +83,9 @@ def use_calibration(
         CheckpointError: there is no such file, or it belongs to other weights or other columns.
         DataError: a group that is used is not in the file; names the first.
     """
+    if statistics.word != "calibrated":
+        return
+    file = calibration_file(checkpoint, elsewhere)
     assert statistics.names is not None
     if not file.is_file():
         raise CheckpointError(f"there are no calibrated statistics '{file}'; calibrate the plates first", "calibrate")

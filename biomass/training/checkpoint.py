@@ -135,8 +135,8 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None
 
     Args:
         state: as :meth:`Checkpoints.to_resume` gives it.
-        about: what this run's checkpoints will carry beside their state: ``architecture`` and ``config``, and the
-            digest of the ``encoder`` that a probe stands on.
+        about: what this run's checkpoints will carry beside their state: ``architecture``, ``config``, the settings of
+            its ``method``, and the digest of the ``encoder`` that a probe stands on.
 
     Raises:
         CheckpointError: names the first difference.
@@ -144,7 +144,8 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None
     if state is None:
         return
     _compare(state["path"], _leaves(state["architecture"]), _leaves(about["architecture"]))
-    _compare(state["path"], _settings(state["config"]), _settings(about["config"]))
+    for part in ("config", "method"):
+        _compare(state["path"], *(_settings(side.get(part, {}), part) for side in (state, about)))
     if state.get("encoder") != about.get("encoder"):
         raise CheckpointError(
             f"checkpoint '{state['path']}' is a probe of another encoder; give the one that it began with, or start a "
@@ -163,8 +164,10 @@ def _compare(path: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
             )
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     """What must be the same in a resumed run, under dotted names. An encoder's own settings have their digest."""
+    if part == "method":
+        return {f"statistics ({key})": value for key, value in config.items()}
     settings = _leaves(_completed({key: value for key, value in config.items() if key != "encoder"}))
     return {key: value for key, value in settings.items() if not may_change(key)}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -86,13 +86,11 @@ class Profiler:
         splits: and those of its splits that are used: no other rows take part in the statistics of a plate.
         reader: reads its cells; its ``instances`` are the fields, its ``groups`` those of the statistics.
         statistics: where batch norm takes its statistics from.
-        by_group: cells are encoded group by group; else in mixed batches, in the order of ``seed`` and epoch.
         batch_size: cells at once.
         pooler: mean, median or attention.
         normalize: scale the vector of every cell to length 1 before pooling.
         num_workers: processes that read ahead.
         seed: of mixed batches, and of the augmentation.
-        skipped: counts the cells that cannot be read.
     """
 
     fabric: Fabric
@@ -101,13 +99,16 @@ class Profiler:
     splits: list[str]
     reader: BatchReader
     statistics: Statistics
-    by_group: bool
     batch_size: int | None
     pooler: str
     normalize: bool
     num_workers: int
     seed: int
-    skipped: SkippedImages
+
+    @cached_property
+    def skipped(self) -> SkippedImages:
+        """The cells that could not be read."""
+        return SkippedImages(self.cells)
 
     def profiles(self, splits: list[str], transform: Transform, epoch: int | None = None) -> Screen:
         """A Screen whose rows are the fields of ``splits``, see :func:`biomass.evaluation.profile_screen`.
@@ -127,11 +128,12 @@ class Profiler:
         if self.statistics.whole_groups:
             used = self._rows(self.splits)
             rows = used[np.isin(groups[used], groups[rows])]
+        by_group = self.statistics.word != "batch"  # group by group is also the order in which files lie on disk
         batches = PlateBatches(
             rows,
-            groups[rows] if self.by_group else None,
+            groups[rows] if by_group else None,
             batch_size=self.batch_size,
-            shuffle=not self.by_group,
+            shuffle=not by_group,
             seed=self.seed,
         )
         batches.set_epoch(epoch or 0)

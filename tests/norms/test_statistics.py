@@ -116,14 +116,22 @@ def test_plates_without_controls_are_found_before_anything_runs() -> None:
 
 
 def test_a_method_is_what_is_chosen_and_else_what_the_published_keys_mean() -> None:
-    published = Method("running", "plate", PLATE, ("experiment",))
-    assert published.override(None, None, None) == published
-    assert published.batches_by is None
+    published = Method("running", "plate", eval_by=("experiment",), max_groups=3)
+    mixed = published.override(None, None, None)
+    assert mixed == published._replace(max_groups=1, num_controls=0)
+    assert mixed.batches_by is None
     chosen = published.override("controls", None, ["experiment"])
-    assert chosen == ("controls", "plate", ("experiment",), ("experiment",))
+    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8)
     assert chosen.batches_by == ("experiment",)
-    assert [published.num_controls(None), chosen.num_controls(None), chosen.num_controls(2)] == [0, 8, 2]
+    assert published._replace(num_controls=2).override("plate", None, None).num_controls == 2
+    assert published.override("plate", None, None).num_controls == 0
     with pytest.raises(ConfigError, match="calibrated"):
         published.override("calibrated", None, None)
     with pytest.raises(ConfigError, match="plat"):
         published.override(None, "plat", None)
+
+
+def test_methods_are_compared_by_what_they_do() -> None:
+    one = Method("running", "running", ("experiment",), PLATE, max_groups=2).override(None, None, None)
+    assert one.settings() == Method("running", "running").override(None, None, None).settings()
+    assert one.settings() != Method("running", "plate").override(None, None, None).settings()

@@ -313,3 +313,31 @@ def test_a_sweep_gives_every_job_its_own_name(tmp_path, data_root):
         assert (tmp_path / "runs" / job / "metrics.jsonl").exists()
         assert (tmp_path / "checkpoints" / job / "last.pt").exists()
     assert len(list((tmp_path / "outputs").glob("*/*/[01]/.hydra/config.yaml"))) == 2
+
+
+OLD = {  # what a preset set before there were words, in the configuration of a checkpoint
+    "vanilla": {"train_groupby": None, "max_groups": None, "eval_plate_sampler": False, "use_train_at_eval": False},
+    "ben": {"train_groupby": ["experiment", "plate"], "max_groups": 1, "eval_plate_sampler": True},
+    "adabn": {"train_groupby": None, "max_groups": None, "eval_plate_sampler": True},
+    "ben_experiment": {"train_groupby": ["experiment"], "eval_groupby": ["experiment"], "eval_batch_size": 616},
+    "ben_controls": {"num_controls": 2, "statistics_rows": "controls"},
+}
+
+
+@pytest.mark.parametrize("method", OLD)
+def test_a_run_from_before_there_were_words_goes_on_with_its_preset_and_no_other(run, method):
+    settings = ("num_epochs=2", "trainer.max_steps=1", "dataloaders.eval_splits=[]", "run_name=a")
+    settings += ("dataloaders.num_controls=2",) if method == "ben_controls" else ()
+    run("train_erm", *TINY, *settings, f"+method={method}")
+    path = Path("checkpoints/a/last.pt")
+    state = load_checkpoint(path)
+    del state["method"], state["config"]["statistics"]
+    for key, value in OLD[method].items():
+        section = state["config"] if key in state["config"] else state["config"]["dataloaders"]
+        section[key] = value
+    torch.save(state, path)
+    other = "ben" if method == "vanilla" else "vanilla"
+    with pytest.raises(CheckpointError, match="statistics"):
+        run("train_erm", *TINY, *settings, f"+method={other}", "resume=auto")
+    run("train_erm", *TINY, *settings, f"+method={method}", "resume=auto", "trainer.max_steps=2")
+    assert load_checkpoint(path)["progress"]["step"] == 2
