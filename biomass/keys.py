@@ -243,7 +243,9 @@ ADVICE = {
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
     "transforms": Advice("take it out of {key}", ("transforms.eval",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
-    "statistics": Advice("statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")),
+    "statistics": Advice(
+        "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
+    ),
     "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
