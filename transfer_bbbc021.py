@@ -44,7 +44,7 @@ def main(cfg: Config) -> float | None:
     loaded = {path: _encoder(path, *model) for path in dict.fromkeys(paths.values())}
     encoders = {word: loaded[path] for word, path in paths.items()}
     checks.check_encoders(encoders)
-    fields, cells = build(data.fields), build(data.source)
+    cells = build(data.source)
     statistics = {word: Statistics.over(cells, word, by) for word in words}
     checks.check_cells(cells, encoders, statistics, postprocessings)
     calibration = cfg.calibration
@@ -65,7 +65,7 @@ def main(cfg: Config) -> float | None:
             wells[word] = transfer.well_profiles(images)
             encode.write_profiles(images, folder / f"images_{word}.parquet")
             encode.write_profiles(wells[word], folder / f"wells_{word}.parquet")
-        absent = encode.images_without_cells(fields, images)
+        absent = encode.images_without_cells(cells.fields or cells, images)
         absent.to_csv(folder / "images_without_cells.csv", index=False)
 
         # wells → treatments → the table
@@ -74,7 +74,7 @@ def main(cfg: Config) -> float | None:
             encode.write_profiles(one.treatments, folder / f"treatments_{word}_{how}.parquet")
             logger.scalars(0, 0, {f"{word}/{how}/nsc": one.nsc.accuracy, f"{word}/{how}/nscb": one.nscb.accuracy})
         table = report.write(evaluations, folder, monitored if figures else None, seed)
-        print(f"{table}\n{len(absent)} of {len(fields)} images have no cells; see {folder}/")
+        print(f"{table}\n{len(absent)} of {len(absent) + len(images)} images have no cells; see {folder}/")
         return evaluations[monitored].nscb.accuracy
 
 

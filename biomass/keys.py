@@ -107,7 +107,6 @@ KEYS = {
     "dataloaders.cache_dir": NAME.or_null().may_change(),
     "dataloaders.plates": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
     "dataloaders.source": READER,
-    "dataloaders.fields": READER,
     "dataloaders.simulated": READER,
     "dataloaders.num_workers": NATURAL.may_change(),
     "dataloaders.on_bad_image": WORD.may_change(),
@@ -201,7 +200,7 @@ class Advice(NamedTuple):
     keys: tuple[str, ...]
 
 
-_SOURCE, _FIELDS = "dataloaders.source", "dataloaders.fields"
+_SOURCE = "dataloaders.source"
 
 ADVICE = {
     # files

@@ -111,11 +111,13 @@ class Screen:
             numbers the plates of the *whole* screen from 0, and any further column of the source.
         pixels: the images of the rows.
         classes: names of the labels: ``classes[label]``.
+        fields: the images that the rows were cut out of, where they are cells and these are known.
     """
 
     table: pd.DataFrame
     pixels: Pixels
     classes: tuple[str, ...]
+    fields: "Screen | None" = None
 
     def __len__(self) -> int:
         return len(self.table)

@@ -158,7 +158,7 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
         table[column] = cells[column].to_numpy(np.float32)
     centres = cells[["y", "x"]].to_numpy(np.float64)
     pixels = CropPixels(screen.pixels, image, centres, (size, size), screen.pixels.channels)
-    return make_screen(table, pixels, screen.classes)
+    return dataclasses.replace(make_screen(table, pixels, screen.classes), fields=screen)
 
 
 def check_crop_size(screen: Screen, size: int) -> None:

@@ -36,7 +36,7 @@ def main(cfg: Config) -> float | None:
     path = training.find_checkpoint(cfg.model_path)
     network, trained, origin = training.load_network(path, cfg.model.key)
     encoder = network.encoder.to(fabric.device)
-    screen, _ = build(data.source), data.get("fields")  # of bbbc021; only the transfer asks which fields have no cells
+    screen = build(data.source)
     channels = origin.get("channels")
     if channels is None:  # a checkpoint of other code, which says only how many it expects
         training.check_channels(trained, origin, screen, path)

@@ -9,9 +9,9 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,7 @@ def load_bbbc021(
         cache_dir: raw files only: where measured corrections are kept (63 MB a plate); ``illumination/`` beside the
             tables if left out. Measuring a plate for the first time takes about a minute.
         check_files: raw files only: make sure that all images are there; without it a missing one is an error when it
-            is read, which is now where the correction of its plate has not been measured yet.
+            is read: at once, where the correction of its plate has not been measured yet.
         on_bad_image: raw files only: ``error``, or ``skip``: do not look whether all images are there, and measure
             corrections without those that cannot be read. Reading one of these is an error all the same.
 
@@ -81,43 +81,8 @@ def load_bbbc021(
         ConfigError: a plate or channel is not there, no plate is named, or ``fields`` or ``on_bad_image`` is unknown.
         DataError: no dataset is found, or it is incomplete or damaged.
     """
-    if fields not in ("ljosa", "all"):
-        raise ConfigError(f"fields '{fields}' is unknown; choose ljosa or all")
-    check_on_bad_image(on_bad_image)
-    if isinstance(plates, str):
-        plates = [plates]
-    if plates is not None and not len(plates):
-        raise ConfigError("plates=[] names no plate: name one, or leave it out (null) for all")
-    root = Path(root_dir if root_dir is not None else CACHE).expanduser()
-    file, folder = _find(root)
-    pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
-    if file is not None:
-        order = match_channels(channels, bbbc021_h5.CHANNELS)
-        fields_table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates), order)
-        listed = file
-        rows = _rows_of_plates(plates, fields_table, listed)
-        pixels = pixels.take(rows)
-    else:
-        order = match_channels(channels, bbbc021_raw.CHANNELS)
-        fields_table = bbbc021_raw.read_tables(folder)
-        listed = folder / bbbc021_raw.IMAGE_TABLE
-        rows = _rows_of_plates(plates, fields_table, listed)
-        cache = folder / "illumination" if cache_dir is None else Path(cache_dir).expanduser()
-        wanted, workers = fields_table.iloc[rows], min(4, os.cpu_count() or 1)
-        skip = on_bad_image == "skip"
-        pixels = bbbc021_raw.open_raw(folder, wanted, order, cache, workers, check_files and not skip, skip)
-    table, classes = annotate(fields_table, listed)
-    table = table.iloc[rows]
-    if fields == "ljosa":
-        taken = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive"))
-        log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(taken), len(table))
-        if not len(taken):
-            raise DataError(
-                f"none of the {len(table)} fields of '{listed}' is of a known mechanism and no positive "
-                "control: name other plates, or set dataloaders.source.fields=all"
-            )
-        table, pixels = table.iloc[taken], pixels.take(taken)
-    return make_screen(table, pixels, classes)
+    match_channels(channels, bbbc021_raw.CHANNELS)  # known before corrections are measured, which may take an hour
+    return _open(root_dir, fields, plates, cache_dir, on_bad_image, check_files).screen(channels)
 
 
 def load_bbbc021_cells(
@@ -139,7 +104,7 @@ def load_bbbc021_cells(
     The nuclei are those of Ljosa et al. (2013) if their tables are in ``nuclei_dir``, or in ``root_dir`` beside the
     dataset; otherwise they are found in the DAPI channel (about a second a field), once: they are kept beside the
     store, or in ``nuclei/`` of ``cache_dir``. The table has the columns of :func:`load_bbbc021` and those of
-    :func:`biomass.cells.crops.crop_screen`.
+    :func:`biomass.cells.crops.crop_screen`; the screen's ``fields`` are what :func:`load_bbbc021` gives.
 
     Args:
         root_dir: where the dataset is, see :func:`load_bbbc021`.
@@ -154,23 +119,24 @@ def load_bbbc021_cells(
         plates: see :func:`load_bbbc021`.
         cache_dir: where measured corrections are kept, see :func:`load_bbbc021`, and nuclei that were found; the
             dataset's own folder if left out. Nuclei are not kept where it cannot be written.
-        on_bad_image: ``error``, or ``skip``: the cells of a field that cannot be read are left out where nuclei have to
-            be found, else (and in a store) reading one of them is an error; see also :func:`load_bbbc021`.
+        on_bad_image: see :func:`load_bbbc021`; with ``skip``, and where nuclei have to be found, the cells of a field
+            that cannot be read are left out. Where they are known, and in a store, reading one of them is an error.
 
     Raises:
         ConfigError, DataError: as :func:`load_bbbc021`; the crops are larger than the images; the tables are damaged;
             the store cannot be written, or holds other cells.
         BadImageError: a field cannot be read.
     """
-    root = Path(root_dir if root_dir is not None else CACHE).expanduser()
-    load = partial(load_bbbc021, root, fields=fields, plates=plates, cache_dir=cache_dir, on_bad_image=on_bad_image)
-    screen = load(channels=channels)
+    match_channels(channels, bbbc021_raw.CHANNELS)
+    root = _root(root_dir)
+    dataset = _open(root, fields, plates, cache_dir, on_bad_image)
+    screen = dataset.screen(channels)
     folder = Path(nuclei_dir) if nuclei_dir is not None else find_supplement(root)
     if folder is not None:
         check_cells(screen, size, store)
         found = place_nuclei(screen, *nuclei.read_nuclei(folder), subset=True)
     else:
-        searched = screen if "DAPI" in screen.pixels.channels else load(channels=[*channels, "DAPI"])
+        searched = screen if "DAPI" in screen.pixels.channels else dataset.screen([*channels, "DAPI"])
         search = describe_search(searched, "DAPI", diameter)
         check_cells(screen, size, store, search)
         found = find_all_nuclei(
@@ -184,7 +150,69 @@ def load_bbbc021_cells(
         )
     if store is None:
         return crop_screen(screen, found, size)
-    return load_packed(pack_cells(screen, found, store, size, workers=workers, on_bad_image=on_bad_image))
+    cells = load_packed(pack_cells(screen, found, store, size, workers=workers, on_bad_image=on_bad_image))
+    return replace(cells, fields=screen)
+
+
+class _Dataset(NamedTuple):
+    """The fields of a dataset and their images in all channels, opened once for every screen of them."""
+
+    table: pd.DataFrame
+    pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
+    classes: list[str]
+
+    def screen(self, channels: Sequence[str]) -> Screen:
+        pixels = self.pixels.of_channels(match_channels(channels, self.pixels.channels))
+        return make_screen(self.table, pixels, self.classes)
+
+
+def _open(
+    root_dir: str | Path | None,
+    fields: str,
+    plates: Collection[str] | None,
+    cache_dir: str | Path | None,
+    on_bad_image: OnBadImage,
+    check_files: bool = True,
+) -> _Dataset:
+    """Find a dataset, read what is known of its fields, and open their images; arguments as of :func:`load_bbbc021`."""
+    if fields not in ("ljosa", "all"):
+        raise ConfigError(f"fields '{fields}' is unknown; choose ljosa or all")
+    check_on_bad_image(on_bad_image)
+    if isinstance(plates, str):
+        plates = [plates]
+    if plates is not None and not len(plates):
+        raise ConfigError("no plate is named: name one, or leave plates out to read all", "plates")
+    file, folder = _find(_root(root_dir))
+    pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
+    if file is not None:
+        listed = file
+        table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates))
+        rows = _rows_of_plates(plates, table, listed)
+        pixels = pixels.take(rows)
+    else:
+        listed = folder / bbbc021_raw.IMAGE_TABLE
+        table = bbbc021_raw.read_tables(folder)
+        rows = _rows_of_plates(plates, table, listed)
+        cache = folder / "illumination" if cache_dir is None else Path(cache_dir).expanduser()
+        skip, workers = on_bad_image == "skip", min(4, os.cpu_count() or 1)
+        pixels = bbbc021_raw.open_raw(folder, table.iloc[rows], cache, workers, check_files and not skip, skip)
+    table, classes = annotate(table, listed)
+    table = table.iloc[rows]
+    if fields == "ljosa":
+        taken = np.flatnonzero((table["moa"] != "") & (table["control"] != "positive"))
+        log.info("BBBC021: %d of %d fields are of a known mechanism and no positive control", len(taken), len(table))
+        if not len(taken):
+            raise DataError(
+                f"none of the {len(table)} fields of '{listed}' is of a known mechanism and no positive control: name "
+                "other plates, or read all fields (fields: all)",
+                "plates",
+            )
+        table, pixels = table.iloc[taken], pixels.take(taken)
+    return _Dataset(table, pixels, classes)
+
+
+def _root(root_dir: str | Path | None) -> Path:
+    return Path(root_dir if root_dir is not None else CACHE).expanduser()
 
 
 def _kept_nuclei(root: Path, cache_dir: str | Path | None, search: Mapping[str, Any]) -> Path:
@@ -220,7 +248,8 @@ def _find(root: Path) -> tuple[Path | None, Path]:
             return None, place
     raise DataError(
         f"no BBBC021 below '{root}': neither '{_H5}' of pybbbc nor '{bbbc021_raw.IMAGE_TABLE}' of the raw "
-        "collection; set root_dir to the folder that holds one of them"
+        "collection: name the folder that holds one of them",
+        "root_dir",
     )
 
 
@@ -243,7 +272,7 @@ def annotate(table: pd.DataFrame, file: Path = Path(bbbc021_raw.IMAGE_TABLE)) ->
         The table, and the names of the classes: the known mechanisms, sorted.
 
     Raises:
-        DataError: a replicate is no whole number, or no mechanism is known of any treatment.
+        DataError: a replicate is not a whole number, or no mechanism is known of any treatment.
     """
     table = table[["plate", "well", "site", "replicate", "compound", "concentration", "moa"]].copy()
     replicate = pd.to_numeric(table["replicate"], errors="coerce").astype(np.float64)

@@ -8,7 +8,7 @@ first one.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,16 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.identifiers import find, names, wells
+from biomass.identifiers import check_once, find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
 from biomass.pixels.open_handles import Handles
 
-_REMEDY = "make it again with pybbbc, or leave the plate out with plates=[…]"
+_REMEDY = "make it again with pybbbc, or leave the plate out"
+
+
+def _damaged(what: str) -> DataError:
+    return DataError(f"{what}: {_REMEDY}", "plates")
 
 
 def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]:
@@ -55,7 +59,7 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
             found.append(there)
         elif plates is None or plate in plates:
             nor = f" (nor is it '{places[1]}')" if len(places) > 1 else ""
-            raise DataError(f"plate file '{places[0]}' of '{file}' is missing{nor}: {_REMEDY}")
+            raise _damaged(f"plate file '{places[0]}' of '{file}' is missing{nor}")
     if not found and plates is not None:
         find_plates(plates, sorted(stems.values()), file)
     if not found:
@@ -76,21 +80,20 @@ def _open(file: Path) -> h5py.File:
     try:
         return h5py.File(file, "r")
     except OSError as error:
-        raise DataError(f"'{file}' cannot be read ({one_line(error)}): {_REMEDY}") from error
+        raise _damaged(f"'{file}' cannot be read ({one_line(error)})") from error
 
 
 def _dataset(h5: h5py.File, name: str, file: Path) -> h5py.Dataset:
     if name not in h5:
-        raise DataError(f"'{file}' has no dataset '{name}'; it has: {', '.join(h5)}. {_REMEDY.capitalize()}")
+        raise _damaged(f"'{file}' has no dataset '{name}' (it has: {', '.join(h5)})")
     return h5[name]
 
 
-def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.DataFrame, "H5Pixels"]:
+def read_fields(files: Sequence[Path]) -> tuple[pd.DataFrame, "H5Pixels"]:
     """What is known of all images in some plate files, and the images.
 
     Args:
         files: plate files, as :func:`plate_files` gives them.
-        channels: positions of the channels to read, in their order.
 
     Returns:
         A table with the columns ``plate, well, site, replicate, compound, concentration, moa`` (empty where unknown),
@@ -105,49 +108,36 @@ def read_fields(files: Sequence[Path], channels: Sequence[int]) -> tuple[pd.Data
         with _open(file) as h5:
             images = _dataset(h5, "images", file)
             if images.ndim != 4 or images.shape[1] != len(CHANNELS):
-                raise DataError(f"'{file}' holds images {images.shape}, expected (n, {len(CHANNELS)}, H, W): {_REMEDY}")
+                raise _damaged(f"'{file}' holds images {images.shape}, expected (n, {len(CHANNELS)}, H, W)")
             columns = {name: _column(h5, name, file, len(images)) for name in (*H5_TEXT, *H5_NUMBERS)}
             tables.append(pd.DataFrame(columns).assign(file=number, index=np.arange(len(images))))
             sizes.append(images.shape[2:])
-    table = pd.concat(tables, ignore_index=True)
-    for column, form in (("plate", names), ("well", wells), ("compound", names), ("moa", names)):
-        table[column] = form(table[column], column, needed=column != "moa")  # UNKNOWN is one of the missing
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:
-        raise DataError(f"images of '{files[other]}' are {sizes[other]}, those of '{files[0]}' {sizes[0]}: {_REMEDY}")
-    twice = table.duplicated(["plate", "well", "site"])
-    if twice.any():
-        plate, well, site, number = table.loc[twice, ["plate", "well", "site", "file"]].iloc[0]
-        raise DataError(
-            f"'{files[number]}' holds plate {plate}, well {well}, site {site}, which is there already: {_REMEDY}"
-        )
-    pixels = H5Pixels(
-        tuple(files),
-        table.pop("file").to_numpy(np.int32),
-        table.pop("index").to_numpy(np.int64),
-        tuple(channels),
-        tuple(CHANNELS[c] for c in channels),
-        sizes[0],
-    )
+        raise _damaged(f"images of '{files[other]}' are {sizes[other]}, those of '{files[0]}' {sizes[0]}")
+    table = pd.concat(tables, ignore_index=True)
+    which, index = table.pop("file").to_numpy(np.int32), table.pop("index").to_numpy(np.int64)
+    pixels = H5Pixels(tuple(files), which, index, tuple(range(len(CHANNELS))), CHANNELS, sizes[0])
+    for column, form in (("plate", names), ("well", wells), ("compound", names), ("moa", names)):
+        table[column] = form(table[column], column, place=pixels.name, needed=column != "moa")  # UNKNOWN is missing
+    check_once(table, ["plate", "well", "site"], "fields", place=pixels.name, advice="plates")
     return table, pixels
 
 
 def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
     dataset = _dataset(h5, name, file)
     if dataset.shape != (n,):
-        raise DataError(f"'{file}' has {n} images, but '{name}' has the shape {dataset.shape}: {_REMEDY}")
+        raise _damaged(f"'{file}' has {n} images, but '{name}' has the shape {dataset.shape}")
     values = dataset[()]
     if values.dtype.kind in "OS" or name in H5_TEXT:
         try:
             values = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], dtype=object)
         except UnicodeDecodeError as error:
-            raise DataError(f"'{file}' holds the {name} {error.object!r}, which is not UTF-8: {_REMEDY}") from error
+            raise _damaged(f"'{file}' holds the {name} {error.object!r}, which is not UTF-8") from error
     if name == "concentration" and values.dtype.kind not in "fiu":
         numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
         if np.isnan(numbers).any():
-            raise DataError(
-                f"'{file}' says {name} '{values[np.argmax(np.isnan(numbers))]}': it must be a number; {_REMEDY}"
-            )
+            raise _damaged(f"'{file}' says {name} '{values[np.argmax(np.isnan(numbers))]}', which is not a number")
         return numbers
     if values.dtype == np.float16:
         # The shortest decimal number that rounds to the stored one: 0.003, not 0.0030002593994140625.
@@ -204,4 +194,8 @@ class H5Pixels:
 
     def take(self, rows: np.ndarray) -> "H5Pixels":
         """The pixels of some rows, in that order."""
-        return H5Pixels(self.files, self.file[rows], self.index[rows], self.order, self.channels, self.size)
+        return replace(self, file=self.file[rows], index=self.index[rows])
+
+    def of_channels(self, order: Sequence[int]) -> "H5Pixels":
+        """The pixels of some channels, in that order."""
+        return replace(self, order=tuple(self.order[c] for c in order), channels=tuple(self.channels[c] for c in order))

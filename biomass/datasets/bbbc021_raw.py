@@ -12,14 +12,12 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -28,8 +26,9 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from biomass.atomic import check_writable, whole_file
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.identifiers import match, names, wells
+from biomass.identifiers import check_once, match, names, wells
 from biomass.pixels.bbbc021_files import IMAGE_TABLE, MOA_TABLE
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
@@ -48,21 +47,9 @@ _COLUMNS = {
 _SITE = r"_s(\d+)_"  # nowhere in the table, but in every file name
 _SIZES = 5  # images whose size is looked at
 _VERSION = 1  # of the measured corrections: raise it with every change of their values
-_REMEDY = "download the plate again, or leave it out with plates=[…]"
+_REMEDY = "download the plate again, or leave it out"
 
 log = logging.getLogger(__name__)
-
-
-def read_csv(file: Path, columns: Sequence[str]) -> TableFile:
-    """Read columns of a published table, packed with gzip or not.
-
-    Raises:
-        DataError: it is missing, damaged, or lacks a column.
-    """
-    found = next((f for f in (file, file.with_name(f"{file.name}.gz")) if f.is_file()), None)
-    if found is None:
-        raise DataError(f"no table '{file}': download it from https://bbbc.broadinstitute.org/BBBC021")
-    return read_table(found, columns=columns)
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
@@ -75,7 +62,7 @@ def read_tables(folder: Path) -> pd.DataFrame:
     Raises:
         DataError: a table is missing, empty or damaged, or lists something twice.
     """
-    listed = read_csv(folder / IMAGE_TABLE, [*_COLUMNS, _FOLDER, *_FILES])
+    listed = _read(folder / IMAGE_TABLE, [*_COLUMNS, _FOLDER, *_FILES])
     if not len(listed):
         raise DataError(f"'{folder / IMAGE_TABLE}' lists no fields: download it again")
     raw = listed.frame()
@@ -85,12 +72,11 @@ def read_tables(folder: Path) -> pd.DataFrame:
     table["concentration"] = listed.numbers("Image_Metadata_Concentration", needed=True)
     table["site"] = raw[_FILES[0]].str.extract(_SITE, expand=False)
     if table["site"].isna().any():
-        name = raw.loc[table["site"].isna(), _FILES[0]].iloc[0]
-        raise DataError(f"file name '{name}' in '{folder / IMAGE_TABLE}' does not say its site (such as _s1_)")
-    twice = table.duplicated(["plate", "well", "site"])
-    if twice.any():
-        plate, well, site = table.loc[twice, ["plate", "well", "site"]].iloc[0]
-        raise DataError(f"'{folder / IMAGE_TABLE}' lists plate {plate}, well {well}, site {site} twice: remove one row")
+        row = int(np.argmax(table["site"].isna()))
+        raise DataError(
+            f"{listed.place(row)}: the file name '{raw[_FILES[0]][row]}' does not say its site, as _s1_ does"
+        )
+    check_once(table, ["plate", "well", "site"], "fields", place=listed.place)
     table["moa"] = _moas(folder / MOA_TABLE, table)
     table["folder"] = raw[_FOLDER].str.replace("\\", "/")
     for channel, column in zip(CHANNELS, _FILES, strict=True):
@@ -100,14 +86,12 @@ def read_tables(folder: Path) -> pd.DataFrame:
 
 def _moas(file: Path, table: pd.DataFrame) -> np.ndarray:
     """The mechanism of every row's treatment, empty where the moa table does not list it, (N,) object."""
-    listed = read_csv(file, ["compound", "concentration", "moa"])
+    listed = _read(file, ["compound", "concentration", "moa"])
     moas = pd.DataFrame({c: names(listed.frame()[c], c, place=listed.place) for c in ("compound", "moa")})
     moas["concentration"] = listed.numbers("concentration", needed=True).round(6)
-    moas = moas.drop_duplicates(ignore_index=True)
-    twice = moas.duplicated(["compound", "concentration"])
-    if twice.any():
-        compound, concentration = moas.loc[twice, ["compound", "concentration"]].iloc[0]
-        raise DataError(f"'{file}' gives two mechanisms for {compound} at {concentration:g}: remove one row")
+    rows = np.flatnonzero(~moas.duplicated())
+    moas = moas.iloc[rows].reset_index(drop=True)
+    check_once(moas, ["compound", "concentration"], "treatments", place=lambda row: listed.place(rows[row]))
     keys = table[["compound"]].assign(concentration=table["concentration"].round(6))
     found = match(
         keys,
@@ -119,6 +103,14 @@ def _moas(file: Path, table: pd.DataFrame) -> np.ndarray:
         right_over="say",
     )
     return np.where(found < 0, "", moas["moa"].to_numpy(object)[found])
+
+
+def _read(file: Path, columns: Sequence[str]) -> TableFile:
+    """Columns of a published table, packed with gzip or not."""
+    found = next((f for f in (file, file.with_name(f"{file.name}.gz")) if f.is_file()), None)
+    if found is None:
+        raise DataError(f"no table '{file}': download it from https://bbbc.broadinstitute.org/BBBC021")
+    return read_table(found, columns=columns)
 
 
 def find_plate(root: Path, plate: str, folder: str) -> Path:
@@ -141,7 +133,8 @@ def find_plate(root: Path, plate: str, folder: str) -> Path:
                 return path
     raise DataError(
         f"no images of plate {plate} below '{root}': neither a folder '{plate}' nor "
-        f"'BBBC021_v1_images_{plate}.zip'; download it, or leave the plate out with plates=[…]"
+        f"'BBBC021_v1_images_{plate}.zip'; download it, or leave the plate out",
+        "plates",
     )
 
 
@@ -166,7 +159,7 @@ def _names(source: Path) -> set[str]:
     try:
         archive = _Archive(source)
     except _DAMAGED as error:
-        raise DataError(f"'{source}' cannot be read ({_why(error)}): {_REMEDY}") from error
+        raise DataError(f"'{source}' cannot be read ({_why(error)}): {_REMEDY}", "plates") from error
     archive.close()
     return set(archive.members)
 
@@ -226,7 +219,7 @@ _DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, Synta
 def _why(error: Exception) -> str:
     """What is wrong with a file that the message names anyhow."""
     if isinstance(error, UnidentifiedImageError):  # whose message is the address of an object
-        return "it is no TIFF"
+        return "it is not a TIFF"
     if isinstance(error, KeyError):
         return "it is not in the archive"
     return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
@@ -280,7 +273,7 @@ class RawPixels:
             return self._measured(file).correction
         except OSError as error:
             raise DataError(
-                f"correction '{file}' cannot be read ({_why(error)}): start again, to measure it anew"
+                f"correction '{file}' cannot be read ({_why(error)}): start again, to measure it again"
             ) from error
 
     def _read_one(self, row: int, channel: int) -> np.ndarray:
@@ -301,22 +294,21 @@ class RawPixels:
 
     def take(self, rows: np.ndarray) -> "RawPixels":
         """The pixels of some rows, in that order."""
-        return RawPixels(
-            self.sources,
-            self.corrections,
-            self.plate[rows],
-            self.sites[rows],
-            self.files[rows],
-            self.order,
-            self.channels,
-            self.size,
+        return replace(self, plate=self.plate[rows], sites=self.sites[rows], files=self.files[rows])
+
+    def of_channels(self, order: Sequence[int]) -> "RawPixels":
+        """The pixels of some channels, in that order."""
+        return replace(
+            self,
+            files=self.files[:, list(order)],
+            order=tuple(self.order[c] for c in order),
+            channels=tuple(self.channels[c] for c in order),
         )
 
 
 def open_raw(
     root: Path,
     table: pd.DataFrame,
-    channels: Sequence[int],
     cache: Path,
     workers: int,
     check_files: bool = True,
@@ -330,16 +322,16 @@ def open_raw(
     Args:
         root: the folder of the tables.
         table: as :func:`read_tables` gives it; all rows of its plates, since the correction depends on them.
-        channels: positions among :data:`CHANNELS` of the channels to read, in their order.
         cache: the folder that keeps the measured corrections, ``<plate>.h5``.
         workers: plates that are measured at a time.
-        check_files: make sure that all images are there; without it a missing one is an error when it is read, which is
-            now where its plate has not been measured.
+        check_files: make sure that all images are there; without it a missing one is an error when it is read: here,
+            where its plate has not been measured yet.
         skip_bad: whether to measure without the images that cannot be read. A correction that was measured so is
             measured again when a call without ``skip_bad`` finds it.
 
     Raises:
-        DataError: a plate or an image is missing or damaged, or the cache cannot be written.
+        ConfigError: the cache cannot be written.
+        DataError: a plate or an image is missing or damaged.
     """
     groups = {str(plate): rows for plate, rows in table.groupby("plate", sort=False)}
     sources = {plate: find_plate(root, plate, rows["folder"].iloc[0]) for plate, rows in groups.items()}
@@ -349,10 +341,7 @@ def open_raw(
     files = {plate: cache / f"{plate}.h5" for plate in groups}
     todo = [plate for plate in groups if not _is_measured(files[plate], groups[plate], skip_bad)]
     if todo:
-        with _writing(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache):
-                pass
+        check_writable(cache, advice="cache_dir")
     with ThreadPoolExecutor(workers) as pool:  # decoding and arithmetic let go of the interpreter
         jobs = [pool.submit(measure_plate, files[plate], sources[plate], groups[plate], skip_bad) for plate in todo]
         try:
@@ -369,9 +358,9 @@ def open_raw(
         tuple(files[plate] for plate in names),
         table["plate"].map({plate: i for i, plate in enumerate(names)}).to_numpy(np.int32),
         table["site"].to_numpy(object),
-        table[[CHANNELS[c] for c in channels]].to_numpy(object),
-        tuple(channels),
-        tuple(CHANNELS[c] for c in channels),
+        table[list(CHANNELS)].to_numpy(object),
+        tuple(range(len(CHANNELS))),
+        CHANNELS,
         (height, width),
     )
 
@@ -380,16 +369,6 @@ def _fingerprint(table: pd.DataFrame) -> str:
     """What a plate's correction depends on, short."""
     names = "\n".join(table[list(CHANNELS)].to_numpy(object).ravel())
     return hashlib.sha256(f"{_VERSION} {SIGMA}\n{names}".encode()).hexdigest()
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Turns what goes wrong in the cache into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or one_line(error)
-        raise DataError(f"cannot write '{place}' ({why}): choose a folder that can be written", "cache_dir") from error
 
 
 def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:
@@ -402,7 +381,7 @@ def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:
 
 
 def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool = False) -> None:
-    """Measure the correction of a plate and write it to a file, which appears when it is complete.
+    """Measure the correction of a plate and write it to a file.
 
     Args:
         file: where to.
@@ -411,7 +390,8 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
         skip_bad: whether to leave out images that cannot be read, and count them in the log.
 
     Raises:
-        DataError: an image is missing or damaged, or all of a channel are; or the file cannot be written.
+        ConfigError: the file cannot be written.
+        DataError: an image is missing or damaged, or all of a channel are.
     """
     reader = _Reader()
     numbers, sites = pd.factorize(table["site"], sort=True)
@@ -434,7 +414,8 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
         if not count:
             raise DataError(
                 f"none of the {len(table)} {channel} images of plate {table['plate'].iloc[0]} can be read; "
-                f"the first: {next(bad[name] for name in table[channel])}; {_REMEDY}"
+                f"the first: {next(bad[name] for name in table[channel])}; {_REMEDY}",
+                "plates",
             )
 
     measured = [measure_channel(lambda c=channel: images(c), len(sites)) for channel in CHANNELS]  # type: ignore[misc]
@@ -445,16 +426,12 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
             len(bad),
             next(iter(bad.values())),
         )
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with _writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial, "w") as h5:
-            h5["light"] = np.stack([light for light, _, _ in measured], axis=1)
-            h5["low"], h5["high"] = (np.array([m[i] for m in measured], np.float32) for i in (1, 2))
-            h5.attrs["sites"] = list(sites)
-            h5.attrs["fingerprint"] = _fingerprint(table)
-            h5.attrs["skipped"] = len(bad)
-        partial.rename(file)
+    with whole_file(file, "cache_dir") as part, h5py.File(part, "w") as h5:
+        h5["light"] = np.stack([light for light, _, _ in measured], axis=1)
+        h5["low"], h5["high"] = (np.array([m[i] for m in measured], np.float32) for i in (1, 2))
+        h5.attrs["sites"] = list(sites)
+        h5.attrs["fingerprint"] = _fingerprint(table)
+        h5.attrs["skipped"] = len(bad)
 
 
 def _common_size(reader: _Reader, source: Path, names: Sequence[str]) -> tuple[int, ...] | None:

@@ -156,14 +156,15 @@ def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
     Their number, and which treatments are lost altogether, is said in the log.
 
     Args:
-        fields: the screen that the cells were cut out of, a row for each image.
+        fields: the screen that the cells were cut out of, a row for each image; or, where it is not known, the cells,
+            which tell only of images with cells that cannot be read.
         images: as :func:`image_profiles` gives them.
 
     Returns:
         A row for each image: those of the columns :data:`biomass.evaluation.transfer.COLUMNS` that ``fields`` has.
     """
-    table = fields.table[[c for c in COLUMNS if c in fields.table]].rename(columns=COLUMNS)
     keys = [COLUMNS[column] for column in FIELD]
+    table = fields.table[[c for c in COLUMNS if c in fields.table]].rename(columns=COLUMNS).drop_duplicates(keys)
     known = pd.MultiIndex.from_frame(images[keys].astype(str))
     absent = table[~pd.MultiIndex.from_frame(table[keys].astype(str)).isin(known)].reset_index(drop=True)
     if len(absent):

@@ -331,7 +331,7 @@ def test_it_is_looked_for_where_pybbbc_puts_it(pybbbc, monkeypatch):
         ("replicate", np.nan, r"says replicate 'nan'"),
         ("concentration", "x", r"Week1_22123\.h5' says concentration 'x'"),
         ("compound", b"\xff\xfe", r"Week1_22123\.h5' holds the compound b'\\xff\\xfe', which is not UTF-8"),
-        ("well", "B02", r"Week1_22123\.h5' holds plate Week1_22123, well B02, site 1, which is there already"),
+        ("well", "B02", r"plate Week1_22123, well B02, site 1: image 0 of '.*Week1_22123\.h5' and image 1"),
         ("moa", "null", r"mechanism of none of the 3 treatments is known: make '.*bbbc021\.h5' again with pybbbc$"),
     ],
 )
@@ -373,7 +373,7 @@ def test_plates_that_are_not_there_at_all(pybbbc):
 @pytest.mark.parametrize("dataset", ["pybbbc", "raw"])
 def test_no_plates_and_no_fields(dataset, request):
     root = request.getfixturevalue(dataset)
-    with pytest.raises(ConfigError, match=r"plates=\[\] names no plate"):
+    with pytest.raises(ConfigError, match="no plate is named"):
         load_bbbc021(root, plates=[])
     with pytest.raises(ConfigError, match="on_bad_image 'maybe' is unknown"):
         load_bbbc021(root, on_bad_image="maybe")
@@ -526,8 +526,12 @@ def test_a_moa_table_that_lacks_a_compound(raw, caplog):
     ("table", "change", "message"),
     [
         (bbbc021_raw.IMAGE_TABLE, lambda t: t.drop(columns="Replicate"), "no column 'Replicate'"),
-        (bbbc021_raw.IMAGE_TABLE, lambda t: pd.concat([t, t.iloc[:1]]), "plate Week1_22123, well B02, site 1 twice"),
-        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_FileName_DAPI="x.tif"), "'x.tif' .* does not say its site"),
+        (
+            bbbc021_raw.IMAGE_TABLE,
+            lambda t: pd.concat([t, t.iloc[:1]]),
+            "well B02, site 1: row 2 .* and row 18",
+        ),
+        (bbbc021_raw.IMAGE_TABLE, lambda t: t.assign(Image_FileName_DAPI="x.tif"), "row 2 .*'x.tif'"),
         (
             bbbc021_raw.IMAGE_TABLE,
             lambda t: t.assign(Image_Metadata_Concentration="high"),
@@ -544,7 +548,7 @@ def test_a_moa_table_that_lacks_a_compound(raw, caplog):
         (
             bbbc021_raw.MOA_TABLE,
             lambda t: pd.concat([t, t.iloc[:1].assign(moa="DNA damage")]),
-            "two mechanisms for AZ-C",
+            "compound AZ-C, concentration 0.003: row 2 .* and row 5",
         ),
     ],
 )
@@ -586,7 +590,7 @@ def test_replicates_may_be_written_with_a_point(raw):
 
 def test_a_cache_that_cannot_be_written(raw):
     (raw / "file").write_text("no folder")
-    with pytest.raises(DataError, match=r"cannot write '.*file/cache'") as caught:
+    with pytest.raises(ConfigError, match=r"cannot write '.*file/cache'") as caught:
         load_bbbc021(raw, cache_dir=raw / "file" / "cache")
     assert caught.value.advice == "cache_dir"
 
@@ -599,7 +603,7 @@ def test_corrections_without_bad_images(raw, caplog):
     with pytest.raises(DataError, match=r"B02_s1_w1AB1\.tif' cannot be read \(it is 5 x 5, the others 24 x 30"):
         load_bbbc021(raw, check_files=False)
     file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot be read \(it is no TIFF\): download the plate again"):
+    with pytest.raises(DataError, match=r"cannot be read \(it is not a TIFF\): download the plate again"):
         load_bbbc021(raw)
     file.unlink()
     with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\)"):
@@ -623,8 +627,26 @@ def test_a_channel_of_a_site_without_images(raw):
     for file in folder.glob("*_w4*.tif"):
         file.unlink()
     shutil.rmtree(raw / "illumination")
-    with pytest.raises(DataError, match=r"none of the 10 actin images of plate Week1_22123 can be read; .*plates="):
+    with pytest.raises(DataError, match=r"none of the 10 actin images of plate Week1_22123 can be read;") as caught:
         load_bbbc021(raw, on_bad_image="skip")
+    assert caught.value.advice == "plates"
+
+
+@pytest.mark.parametrize("channels", [["DAPI", "tubulin", "actin"], ["actin"]])
+def test_a_dataset_is_opened_once_for_its_cells(raw, monkeypatch, channels):
+    calls = []
+    for name in ("read_tables", "open_raw"):
+        real = getattr(bbbc021_raw, name)
+        monkeypatch.setattr(bbbc021_raw, name, lambda *args, real=real: calls.append(real.__name__) or real(*args))
+    monkeypatch.setattr("biomass.cells.search.find_nuclei", lambda *_: (np.full((1, 2), 12.0), np.ones(1)))
+    cells = load_bbbc021_cells(raw, size=8, channels=channels, workers=1)
+    assert calls == ["read_tables", "open_raw"]
+    assert cells.fields is not None
+    assert cells.pixels.channels == cells.fields.pixels.channels == tuple(channels)
+    expected = load_bbbc021(raw, channels=channels)
+    pd.testing.assert_frame_equal(cells.fields.table, expected.table)
+    np.testing.assert_array_equal(cells.fields.read(np.arange(3)), expected.read(np.arange(3)))
+    np.testing.assert_array_equal(cells.read(np.array([2]))[0], expected.read(np.array([2]))[0, :, 8:16, 8:16])
 
 
 def test_no_moa_table(raw):
