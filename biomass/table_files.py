@@ -378,7 +378,7 @@ def _refuse_rows(odd: list[Any], good: int, layout: _Layout, name: str) -> NoRet
     )
 
 
-def _check_breaks(table: Any, rows: Sequence[int] | np.ndarray, separator: str, name: str) -> None:
+def _check_breaks(table: Any, rows: Any, separator: str, name: str) -> None:
     """Say which values hold line breaks; refuse those that hold whole rows, as many separators a line as a row has.
 
     Such a value begins at a quotation mark that is not closed, and ends at the next one, rows later. A separator
