@@ -30,7 +30,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.errors import DataError, one_line
-from biomass.identifiers import MISSING_WORDS, from_zero
+from biomass.identifiers import MISSING_WORDS, from_zero, is_missing
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
 _SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
@@ -157,7 +157,8 @@ class TableFile:
             log.info("'%s': numbers are written with decimal commas in %s", self.path, column)
             written = text.where(~text.str.fullmatch(_DECIMAL_COMMA), text.str.replace(",", "."))
         numbers = pd.to_numeric(written, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        bad = np.isnan(numbers) & (needed | ~text.isin(["", *MISSING_WORDS]).to_numpy(bool))
+        bad = np.isnan(numbers)
+        bad[bad] = needed | ~is_missing(text[bad])
         if bad.any():
             row = int(np.argmax(bad))
             raise DataError(f"{self.place(row)} says '{values[row]}' for '{column}', which is not a number: correct it")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.identifiers import find, names, normal, readings, well, wells
+from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
 from biomass.pixels.files import check_present, check_unique, open_files
 from biomass.pixels.packed import packed_pixels
 from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
@@ -64,7 +64,7 @@ def load_manifest(
         columns: what a canonical column (:data:`biomass.screen.COLUMNS`) is called in the manifest. One that is left
             out, or None, is the column of its own name (``well``, ``Well``) if there is one; the log says which are
             taken. False or an empty text leaves it out although the column is there. ``experiment`` and ``plate`` must
-            exist.
+            exist. ``well`` may be two columns, ``[row, column]``.
         classes: names of all classes in the order of their numbers, for example those of another manifest.
         splits: for every split a mapping of columns to the values that it takes, such as
             ``{train: {experiment: [Week1, Week2]}, test: {plate: [P7, Week4/P1]}, val: rest}``. An image has to fulfil
@@ -111,7 +111,10 @@ def load_manifest(
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
     image_columns = _image_columns(image, channels, manifest.columns)
-    own = _own_columns(columns or {}, manifest)
+    columns = dict(columns or {})
+    if isinstance(columns.get("well"), Sequence) and not isinstance(columns["well"], str):
+        manifest = _join_wells(manifest, columns.pop("well"))
+    own = _own_columns(columns, manifest)
     frame = _frame(manifest, own, image_columns, _columns_of(splits, control, manifest.columns))
 
     files = [_tidy(manifest.arrow[column], folder) for column in image_columns]
@@ -176,6 +179,19 @@ def _image_columns(image: str | Mapping[str, str], channels: Sequence[str] | Non
     return found
 
 
+def _join_wells(manifest: TableFile, pair: Sequence[Any]) -> TableFile:
+    """The manifest with a column ``well``, from one of rows and one of columns."""
+    apart = [find(one, manifest.columns, "column for 'well'", advice="columns")[0] for one in pair]
+    if len(set(apart)) != 2 or len(pair) != 2:
+        raise ConfigError(
+            f"'well' is {list(pair)}: name one column, or that of its row and that of its column", "columns"
+        )
+    frame = replace(manifest, arrow=manifest.arrow.select(apart)).frame()
+    text = pa.array(wells_at(frame[apart[0]], frame[apart[1]], place=manifest.place), pa.string())
+    others = manifest.arrow.select([column for column in manifest.columns if column != "well"])
+    return replace(manifest, arrow=others.append_column("well", text))
+
+
 def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, str]:
     """Canonical column → column of the manifest, for those that there are."""
     own: dict[str, str] = {}
@@ -192,7 +208,10 @@ def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, s
             if like:
                 own[column] = like[0]
         elif value in there or not (value is False or value in _NOTHING):
-            own[column] = find(value, there, f"column for '{column}'", advice="columns")[0]
+            found = find(value, there, f"column for '{column}'", advice="columns")
+            if len(found) != 1:
+                raise ConfigError(f"the column for '{column}' is {value}: name one", "columns")
+            own[column] = found[0]
     for column in PLATE:
         if column not in own:
             raise ConfigError(

@@ -133,6 +133,29 @@ def test_controls_by_their_wells(lab: Callable[..., Screen]) -> None:
         assert screen.table["control"].tolist() == ["negative", ""] * 4
 
 
+@pytest.mark.parametrize(("rows", "name"), [("AB", "a.csv"), ([1, 2], "a.csv"), ([1.0, 2.0], "a.parquet")])
+def test_row_and_column_of_a_well_apart(lab: Callable[..., Screen], rows: Any, name: str) -> None:
+    table = lab_table().drop(columns="position").assign(r=[*rows] * 4, c=[1, 12] * 4)
+    for more in ({}, {"well": "other"}):
+        screen = lab(
+            table.assign(**more),
+            name,
+            columns=NAMES | {"well": ["r", "c"]},
+            control={"column": "well", "negative": ["a1"]},
+            splits={"train": {"well": ["b12"]}, "test": "rest"},
+        )
+        assert screen.table["well"].tolist() == ["A01", "B12"] * 4
+        assert screen.table["control"].tolist() == ["negative", ""] * 4
+        assert screen.table["split"].tolist() == ["test", "train"] * 4
+    with pytest.raises(DataError, match="column '49'"):
+        lab(table.assign(c=49), name, columns=NAMES | {"well": ["r", "c"]})
+    for pair in (["r"], ["r", "r"], ["r", "c", "moa"]):
+        with pytest.raises(ConfigError, match="'well' is"):
+            lab(table, name, columns=NAMES | {"well": pair})
+    with pytest.raises(ConfigError, match="column for 'label'"):
+        lab(table, name, columns={**NAMES, "well": False, "label": ["moa", "compound"]})
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
