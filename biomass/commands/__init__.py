@@ -26,6 +26,7 @@ from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one
 
 ADVICE = {
     "skip": "or give --on-bad-image skip",
+    "left_over": "or give --allow-left-over",
     "nuclei": "give --nuclei, or leave it out to have nuclei found",
     "channel": "name the one with the stain of DNA with --channel",
     "store": "give another --out",
@@ -145,19 +146,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: one is not ``key=value``.
 
-    >>> parse_settings(["columns.label=moa", "plates=[P1, P2]"])
-    {'columns': {'label': 'moa'}, 'plates': ['P1', 'P2']}
+    >>> parse_settings(["columns.label=moa", "plates=[0012, NO]"])
+    {'columns': {'label': 'moa'}, 'plates': ['0012', 'NO']}
     """
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
+    from biomass.notation import PlainLoader
+
+    options = OmegaConf.create()
     for setting in settings:
-        if "=" not in setting:
+        key, equals, value = setting.partition("=")
+        if not equals:
             raise ConfigError(f"--set {setting} has no value: write key=value")
-    try:
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {' '.join(settings)} cannot be understood ({one_line(error)})") from error
-    assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
+        try:
+            OmegaConf.update(options, key, yaml.load(value, Loader=PlainLoader), merge=True)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {setting} cannot be understood ({one_line(error)})") from error
+    values = OmegaConf.to_container(options)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
