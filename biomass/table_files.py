@@ -66,6 +66,7 @@ _BOMS = (
 _HTML = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
 _NUMERIC = re.compile(r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*")
 _WHOLE_COMMA = r"^([+-]?\d+(,0+)?)?$"
+_NO_NUMBER = r"^[+-]?0[0-9xX]|^\d+[eE]\d+$"  # a plate may be called 0012, 0x1F or 1E05
 _DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 
 log = logging.getLogger(__name__)
@@ -121,8 +122,8 @@ class TableFile:
 
         Args:
             numbers: columns of text that become numbers if all their values are; those that stay missing are NaN. A
-                number with a leading zero (``0012``), or of more digits than 64 bits hold, is a name: such columns stay
-                text. Where values are not separated by commas, ``0,5`` is a number, and a column of ``1,0`` and ``2,0``
+                number with a leading zero (``0012``), one such as ``1E05`` or ``0x1F``, or of more digits than 64 bits
+                hold, is a name: such columns stay text. Where values are not separated by commas, ``0,5`` is a number, and a column of ``1,0`` and ``2,0``
                 is one of ``1`` and ``2``.
         """
         table, commas = self.arrow, []
@@ -470,7 +471,7 @@ def _as_numbers(column: Any, commas: bool) -> tuple[Any, bool]:
     """A column of text as whole numbers, as numbers, or as it is; and whether it had decimal commas."""
     text = pc.utf8_trim_whitespace(column)
     text = pc.if_else(pc.is_in(text, pa.array(["", *MISSING_WORDS])), pa.scalar(None, pa.string()), text)
-    if text.null_count == len(text) or pc.any(pc.match_substring_regex(text, r"^[+-]?0\d")).as_py():
+    if text.null_count == len(text) or pc.any(pc.match_substring_regex(text, _NO_NUMBER)).as_py():
         return column, False
     comma = False
     if commas and pc.any(pc.match_substring(text, ",")).as_py():

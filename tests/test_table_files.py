@@ -242,3 +242,11 @@ def test_real_plate_maps(real_data: Path) -> None:
     profiles = real_data / "bbbc021_profiles" / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz"
     table = read_table(profiles)
     pd.testing.assert_frame_equal(table.frame(table.columns), pd.read_csv(profiles))
+
+
+@pytest.mark.parametrize("name", ["1E05", "0x10", "0012"])
+def test_a_column_with_a_name_that_looks_like_a_number_stays_text(tmp_path, name):
+    (tmp_path / "a.csv").write_text(f"batch,dose\n{name},1e-3\n100000,2.5e+2\n16,7\n")
+    table = read_table(tmp_path / "a.csv", "table").frame(numbers=["batch", "dose"])
+    assert table["batch"].tolist() == [name, "100000", "16"]
+    assert table["dose"].tolist() == [1e-3, 250.0, 7.0]
