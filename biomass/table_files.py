@@ -123,8 +123,8 @@ class TableFile:
         Args:
             numbers: columns of text that become numbers if all their values are; those that stay missing are NaN. A
                 number with a leading zero (``0012``), one such as ``1E05`` or ``0x1F``, or of more digits than 64 bits
-                hold, is a name: such columns stay text. Where values are not separated by commas, ``0,5`` is a number, and a column of ``1,0`` and ``2,0``
-                is one of ``1`` and ``2``.
+                hold, is a name: such columns stay text. Where values are not separated by commas, ``0,5`` is a number,
+                and a column of ``1,0`` and ``2,0`` is one of ``1`` and ``2``.
         """
         table, commas = self.arrow, []
         for i, name in enumerate(table.column_names):
