@@ -140,24 +140,27 @@ def run_on_files(stopped: str, followed: Collection[str] = ()) -> Iterator[None]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The values of ``--set``, nested at their points.
+    """The values of ``--set``, nested at their points; names keep their spelling, see :mod:`biomass.notation`.
 
     Raises:
         ConfigError: one is not ``key=value``.
 
-    >>> parse_settings(["columns.label=moa", "plates=[P1, P2]"])
-    {'columns': {'label': 'moa'}, 'plates': ['P1', 'P2']}
+    >>> parse_settings(["columns.label=moa", "plates=[0012, P2]"])
+    {'columns': {'label': 'moa'}, 'plates': ['0012', 'P2']}
     """
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
+    from biomass.notation import PlainLoader
+
+    options = OmegaConf.create()
     for setting in settings:
-        if "=" not in setting:
+        key, sign, value = setting.partition("=")
+        if not sign:
             raise ConfigError(f"--set {setting} has no value: write key=value")
-    try:
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {' '.join(settings)} cannot be understood ({one_line(error)})") from error
-    assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
+        try:
+            OmegaConf.update(options, key, yaml.load(value, Loader=PlainLoader))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {setting} cannot be understood ({one_line(error)})") from error
+    return {str(key): value for key, value in OmegaConf.to_container(options).items()}  # type: ignore[union-attr]
