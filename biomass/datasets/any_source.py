@@ -50,7 +50,7 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
 
 
 def _call(load: Callable[..., Screen], path: Path, options: Mapping[str, Any], **own: Any) -> Screen:
-    """Read ``path`` with the user's options, of which none may be its place or one of our ``own``."""
+    """Read ``path`` with options that were given. They may not name its place, nor be one of our ``own``."""
     place, *others = inspect.signature(load).parameters
     known = [name for name in others if name not in own]
     for key, value in options.items():

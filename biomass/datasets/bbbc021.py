@@ -25,6 +25,7 @@ from biomass.channels import match_channels
 from biomass.datasets import bbbc021_h5, bbbc021_raw
 from biomass.datasets.packed import load_packed
 from biomass.errors import ConfigError, DataError
+from biomass.pixels.bbbc021_tiffs import RawPixels, open_raw
 from biomass.screen import OnBadImage, Screen, check_on_bad_image, make_screen
 
 CACHE = Path("~/.cache")
@@ -158,7 +159,7 @@ class _Dataset(NamedTuple):
     """The fields of a dataset and their images in all channels, opened once for every screen of them."""
 
     table: pd.DataFrame
-    pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
+    pixels: bbbc021_h5.H5Pixels | RawPixels
     classes: list[str]
 
     def screen(self, channels: Sequence[str]) -> Screen:
@@ -183,7 +184,7 @@ def _open(
     if plates is not None and not len(plates):
         raise ConfigError("no plate is named: name one, or leave plates out to read all", "plates")
     file, folder = _find(_root(root_dir))
-    pixels: bbbc021_h5.H5Pixels | bbbc021_raw.RawPixels
+    pixels: bbbc021_h5.H5Pixels | RawPixels
     if file is not None:
         listed = file
         table, pixels = bbbc021_h5.read_fields(bbbc021_h5.plate_files(file, plates))
@@ -195,7 +196,7 @@ def _open(
         rows = _rows_of_plates(plates, table, listed)
         cache = folder / "illumination" if cache_dir is None else Path(cache_dir).expanduser()
         skip, workers = on_bad_image == "skip", min(4, os.cpu_count() or 1)
-        pixels = bbbc021_raw.open_raw(folder, table.iloc[rows], cache, workers, check_files and not skip, skip)
+        pixels = open_raw(folder, table.iloc[rows], cache, workers, check_files and not skip, skip)
     table, classes = annotate(table, listed)
     table = table.iloc[rows]
     if fields == "ljosa":

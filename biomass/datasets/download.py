@@ -22,7 +22,7 @@ from biomass.errors import DataError, one_line
 _ATTEMPTS = 5  # connections that may be cut off before fetch gives up
 _BLOCK = 1 << 20  # bytes read at a time
 _TIMEOUT = 60  # seconds without any byte before a connection counts as cut off
-_REMEDY = "delete it, and start again to download it anew"
+_REMEDY = "delete it, and start again to download it again"
 
 _ARCHIVE = re.compile(
     r"(?P<name>.+\.(?:tar\.gz|tgz|tar|zip))(?:[._-]?part[._-]?(?P<part>\w+)|[._-](?P<piece>\d+|a[a-z]))?", re.IGNORECASE
@@ -70,7 +70,7 @@ def _fetch_rest(url: str, part: Path) -> None:
         if error.headers["Content-Range"] == f"bytes */{done}":  # nothing comes after them: it is complete
             return
         part.unlink()
-        raise ConnectionError(f"{url} is not the file that was begun; begin anew") from error
+        raise ConnectionError(f"{url} is not the file that was begun; start again") from error
     with response:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             if response.status == 206:

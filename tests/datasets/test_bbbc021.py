@@ -13,9 +13,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from biomass.channels import match_channels
-from biomass.datasets import bbbc021_raw
+from biomass.datasets import bbbc021, bbbc021_raw
 from biomass.datasets.bbbc021 import annotate, load_bbbc021, load_bbbc021_cells
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels import bbbc021_tiffs
 from biomass.pixels.bbbc021_files import link_plates, write_plate
 from biomass.pixels.illumination import Histogram, illumination, measure_channel, rescale, smooth
 
@@ -441,7 +442,7 @@ def test_corrections_are_measured_once(raw, tmp_path, monkeypatch):
     load_bbbc021(raw, cache_dir=cache)
     assert sorted(file.name for file in cache.iterdir()) == ["Week1_22123.h5", "Week2_24381.h5"]
     measured = []
-    monkeypatch.setattr(bbbc021_raw, "measure_plate", lambda file, *rest: measured.append(file.stem))
+    monkeypatch.setattr(bbbc021_tiffs, "measure_plate", lambda file, *rest: measured.append(file.stem))
     load_bbbc021(raw, cache_dir=cache)
     assert measured == []
     table = pd.read_csv(raw / bbbc021_raw.IMAGE_TABLE)
@@ -635,9 +636,9 @@ def test_a_channel_of_a_site_without_images(raw):
 @pytest.mark.parametrize("channels", [["DAPI", "tubulin", "actin"], ["actin"]])
 def test_a_dataset_is_opened_once_for_its_cells(raw, monkeypatch, channels):
     calls = []
-    for name in ("read_tables", "open_raw"):
-        real = getattr(bbbc021_raw, name)
-        monkeypatch.setattr(bbbc021_raw, name, lambda *args, real=real: calls.append(real.__name__) or real(*args))
+    for module, name in ((bbbc021_raw, "read_tables"), (bbbc021, "open_raw")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real: calls.append(real.__name__) or real(*args))
     monkeypatch.setattr("biomass.cells.search.find_nuclei", lambda *_: (np.full((1, 2), 12.0), np.ones(1)))
     cells = load_bbbc021_cells(raw, size=8, channels=channels, workers=1)
     assert calls == ["read_tables", "open_raw"]
