@@ -77,7 +77,10 @@ def explain(error: BiomassError, advice: Mapping[str, str]) -> str:
     "'a.png' is damaged; or set dataloaders.on_bad_image=skip"
     """
     remedy = advice.get(error.advice) if error.advice is not None else None
-    return one_line(error) if remedy is None else f"{one_line(error)}; {remedy}"
+    message = one_line(error)
+    if remedy is None:
+        return message
+    return f"{message} ({remedy})" if message.endswith("?") else f"{message}; {remedy}"
 
 
 def did_you_mean(name: object, known: Iterable[object], otherwise: str = "") -> str:

@@ -217,7 +217,7 @@ ADVICE = {
     # the table of a screen
     "path": Advice("the table is {key}, relative to dataloaders.root_dir", (f"{_SOURCE}.path",)),
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
-    "splits": Advice("the splits are {key}", (f"{_SOURCE}.splits",)),
+    "splits": Advice("those used are in {key}", ("dataloaders.eval_splits", f"{_SOURCE}.splits")),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
     "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),
     "plates": Advice("the plates are {key}", ("dataloaders.plates", f"{_SOURCE}.plates")),
@@ -233,7 +233,7 @@ ADVICE = {
     "whole_plate": Advice("{key}=null takes the whole plate", ("train_batch_size",)),
     "num_controls": Advice("set {key}", ("dataloaders.num_controls",)),
     "parts": Advice("set {key}", ("dataloaders.num_plate_parts",)),
-    "num_img": Advice("set {key}", ("dataloaders.num_img",)),
+    "num_img": Advice("set {key} and num_views", ("dataloaders.num_img",)),
     "mode": Advice("set {key}", ("dataloaders.mode",)),
     "sampler": Advice("set {key}", ("dataloaders.sampler", "dataloaders.train_groupby")),
     "instance": Advice("set {key}", ("dataloaders.instance",)),
@@ -250,7 +250,7 @@ ADVICE = {
     "statistics": Advice(
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
     ),
-    "calibrate": Advice("biomass calibrate {key}=… does so; or name its file in calibration", ("model_path",)),
+    "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "devices": Advice("set {key}", ("trainer.devices",)),

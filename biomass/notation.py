@@ -154,9 +154,10 @@ class Arguments(NamedTuple):
         ):
             return f"nothing is chosen for '{chosen[1]}' yet; write {chosen[2]}"
         if unknown := re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", text):
-            return (
-                f"unknown key '{unknown[1]}'; {did_you_mean(unknown[1], KEYS, 'the option --cfg job lists every key')}"
-            )
+            listed = "the option --cfg job lists every key"
+            if unknown[1] in KEYS:
+                return f"this script has no key '{unknown[1]}', which others have; {listed}"
+            return f"unknown key '{unknown[1]}'; {did_you_mean(unknown[1], KEYS, listed)}"
         parts = [text, *([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
         return ": ".join(one_line(re.split(r"\n *(?:full_key:|Config search path)", part)[0]) for part in parts)
 

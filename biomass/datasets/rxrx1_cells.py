@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def load_rxrx1_cells(
-    img_dir: str | Path,
+    img_dir: str | Path | None = None,
     *,
     metadata_file: str | Path | None = None,
     summary_file: str | Path | None = None,
@@ -84,7 +84,7 @@ def load_rxrx1_cells(
             damaged or do not belong to it; there is no cell.
         BadImageError: none of the first images can be read. One of another size is this error when it is read.
     """
-    folder = Path(img_dir)
+    folder = Path(root_dir) / "rxrx1_cells" if img_dir is None else Path(img_dir)
     listing = _list(folder, summary_file, download)
     fields, classes = _describe(folder, listing, metadata_file, root_dir, include_labels)
     fields = _select(fields, cell_type, use_one_site)

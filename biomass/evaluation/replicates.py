@@ -12,6 +12,7 @@ questions are asked, which differ in who the others are:
 Both compare a profile with rivals of one plate only, so the number of pairs grows with the rows, not their square.
 """
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,6 +190,7 @@ def _chance(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
 def _summarize(scored: pd.DataFrame, null_size: int, seed: int) -> pd.DataFrame:
     from copairs.map import mean_average_precision
 
+    logging.getLogger("copairs").setLevel(logging.WARNING)  # it logs every step of every call
     # copairs keeps random rankings in the home folder and takes them from there under any seed position: a folder
     # of our own, empty at first, keeps the same seed giving the same p-values
     with tempfile.TemporaryDirectory() as folder:

@@ -159,6 +159,9 @@ def fit(
     with _random_state(seed):
         if resume is not None:
             progress = _restore(run, resume)
+            log.info("goes on from '%s', epoch %d, step %d", resume.get("path"), progress.epoch, progress.step)
+            if progress.epoch >= plan.num_epochs:
+                log.info("nothing is left to do: all %d epochs are finished", plan.num_epochs)
         for epoch in range(progress.epoch, plan.num_epochs):
             if plan.max_steps is not None and progress.step >= plan.max_steps:
                 break

@@ -30,6 +30,7 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
     if model_path == "latest":
         latest = next((path for path in reversed(runs) if not _is_probe(load_checkpoint(path))), None)
         if latest is not None:
+            log.info("the latest encoder is '%s'", latest)
             return latest
     if (folder / model_path / LAST).is_file():
         return folder / model_path / LAST

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 import threading
 import zipfile
@@ -14,8 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
+from biomass.config import build
 from biomass.datasets import cell_folders, rxrx1_cells
 from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells, prepare_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
@@ -716,3 +721,12 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file"):
         load_rxrx1_cells(tmp_path / "file")
+
+
+@pytest.mark.parametrize("script", ["train_simclr", "train_supervised_cell", "train_classifier", "calibrate"])
+def test_the_default_folder_is_rxrx1_cells_below_the_root(script, tmp_path):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose(script, [f"dataloaders.root_dir={tmp_path}", "dataloaders.source.download=false"])
+    assert config.dataloaders.img_dir is None
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "rxrx1_cells"))):
+        build(OmegaConf.to_container(config.dataloaders.source, resolve=True))
