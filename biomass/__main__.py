@@ -1,6 +1,7 @@
 """The command ``biomass``: the tools of :mod:`biomass.commands`, by name."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     tools = find_tools()
     if name in ("--help", "-h"):
-        print(_overview(tools))
+        _print(_overview(tools))
         return
     if name not in [tool.name for tool in tools]:
         print(f"error: no tool '{name}'; {did_you_mean(name, [tool.name for tool in tools])}", file=sys.stderr)
@@ -25,11 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tool.main(rest)
             return
         if not {"--help", "-h"}.isdisjoint(rest):  # what follows are the keys: they do not say what the tool is for
-            print(plain(tool.__doc__ or ""), end="\n\n")
+            _print(plain(tool.__doc__ or "") + "\n")
         tool.main(rest, program)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _print(text: str) -> None:
+    """Print, unless nobody reads on, as behind ``| head``."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
 
 
 def _overview(tools: Sequence[Tool]) -> str:

@@ -65,6 +65,7 @@ def normal(value: object) -> str:
         except UnicodeDecodeError:
             raise DataError(f"the name {value!r} is not text in UTF-8: decode it") from None
     if isinstance(value, str):
+        value = value.replace("\0", "")  # pandas takes it for the end of a text
         text = value if value.isascii() else unicodedata.normalize("NFC", value.translate(_INVISIBLE))
         text = " ".join(text.split())
         return "" if text in MISSING_WORDS else text

@@ -211,6 +211,7 @@ ADVICE = {
     "img_dir": Advice("the folder of images is {key}", ("dataloaders.img_dir", f"{_SOURCE}.image_dir")),
     "summary_file": Advice("correct {key}, or set it to null", ("dataloaders.summary_file",)),
     "metadata_file": Advice("correct {key}, or set it to null", ("dataloaders.metadata_file",)),
+    "left_over": Advice("the nuclei are read from {key}", (f"{_SOURCE}.nuclei_dir",)),
     "nuclei": Advice("the nuclei are read from {key}", (f"{_SOURCE}.nuclei_dir",)),
     "store": Advice("the store is {key}", ("dataloaders.store", f"{_SOURCE}.store")),
     # the table of a screen

@@ -173,20 +173,34 @@ class Screen:
 
         Raises:
             ConfigError: a column is not in the table.
+            DataError: a row has no value in a column, or two values differ in nothing but case.
         """
         if tuple(columns) == PLATE:
             return self.plate_ids
+        return self._keys(columns).groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
+
+    def group_names(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """A readable name, the values joined by ``/``, for every group number of :meth:`groups`.
+
+        Raises:
+            DataError: two groups have the same name.
+        """
+        first = self._keys(columns).iloc[np.unique(self.groups(columns), return_index=True)[1]].astype(str)
+        found = first.agg("/".join, axis=1)
+        twice = found[found.duplicated()]
+        if len(twice):
+            raise DataError(f"two groups are called '{twice.iloc[0]}': leave / out of {' or '.join(columns)}")
+        return tuple(found)
+
+    def _keys(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns to group by; those of a lab's own in the normal form of names, as the canonical ones are."""
         missing = [c for c in columns if c not in self.table]
         if missing:
             hint = did_you_mean(missing[0], self.table.columns)
             raise ConfigError(f"cannot group by '{missing[0]}', which is not a column of this screen; {hint}")
-        return self.table.groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
-
-    def group_names(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """A readable name, the values joined by ``/``, for every group number of :meth:`groups`."""
-        groups = self.groups(columns)
-        first = self.table.loc[np.unique(groups, return_index=True)[1], list(columns)].astype(str)
-        return tuple(first.agg("/".join, axis=1))
+        own = [c for c in columns if c not in COLUMNS and not pd.api.types.is_integer_dtype(self.table[c])]
+        normal = {c: pd.Categorical(names(self.table[c], c, needed=True)) for c in own}
+        return self.table[list(columns)].assign(**normal)
 
 
 def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> Screen:

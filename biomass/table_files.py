@@ -30,7 +30,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.errors import DataError, one_line
-from biomass.identifiers import MISSING_WORDS, from_zero
+from biomass.identifiers import MISSING_WORDS, from_zero, is_missing
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
 _SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
@@ -66,6 +66,7 @@ _BOMS = (
 _HTML = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
 _NUMERIC = re.compile(r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*")
 _WHOLE_COMMA = r"^([+-]?\d+(,0+)?)?$"
+_NO_NUMBER = r"^[+-]?0[0-9xX]|^\d+[eE]\d+$"  # a plate may be called 0012, 0x1F or 1E05
 _DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ class TableFile:
 
         Args:
             numbers: columns of text that become numbers if all their values are; those that stay missing are NaN. A
-                number with a leading zero (``0012``), or of more digits than 64 bits hold, is a name: such columns stay
-                text. Where values are not separated by commas, ``0,5`` is a number, and a column of ``1,0`` and ``2,0``
-                is one of ``1`` and ``2``.
+                number with a leading zero (``0012``), one such as ``1E05`` or ``0x1F``, or of more digits than 64 bits
+                hold, is a name: such columns stay text. Where values are not separated by commas, ``0,5`` is a number,
+                and a column of ``1,0`` and ``2,0`` is one of ``1`` and ``2``.
         """
         table, commas = self.arrow, []
         for i, name in enumerate(table.column_names):
@@ -157,7 +158,8 @@ class TableFile:
             log.info("'%s': numbers are written with decimal commas in %s", self.path, column)
             written = text.where(~text.str.fullmatch(_DECIMAL_COMMA), text.str.replace(",", "."))
         numbers = pd.to_numeric(written, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        bad = np.isnan(numbers) & (needed | ~text.isin(["", *MISSING_WORDS]).to_numpy(bool))
+        bad = np.isnan(numbers)
+        bad[bad] = needed | ~is_missing(text[bad])
         if bad.any():
             row = int(np.argmax(bad))
             raise DataError(f"{self.place(row)} says '{values[row]}' for '{column}', which is not a number: correct it")
@@ -216,7 +218,9 @@ def read_table(
 class _Layout(NamedTuple):
     separator: str
     header: int
-    """How many lines come before the header."""
+    """How many rows come before the header."""
+    lines: int
+    """How many lines these rows and the header take: more than rows where a value holds a line break."""
     names: list[str]
 
 
@@ -298,6 +302,9 @@ def _utf_16(raw: bytes) -> str | None:
 
 def _read_text(path: Path, name: str, raw: bytes, columns: Sequence[str] | None) -> TableFile:
     layout = _find_layout(raw, path)
+    header = pa.table([[one] for one in layout.names], list(map(str, range(1, len(layout.names) + 1))))
+    _check_breaks(header, [layout.header + 1], layout.separator, name)
+    layout = layout._replace(names=[re.sub(r"\s*[\r\n]\s*", " ", one) for one in layout.names])
     _check_names([one for one in layout.names if one], columns, name)
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith((".tsv", ".txt")) else ","
     if layout.separator != usual:
@@ -309,6 +316,8 @@ def _read_text(path: Path, name: str, raw: bytes, columns: Sequence[str] | None)
     if odd:
         _refuse_rows(_parse(raw, layout, named, threads=False)[1], len(table), layout, name)
     rows = np.arange(len(table)) + layout.header + 2
+    if b'"' in raw:
+        _check_breaks(table, rows, layout.separator, name)
     blank = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])
     if blank.any():
         table, rows = table.filter(pa.array(~blank)), rows[~blank]
@@ -332,9 +341,7 @@ def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tupl
     try:
         table = pyarrow.csv.read_csv(
             pa.BufferReader(raw),
-            pyarrow.csv.ReadOptions(
-                use_threads=threads, skip_rows=layout.header + 1, column_names=names, block_size=_BLOCK
-            ),
+            pyarrow.csv.ReadOptions(use_threads=threads, skip_rows=layout.lines, column_names=names, block_size=_BLOCK),
             pyarrow.csv.ParseOptions(
                 delimiter=layout.separator,
                 newlines_in_values=True,
@@ -348,7 +355,7 @@ def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tupl
             ),
         )
     except pa.ArrowInvalid:
-        if raw.count(b"\n") > layout.header + 1:
+        if raw.count(b"\n") > layout.lines:
             raise  # it has more than a header
         table = pa.table({name: pa.array([], pa.string()) for name in names})
     return table, odd
@@ -357,21 +364,44 @@ def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tupl
 def _refuse_rows(odd: list[Any], good: int, layout: _Layout, name: str) -> NoReturn:
     """Say why rows do not have as many values as the header has names; ``good`` rows have."""
     first = odd[0]
+    numbers = [row.number - layout.lines + layout.header + 1 for row in odd]  # pyarrow counts the lines before
     if "\n" in first.text.strip() and first.text.count('"') % 2:
-        raise DataError(
-            f'{name}: row {first.number} opens a quotation mark (") that is never closed: close or remove it'
-        )
+        raise DataError(f'{name}: row {numbers[0]} opens a quotation mark (") that is never closed: close or remove it')
     if not good and {row.actual_columns - row.expected_columns for row in odd} == {1}:
         hint = "name the first column, too (R: row.names=FALSE)"
     elif first.actual_columns > first.expected_columns:
         hint = f"put values that hold {_SEPARATORS[layout.separator]} in quotation marks"
     else:
         hint = "complete them, or remove them"
-    others = f"; so have {len(odd) - 1} others: {_list(row.number for row in odd[1:])}" if len(odd) > 1 else ""
+    others = f"; so have {len(odd) - 1} others: {_list(numbers[1:])}" if len(odd) > 1 else ""
     raise DataError(
-        f"{name}: row {first.number} has {first.actual_columns} values, but the header (row {layout.header + 1}) has "
+        f"{name}: row {numbers[0]} has {first.actual_columns} values, but the header (row {layout.header + 1}) has "
         f"{first.expected_columns} names{others}: {hint}"
     )
+
+
+def _check_breaks(table: Any, rows: Any, separator: str, name: str) -> None:
+    """Say which values hold line breaks; refuse those that hold whole rows, as many separators a line as a row has.
+
+    Such a value begins at a quotation mark that is not closed, and ends at the next one, rows later. A separator
+    before a blank is not counted: it may be punctuation.
+    """
+    found = []
+    for column, text in zip(table.column_names, table.columns, strict=True):
+        breaks = pc.count_substring_regex(text, r"\r\n?|\n").to_numpy()
+        if not breaks.any():
+            continue
+        between = [pc.count_substring(text, sign).to_numpy() for sign in (separator, separator + " ")]
+        whole = (breaks > 0) & (between[0] - between[1] >= breaks * max(table.num_columns - 1, 1))
+        if whole.any():
+            raise DataError(
+                f'{name}: a quotation mark (") in row {rows[int(np.argmax(whole))]} is not closed, and the value holds '
+                "the next row, too: close or remove it"
+            )
+        where = int(column[1:]) + 1 if column.startswith("\0") else column
+        found += [f"row {rows[i]}, column {where}" for i in np.flatnonzero(breaks)]
+    if found:
+        log.warning("%s: values hold line breaks: %s", name, _list(found))
 
 
 def _check_names(there: Sequence[str], columns: Sequence[str] | None, name: str) -> None:
@@ -390,25 +420,29 @@ def _find_layout(raw: bytes, path: Path) -> _Layout:
     told = re.match(r"sep=(.)\r?\n", sample)  # Excel's own hint
     choices = [told[1]] if told and told[1] in _SEPARATORS else list(_SEPARATORS)
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    best, layout = (False, -1.0, False, 0), _Layout(usual, 0, [])
+    best, layout = (False, -1.0, False, 0), _Layout(usual, 0, 1, [])
     for separator in sorted(choices, key=lambda one: one != usual):
-        records = _records(sample, separator)
+        records, lines = _records(sample, separator)
         header = 1 if told and len(records) > 1 else _find_header(records)
         width = len(records[header])
         after = [record for record in records[header + 1 :] if record]
         share = sum(len(record) == width for record in after) / len(after) if after else 1.0
         score = (width > 1, share, header == 0, width)
         if score > best:
-            best, layout = score, _Layout(separator, header, _names(records[header], after))
+            best, layout = score, _Layout(separator, header, lines[header], _names(records[header], after))
     return layout
 
 
-def _records(sample: str, separator: str) -> list[list[str]]:
-    """The first rows of a text, split."""
+def _records(sample: str, separator: str) -> tuple[list[list[str]], list[int]]:
+    """The first rows of a text, split, and the number of the line where each ends."""
     records: list[list[str]] = []
+    lines: list[int] = []
+    reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
     with suppress(csv.Error):  # a value longer than any, behind a quotation mark that is never closed
-        records += islice(csv.reader(io.StringIO(sample, newline=""), delimiter=separator), _RECORDS)
-    return records or [[sample]]
+        for record in islice(reader, _RECORDS):
+            records.append(record)
+            lines.append(reader.line_num)
+    return records or [[sample]], lines or [1]
 
 
 def _find_header(records: list[list[str]]) -> int:
@@ -437,7 +471,7 @@ def _as_numbers(column: Any, commas: bool) -> tuple[Any, bool]:
     """A column of text as whole numbers, as numbers, or as it is; and whether it had decimal commas."""
     text = pc.utf8_trim_whitespace(column)
     text = pc.if_else(pc.is_in(text, pa.array(["", *MISSING_WORDS])), pa.scalar(None, pa.string()), text)
-    if text.null_count == len(text) or pc.any(pc.match_substring_regex(text, r"^[+-]?0\d")).as_py():
+    if text.null_count == len(text) or pc.any(pc.match_substring_regex(text, _NO_NUMBER)).as_py():
         return column, False
     comma = False
     if commas and pc.any(pc.match_substring(text, ",")).as_py():

@@ -110,12 +110,28 @@ def test_windows_1252_is_read_and_said(tmp_path: Path, caplog: pytest.LogCapture
     assert "Windows-1252, where line 3 says 'DMSO,5µM'" in caplog.text
 
 
-def test_quoted_line_breaks_and_separators(tmp_path: Path) -> None:
+def test_quoted_line_breaks_and_separators(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "t.csv"
     file.write_text('name,plate\n"two\nlines, ""quoted""",P1\nx,5" disc\ny,\n')
     table = read_table(file)
     assert table.frame().to_numpy().tolist() == [['two\nlines, "quoted"', "P1"], ["x", '5" disc'], ["y", ""]]
     assert table.place(1) == "row 3 of 't.csv'"  # as a spreadsheet counts
+    assert "values hold line breaks: row 2, column name" in caplog.text
+
+
+@pytest.mark.parametrize("before", ["", 'Screen\n"of\nMonday"\n\n'])
+def test_a_line_break_in_or_before_the_header(tmp_path: Path, before: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(before + 'plate,"note\n(free)",well\nP1,a,A01\nP2,b,A02\n')
+    table = read_table(file)
+    assert table.columns == ["plate", "note (free)", "well"]
+    assert table.frame().to_numpy().tolist() == [["P1", "a", "A01"], ["P2", "b", "A02"]]
+    header = 4 if before else 1
+    assert table.place(0) == f"row {header + 1} of 't.csv'"
+    assert f"line breaks: row {header}, column 2" in caplog.text
+    file.write_text(before + 'plate,"note\n(free)",well\nP1,a,A01\nP2,b\n')
+    with pytest.raises(DataError, match=rf"row {header + 2} has 2 values, but the header \(row {header}\)"):
+        read_table(file)
 
 
 def test_late_changes_of_type_are_no_matter(tmp_path: Path) -> None:
@@ -154,6 +170,9 @@ FAULTS = {
     "row names of R": (b"a,b\n1,x,y\n2,x,y\n", "row.names=FALSE"),
     "one name too few": (b"path,plate,well\na.png,W1,P1,A01\nb.png,W1,P1,A02\n", "row 2 has 4 values.*3 names"),
     "open quotation": (b'a,b\n1,2\n"x,2\n3,4\n' + b"5,6\n" * 1000, "row 3 opens a quotation mark"),
+    "a row in a value": (b'a,b,c\n1,2,x\n1,2,"x\n3,4,"y\n5,6,z\n', "quotation mark .* in row 3 is not closed"),
+    "rows in a value": (b'a;b;c\n1;"x;2\n3;y;4\n5;"z;6\n', "quotation mark .* in row 2 is not closed"),
+    "rows in the header": (b'a,"b\n1,2\n3,"4\n5,6\n', "quotation mark .* in row 1 is not closed"),
     "names twice": (b"a,moa,moa \n1,2,3\n", "two columns 'moa'"),
     "binary": (b"a,b\n\0\1\2\3\xff", "binary file"),
     "Excel": (b"PK\x03\x04xxxx", "Excel workbook.*save the sheet as CSV"),
@@ -223,3 +242,11 @@ def test_real_plate_maps(real_data: Path) -> None:
     profiles = real_data / "bbbc021_profiles" / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz"
     table = read_table(profiles)
     pd.testing.assert_frame_equal(table.frame(table.columns), pd.read_csv(profiles))
+
+
+@pytest.mark.parametrize("name", ["1E05", "0x10", "0012"])
+def test_a_column_with_a_name_that_looks_like_a_number_stays_text(tmp_path, name):
+    (tmp_path / "a.csv").write_text(f"batch,dose\n{name},1e-3\n100000,2.5e+2\n16,7\n")
+    table = read_table(tmp_path / "a.csv", "table").frame(numbers=["batch", "dose"])
+    assert table["batch"].tolist() == [name, "100000", "16"]
+    assert table["dose"].tolist() == [1e-3, 250.0, 7.0]

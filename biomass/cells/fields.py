@@ -48,29 +48,27 @@ def join_nuclei(*parts: Nuclei) -> Nuclei:
 def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame, *, subset: bool = False) -> Nuclei:
     """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
 
-    A table of more fields than the screen has, or of fewer, is no matter; the log says how many are left over. Where
-    both have fields that the other lacks, their names most likely differ, and cells would be lost: that is refused.
+    Nuclei of fields that the screen does not have would be lost: that is refused, unless it is allowed. Fields of the
+    screen that the table does not list have no nuclei; the log says how many there are.
 
     Args:
         screen: the fields.
         fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
         nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
             them.
-        subset: the names are known to be the same, and the screen to have only a part of the fields: say nothing
-            about the others, and do not refuse.
+        subset: the screen may have only a part of the fields: the log says how many are left over.
 
     Raises:
-        DataError: the screen has none of the fields, or two fields of the same name, or both have fields that the
-            other lacks.
+        DataError: the screen lacks a field (with ``subset``, all fields), or has two fields of the same name.
     """
     keys = [column for column in FIELD if column in fields]
     place = partial(
         match, fields, screen.table, keys, left_name="fields of the nuclei", right_name="fields of the screen"
     )
-    image = place(left_over="ignore")
-    unseen = len(screen) - len(np.unique(image[image >= 0]))
-    refused = unseen == len(screen) or (unseen and not subset)
-    image = place(left_over="error" if refused else "ignore" if subset else "say", right_over="say", advice="nuclei")
+    some = subset and (place(left_over="ignore") >= 0).any()
+    image = place(
+        left_over="say" if some else "error", right_over="say", advice="left_over" if not subset else "nuclei"
+    )
     of_nucleus = image[nuclei["field"].to_numpy(np.int64)]
     table = nuclei[["x", "y", "area"]].assign(image=of_nucleus)[of_nucleus >= 0].reset_index(drop=True)
     return Nuclei(table[list(COLUMNS)], np.unique(image[image >= 0]))

@@ -12,7 +12,7 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from biomass.errors import ConfigError, DataError, one_line
-from biomass.identifiers import names, wells
+from biomass.identifiers import names, wells, wells_at
 from biomass.table_files import read_table
 
 SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS = "supplement_Image.txt", "supplement_Object.txt"
@@ -117,8 +117,8 @@ def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Args:
         file: any table that :func:`biomass.table_files.read_table` reads, with the columns ``plate, well, site, x, y``
-            (centre, pixels); it may have ``experiment`` and ``area``. A field without nuclei has one row with neither x
-            nor y, or none: then it counts as not looked at.
+            (centre, pixels), or ``row`` and ``column`` instead of ``well``; it may have ``experiment`` and ``area``. A
+            field without nuclei has one row with neither x nor y, or none: then it counts as not looked at.
 
     Returns:
         The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
@@ -137,10 +137,16 @@ def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
           x     y  area  field
     0  10.5  20.0   0.0      0
     1   3.0   4.0   0.0      0
+    >>> _ = file.write_text("plate;row;column;site;x;y\\nP1;B;3;1;10;20\\n")
+    >>> read_nuclei_table(file)[0]["well"].tolist()
+    ['B03']
     """
     table = read_table(Path(file).expanduser(), "table of nuclei", advice="nuclei")
-    table.require(["plate", "well", "site", "x", "y"], "table of nuclei", "nuclei")
+    apart = "well" not in table.columns and {"row", "column"} <= set(table.columns)
+    table.require(["plate", *["well"] * (not apart), "site", "x", "y"], "table of nuclei", "nuclei")
     frame = table.frame()
+    if apart:
+        frame["well"] = wells_at(frame["row"], frame["column"], place=table.place)
     keys = [column for column in ("experiment", "plate", "well", "site") if column in frame]
     fields = pd.DataFrame(
         {c: (wells if c == "well" else names)(frame[c], c, place=table.place, needed=c != "site") for c in keys}

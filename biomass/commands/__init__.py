@@ -26,6 +26,7 @@ from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one
 
 ADVICE = {
     "skip": "or give --on-bad-image skip",
+    "left_over": "or give --allow-left-over",
     "nuclei": "give --nuclei, or leave it out to have nuclei found",
     "channel": "name the one with the stain of DNA with --channel",
     "store": "give another --out",
@@ -140,13 +141,13 @@ def run_on_files(stopped: str, followed: Collection[str] = ()) -> Iterator[None]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The values of ``--set``, nested at their points; names keep their spelling, see :mod:`biomass.notation`.
+    """The values of ``--set``, nested at their points.
 
     Raises:
         ConfigError: one is not ``key=value``.
 
-    >>> parse_settings(["columns.label=moa", "plates=[0012, P2]"])
-    {'columns': {'label': 'moa'}, 'plates': ['0012', 'P2']}
+    >>> parse_settings(["columns.label=moa", "plates=[0012, NO]"])
+    {'columns': {'label': 'moa'}, 'plates': ['0012', 'NO']}
     """
     import yaml
     from omegaconf import OmegaConf
@@ -156,11 +157,13 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
     options = OmegaConf.create()
     for setting in settings:
-        key, sign, value = setting.partition("=")
-        if not sign:
+        key, equals, value = setting.partition("=")
+        if not equals:
             raise ConfigError(f"--set {setting} has no value: write key=value")
         try:
-            OmegaConf.update(options, key, yaml.load(value, Loader=PlainLoader))
+            OmegaConf.update(options, key, yaml.load(value, Loader=PlainLoader), merge=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {setting} cannot be understood ({one_line(error)})") from error
-    return {str(key): value for key, value in OmegaConf.to_container(options).items()}  # type: ignore[union-attr]
+    values = OmegaConf.to_container(options)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

@@ -65,7 +65,9 @@ def main(cfg: Config) -> float | None:
         images = np.bincount(np.delete(groups, sorted(skipped.rows)), minlength=len(statistics.names or ()))
         logger.text("plates.csv", pd.DataFrame({"plate": statistics.names, "images": images}).to_csv(index=False))
         skipped.report(folder)
-    print(f"{file} holds the statistics of {len(names)} plates, {len(images)} of them measured now; see {folder}/")
+    print(
+        f"{file} holds the statistics of {len(names)} plates, {(images > 0).sum()} of them measured now; see {folder}/"
+    )
     return None
 
 

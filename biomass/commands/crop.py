@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=48, help="height and width of a crop, pixels")
     parser.add_argument("--diameter", type=float, default=DIAMETER, help="of a typical nucleus, pixels")
     parser.add_argument("--nuclei", type=Path, help="where the nuclei are, if they need not be found")
+    parser.add_argument("--allow-left-over", action="store_true", help="leave out nuclei of other fields")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads, then processes")
     args = parser.parse(arguments, needs_out=True)
     skip = args.on_bad_image == "skip"
@@ -47,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_cells(screen, args.size, args.out, search)
         kept = nuclei_file(args.out)
         if listed is not None:
-            nuclei = place_nuclei(
-                screen, *(read_nuclei if listed.is_dir() else read_nuclei_table)(listed), subset=listed.is_dir()
-            )
+            found = (read_nuclei if listed.is_dir() else read_nuclei_table)(listed)
+            nuclei = place_nuclei(screen, *found, subset=args.allow_left_over or listed.is_dir())
         else:
             nuclei = find_all_nuclei(
                 screen,

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.identifiers import find, names, normal, readings, well, wells
+from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
 from biomass.pixels.files import check_present, check_unique, open_files
 from biomass.pixels.packed import packed_pixels
-from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, make_screen
+from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
 from biomass.table_files import TableFile, read_table
 
 REST = "rest"
@@ -64,7 +64,7 @@ def load_manifest(
         columns: what a canonical column (:data:`biomass.screen.COLUMNS`) is called in the manifest. One that is left
             out, or None, is the column of its own name (``well``, ``Well``) if there is one; the log says which are
             taken. False or an empty text leaves it out although the column is there. ``experiment`` and ``plate`` must
-            exist.
+            exist. ``well`` may be two columns, ``[row, column]``.
         classes: names of all classes in the order of their numbers, for example those of another manifest.
         splits: for every split a mapping of columns to the values that it takes, such as
             ``{train: {experiment: [Week1, Week2]}, test: {plate: [P7, Week4/P1]}, val: rest}``. An image has to fulfil
@@ -103,6 +103,7 @@ def load_manifest(
     1  0012  A02      0            train
     2    10  A01      0             test
     """
+    _check_kinds(locals())
     root = Path(root_dir)
     file = root / path
     folder = file.parent if image_dir is None else root / image_dir
@@ -110,11 +111,15 @@ def load_manifest(
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
     image_columns = _image_columns(image, channels, manifest.columns)
-    own = _own_columns(columns or {}, manifest)
+    columns = dict(columns or {})
+    if isinstance(columns.get("well"), Sequence) and not isinstance(columns["well"], str):
+        manifest = _join_wells(manifest, columns.pop("well"))
+    own = _own_columns(columns, manifest)
     frame = _frame(manifest, own, image_columns, _columns_of(splits, control, manifest.columns))
 
     files = [_tidy(manifest.arrow[column], folder) for column in image_columns]
     check_unique(files, frame[own["label"]].to_numpy() if "label" in own else np.full(len(frame), ""))
+    of_wells = {"well", own.get("well")}
     channel_names = list(image) if isinstance(image, Mapping) else channels
     pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names))
     if pixels is None and on_bad_image == "error":
@@ -124,11 +129,37 @@ def load_manifest(
     for column in COLUMNS:
         table[column] = frame[own[column]] if column in own else ""
     if control is not None:
-        table["control"] = _controls(frame[control["column"]], control)
+        table["control"] = _controls(frame, control, of_wells)
     if splits is not None:
-        table["split"] = _splits(table, splits, {"well", own.get("well")})
+        table["split"] = _splits(table, splits, of_wells)
     table["label"], class_names = _labels(table["label"], classes)
     return make_screen(table, pixels or open_files(folder, files, channel_names, axes), class_names)
+
+
+_TEXT, _LIST, _MAPPING = (str, Path), (Sequence, np.ndarray), (Mapping,)
+_KINDS: dict[str, tuple[tuple[type, ...], str, str]] = {
+    "path": (_TEXT, "a path", "path"),
+    "root_dir": (_TEXT, "a path", "root_dir"),
+    "image_dir": (_TEXT, "a path", "image_dir"),
+    "image": ((str, Mapping), "the name of a column, or {channel: column}", "image"),
+    "channels": (_LIST, "a list, such as [DNA, actin]", "channels"),
+    "axes": (_TEXT, "a word, such as HWC", "axes"),
+    "columns": (_MAPPING, "a mapping, such as {label: moa}", "columns"),
+    "classes": (_LIST, "a list, such as [Actin, Tubulin]", "classes"),
+    "splits": (_MAPPING, "a mapping, such as {train: {experiment: [W1]}, test: rest}", "splits"),
+    "control": (_MAPPING, "a mapping, such as {column: compound, negative: [DMSO]}", "control"),
+}
+"""What the arguments of a manifest may be: types, how to say it, and whose advice helps."""
+
+
+def _check_kinds(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of the wrong kind, as a setting may be."""
+    for name, (kinds, said, advice) in _KINDS.items():
+        value = arguments[name]
+        wrong = not isinstance(value, kinds) or (kinds is _LIST and isinstance(value, str | bytes))
+        if wrong and (value is not None or name in ("path", "root_dir", "image")):
+            raise ConfigError(f"{name} is {value!r}: it must be {said}", advice)
+    check_on_bad_image(arguments["on_bad_image"])
 
 
 def _image_columns(image: str | Mapping[str, str], channels: Sequence[str] | None, there: Sequence[str]) -> list[str]:
@@ -148,6 +179,19 @@ def _image_columns(image: str | Mapping[str, str], channels: Sequence[str] | Non
     return found
 
 
+def _join_wells(manifest: TableFile, pair: Sequence[Any]) -> TableFile:
+    """The manifest with a column ``well``, from one of rows and one of columns."""
+    apart = [find(one, manifest.columns, "column for 'well'", advice="columns")[0] for one in pair]
+    if len(set(apart)) != 2 or len(pair) != 2:
+        raise ConfigError(
+            f"'well' is {list(pair)}: name one column, or that of its row and that of its column", "columns"
+        )
+    frame = replace(manifest, arrow=manifest.arrow.select(apart)).frame()
+    text = pa.array(wells_at(frame[apart[0]], frame[apart[1]], place=manifest.place), pa.string())
+    others = manifest.arrow.select([column for column in manifest.columns if column != "well"])
+    return replace(manifest, arrow=others.append_column("well", text))
+
+
 def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, str]:
     """Canonical column → column of the manifest, for those that there are."""
     own: dict[str, str] = {}
@@ -164,7 +208,10 @@ def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, s
             if like:
                 own[column] = like[0]
         elif value in there or not (value is False or value in _NOTHING):
-            own[column] = find(value, there, f"column for '{column}'", advice="columns")[0]
+            found = find(value, there, f"column for '{column}'", advice="columns")
+            if len(found) != 1:
+                raise ConfigError(f"the column for '{column}' is {value}: name one", "columns")
+            own[column] = found[0]
     for column in PLATE:
         if column not in own:
             raise ConfigError(
@@ -194,7 +241,10 @@ def _columns_of(splits: Mapping[str, Any] | None, control: Mapping[str, Any] | N
             f"controls are described by {', '.join(control)}: 'column' is needed, and {', '.join(keys)} are known",
             "control",
         )
-    return named | set(find(control["column"], there, "column of the controls", advice="control"))
+    found = find(control["column"], there, "column of the controls", advice="control")
+    if len(found) != 1:
+        raise ConfigError(f"the column of the controls is {control['column']}: name one", "control")
+    return named | set(found)
 
 
 def _frame(
@@ -207,6 +257,10 @@ def _frame(
     meaning = {name: column for column, name in own.items()}
     for name in sorted(used):
         column = meaning.get(name, name)
+        listed = frame[name].map(pd.api.types.is_list_like) if frame[name].dtype == object else np.zeros(0)
+        if listed.any():
+            value = frame[name][int(np.argmax(listed))]
+            raise DataError(f"column '{name}' of '{manifest.path}' holds lists ({list(value)}): write one name a row")
         if column == "well":
             text = wells(frame[name], place=manifest.place)
             frame[name] = wells(text, "well", place=manifest.place, needed=bool((text != "").any()))
@@ -225,14 +279,16 @@ def _tidy(paths: Any, folder: Path) -> Any:
     return pc.if_else(pc.starts_with(paths, inside), pc.utf8_slice_codeunits(paths, len(inside)), paths)
 
 
-def _controls(text: pd.Series, control: Mapping[str, Any]) -> np.ndarray:
-    """``negative``, ``positive`` or empty for every row, by the values of a column."""
+def _controls(frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]) -> np.ndarray:
+    """``negative``, ``positive`` or empty for every row, by the values of a column; ``of_wells`` are those of wells."""
+    column = find(control["column"], frame.columns, "column of the controls", advice="control")[0]
+    text, form = frame[column], well if column in of_wells else normal
     result = np.full(len(text), "", dtype=object)
     for kind in ("negative", "positive"):
         listed = control.get(kind)
         if listed is None:
             continue
-        for value in find(listed, text.unique(), f"{kind} control, column '{control['column']}'", advice="control"):
+        for value in find(listed, text.unique(), f"{kind} control, column '{column}'", form=form, advice="control"):
             rows = (text == value).to_numpy()
             if (result[rows] != "").any():
                 raise ConfigError(f"'{value}' is listed as negative and as positive control: choose one", "control")
@@ -301,7 +357,14 @@ def _labels(text: pd.Series, classes: Sequence[Any] | None) -> tuple[np.ndarray,
         whole = all(re.fullmatch(r"-?\d+", value) for value in known)
         class_names = sorted(known, key=lambda value: (int(value), value)) if whole else sorted(known)
     else:
-        class_names = [_class(value, known) for value in classes]
+        class_names = list(map(str, names([_class(value, known) for value in classes], "class")))
+        if "" in class_names:
+            raise ConfigError(
+                f"class {classes[class_names.index('')]!r} says that nothing is known: leave it out", "classes"
+            )
+        twice = [name for number, name in enumerate(class_names) if name in class_names[:number]]
+        if twice:
+            raise ConfigError(f"class '{twice[0]}' is listed twice: remove one of them", "classes")
         unknown = [value for value in known if value not in set(class_names)]
         if unknown:
             hint = did_you_mean(unknown[0], class_names)

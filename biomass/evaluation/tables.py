@@ -26,21 +26,35 @@ METADATA = "Metadata_"
 Features: TypeAlias = pd.DataFrame | np.ndarray
 """A profile table, or the bare features (N, D)."""
 
-NOT_FEATURES = re.compile(
-    r"""
-    (.*_)? metadata_ .*                                                # CellProfiler: Image_Metadata_Plate
-    | (table|image|object) _? number | .* object_?number (_\d+)?       # ImageNumber, Number_Object_Number
-    | (.*_)? parent_ .*                                                # the object that an object lies in
-    | (.*_)? (filename|pathname|url|md5digest) _ .*
-    | (.*_)? (location_ .* | areashape_(center|boundingbox\w*) ) _[xyz] (_.*)?   # where, not what
-    | image_ (executiontime|moduleerror|group|frame|series|scaling|height|width) _ .*
-    | experiment | batch | plate(_id)? | well(_position)? | row | col(umn)? | site | field | image | cell(_id)?
-    | replicate | split | control | label | cell_type | compound | treatment | concentration | dose | moa
-    | [xyz] | index | unnamed:\ \d+ | path | file(name)?
-    """,
-    re.IGNORECASE | re.VERBOSE,
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\WA-Z\d_]+|\d+")  # of "ImageID", "Position X [µm]", "centroid-0"
+_THING = (
+    "(table|image|object|cell|nucleus|well|plate|site|field|row|col(umn)?|group|set|frame|plane|track|batch|experiment"
+    "|replicate|time_?point|class|label|compound|treatment|passage)"
 )
-"""Names of columns that are no measurement of what a row shows: they name it, or say where it is."""
+_UNIT = "(_(um|µm|μm|mm|px|pixels?))?"
+
+NOT_FEATURES = re.compile(
+    rf"""
+    (.*_)? metadata (_.*)?                                             # CellProfiler: Image_Metadata_Plate
+    | (.*_)? {_THING} _? (id|no|nr|num|number|index|idx|name|label|row|col(umn)?)   # ImageNumber, well_id, WellRow
+      (_\d+ | _adjacent | _expanded | _in_.*)?                         # Harmony: Object No in Nuclei
+    | (.*_)? parent_ .*                                                # the object that an object lies in
+    | (.*_)? track_objects_label (_\d+)?
+    | (.*_)? (file_?name|path_?name|url|md_?5_?digest) _ .*
+    | (.*_)? location_ .* _[xyz] (_.*)?                                # where, not what
+    | (.*_)? (centroid|bbox|bounding_box|coords?) (_(weighted|local|scaled))* _([xyz]?_?\d|[xyz]) {_UNIT}
+    | (.*_)? (centroid|cent(er|re)(_of_mass)?|pos(ition)?|location|coord(inate)?s?|(bbox|bounding_box)(_m(in|ax)
+      (imum)?)?)
+      _ ([xyz]|row|col(umn)?|m(in|ax)(_(row|col(umn)?|[xyz]))?) {_UNIT}
+    | image_ (execution_?time|module_?error|group|frame|series|scaling|height|width) _ .*
+    | {_THING} | well_position | (.*_)? (barcode|uuid) | (unique_)? id | time(stamp)? | date | split | fold | control
+    | target | cell_type | (conc(entration)?|dose) (_[nuµμm]?_?m(ol)?)? | moa | centroid | coords? | bbox | bounding_box
+    | [xyz] {_UNIT} | index | (unnamed|level)_\d+ | path | file(_?name)?
+    """,
+    re.VERBOSE,
+)
+"""Names of columns that are no measurement of what a row shows: they name it, or say where it is. To be compared with
+the words of a name in small letters, ``image_id`` for ``ImageID``."""
 
 _ROUNDING = 1e-12
 """A spread below this share of the values' size is the rounding of a constant feature, not a spread."""
@@ -58,7 +72,8 @@ def feature_columns(profiles: pd.DataFrame) -> list[str]:
     >>> feature_columns(pd.DataFrame(columns=["Metadata_plate", "ImageNumber", "Nuclei_AreaShape_Area"]))
     ['Nuclei_AreaShape_Area']
     """
-    return [c for c in profiles.columns if not (str(c).startswith(METADATA) or NOT_FEATURES.fullmatch(str(c)))]
+    others = set(left_out(profiles))
+    return [c for c in profiles.columns if not (str(c).startswith(METADATA) or c in others)]
 
 
 def left_out(profiles: pd.DataFrame) -> list[str]:
@@ -67,7 +82,8 @@ def left_out(profiles: pd.DataFrame) -> list[str]:
     >>> left_out(pd.DataFrame(columns=["Metadata_plate", "ImageNumber", "Nuclei_AreaShape_Area"]))
     ['ImageNumber']
     """
-    return [c for c in profiles.columns if not str(c).startswith(METADATA) and NOT_FEATURES.fullmatch(str(c))]
+    words = {c: "_".join(_WORD.findall(str(c))).lower() for c in profiles.columns if not str(c).startswith(METADATA)}
+    return [c for c, name in words.items() if NOT_FEATURES.fullmatch(name)]
 
 
 def feature_matrix(features: Features) -> np.ndarray:

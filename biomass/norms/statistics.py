@@ -7,7 +7,9 @@ channel of a layer, with m and v the mean and the biased variance of each row::
     var  = (1 - s) * sum of w (v + (m - sum w m)²) + s * variance of the prior
 
 The row weights w are not negative and add up to 1 in each group; s is the share of a stored prior. A word of
-:data:`WORDS` says what w and the prior are. A new way of taking statistics is a new entry there.
+:data:`WORDS` says what w and the prior are, and so far s is 0 where rows count and 1 where a prior stands in their
+place. A new way of taking statistics with either is a new entry there; one between them also blends the two in the
+layer (:meth:`.PlateBatchNorm.normalize` takes any moments) and where a plate runs in chunks.
 
 This module owns the words, their checks and their messages. What a script's published keys mean is translated into
 words once, in the script; nothing below knows those keys.

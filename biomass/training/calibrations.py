@@ -1,7 +1,9 @@
 """Calibrated statistics on disk: the moments of plates, beside the checkpoint that they were computed with."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from biomass.models import digest
 from biomass.norms import Statistics, calibration_state, load_calibration
 from biomass.screen import Screen
 from biomass.training.checkpoint import load_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def calibration_file(checkpoint: Path, elsewhere: str | None = None) -> Path:
@@ -27,14 +31,25 @@ def check_calibration(encoder: nn.Module, file: Path, statistics: Statistics) ->
     """Make sure that new plates can be added to a file, if there is one: call it before anything is measured.
 
     Raises:
-        CheckpointError: the file belongs to other weights, another word or other columns.
+        CheckpointError: the file belongs to another word or other columns.
     """
-    if file.exists():
-        _check_same(load_checkpoint(file), _about(encoder, statistics), file)
+    _kept(encoder, file, statistics)
+
+
+def _kept(encoder: nn.Module, file: Path, statistics: Statistics) -> dict[str, Any] | None:
+    """What a file holds that new plates can be added to. What was measured with other weights is of no use any more."""
+    if not file.exists():
+        return None
+    old, about = load_checkpoint(file), _about(encoder, statistics)
+    _check_same(old, {key: about[key] for key in ("word", "by")}, file)
+    if old.get("encoder") != about["encoder"]:
+        log.warning("'%s' was calibrated with other weights; it is replaced", file)
+        return None
+    return old
 
 
 def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> list[str]:
-    """Write the calibrated statistics of ``encoder``; plates that the file holds already stay, unless they are new.
+    """Write the calibrated statistics of ``encoder``; other plates that the file holds with these weights stay.
 
     Args:
         encoder: calibrated by :func:`biomass.inference.calibrate_plates`.
@@ -45,15 +60,14 @@ def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> 
         The names of all plates in the file.
 
     Raises:
-        CheckpointError: the file belongs to other weights, another word or other columns.
+        CheckpointError: the file belongs to another word or other columns.
     """
     assert statistics.names is not None
     state = calibration_state(encoder)
     about = _about(encoder, statistics)
     names = [statistics.names[plate] for plate in state.pop("plates").tolist()]
-    if file.exists():
-        old = load_checkpoint(file)
-        _check_same(old, about, file)
+    old = _kept(encoder, file, statistics)
+    if old is not None:
         kept = [place for place, name in enumerate(old["plates"]) if name not in names]
         names = [*(old["plates"][place] for place in kept), *names]
         state = {key: torch.cat([old["moments"][key][:, kept], value], 1) for key, value in state.items()}
@@ -118,4 +132,4 @@ def _check_same(state: dict[str, object], about: dict[str, object], file: Path) 
     for key, value in about.items():
         if state.get(key) != value:
             shown = "other weights" if key == "encoder" else f"{key} {state.get(key)}, not {value}"
-            raise CheckpointError(f"'{file}' was calibrated with {shown}; calibrate to another file", "calibrate")
+            raise CheckpointError(f"'{file}' was calibrated with {shown}; calibrate again", "calibrate")

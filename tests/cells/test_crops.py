@@ -492,7 +492,7 @@ def test_names_that_differ_lose_no_cells(fields, tmp_path, caplog):
     table.replace({"plate": {table["plate"].iloc[0]: "P77"}}).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(DataError, match=r"no plate 'P77' there.*P1, P2") as caught:
         place_nuclei(screen, *read_nuclei_table(tmp_path / "other.csv"))
-    assert caught.value.advice == "nuclei"
+    assert caught.value.advice == "left_over"
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,10 @@ def test_a_second_call_adds_plates_and_keeps_the_others(run, encoder, data_root)
         (("statistics.by=[flask]",), ConfigError, "flask"),
         (("statistics.eval=controls",), CheckpointError, "word plate, not controls"),
         (("statistics.by=[experiment]",), CheckpointError, "by .*plate"),
-        (("model_path=other",), CheckpointError, "other weights"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_measured(run, encoder, overrides, error, message):
     run("calibrate", *CALIBRATE, "run_name=c")
-    if overrides == ("model_path=other",):
-        run("train_simclr", *ENCODER, "run_name=other", "seed=1")
-        overrides = (*overrides, f"calibration={encoder}")
     before = encoder.read_bytes()
     with pytest.raises(error, match=message):
         run("calibrate", *CALIBRATE, *overrides, "run_name=d")
@@ -93,6 +89,16 @@ def test_statistics_of_other_weights_or_of_nobody_are_refused(run, encoder):
     run("train_classifier", *PROBE, "statistics.eval=calibrated", "calibration=mine.pt", "run_name=p")
     with pytest.raises(CheckpointError, match="no calibrated statistics"):
         run("train_classifier", *PROBE, "statistics.eval=calibrated", f"calibration={encoder.with_name('last.pt')}")
+
+
+def test_moments_of_other_weights_are_refused_and_replaced(run, encoder, caplog):
+    run("calibrate", *CALIBRATE, "run_name=c")
+    run("train_simclr", *ENCODER, "dataloaders.sampler=plate", "num_epochs=2", "run_name=encoder", "resume=auto")
+    with pytest.raises(CheckpointError, match="other weights"):
+        run("train_classifier", *PROBE, "statistics.eval=calibrated", "run_name=p")
+    run("calibrate", *CALIBRATE, "run_name=d")
+    assert "it is replaced" in caplog.text
+    run("train_classifier", *PROBE, "statistics.eval=calibrated", "run_name=p")
 
 
 def test_training_evaluates_by_calibrated_statistics_as_by_whole_plates(run):

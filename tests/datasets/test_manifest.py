@@ -127,6 +127,73 @@ def test_controls(lab: Callable[..., Screen]) -> None:
         lab(columns=NAMES | {"control": "compound"}, table=lab_table().replace({"compound": {"DMSO": "negative"}}))
 
 
+def test_controls_by_their_wells(lab: Callable[..., Screen]) -> None:
+    for column in ("position", ["position"]):
+        screen = lab(control={"column": column, "negative": ["a1"]})
+        assert screen.table["control"].tolist() == ["negative", ""] * 4
+
+
+@pytest.mark.parametrize(("rows", "name"), [("AB", "a.csv"), ([1, 2], "a.csv"), ([1.0, 2.0], "a.parquet")])
+def test_row_and_column_of_a_well_apart(lab: Callable[..., Screen], rows: Any, name: str) -> None:
+    table = lab_table().drop(columns="position").assign(r=[*rows] * 4, c=[1, 12] * 4)
+    for more in ({}, {"well": "other"}):
+        screen = lab(
+            table.assign(**more),
+            name,
+            columns=NAMES | {"well": ["r", "c"]},
+            control={"column": "well", "negative": ["a1"]},
+            splits={"train": {"well": ["b12"]}, "test": "rest"},
+        )
+        assert screen.table["well"].tolist() == ["A01", "B12"] * 4
+        assert screen.table["control"].tolist() == ["negative", ""] * 4
+        assert screen.table["split"].tolist() == ["test", "train"] * 4
+    with pytest.raises(DataError, match="column '49'"):
+        lab(table.assign(c=49), name, columns=NAMES | {"well": ["r", "c"]})
+    for pair in (["r"], ["r", "r"], ["r", "c", "moa"]):
+        with pytest.raises(ConfigError, match="'well' is"):
+            lab(table, name, columns=NAMES | {"well": pair})
+    with pytest.raises(ConfigError, match="column for 'label'"):
+        lab(table, name, columns={**NAMES, "well": False, "label": ["moa", "compound"]})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {"splits": "rest"},
+            {"splits": ["a", "b"]},
+            {"control": "compound"},
+            {"control": ["DMSO"]},
+            {"classes": "A2"},
+        ),
+        *({"control": {"column": ["compound", "moa"], "negative": ["DMSO"]}}, {"image_dir": 7}, {"image": 3}),
+        *({"on_bad_image": "foo"}, {"columns": "label"}, {"channels": "a"}, {"classes": 4}, {"axes": 3}, {"path": 5}),
+        *({"classes": [["A1"]]}, {"splits": {"train": {"plate": {"a": 1}}, "val": "rest"}}, {"root_dir": None}),
+    ],
+)
+def test_arguments_of_the_wrong_kind(lab: Callable[..., Screen], tmp_path: Path, wrong: dict[str, Any]) -> None:
+    lab()
+    value = next(iter(wrong.values()))
+    with pytest.raises(BiomassError) as caught:
+        load_manifest(**({"path": "screen.csv", "root_dir": tmp_path, "image": "file", "columns": NAMES} | wrong))
+    assert caught.value.advice
+    assert "\n" not in str(caught.value)
+    assert isinstance(value, dict | list) or str(value) in str(caught.value)
+
+
+def test_a_column_of_lists_is_refused(lab: Callable[..., Screen]) -> None:
+    with pytest.raises(DataError, match=r"'barcode' .* holds lists"):
+        lab(lab_table().assign(barcode=[["a", "b"]] * 8), "a.parquet")
+
+
+def test_classes_are_a_column_of_names(lab: Callable[..., Screen]) -> None:
+    table = lab_table().assign(moa=["1.0", "2"] * 4)
+    assert lab(table, classes=["1.0", "2", "3.0"]).classes == ("1", "2", "3")
+    for classes, said in ((["1", 1, "2"], "'1' is listed twice"), (["1", "2", "NA"], "'NA'")):
+        with pytest.raises(ConfigError, match=said):
+            lab(table, classes=classes)
+
+
 SPLITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"experiment": ["W1"]}, "test": {"experiment": "W2"}}, ["train"] * 4 + ["test"] * 4),
     ({"a": {"plate": ["007"]}, "b": {"plate": ["W1/8"]}}, ["a"] * 2 + ["b"] * 2 + ["a"] * 2 + [""] * 2),

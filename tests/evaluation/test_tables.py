@@ -110,11 +110,24 @@ NOT_FEATURES = (
     *("Image_FileName_DNA", "Image_PathName_DNA", "PathName_DNA", "Image_URL_DNA", "Image_MD5Digest_DNA"),
     *("Image_ExecutionTime_01Load", "Image_Group_Index", "Unnamed: 0"),
     *("plate", "Plate", "well", "Well", "site", "batch", "concentration", "plate_id"),
+    *("ImageID", "ObjectID", "cell_number", "CellNumber", "image_id", "well_id", "WellID", "Well_Row", "row_index"),
+    *("site_id", "FieldID", "plate_number", "barcode", "Plate_Barcode", "timepoint", "TimePoint", "Position X [µm]"),
+    *("centroid-0", "centroid_weighted-1", "Centroid_X", "bbox-0", "bbox_x1", "Center_X", "Cells_Center_X", "pos_x"),
+    *("PositionX", "Location_X", "X_um", "Group_Index", "Image_Set_Number", "TrackObjects_Label", "id", "ID"),
+    *("Cells_TrackObjects_Label_40", "Metadata", "Metadata.Plate", "Metadata-Well", "class", "target", "fold"),
+    *("Row", "Column", "Plane", "Field", "Object No", "Bounding Box", "Nuclei Selected - Object No in Nuclei"),
+    *("Cells_Neighbors_SecondClosestObjectNumber_Adjacent", "label", "coords", "wellid", "Dose_uM"),
 )
 MEASURED = (
     *("Nuclei_AreaShape_Area", "Cells_AreaShape_Zernike_0_0", "Nuclei_AreaShape_Compactness", "area", "emb_0001", "f1"),
     *("Nuclei_Intensity_MeanIntensity_DNA", "Cells_Correlation_K_DNA_ER", "Cells_Texture_Contrast_ER_3_00"),
     *("Nuclei_Neighbors_NumberOfNeighbors_10", "Nuclei_Children_Cells_Count", "Image_Count_Nuclei"),
+    *("emb_0000", "eccentricity", "mean_intensity", "area_bbox", "equivalent_diameter_area", "inertia_tensor-0-0"),
+    *("moments_hu-0", "moments_central-0-1", "axis_major_length", "feret_diameter_max", "num_pixels", "orientation"),
+    *("Nuclei - Nucleus Area [µm²]", "Nuclei - Number of Objects", "Cell Count", "Nuclei - Symmetry 02 SER"),
+    *("Nuclei - Intensity Nucleus HOECHST 33342 Mean", "x1", "Cells_Intensity_MassDisplacement_DNA"),
+    *("Cells_AreaShape_CentralMoment_0_1", "Cells_RadialDistribution_FracAtD_DNA_1of4", "mitotic_index", "größe"),
+    *("Nuclei_Texture_DifferenceVariance_RNA_5_00_256", "Cells_Granularity_1_DNA", "positional_variance"),
 )
 
 

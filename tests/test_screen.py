@@ -1,0 +1,43 @@
+"""Groups of a screen's rows: by canonical columns, and by those of a lab's own."""
+
+import pandas as pd
+import pytest
+
+from biomass.errors import ConfigError, DataError
+from biomass.screen import COLUMNS, make_screen
+
+
+def screen(**columns: list) -> object:
+    n = len(next(iter(columns.values())))
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * n) | {"label": [0] * n, "plate": ["P"] * n} | columns)
+    return make_screen(table, None, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "names"),
+    [
+        (["W1", "W1 ", "\u00a0W1", "W2"], [0, 0, 0, 1], ("W1", "W2")),
+        ([8.0, 9.0, 8.0], [0, 1, 0], ("8", "9")),
+        ([12, 7, 12], [1, 0, 1], ("7", "12")),
+        (["0012", "12"], [0, 1], ("0012", "12")),
+        (["e\u0301", "\u00e9"], [0, 0], ("\u00e9",)),
+    ],
+)
+def test_groups_of_a_labs_own_column_are_names_in_normal_form(values: list, groups: list, names: tuple) -> None:
+    one = screen(batch=values)
+    assert one.groups(["batch"]).tolist() == groups
+    assert one.group_names(["batch"]) == names
+
+
+@pytest.mark.parametrize("values", [[None, 8, 9], ["A", "", "B"], ["A", "NA", "B"], ["W1", "w1", "W2"]], ids=str)
+def test_a_row_without_a_group_or_two_spellings_are_refused(values: list) -> None:
+    with pytest.raises(DataError, match="batch"):
+        screen(batch=values).groups(["batch"])
+
+
+def test_names_of_groups_tell_them_apart() -> None:
+    one = screen(experiment=["E/1", "E"], plate=["2", "1/2"])
+    with pytest.raises(DataError, match="'E/1/2'"):
+        one.group_names(["experiment", "plate"])
+    with pytest.raises(ConfigError, match=r"'bach'.*'batch'"):
+        screen(batch=["a"]).groups(["bach"])
