@@ -141,7 +141,7 @@ def run_on_files(stopped: str, followed: Collection[str] = ()) -> Iterator[None]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The values of ``--set``, nested at their points; names keep their spelling, see :mod:`biomass.notation`.
+    """The values of ``--set``, nested at their points.
 
     Raises:
         ConfigError: one is not ``key=value``.
