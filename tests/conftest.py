@@ -88,6 +88,22 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def run_alone(tmp_path: Path, data_root: Path) -> Callable[..., None]:
+    """``run_alone("train_erm", "key=value", …)``: the script in a process of its own, where nothing else has run.
+
+    What a process has loaded and run before can change the last bits of what torch computes in it.
+    """
+
+    def _run_alone(script: str, *overrides: str) -> None:
+        environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(ROOT / f"{script}.py"), *overrides]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return _run_alone
+
+
+@pytest.fixture
 def run_and_kill(tmp_path: Path, data_root: Path) -> Callable[..., None]:
     """``run_and_kill("train_erm", "key=value", …, name="a")``: the script on its own, killed in its third epoch."""
 

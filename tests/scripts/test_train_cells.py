@@ -95,12 +95,13 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
         ("train_supervised_cell", SUPERVISED),
     ],
 )
-def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill, script, more):
+def test_a_killed_run_resumes_to_the_same_bits(run_alone, run_and_kill, tmp_path, monkeypatch, script, more):
+    monkeypatch.chdir(tmp_path)
     overrides = (*more, "dataloaders.mode=random", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1")
-    run(script, *overrides, "run_name=whole")
+    run_alone(script, *overrides, "run_name=whole")
     run_and_kill(script, *overrides, name="killed")
     assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
-    run(script, *overrides, "run_name=killed", "resume=auto")
+    run_alone(script, *overrides, "run_name=killed", "resume=auto")
     whole, killed = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "killed"))
     assert all(torch.equal(whole["network"][k], v) for k, v in killed["network"].items())
     assert whole["progress"] == killed["progress"]

@@ -120,12 +120,13 @@ def test_resume_auto_of_a_finished_run_changes_nothing(run):
     assert all(torch.equal(before["network"][k], v) for k, v in after["network"].items())
 
 
-def test_a_killed_run_resumes_to_the_same_bits(run, run_and_kill):
+def test_a_killed_run_resumes_to_the_same_bits(run_alone, run_and_kill, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     overrides = [*TINY, "+method=ben", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1"]
-    run("train_erm", *overrides, "run_name=whole")
+    run_alone("train_erm", *overrides, "run_name=whole")
     run_and_kill("train_erm", *overrides, name="killed")
     assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
-    run("train_erm", *overrides, "run_name=killed", "resume=auto")
+    run_alone("train_erm", *overrides, "run_name=killed", "resume=auto")
     whole, killed = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "killed"))
     assert all(torch.equal(whole["network"][k], v) for k, v in killed["network"].items())
     assert whole["progress"] == killed["progress"]
