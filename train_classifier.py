@@ -22,8 +22,11 @@ def method_of(cfg: Config) -> Method:
     """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
     columns = training.sampler_columns(cfg.dataloaders.sampler)
     word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
-    method = Method("running", word, by, by).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
-    return Method("running", method.eval, eval_by=method.eval_by)  # how the encoder was trained, its checkpoint knows
+    chosen = cfg.statistics
+    method = Method("running", word, by, by).override(chosen.train, chosen.eval, chosen.by, chosen.controls)
+    return Method(
+        "running", method.eval, eval_by=method.eval_by, controls=method.controls
+    )  # how the encoder was trained, its checkpoint knows
 
 
 @script("train_classifier")

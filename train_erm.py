@@ -27,7 +27,7 @@ def method_of(cfg: Config) -> Method:
         eval_by=tuple(data.eval_groupby),
         max_groups=data.get("max_groups", 1),
         num_controls=data.num_controls,
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
 
 
 @script("train_erm")
@@ -53,7 +53,7 @@ def main(cfg: Config) -> float | None:
         groups[rows] if method.batches_by else None,
         batch_size=cfg.train_batch_size,
         max_groups=method.max_groups,
-        controls=screen.negative_controls[rows],
+        controls=screen.reference(method.controls)[rows],
         num_controls=method.num_controls or 0,
         seed=cfg.seed,
         rank=fabric.global_rank,

@@ -22,7 +22,7 @@ def method_of(cfg: Config) -> Method:
     word, by = "plate" if columns else "running", columns or PLATE
     return Method(
         word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by)
+    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
 
 
 @script("train_simclr")
@@ -55,6 +55,7 @@ def main(cfg: Config) -> float | None:
             max_groups=method.max_groups if split == "train" else 1,
             parts=data.num_plate_parts,
             num_controls=method.num_controls or 0 if split == "train" else 0,
+            controls=method.controls,
             shuffle=split == "train",
             seed=cfg.seed,
             num_workers=data.num_workers,

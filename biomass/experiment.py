@@ -110,7 +110,7 @@ class Experiment:
         about = {"config": self.cfg.to_dict(), "method": method_of(self.cfg).settings()} | about
         before = self.resume
         if before is not None and "method" not in before:  # it was written before there were words
-            config = {"statistics": {"train": None, "eval": None, "by": None}} | before["config"]
+            config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
             before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
         training.check_resume(before, about)
         return about

@@ -20,6 +20,7 @@ def infer(
     transform: Transform,
     statistics: Statistics,
     skipped: SkippedImages,
+    classifies: bool = False,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run the network over all batches of a loader, without gradients and without moving a buffer.
 
@@ -34,6 +35,8 @@ def infer(
         transform: applied on the device.
         statistics: where batch norm takes its statistics from.
         skipped: counts the images that cannot be read.
+        classifies: the network's outputs are logits of the classes that it was trained on. Statistics that take note of
+            classes run such a network several times over each plate.
 
     Yields:
         Each batch as it was read, on the host, and the network's output (N, D) for it, on the device.
@@ -43,7 +46,10 @@ def infer(
     try:
         with torch.inference_mode(), fabric.autocast():
             for chunks in _plates(loader, statistics, skipped):
-                yield from _run(network, chunks, transform, statistics, fabric.device)
+                outputs: list[Tensor] = []
+                for _ in range(statistics.passes if classifies else 1):
+                    outputs = _run(network, chunks, transform, statistics, fabric.device, outputs)
+                yield from zip(chunks, outputs, strict=True)
     finally:
         network.train(was_training)
 
@@ -73,7 +79,11 @@ def calibrate_plates(
         calibrate(
             network,
             (
-                (transform(batch.to(fabric.device).images), batch.groups, statistics.weights(batch.controls))
+                (
+                    transform(batch.to(fabric.device).images),
+                    batch.groups,
+                    statistics.mixture(network, batch.controls).weights,
+                )
                 for batch in _readable(loader, skipped)
             ),
             names=statistics.names,
@@ -103,18 +113,24 @@ def _readable(loader: Loader, skipped: SkippedImages) -> Iterator[Batch]:
 
 
 def _run(
-    network: nn.Module, chunks: list[Batch], transform: Transform, statistics: Statistics, device: torch.device
-) -> Iterator[tuple[Batch, Tensor]]:
+    network: nn.Module,
+    chunks: list[Batch],
+    transform: Transform,
+    statistics: Statistics,
+    device: torch.device,
+    before: list[Tensor],
+) -> list[Tensor]:
+    """What the network says of the chunks of one plate, or of one mixed batch; ``before`` is what it said last time."""
+    logits = torch.cat(before) if before else None
     if len(chunks) == 1:
-        with statistics.of(network, chunks[0].groups, chunks[0].controls):
-            outputs = [network(transform(chunks[0].to(device).images))]
-    else:
-        group = int(chunks[0].groups[0])
-        weights = [statistics.weights(chunk.controls) for chunk in chunks]
-        outputs = whole_plate_forward(
-            network,
-            (transform(chunk.to(device).images) for chunk in chunks),
-            weights=None if weights[0] is None else weights,  # type: ignore[arg-type]
-            plate=statistics.names[group] if statistics.names else str(group),
-        )
-    yield from zip(chunks, outputs, strict=True)
+        with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):
+            return [network(transform(chunks[0].to(device).images))]
+    group = int(chunks[0].groups[0])
+    mixture = statistics.mixture(network, torch.cat([chunk.controls for chunk in chunks]), logits)
+    return whole_plate_forward(
+        network,
+        (transform(chunk.to(device).images) for chunk in chunks),
+        weights=None if mixture.weights is None else mixture.weights.split([len(chunk) for chunk in chunks]),
+        correction=mixture.correction,
+        plate=statistics.names[group] if statistics.names else str(group),
+    )

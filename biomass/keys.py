@@ -134,6 +134,7 @@ KEYS = {
     "statistics.train": WORD.or_null().means_method(),
     "statistics.eval": WORD.or_null().means_method(),
     "statistics.by": WORDS.or_null().means_method(),
+    "statistics.controls": WORD.or_null().means_method(),
     "calibration": NAME.or_null(),
     "statistics_rows": WORD._replace(unset="all").means_method(),
     "use_train_at_eval": FLAG.means_method(),

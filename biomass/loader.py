@@ -29,7 +29,7 @@ class Batch:
         groups: (N,) int64, the plates (or whatever the statistics are taken over).
         instances: (N,) int64, the field of view or well that a cell belongs to: rows with the same number are views
             of one thing.
-        controls: (N,) bool, which rows are negative controls.
+        controls: (N,) int8, what every row is a control of, as :attr:`biomass.screen.Screen.controls`.
         skipped: (M,) int64, rows left out because their image could not be read.
     """
 
@@ -80,7 +80,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         check_on_bad_image(on_bad_image)
         self.pixels = screen.pixels
         self.labels = screen.labels
-        self.controls = screen.negative_controls
+        self.controls = screen.controls
         self.groups = groups
         self.instances = np.arange(len(screen)) if instances is None else instances
         self.on_bad_image = on_bad_image

@@ -3,7 +3,7 @@
 Whatever the source of a screen, all other code sees only this table and :class:`Pixels`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, get_args
@@ -24,7 +24,29 @@ FIELD = (*PLATE, "well", "site")
 """The columns that together name a field of view."""
 
 CONTROLS = ("", "negative", "positive")
-"""The values of the column ``control``; the empty one is a treated (perturbed) well."""
+"""The values of the column ``control``; the empty one is a treated (perturbed) well. Arrays hold their numbers."""
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "negative": ("negative",),
+    "positive": ("positive",),
+    "all": ("negative", "positive"),
+}
+"""Which controls a reference set is made of, by the word for it."""
+
+
+def control_numbers(kind: str) -> list[int]:
+    """The numbers, in :data:`CONTROLS`, of the controls of a kind.
+
+    Raises:
+        ConfigError: an unknown kind.
+
+    >>> control_numbers("all")
+    [1, 2]
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"controls '{kind}' are unknown; {did_you_mean(kind, KINDS)}", "statistics")
+    return [CONTROLS.index(control) for control in KINDS[kind]]
+
 
 NAMED = ("compound", "moa")
 """Further columns of names, where a source has them; empty where one is missing."""
@@ -144,12 +166,25 @@ class Screen:
     @cached_property
     def negative_controls(self) -> np.ndarray:
         """Which rows are negative controls, (N,) bool."""
-        return (self.table["control"] == "negative").to_numpy(bool)
+        return self.reference("negative")
 
     @cached_property
     def treated(self) -> np.ndarray:
         """Which rows are of treated wells, neither positive nor negative controls, (N,) bool."""
-        return (self.table["control"] == "").to_numpy(bool)
+        return self.controls == 0
+
+    @cached_property
+    def controls(self) -> np.ndarray:
+        """What every row is a control of, by its number in :data:`CONTROLS`; 0 is a treated well, (N,) int8."""
+        return pd.Categorical(self.table["control"], CONTROLS).codes.astype(np.int8)
+
+    def reference(self, kind: str) -> np.ndarray:
+        """Which rows are controls of a kind of :data:`KINDS`, (N,) bool.
+
+        Raises:
+            ConfigError: an unknown kind.
+        """
+        return np.isin(self.controls, control_numbers(kind))
 
     @property
     def splits(self) -> tuple[str, ...]:

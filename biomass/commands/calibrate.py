@@ -41,7 +41,7 @@ def main(cfg: Config) -> float | None:
     if channels is None:  # a checkpoint of other code, which says only how many it expects
         training.check_channels(trained, origin, screen, path)
 
-    words = cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by
+    words = cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls
     method = Method("running", "plate", PLATE, PLATE).override(*words)
     statistics = Statistics.over(screen, method.eval, method.eval_by)
     if not statistics.whole_groups:

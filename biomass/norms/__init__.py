@@ -1,23 +1,29 @@
 """Plate-aware batch norm: the layer, where its statistics come from, and their calibration over whole plates."""
 
 from biomass.norms.calibration import calibrate, calibration_state, forget_calibration, load_calibration
-from biomass.norms.plate_batch_norm import PlateBatchNorm, PlateContext, convert
+from biomass.norms.plate_batch_norm import Correction, PlateBatchNorm, PlateContext, convert
 from biomass.norms.statistics import WORDS, Method, Statistics, plate_statistics
+from biomass.norms.tuning import Tuning, load_tuning, measure_plates, tuning_state
 from biomass.norms.whole_plate import Store, unwrap, whole_plate_forward
 
 __all__ = [
     "WORDS",
+    "Correction",
     "Method",
     "PlateBatchNorm",
     "PlateContext",
     "Statistics",
     "Store",
+    "Tuning",
     "calibrate",
     "calibration_state",
     "convert",
     "forget_calibration",
     "load_calibration",
+    "load_tuning",
+    "measure_plates",
     "plate_statistics",
+    "tuning_state",
     "unwrap",
     "whole_plate_forward",
 ]

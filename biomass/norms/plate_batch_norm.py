@@ -7,7 +7,7 @@ from changes. :func:`biomass.norms.plate_statistics` says so for everything that
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,25 @@ from biomass.errors import ConfigError, DataError
 
 Stored = Literal["running", "calibrated"]
 """Statistics that do not come from the rows at hand: running averages, the calibrated moments of each row's plate."""
+
+STORED = ("calibrated", "prior", "strata")
+"""What a layer may store beside its parameters and buffers: the attributes of a PlateBatchNorm."""
+
+SMALLEST_SPREAD = 0.05
+"""The least variance, as a share of a whole plate's, that a composition is taken to have: see Correction."""
+
+
+class Correction(NamedTuple):
+    """What is done to the moments of G groups before they normalize; see :meth:`PlateBatchNorm.corrected`.
+
+    Attributes:
+        composition: (G, S) float64, which share of the rows that count each of S strata has: classes of treated rows,
+            and kinds of controls, in the order of the layers' ``strata``. None: moments are taken as they are.
+        share: (G, 1) float64, of the prior. None: nothing is blended.
+    """
+
+    composition: Tensor | None = None
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class PlateRows:
         spread: (N, G) float64, hands every row the statistics of its group. None together with ``average``.
         stored: what replaces the rows at hand; None where statistics come from them.
         slots: (N,) or (1,) int64, where the calibrated statistics of each row (or of all rows) are stored.
+        correction: of the moments of the G groups, None for none; then there are ``average`` and ``spread``.
     """
 
     group: Tensor | None = None
@@ -43,22 +63,26 @@ class PlateRows:
     spread: Tensor | None = None
     stored: Stored | None = None
     slots: Tensor | None = None
+    correction: Correction | None = None
 
 
 class PlateContext:
-    """What all plate-aware norms of one network share: the rows of the current batch, and the calibrated plates.
+    """What all plate-aware norms of one network share: the rows of the current batch, and what is stored of plates.
 
     Attributes:
         rows: the rows of the batch that runs now; None outside of :func:`biomass.norms.plate_statistics`.
         slots: position of each calibrated plate id in the storage of every layer.
+        tuning: what was learned from training plates for the words that need it, a :class:`biomass.norms.Tuning`.
     """
 
     def __init__(self) -> None:
         self.rows: PlateRows | None = None
         self.slots: dict[int, int] = {}
+        self.tuning: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"rows": None, "slots": dict(self.slots)}  # a copy or a file of the network outlives the batch
+        # a copy or a file of the network outlives the batch
+        return {"rows": None, "slots": dict(self.slots), "tuning": self.tuning}
 
 
 def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,6 +194,9 @@ class PlateBatchNorm(_BatchNorm):
         context: what all norms of one network share.
         calibrated: (2, P, C) mean and variance of P plates in the order of ``context.slots``; follows the network to
             its device, is no buffer and not in the state dict. None before calibration.
+        prior: (2, C) mean and variance of an average training plate; kept as ``calibrated`` is.
+        strata: (2, S, C) mean and mean square of the values of each stratum (a class, a kind of controls) on an average
+            training plate, in units of the plate: its mean is 0, its variance 1. Kept as ``calibrated`` is.
     """
 
     def __init__(
@@ -185,6 +212,8 @@ class PlateBatchNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.context = PlateContext()
         self.calibrated: Tensor | None = None
+        self.prior: Tensor | None = None
+        self.strata: Tensor | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -192,8 +221,10 @@ class PlateBatchNorm(_BatchNorm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PlateBatchNorm":
         super()._apply(fn, recurse)
-        if self.calibrated is not None:  # to the new device, but never to a shorter type
-            self.calibrated = self.calibrated.to(fn(self.calibrated.new_empty(0)).device)
+        for name in STORED:  # to the new device, but never to a shorter type
+            stored = getattr(self, name)
+            if stored is not None:
+                setattr(self, name, stored.to(fn(stored.new_empty(0)).device))
         return self
 
     def forward(self, input: Tensor) -> Tensor:
@@ -224,6 +255,8 @@ class PlateBatchNorm(_BatchNorm):
                 "statistics",
             )
         if rows.average is not None and rows.spread is not None:
+            if rows.correction is not None:
+                return self._corrected_groups(input, rows.average, rows.spread, rows.correction)
             return self._finish(self._grouped(input, rows.average, rows.spread))
         if self.training:
             return self._finish(super().forward(input))
@@ -233,6 +266,45 @@ class PlateBatchNorm(_BatchNorm):
         """The layer's output for ``x`` (N, C, *S) with given ``mean`` and biased ``var``: (C,), (1, C) or (N, C)."""
         rstd = (var.double() + self.eps).rsqrt()
         return self._finish(affine(x, mean.double(), rstd, self.weight, self.bias))
+
+    def corrected(self, mean: Tensor, var: Tensor, correction: Correction) -> tuple[Tensor, Tensor]:
+        """The moments that normalize G groups, from those of their rows that count; (G, C) float64 all of them.
+
+        Let a, b be mean and mean square of what the rows are made of, ``composition @ strata``. On a plate of mean mu
+        and variance s² such rows have the mean ``mu + s a`` and the variance ``s² (b - a²)``; solved for mu and s. Rows
+        of no known stratum are taken for a whole plate, of mean 0 and mean square 1. The prior is blended with that.
+
+        Raises:
+            ConfigError: nothing was stored that it needs.
+        """
+        composition, share = correction
+        stored = (self.strata if composition is not None else mean, self.prior if share is not None else mean)
+        if any(one is None for one in stored):
+            raise ConfigError(
+                f"a batch norm of {self.num_features} channels has no stored moments of training plates, which these "
+                "statistics need; measure them first",
+                "tune",
+            )
+        if composition is not None and self.strata is not None:
+            first, second = composition @ self.strata.double()
+            second = second + (1 - composition.sum(1, keepdim=True))
+            var = var / (second - first.square()).clamp(min=SMALLEST_SPREAD)
+            mean = mean - var.sqrt() * first
+        if share is not None and self.prior is not None:
+            mean, var = torch.lerp(mean, self.prior[0].double(), share), torch.lerp(var, self.prior[1].double(), share)
+        return mean, var
+
+    def _corrected_groups(self, x: Tensor, average: Tensor, spread: Tensor, correction: Correction) -> Tensor:
+        if self.training:
+            raise ConfigError(
+                "statistics that are corrected by training plates are for evaluation, but the network is in training "
+                "mode; call network.eval()"
+            )
+        row_mean, row_var = row_moments(x)
+        mean = average @ row_mean
+        var = average @ (row_var + (row_mean - spread @ mean).square())
+        mean, var = self.corrected(mean, var, correction)
+        return self.normalize(x, spread @ mean, spread @ var)
 
     def _finish(self, x: Tensor) -> Tensor:
         drop, act = getattr(self, "drop", None), getattr(self, "act", None)
@@ -314,12 +386,12 @@ def convert(network: nn.Module) -> nn.Module:
     contexts = {id(norm.context): norm.context for norm in converted}
     if len(contexts) > 1:
         for norm in converted:
-            norm.calibrated = None
+            vars(norm).update(dict.fromkeys(STORED))
     context = next(iter(contexts.values())) if len(contexts) == 1 else PlateContext()
     for _, norm in norms:
         if not isinstance(norm, PlateBatchNorm):
             norm.__class__ = PlateBatchNorm
-            vars(norm)["calibrated"] = None
+            vars(norm).update(dict.fromkeys(STORED))
         vars(norm)["context"] = context
     return network
 

@@ -7,9 +7,8 @@ channel of a layer, with m and v the mean and the biased variance of each row::
     var  = (1 - s) * sum of w (v + (m - sum w m)²) + s * variance of the prior
 
 The row weights w are not negative and add up to 1 in each group; s is the share of a stored prior. A word of
-:data:`WORDS` says what w and the prior are, and so far s is 0 where rows count and 1 where a prior stands in their
-place. A new way of taking statistics with either is a new entry there; one between them also blends the two in the
-layer (:meth:`.PlateBatchNorm.normalize` takes any moments) and where a plate runs in chunks.
+:data:`WORDS` says what w, the prior and s are. Before the prior comes in, what the rows are composed of may be taken
+out of their moments, see :mod:`biomass.norms.tuning`. A new way of taking statistics is a new entry.
 
 This module owns the words, their checks and their messages. What a script's published keys mean is translated into
 words once, in the script; nothing below knows those keys.
@@ -25,17 +24,27 @@ import torch
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.norms.plate_batch_norm import PlateContext, PlateRows, Stored, device_of, plate_name, shared_context
-from biomass.screen import PLATE, Screen
+from biomass.norms.plate_batch_norm import (
+    Correction,
+    PlateContext,
+    PlateRows,
+    Stored,
+    device_of,
+    plate_name,
+    shared_context,
+)
+from biomass.norms.tuning import Mixture, Rows, Tuning, balanced, shrunk, stack_corrections
+from biomass.screen import PLATE, Screen, control_numbers
 
 
-def all_rows(controls: Tensor) -> None:
+def all_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
     """Every row counts alike, for which no weights are needed."""
+    return Mixture()
 
 
-def control_rows(controls: Tensor) -> Tensor:
-    """The controls count alike, and no other row: (N,) bool → (N,) bool."""
-    return controls
+def control_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
+    """The controls count alike, and no other row."""
+    return Mixture(rows.reference)
 
 
 CONTROLS_A_BATCH = 8
@@ -47,25 +56,37 @@ class Word(NamedTuple):
 
     Attributes:
         meaning: for messages and for people.
-        weights: from the flags of the control rows (N,) to the weights of all rows, (N,), flags or numbers, which are
-            scaled to a sum of 1 in each group; or to None where all count alike. None: no row counts, and the share of
-            the prior is 1.
+        mixture: from the rows of a group, and what is known of training plates, to the weights of the rows and what is
+            done to their moments. None: no row counts, and the share of the prior is 1.
         prior: what is stored: ``running`` averages of training, or the ``calibrated`` moments of the rows' own group.
         by_group: each group has its own statistics; else all rows of a batch share one set, whatever they are of.
+        tuned: it needs what is known of training plates, and cannot be trained with.
+        needs_controls: a group without controls is an error.
+        passes: how often a network that classifies runs, each time with what it said the time before.
     """
 
     meaning: str
-    weights: Callable[[Tensor], Tensor | None] | None = None
+    mixture: Callable[[Rows, Any], Mixture] | None = None
     prior: Stored | None = None
     by_group: bool = True
+    tuned: bool = False
+    needs_controls: bool = False
+    passes: int = 1
 
 
 WORDS: Mapping[str, Word] = {
     "running": Word("plain batch norm: the batch in training, running averages at inference", None, "running", False),
     "batch": Word("all rows of the batch, whatever plates they are of", all_rows, by_group=False),
     "plate": Word("all rows of the plate: BEN, or AdaBN where training was plain", all_rows),
-    "controls": Word("the negative controls of the plate, applied to all its rows", control_rows),
+    "controls": Word("the controls of the plate, applied to all its rows", control_rows, needs_controls=True),
     "calibrated": Word("the stored moments of the plate, for any of its rows in any order", None, "calibrated"),
+    "shrunk": Word("all rows of the plate, towards its controls and an average training plate", shrunk, tuned=True),
+    "balanced": Word(
+        "all rows of the plate, as if every class were there alike; its controls alone where nothing is classified",
+        balanced,
+        tuned=True,
+        passes=4,
+    ),
 }
 """What statistics are taken from, by name. *Plate* stands for whatever the groups are."""
 
@@ -88,6 +109,7 @@ def plate_statistics(
     word: str = "plate",
     *,
     weights: Tensor | None = None,
+    correction: Correction | None = None,
     names: Sequence[str] | None = None,
 ) -> Iterator[None]:
     """Run ``network`` with the statistics of plates: ``with plate_statistics(network, plates): network(images)``.
@@ -102,6 +124,8 @@ def plate_statistics(
         word: one of :data:`WORDS`.
         weights: (N,) how much each row counts in the statistics of its plate, 0 or more, in any unit; flags, such as
             those of the control rows, are weights, too. None: all rows alike. Read where rows at hand count.
+        correction: of the moments of the groups, in ascending order of their numbers: for words that are tuned, as
+            :meth:`Statistics.of` makes it.
         names: readable name of each plate id, for error messages.
 
     Raises:
@@ -131,12 +155,14 @@ def plate_statistics(
         )
     before = context.rows
     device = device_of(network)
-    if chosen.weights is not None:
-        if word == "controls" and weights is None:
+    if chosen.mixture is not None:
+        if chosen.needs_controls and weights is None:
             raise ConfigError(
-                "statistics of controls need to know which rows are controls; give weights, one flag a row"
+                f"statistics of {word} need to know which rows are controls; give weights, one flag a row"
             )
-        context.rows = _rows_at_hand(plates, weights, names, device)
+        if chosen.tuned and correction is None:
+            raise ConfigError(f"statistics '{word}' correct what rows tell; use Statistics.of, which knows how")
+        context.rows = _rows_at_hand(plates, weights, names, device, correction)
     elif chosen.prior == "calibrated":
         context.rows = _calibrated_rows(context, plates, names, device)
     else:
@@ -155,23 +181,26 @@ class Statistics:
         word: one of :data:`WORDS`.
         by: the columns whose values together make a group.
         names: a readable name for each group, for messages.
+        controls: which rows are meant by controls, see :data:`biomass.screen.KINDS`.
     """
 
     word: str = "plate"
     by: tuple[str, ...] = PLATE
     names: Sequence[str] | None = None
+    controls: str = "negative"
 
     def __post_init__(self) -> None:
         find_word(self.word)
+        control_numbers(self.controls)
 
     @classmethod
-    def over(cls, screen: Screen, word: str, by: Sequence[str] = PLATE) -> "Statistics":
+    def over(cls, screen: Screen, word: str, by: Sequence[str] = PLATE, controls: str = "negative") -> "Statistics":
         """The statistics of ``word`` over the groups of ``screen``.
 
         Raises:
-            ConfigError: an unknown word; or a column that the screen does not have.
+            ConfigError: an unknown word or kind of controls; or a column that the screen does not have.
         """
-        return cls(word, tuple(by), screen.group_names(by))
+        return cls(word, tuple(by), screen.group_names(by), controls)
 
     @property
     def by_group(self) -> bool:
@@ -181,20 +210,55 @@ class Statistics:
     @property
     def whole_groups(self) -> bool:
         """Whether all rows of a group must run together, as its statistics come from the rows at hand."""
-        return self.by_group and WORDS[self.word].weights is not None
+        return self.by_group and WORDS[self.word].mixture is not None
 
-    def weights(self, controls: Tensor) -> Tensor | None:
-        """The weight of each row in the statistics of its group, from the flags of the controls (N,).
+    @property
+    def passes(self) -> int:
+        """How often a network that classifies runs, each time with what it said the time before."""
+        return WORDS[self.word].passes
 
-        Returns:
-            (N,) flags or numbers, or None where all rows count alike or none does.
+    def mixture(self, network: nn.Module, controls: Tensor, logits: Tensor | None = None) -> Mixture:
+        """How the rows of one group make its statistics.
+
+        Args:
+            network: knows what was learned of training plates.
+            controls: (N,) what each row is a control of, as :attr:`biomass.screen.Screen.controls`.
+            logits: (N, K), what the network said of the rows the pass before; None in the first.
+
+        Raises:
+            ConfigError: the word needs to know of training plates, and the network does not.
         """
-        weights = WORDS[self.word].weights
-        return None if weights is None else weights(controls)
+        word = WORDS[self.word]
+        if word.mixture is None:
+            return Mixture()
+        tuning = _tuning_of(network, self.word) if word.tuned else None
+        reference = torch.isin(controls, torch.tensor(control_numbers(self.controls), dtype=controls.dtype))
+        said = None if logits is None else logits.detach().cpu().double()
+        return word.mixture(Rows(controls, reference, said), tuning)
 
-    def of(self, network: nn.Module, groups: Tensor, controls: Tensor) -> AbstractContextManager[None]:
-        """The context under which ``network`` runs on rows of these ``groups`` (N,) with these ``controls`` (N,)."""
-        return plate_statistics(network, groups, self.word, weights=self.weights(controls), names=self.names)
+    def of(
+        self, network: nn.Module, groups: Tensor, controls: Tensor, logits: Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """The context under which ``network`` runs on rows of these groups.
+
+        Args:
+            network: with plate-aware norms.
+            groups: (N,) of the rows.
+            controls: (N,) of the rows, as :attr:`biomass.screen.Screen.controls`.
+            logits: (N, K), what the network said of the rows the pass before; None in the first.
+        """
+        if not WORDS[self.word].tuned:
+            weights = self.mixture(network, controls).weights
+            return plate_statistics(network, groups, self.word, weights=weights, names=self.names)
+        weights, mixtures = torch.ones(len(groups), dtype=torch.float64), []
+        for group in groups.unique():
+            here = groups == group
+            one = self.mixture(network, controls[here], None if logits is None else logits[here.to(logits.device)])
+            if one.weights is not None:
+                weights[here] = one.weights.double()
+            mixtures.append(one)
+        correction = stack_corrections(mixtures)
+        return plate_statistics(network, groups, self.word, weights=weights, correction=correction, names=self.names)
 
     def check(self, screen: Screen, *splits: str) -> None:
         """Make sure that every group has the rows that its statistics are taken from.
@@ -206,17 +270,17 @@ class Statistics:
         Raises:
             DataError: a group without a row that counts, such as a plate without controls; names the first.
         """
-        if not self.whole_groups:
+        if not WORDS[self.word].needs_controls:
             return
+        reference, kind = screen.reference(self.controls), "" if self.controls == "all" else f"{self.controls} "
         for rows in [screen.rows(split) for split in splits] or [np.arange(len(screen))]:
             groups = screen.groups(self.by)[rows]
-            weights = self.weights(torch.from_numpy(screen.negative_controls[rows]))
-            lacking = groups[:0] if weights is None else np.setdiff1d(groups, groups[weights.numpy() > 0])
+            lacking = np.setdiff1d(groups, groups[reference[rows]])
             if len(lacking):
                 names = self.names if self.names is not None else screen.group_names(self.by)
                 others = f" (nor have {len(lacking) - 1} others)" if len(lacking) > 1 else ""
                 raise DataError(
-                    f"plate '{names[lacking[0]]}'{others} has no negative control, from which it is to be normalized; "
+                    f"plate '{names[lacking[0]]}'{others} has no {kind}control, from which it is to be normalized; "
                     "mark its controls, leave it out, or take statistics of all rows",
                     "statistics",
                 )
@@ -232,6 +296,7 @@ class Method(NamedTuple):
         eval_by: columns that make a group at inference.
         max_groups: groups a training batch, at most.
         num_controls: controls that every training batch holds of each of its groups; None: what the word needs.
+        controls: which are meant by controls, see :data:`biomass.screen.KINDS`.
     """
 
     train: str
@@ -240,34 +305,41 @@ class Method(NamedTuple):
     eval_by: tuple[str, ...] = PLATE
     max_groups: int = 1
     num_controls: int | None = None
+    controls: str = "negative"
 
-    def override(self, train: str | None, eval: str | None, by: Sequence[str] | None) -> "Method":
+    def override(
+        self, train: str | None, eval: str | None, by: Sequence[str] | None, controls: str | None = None
+    ) -> "Method":
         """The method with what a user chose by words in place of what a script's published keys mean.
 
         Args:
             train: a word for training, None: as it is.
             eval: a word for inference, None: as it is.
             by: columns of a group, for both; None: as they are.
+            controls: which are meant by controls; None: as they are.
 
         Returns:
             The method, complete: batches that are mixed have one group and no quota of controls.
 
         Raises:
-            ConfigError: an unknown word; or one that cannot be trained with.
+            ConfigError: an unknown word or kind of controls; or a word that cannot be trained with.
 
         >>> Method("running", "running").override("controls", "plate", ["experiment"])
         Method(train='controls', eval='plate', train_by=('experiment',), eval_by=('experiment',), max_groups=1,
-            num_controls=8)
+            num_controls=8, controls='negative')
         """
         method = self._replace(
             train=train or self.train,
             eval=eval or self.eval,
             train_by=tuple(by or self.train_by),
             eval_by=tuple(by or self.eval_by),
+            controls=controls or self.controls,
         )
         find_word(method.eval)
-        if find_word(method.train).prior == "calibrated":
-            trainable = [name for name, word in WORDS.items() if word.prior != "calibrated"]
+        find_word(method.train)
+        control_numbers(method.controls)
+        trainable = [name for name, word in WORDS.items() if word.prior != "calibrated" and not word.tuned]
+        if method.train not in trainable:
             raise ConfigError(
                 f"statistics '{method.train}' are for inference: they belong to weights that do not change; train with "
                 f"{', '.join(trainable)}",
@@ -276,7 +348,7 @@ class Method(NamedTuple):
         if not WORDS[method.train].by_group:
             return method._replace(max_groups=1, num_controls=0)
         if method.num_controls is None:
-            method = method._replace(num_controls=CONTROLS_A_BATCH if method.train == "controls" else 0)
+            method = method._replace(num_controls=CONTROLS_A_BATCH if WORDS[method.train].needs_controls else 0)
         return method
 
     @property
@@ -292,11 +364,16 @@ class Method(NamedTuple):
         """
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()}
         by_group = {"train_by": WORDS[self.train].by_group, "eval_by": WORDS[self.eval].by_group}
+        by_group["controls"] = self.controls != "negative"  # as it was before there was a choice
         return {key: value for key, value in lists.items() if by_group.get(key, True)}
 
 
 def _rows_at_hand(
-    plates: Tensor | None, weights: Tensor | None, names: Sequence[str] | None, device: torch.device
+    plates: Tensor | None,
+    weights: Tensor | None,
+    names: Sequence[str] | None,
+    device: torch.device,
+    correction: Correction | None = None,
 ) -> PlateRows:
     """What the layers must know where statistics come from the rows of the batch."""
     if plates is None and weights is None:
@@ -319,12 +396,35 @@ def _rows_at_hand(
             "draw controls into every batch of a plate, or take statistics of all rows",
             "num_controls",
         )
-    if len(ids) == 1 and weights is None:
+    if len(ids) == 1 and weights is None and correction is None:
         return PlateRows(group, smallest=ids[0])
     spread = (group[:, None] == torch.arange(len(ids))).double()
     average = (spread * used[:, None] / total).T.contiguous()
-    lone = bool(count[smallest] == 1)
-    return PlateRows(group, lone, ids[smallest], _send(average, device), _send(spread, device))
+    lone = bool(count[smallest] == 1) and (correction is None or correction.share is None)
+    if correction is not None:
+        correction = Correction(*(None if one is None else _send(one, device) for one in correction))
+    return PlateRows(group, lone, ids[smallest], _send(average, device), _send(spread, device), correction=correction)
+
+
+def _tuning_of(network: nn.Module, word: str) -> Tuning:
+    """What the network knows of training plates.
+
+    Raises:
+        ConfigError: nothing.
+    """
+    context = shared_context(network)
+    if context is None:
+        raise ConfigError(
+            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
+            "batch norm (resnet50), or train it vanilla",
+            "statistics",
+        )
+    if context.tuning is None:
+        raise ConfigError(
+            f"statistics '{word}' need the moments of training plates, which this network does not know", "tune"
+        )
+    tuning: Tuning = context.tuning
+    return tuning
 
 
 def _calibrated_rows(

@@ -29,9 +29,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.norms.plate_batch_norm import PlateBatchNorm, device_of, row_moments
+from biomass.norms.plate_batch_norm import Correction, PlateBatchNorm, device_of, row_moments
 
 T = TypeVar("T")
+
+_NO_VARIANCE = 1e-12  # what is below comes from rounding
 
 Store = Literal["auto", "device", "host"]
 """Where values wait for the other chunks: on the device while half of its free memory lasts, always, never."""
@@ -42,6 +44,7 @@ def whole_plate_forward(
     chunks: Iterable[Tensor],
     *,
     weights: Sequence[Tensor] | None = None,
+    correction: Correction | None = None,
     store: Store = "auto",
     plate: str = "of these images",
 ) -> list[Any]:
@@ -60,6 +63,7 @@ def whole_plate_forward(
             chunk, so that what was read can already wait in host memory.
         weights: for each chunk how much each row counts in the statistics, (n,), 0 or more, in one unit for all chunks;
             flags, such as those of the control rows, are weights, too. None: all rows alike.
+        correction: of the plate's moments at every norm, by what the network stores of training plates.
         store: where values wait between the norms.
         plate: name of the plate, for error messages.
 
@@ -80,7 +84,7 @@ def whole_plate_forward(
     """
     network = unwrap(network)
     with evaluating(network):
-        run = WholePlate(network, store, plate)
+        run = WholePlate(network, store, plate, correction)
         for chunk, weight in itertools.zip_longest(chunks, weights or ()):
             if chunk is None:
                 raise DataError("there are more sets of weights than chunks; give one set a chunk")
@@ -402,11 +406,43 @@ class _Pool:
         self.values += rows * values
 
 
-class WholePlate:
-    """One plate on its way through the network."""
+def _in_units(pool: _Pool, mean: Tensor, var: Tensor, members: Tensor) -> Tensor:
+    """Sums over the rows of each stratum of the mean and the mean square of their values, in units of a plate.
 
-    def __init__(self, network: nn.Module, store: Store, plate: str) -> None:
-        self.network, self.plate = network, plate
+    Args:
+        pool: mean and variance of the plate; a channel without variance says nothing of the strata: 0 and 1.
+        mean: (N, C) of every row.
+        var: (N, C) of every row.
+        members: (N, S) which stratum each row is of.
+
+    Returns:
+        (2, S, C).
+    """
+    if len(mean) != len(members):
+        raise ConfigError(
+            f"a layer normalizes {len(mean)} rows for {len(members)} images, so that classes cannot be told apart there"
+        )
+    offset, flat = mean - pool.mean, pool.var < _NO_VARIANCE
+    scale = pool.var.clamp(min=_NO_VARIANCE)
+    first = (offset / scale.sqrt()).masked_fill(flat, 0)
+    second = ((var + offset.square()) / scale).masked_fill(flat, 1)
+    return members.T @ torch.stack([first, second])
+
+
+class WholePlate:
+    """One plate on its way through the network.
+
+    Attributes:
+        members: (N, S) float64 on the device, which of S strata each row is of; the moments of the strata are then
+            gathered, too.
+        strata: of every norm, (2, S, C): sums over the rows of a stratum of the mean and the mean square of their
+            values, in units of the plate.
+    """
+
+    def __init__(self, network: nn.Module, store: Store, plate: str, correction: Correction | None = None) -> None:
+        self.network, self.plate, self.correction = network, plate, correction
+        self.members: Tensor | None = None
+        self.strata: dict[str, Tensor] = {}
         self.plan = _plan(network)
         self.depot = Depot(device_of(network), store)
         self.values: list[dict[fx.Node, Any]] = []  # of each chunk
@@ -440,6 +476,7 @@ class WholePlate:
     def _advance(self, segment: tuple[fx.Node, ...], norm: fx.Node, parts: list[_Part]) -> None:
         """Run a segment chunk by chunk, and pool the moments that the norm behind it needs."""
         pool = self.pools[norm] = _Pool()
+        rows: list[tuple[Tensor, Tensor]] = []
         for values, part in zip(self.values, parts, strict=True):
             for node in segment:
                 self._execute(node, values)
@@ -451,6 +488,8 @@ class WholePlate:
                     "statistics",
                 )
             pool.add(x, part)
+            if self.members is not None:
+                rows.append(row_moments(x))
             del x  # or it would not leave the device
             for value in values.values():
                 pytree.tree_map_only(Slot, self.depot.wait, value)
@@ -459,6 +498,13 @@ class WholePlate:
                 f"plate '{self.plate}' has one value a channel at layer '{_path(norm)}' to take statistics from; give "
                 "it two images or more, larger images, or evaluate with running averages"
             )
+        if self.members is not None:
+            mean, var = (torch.cat(moments) for moments in zip(*rows, strict=True))
+            self.strata[_path(norm)] = _in_units(pool, mean, var, self.members)
+        if self.correction is not None:
+            layer = norm_at(self.network, _path(norm))
+            mean, var = layer.corrected(pool.mean[None], pool.var[None], self.correction)
+            pool.mean, pool.var = mean[0], var[0]
 
     def _execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """Run one node for one chunk: take its arguments out of ``values``, put its result there, drop what is dead."""

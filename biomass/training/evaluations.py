@@ -62,7 +62,8 @@ class SplitEvaluation:
         losses = torch.zeros(n, dtype=torch.float32, device=device)
         if self.statistics.word == "calibrated":
             calibrate_plates(run.fabric, run.network, loader, self.transform, self.statistics, run.skipped)
-        for batch, logits in infer(run.fabric, run.network, loader, self.transform, self.statistics, run.skipped):
+        parts = run.fabric, run.network, loader, self.transform, self.statistics, run.skipped
+        for batch, logits in infer(*parts, classifies=True):
             rows = batch.rows.to(device, non_blocking=True)
             labels = batch.labels.clamp(min=0).to(device, non_blocking=True)
             ranks[rows] = class_ranks(logits.float(), labels) + 1

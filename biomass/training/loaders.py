@@ -45,6 +45,7 @@ def view_loader(
     max_groups: int = 1,
     parts: int | None = None,
     num_controls: int = 0,
+    controls: str = "negative",
     shuffle: bool = True,
     seed: int = 0,
     num_workers: int = 0,
@@ -65,7 +66,8 @@ def view_loader(
         batch_size: fields (``all``: cells) a batch, at most; None: the whole group.
         max_groups: groups a batch, at most.
         parts: least number of batches that a group is cut into.
-        num_controls: fields (``all``: cells) of negative controls that a batch holds of each of its groups.
+        num_controls: fields (``all``: cells) of controls that a batch holds of each of its groups,
+        controls: and of which kind, see :data:`biomass.screen.KINDS`.
         shuffle: False for validation: every rank then gets whole plates.
         seed: of the order and of the choice of cells.
         num_workers: processes that read ahead.
@@ -91,12 +93,13 @@ def view_loader(
         world_size=world_size,
     )
     batches: BatchSource
+    reference = screen.reference(controls)
     if mode == "all":
-        batches = plates(rows, reader.groups[rows] if by_group else None, controls=screen.negative_controls[rows])
+        batches = plates(rows, reader.groups[rows] if by_group else None, controls=reference[rows])
     else:
         fields, first = np.unique(reader.instances[rows], return_index=True)
         groups = reader.groups[rows[first]] if by_group else None
-        over_fields = plates(fields, groups, controls=screen.negative_controls[rows[first]])
+        over_fields = plates(fields, groups, controls=reference[rows[first]])
         batches = CellBatches(over_fields, rows, reader.instances, mode, num_img, seed=seed)
     return Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
 

@@ -15,6 +15,7 @@ from biomass.norms import (
     Statistics,
     calibrate,
     convert,
+    measure_plates,
     plate_statistics,
     whole_plate_forward,
 )
@@ -91,8 +92,9 @@ def screen(controls: list[str]) -> Screen:
 @pytest.mark.parametrize("word", WORDS)
 def test_every_word_runs_or_says_what_is_missing(word: str) -> None:
     one, x, groups = network().eval(), images(4), torch.tensor([0, 0, 1, 1])
-    controls = torch.tensor([True, False, False, True])
+    controls = torch.tensor([1, 0, 0, 1], dtype=torch.int8)
     calibrate(one, [(images(6), torch.full((6,), plate), None) for plate in (0, 1)])
+    measure_plates(one, [[(images(6), torch.arange(6) % 2, torch.zeros(6))]], num_classes=2)
     statistics = Statistics(word)
     with torch.no_grad(), statistics.of(one, groups, controls):
         found = one(x)
@@ -101,8 +103,8 @@ def test_every_word_runs_or_says_what_is_missing(word: str) -> None:
         parts = [torch.arange(4)] if word == "batch" else [torch.tensor([0, 1]), torch.tensor([2, 3])]
         for rows in parts:
             torch.testing.assert_close(found[rows], by_repetition(one, x[rows], weights[rows].long()).detach())
-    assert statistics.by_group == (word in ("plate", "controls", "calibrated"))
-    assert statistics.whole_groups == (word in ("plate", "controls"))
+    assert statistics.by_group == (word not in ("running", "batch"))
+    assert statistics.whole_groups == (word not in ("running", "batch", "calibrated"))
 
 
 def test_plates_without_controls_are_found_before_anything_runs() -> None:
@@ -112,6 +114,8 @@ def test_plates_without_controls_are_found_before_anything_runs() -> None:
     for splits in (["train", "test"], []):
         with pytest.raises(DataError, match="'W1/2'"):
             Statistics.over(one, "controls").check(one, *splits)
+        with pytest.raises(DataError, match="'W1/1'.*positive"):
+            Statistics.over(one, "controls", controls="positive").check(one, *splits)
     Statistics.over(one, "controls", ["experiment"]).check(one)  # coarser groups may have some
 
 
@@ -121,7 +125,7 @@ def test_a_method_is_what_is_chosen_and_else_what_the_published_keys_mean() -> N
     assert mixed == published._replace(max_groups=1, num_controls=0)
     assert mixed.batches_by is None
     chosen = published.override("controls", None, ["experiment"])
-    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8)
+    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8, "negative")
     assert chosen.batches_by == ("experiment",)
     assert published._replace(num_controls=2).override("plate", None, None).num_controls == 2
     assert published.override("plate", None, None).num_controls == 0
