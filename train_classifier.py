@@ -9,7 +9,7 @@ from functools import partial
 
 from biomass import training
 from biomass.config import Config, build, script
-from biomass.experiment import Experiment, compose
+from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader
 from biomass.models import digest
 from biomass.norms import Method, Statistics
@@ -22,8 +22,7 @@ def method_of(cfg: Config) -> Method:
     """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
     columns = training.sampler_columns(cfg.dataloaders.sampler)
     word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
-    chosen = cfg.statistics
-    method = Method("running", word, by, by).override(chosen.train, chosen.eval, chosen.by, chosen.controls)
+    method = Method("running", word, by, by).override(*chosen_words(cfg))
     return Method(
         "running", method.eval, eval_by=method.eval_by, controls=method.controls
     )  # how the encoder was trained, its checkpoint knows
@@ -44,7 +43,7 @@ def main(cfg: Config) -> float | None:
     cells = build(data.source)
     training.check_channels(trained, origin, cells, path)
     method, splits = method_of(cfg), list(dict.fromkeys(["train", *data.eval_splits]))
-    statistics = Statistics.over(cells, method.eval, method.eval_by)
+    _, statistics = method.statistics(cells)
     statistics.check(cells, *splits)
     groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
     training.check_instances(cells, instances, groups, splits)

@@ -7,10 +7,10 @@ Every key is explained in configs/train_erm.yaml.
 
 from biomass import training
 from biomass.config import Config, build, script
-from biomass.experiment import Experiment, compose
+from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import Method, Statistics
+from biomass.norms import Method
 from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
@@ -27,7 +27,7 @@ def method_of(cfg: Config) -> Method:
         eval_by=tuple(data.eval_groupby),
         max_groups=data.get("max_groups", 1),
         num_controls=data.num_controls,
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
+    ).override(*chosen_words(cfg))
 
 
 @script("train_erm")
@@ -39,10 +39,8 @@ def main(cfg: Config) -> float | None:
 
     # the screen, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
-    rows = screen.rows("train")
-    in_training = Statistics.over(screen, method.train, method.train_by)
-    at_inference = Statistics.over(screen, method.eval, method.eval_by)
-    groups = screen.groups(method.train_by)
+    rows, groups = screen.rows("train"), screen.groups(method.train_by)
+    in_training, at_inference = method.statistics(screen)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
     training.check_labels(screen, data.eval_splits, d_out)
     at_inference.check(screen, *data.eval_splits)
@@ -61,10 +59,11 @@ def main(cfg: Config) -> float | None:
     )
     reader = BatchReader(screen, groups, data.on_bad_image)
     loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
+    eval_reader = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image)
     eval_loaders = training.evaluation_loaders(
         fabric,
         screen,
-        BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image),
+        eval_reader,
         data.eval_splits,
         by_plate=data.eval_plate_sampler or at_inference.by_group,
         batch_size=cfg.eval_batch_size,
@@ -77,7 +76,9 @@ def main(cfg: Config) -> float | None:
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimized = experiment.optimize(network, len(batches))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    objective = Classification(cfg.compute_train_acc)
+    objective, most = Classification(cfg.compute_train_acc), cfg.trainer.measure_plates
+    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
+    evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
     about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes
@@ -88,8 +89,9 @@ def main(cfg: Config) -> float | None:
         objective=objective,
         statistics=in_training,
         skipped=SkippedImages(screen),
-        evaluate=training.SplitEvaluation(screen, eval_loaders, standardize, at_inference) if eval_loaders else None,
+        evaluate=evaluate if eval_loaders else None,
         about=about,
+        plates=plates,
     )
 
 

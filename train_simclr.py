@@ -7,10 +7,10 @@ Every key is explained in configs/train_simclr.yaml.
 
 from biomass import training
 from biomass.config import Config, build, script
-from biomass.experiment import Experiment, compose
+from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import Method, Statistics
+from biomass.norms import Method
 from biomass.objectives import Contrastive
 from biomass.samplers import check_views
 from biomass.screen import PLATE
@@ -22,7 +22,7 @@ def method_of(cfg: Config) -> Method:
     word, by = "plate" if columns else "running", columns or PLATE
     return Method(
         word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
+    ).override(*chosen_words(cfg))
 
 
 @script("train_simclr")
@@ -34,8 +34,7 @@ def main(cfg: Config) -> float | None:
 
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
-    in_training = Statistics.over(screen, method.train, method.train_by)
-    at_inference = Statistics.over(screen, method.eval, method.eval_by)
+    in_training, at_inference = method.statistics(screen)
     at_inference.check(screen, *data.eval_splits)
     groups, instances = screen.groups(method.train_by), screen.groups(data.instance)
     training.check_instances(screen, instances, groups, ["train", *data.eval_splits])

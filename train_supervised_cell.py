@@ -7,10 +7,10 @@ Every key is explained in configs/train_supervised_cell.yaml. Probe the encoder 
 
 from biomass import training
 from biomass.config import Config, build, script
-from biomass.experiment import Experiment, compose
+from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import Architecture, build_network
-from biomass.norms import Method, Statistics
+from biomass.norms import Method
 from biomass.objectives import Classification
 from biomass.screen import PLATE
 
@@ -21,7 +21,7 @@ def method_of(cfg: Config) -> Method:
     word, by = "plate" if columns else "running", columns or PLATE
     return Method(
         word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
+    ).override(*chosen_words(cfg))
 
 
 @script("train_supervised_cell")
@@ -33,8 +33,7 @@ def main(cfg: Config) -> float | None:
 
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
-    in_training = Statistics.over(screen, method.train, method.train_by)
-    at_inference = Statistics.over(screen, method.eval, method.eval_by)
+    in_training, at_inference = method.statistics(screen)
     at_inference.check(screen, *data.eval_splits)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
     training.check_labels(screen, data.eval_splits, d_out)
@@ -58,10 +57,11 @@ def main(cfg: Config) -> float | None:
         seed=cfg.seed,
         num_workers=data.num_workers,
     )
+    eval_reader = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image, instances)
     eval_loaders = training.evaluation_loaders(
         fabric,
         screen,
-        BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image, instances),
+        eval_reader,
         data.eval_splits,
         by_plate=at_inference.by_group,
         batch_size=cfg.eval_batch_size,
@@ -74,6 +74,10 @@ def main(cfg: Config) -> float | None:
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimized = experiment.optimize(network, len(loader))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
+    plates = training.TrainingPlates(
+        screen, eval_reader, standardize, d_out, cfg.trainer.measure_plates, cfg.eval_batch_size
+    )
+    evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
     about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes
@@ -84,8 +88,9 @@ def main(cfg: Config) -> float | None:
         objective=Classification(accuracy=True),
         statistics=in_training,
         skipped=SkippedImages(screen),
-        evaluate=training.SplitEvaluation(screen, eval_loaders, standardize, at_inference) if eval_loaders else None,
+        evaluate=evaluate if eval_loaders else None,
         about=about,
+        plates=plates,
     )
 
 

@@ -12,7 +12,7 @@ from biomass import training
 from biomass.config import Config, build, run_name, script
 from biomass.errors import ConfigError
 from biomass.evaluation import checks, encode, report, transfer
-from biomass.experiment import compose
+from biomass.experiment import chosen_words, compose
 from biomass.models import Architecture, build_network
 from biomass.norms import Method, Statistics
 from biomass.screen import PLATE
@@ -26,9 +26,9 @@ def main(cfg: Config) -> float | None:
     fabric = training.make_fabric(cfg.device, cfg.precision)
 
     # where batch norm takes its statistics from: words to compare (two have older names), or the one of +method=…
-    older, chosen = {"frozen": "running", "all": "plate"}, cfg.statistics
-    by = Method("running", "controls", PLATE, PLATE).override(chosen.train, chosen.eval, chosen.by).eval_by
-    words = [older.get(word, word) for word in ([chosen.eval] if chosen.eval else normalizations)]
+    older = {"frozen": "running", "all": "plate"}
+    method = Method("running", "controls", PLATE, PLATE).override(*chosen_words(cfg))
+    words = [older.get(word, word) for word in ([cfg.statistics.eval] if cfg.statistics.eval else normalizations)]
     checks.check_names(words, postprocessings, metric, cfg.channels)
     pairs = [(word, how) for word in words for how in postprocessings]
     word, _, how = (cfg.monitor or f"{words[-1]}/{postprocessings[0]}").partition("/")
@@ -45,7 +45,7 @@ def main(cfg: Config) -> float | None:
     encoders = {word: loaded[path] for word, path in paths.items()}
     checks.check_encoders(encoders)
     cells = build(data.source)
-    statistics = {word: Statistics.over(cells, word, by) for word in words}
+    statistics = {word: Statistics.over(cells, word, method.eval_by, method.controls) for word in words}
     checks.check_cells(cells, encoders, statistics, postprocessings)
     calibration = cfg.calibration
     if "calibrated" in words:  # the moments belong to the weights of a checkpoint

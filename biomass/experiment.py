@@ -132,6 +132,7 @@ class Experiment:
         skipped: SkippedImages,
         evaluate: training.Evaluate | None,
         about: dict[str, Any],
+        plates: training.TrainingPlates | None = None,
     ) -> float | None:
         """Write, train and evaluate; returns the best value of the monitored metric.
 
@@ -139,6 +140,7 @@ class Experiment:
             optimized: what :meth:`optimize` gives.
             evaluate: None trains without evaluation.
             about: as :meth:`settle` gives it.
+            plates: training plates that the checkpoints shall know of in the end.
             loader, transform, objective, statistics, skipped: of :class:`biomass.training.Training`.
         """
         folder = Path("runs") / self.name
@@ -156,7 +158,16 @@ class Experiment:
                 skipped=skipped,
                 about=about,
             )
-            return training.fit(run, self.plan, evaluate, self.resume, self.cfg.seed).best
+            best = training.fit(run, self.plan, evaluate, self.resume, self.cfg.seed).best
+            if plates is not None and self.checkpoints.enabled:
+                training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
+            return best
+
+
+def chosen_words(cfg: Config) -> tuple[str | None, str | None, list[str] | None, str | None]:
+    """What a user chose by words, as :meth:`biomass.norms.Method.override` takes it."""
+    chosen = cfg.statistics
+    return chosen.train, chosen.eval, chosen.by, chosen.controls
 
 
 def compose(nodes: list[dict[str, Any]]) -> Compose:

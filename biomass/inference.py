@@ -1,7 +1,7 @@
 """Running a network over a split, plate by plate, with the statistics that a word asks for."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from lightning_fabric import Fabric
@@ -46,9 +46,7 @@ def infer(
     try:
         with torch.inference_mode(), fabric.autocast():
             for chunks in _plates(loader, statistics, skipped):
-                outputs: list[Tensor] = []
-                for _ in range(statistics.passes if classifies else 1):
-                    outputs = _run(network, chunks, transform, statistics, fabric.device, outputs)
+                outputs = run_plate(network, chunks, transform, statistics, fabric.device, classifies)
                 yield from zip(chunks, outputs, strict=True)
     finally:
         network.train(was_training)
@@ -112,25 +110,41 @@ def _readable(loader: Loader, skipped: SkippedImages) -> Iterator[Batch]:
             yield batch
 
 
-def _run(
+def run_plate(
     network: nn.Module,
-    chunks: list[Batch],
+    chunks: Sequence[Batch],
     transform: Transform,
     statistics: Statistics,
     device: torch.device,
-    before: list[Tensor],
+    classifies: bool = False,
 ) -> list[Tensor]:
-    """What the network says of the chunks of one plate, or of one mixed batch; ``before`` is what it said last time."""
-    logits = torch.cat(before) if before else None
-    if len(chunks) == 1:
-        with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):
-            return [network(transform(chunks[0].to(device).images))]
-    group = int(chunks[0].groups[0])
-    mixture = statistics.mixture(network, torch.cat([chunk.controls for chunk in chunks]), logits)
-    return whole_plate_forward(
-        network,
-        (transform(chunk.to(device).images) for chunk in chunks),
-        weights=None if mixture.weights is None else mixture.weights.split([len(chunk) for chunk in chunks]),
-        correction=mixture.correction,
-        plate=statistics.names[group] if statistics.names else str(group),
-    )
+    """What a network in evaluation mode says of the chunks of one plate, or of one mixed batch.
+
+    Args:
+        network: on that device.
+        chunks: of the plate; a single one may hold rows of several groups.
+        transform: applied on the device.
+        statistics: where batch norm takes its statistics from.
+        device: of the network.
+        classifies: as in :func:`infer`.
+
+    Returns:
+        The network's output (n, D) for each chunk, on the device.
+    """
+    outputs: list[Tensor] = []
+    for _ in range(statistics.passes if classifies else 1):
+        logits = torch.cat(outputs) if outputs else None
+        if len(chunks) == 1:
+            with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):
+                outputs = [network(transform(chunks[0].to(device).images))]
+            continue
+        group = int(chunks[0].groups[0])
+        mixture = statistics.mixture(network, torch.cat([chunk.controls for chunk in chunks]), logits)
+        outputs = whole_plate_forward(
+            network,
+            (transform(chunk.to(device).images) for chunk in chunks),
+            weights=None if mixture.weights is None else mixture.weights.split([len(chunk) for chunk in chunks]),
+            correction=mixture.correction,
+            plate=statistics.names[group] if statistics.names else str(group),
+        )
+    return outputs

@@ -157,6 +157,22 @@ KEYS = {
     "trainer.evaluate_every": COUNT.may_change(),
     "trainer.max_steps": NATURAL.or_null().may_change(),
     "trainer.monitor": WORD.may_change(),
+    "trainer.measure_plates": NATURAL.may_change(),
+    # tuning
+    "train_split": NAME,
+    "measure_plates": COUNT,
+    "fit_plates": COUNT,
+    # the stress test
+    "words": WORDS,
+    "wells": Kind(list, "a list of whole numbers of at least 1, or null for all", item=COUNT.or_null()),
+    "label_shift": Kind(list, "a list of numbers, or null for none", item=NUMBER.or_null()),
+    "controls": Kind(list, "a list of whole numbers of at least 0, or null for all", item=NATURAL.or_null()),
+    "effect": Kind(list, "a list of numbers of at least 0", item=POSITIVE),
+    "prospective": Kind(list, "a list of whole numbers of at least 1, or null for all", item=COUNT.or_null()),
+    "num_wells": COUNT.or_null(),
+    "alpha": NUMBER.or_null(),
+    "num_controls": NATURAL.or_null(),
+    "repeats": COUNT,
     # the transfer to BBBC021
     "normalizations": WORDS,
     "postprocessings": WORDS,
@@ -250,6 +266,7 @@ ADVICE = {
     "statistics": Advice(
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
     ),
+    "tune": Advice("run biomass tune {key}=…, which measures and stores them", ("model_path", "run_name")),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),

@@ -60,7 +60,7 @@ def test_a_method_sets_words_and_nothing_else_for_any_script(script, method):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         plain, preset = compose(script), compose(script, [f"+method={method}"])
     assert {key for key in preset if preset[key] != plain[key]} == {"statistics"}
-    assert plain.statistics == {"train": None, "eval": None, "by": None}
+    assert plain.statistics == dict.fromkeys(("train", "eval", "by", "controls"))
     assert preset.statistics.train in WORDS
     assert preset.statistics.eval in WORDS
 

@@ -16,7 +16,7 @@ from biomass import training
 from biomass.config import Config, build, run_name, script
 from biomass.errors import ConfigError
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import compose
+from biomass.experiment import chosen_words, compose
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.norms import Method, Statistics
@@ -41,10 +41,9 @@ def main(cfg: Config) -> float | None:
     if channels is None:  # a checkpoint of other code, which says only how many it expects
         training.check_channels(trained, origin, screen, path)
 
-    words = cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls
-    method = Method("running", "plate", PLATE, PLATE).override(*words)
-    statistics = Statistics.over(screen, method.eval, method.eval_by)
-    if not statistics.whole_groups:
+    method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
+    statistics = Statistics.over(screen, method.eval, method.eval_by, method.controls)
+    if not statistics.whole_groups or statistics.tuned:
         raise ConfigError(f"statistics '{statistics.word}' are not measured on plates; calibrate plate or controls")
     statistics.check(screen)
     groups = screen.groups(statistics.by)

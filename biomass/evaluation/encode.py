@@ -28,7 +28,7 @@ from biomass.evaluation.transfer import COLUMNS, TREATMENT
 from biomass.inference import Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import digest
-from biomass.norms import WORDS, Statistics, calibration_state
+from biomass.norms import WORDS, Statistics, calibration_state, tuning_state
 from biomass.samplers import PlateBatches
 from biomass.screen import FIELD, OnBadImage, Screen
 
@@ -100,7 +100,7 @@ def image_profiles(
     number = pd.Series(group_of_field).groupby(group_of_field).cumcount().to_numpy(np.int64)  # within the group
 
     files = _files(cells, groups, statistics.by, folder)
-    about = [fabric.strategy.precision.precision, statistics.word, statistics.by, normalize, channels, repr(transform)]
+    about = [fabric.strategy.precision.precision, statistics.label, statistics.by, normalize, channels, repr(transform)]
     prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
     todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
     if todo:
@@ -213,7 +213,9 @@ def _fingerprints(cells: Screen, groups: np.ndarray, *settings: str) -> list[str
 
 
 def _moments(network: nn.Module, statistics: Statistics) -> str:
-    """The calibrated statistics, if they are what the profiles depend on; the digest of the weights leaves them out."""
+    """What is stored beside the weights, if the profiles depend on it; the digest of the weights leaves it out."""
+    if statistics.tuned:
+        return repr(tuning_state(network))
     if WORDS[statistics.word].prior != "calibrated":
         return ""
     moments = calibration_state(network)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from biomass.errors import DataError
 from biomass.evaluation.nearest import NearestResult
+from biomass.evaluation.stress import AXES, axis_values
 from biomass.evaluation.tables import Features, feature_matrix
 
 _GREYS = ("0.8", "0.45")
@@ -171,6 +172,38 @@ def gallery(images: np.ndarray, titles: Sequence[str], channels: Sequence[str], 
         ax.set_axis_off()
     names = zip(("blue", "green", "red"), channels, strict=False)
     figure.suptitle(", ".join(f"{colour}: {name}" for colour, name in names), fontsize=8)
+    return figure
+
+
+def stress_curves(table: pd.DataFrame) -> Figure:
+    """What a stress test found: a panel an axis, a line a word, 95 % intervals as bands.
+
+    Args:
+        table: as :func:`biomass.evaluation.stress.summarize` gives it, of accuracies or of any other share.
+    """
+    measure = table.columns[4]
+    axes = list(dict.fromkeys(table["axis"]))
+    words = list(dict.fromkeys(table["statistics"]))
+    figure = Figure(figsize=(3.2 * max(1, len(axes)), 3.4), layout="constrained")
+    panels = figure.subplots(1, max(1, len(axes)), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=False):
+        some = table[table["axis"] == axis]
+        values = axis_values(some)
+        for number, word in enumerate(words):
+            line = some[some["statistics"] == word]
+            at = [values.index(value) for value in line["value"]]
+            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            panel.fill_between(at, 100 * line["low"], 100 * line["high"], color=colour, alpha=0.15, linewidth=0)
+            panel.plot(at, 100 * line[measure], color=colour, marker=marker, markersize=4, linewidth=1.5, label=word)
+        panel.set_xticks(range(len(values)), values)
+        panel.set_xlabel(AXES[axis])
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="0.9", linewidth=0.8)
+    panels[0].set_ylabel(f"{measure} (%)")
+    if axes:
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(words), frameon=False
+        )
     return figure
 
 

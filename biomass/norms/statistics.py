@@ -194,6 +194,25 @@ class Statistics:
         control_numbers(self.controls)
 
     @classmethod
+    def labelled(cls, label: str, by: Sequence[str], names: Sequence[str] | None, controls: str) -> "Statistics":
+        """The statistics of a :attr:`label`, a word with or without a kind of controls.
+
+        Args:
+            label: such as ``controls/all``.
+            by: columns that make a group.
+            names: of the groups.
+            controls: the kind, where the label does not say it.
+
+        Raises:
+            ConfigError: an unknown word or kind of controls.
+
+        >>> Statistics.labelled("controls/all", PLATE, None, "negative").controls
+        'all'
+        """
+        word, _, kind = label.partition("/")
+        return cls(word, tuple(by), names, kind or controls)
+
+    @classmethod
     def over(cls, screen: Screen, word: str, by: Sequence[str] = PLATE, controls: str = "negative") -> "Statistics":
         """The statistics of ``word`` over the groups of ``screen``.
 
@@ -213,9 +232,32 @@ class Statistics:
         return self.by_group and WORDS[self.word].mixture is not None
 
     @property
+    def label(self) -> str:
+        """What to call the word in a table or a file: with the kind of controls, where that is not the negative ones.
+
+        >>> Statistics("controls", controls="all").label, Statistics("plate", controls="all").label
+        ('controls/all', 'plate')
+        """
+        word = WORDS[self.word]
+        plain = self.controls == "negative" or not (word.needs_controls or word.tuned)
+        return self.word if plain else f"{self.word}/{self.controls}"
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the network must know of its training plates."""
+        return WORDS[self.word].tuned
+
+    @property
     def passes(self) -> int:
         """How often a network that classifies runs, each time with what it said the time before."""
         return WORDS[self.word].passes
+
+    def has_what_it_needs(self, controls: Tensor) -> bool:
+        """Whether rows with these ``controls`` (N,) can make statistics of a group."""
+        return not WORDS[self.word].needs_controls or bool(self._reference(controls).any())
+
+    def _reference(self, controls: Tensor) -> Tensor:
+        return torch.isin(controls, torch.tensor(control_numbers(self.controls), dtype=controls.dtype))
 
     def mixture(self, network: nn.Module, controls: Tensor, logits: Tensor | None = None) -> Mixture:
         """How the rows of one group make its statistics.
@@ -232,9 +274,8 @@ class Statistics:
         if word.mixture is None:
             return Mixture()
         tuning = _tuning_of(network, self.word) if word.tuned else None
-        reference = torch.isin(controls, torch.tensor(control_numbers(self.controls), dtype=controls.dtype))
         said = None if logits is None else logits.detach().cpu().double()
-        return word.mixture(Rows(controls, reference, said), tuning)
+        return word.mixture(Rows(controls, self._reference(controls), said), tuning)
 
     def of(
         self, network: nn.Module, groups: Tensor, controls: Tensor, logits: Tensor | None = None
@@ -355,6 +396,17 @@ class Method(NamedTuple):
     def batches_by(self) -> tuple[str, ...] | None:
         """The columns that training batches are drawn by, None where batches are mixed."""
         return self.train_by if WORDS[self.train].by_group else None
+
+    def statistics(self, screen: Screen) -> tuple[Statistics, Statistics]:
+        """The statistics in training, and those at inference.
+
+        Raises:
+            ConfigError: a column that the screen does not have.
+        """
+        return (
+            Statistics.over(screen, self.train, self.train_by, self.controls),
+            Statistics.over(screen, self.eval, self.eval_by, self.controls),
+        )
 
     def settings(self) -> dict[str, Any]:
         """What two runs must share to be one, as plain values: columns only where statistics go by group.

@@ -37,16 +37,29 @@ class Tuning:
 
     Attributes:
         treated: (K,) share of each class among the treated rows of the training plates; 0 for controls.
-        shrinkage: N, the number of rows that the prior weighs as much as, 0 or more.
+        shrinkage: N of ``shrunk``, the number of rows that the prior weighs as much as, 0 or more.
+        prior_rows: N of ``balanced``.
         evenness: how much of the unevenness of a composition its prediction shows, in (0, 1]; predictions are even
             where they are uncertain.
+        trust: how many times more than a treated row a control counts, beyond once, on a plate of a single class.
         fitted: whether the numbers were chosen on validation plates.
     """
 
     treated: tuple[float, ...]
     shrinkage: float = 1.0
-    evenness: float = 0.5
+    prior_rows: float = 0.5
+    evenness: float = 0.25
+    trust: float = 10.0
     fitted: bool = False
+
+    def describe(self) -> str:
+        """The numbers, for people.
+
+        >>> Tuning((1.0,)).describe()
+        'shrinkage 1, prior_rows 0.5, evenness 0.25, trust 10'
+        """
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, float)}
+        return ", ".join(f"{name} {value:g}" for name, value in numbers.items())
 
 
 class Rows(NamedTuple):
@@ -128,8 +141,8 @@ def balanced(rows: Rows, tuning: Tuning) -> Mixture:
     """The statistics that the group would have if it were composed as training plates are.
 
     Without logits: the reference rows, and what such controls are taken out; or all rows as they are, where there is
-    no reference. With logits: all rows, and what their estimated composition is taken out. Each is blended with the
-    prior as by :func:`shrunk`.
+    no reference. With logits: all rows, and what their estimated composition is taken out; the more uneven it is, the
+    more the controls count, whose composition is known. Each is blended with the prior as by :func:`shrunk`.
 
     >>> rows = Rows(torch.tensor([0, 0, 1, 1]), torch.tensor([False, False, True, True]))
     >>> balanced(rows, Tuning((0.5, 0.5, 0.0))).composition.tolist()  # classes, negative and positive controls
@@ -140,16 +153,17 @@ def balanced(rows: Rows, tuning: Tuning) -> Mixture:
     kinds = nn.functional.one_hot(rows.controls.long(), len(CONTROLS))[:, 1:].double()
     classes = torch.zeros(len(tuning.treated), dtype=torch.float64)  # of rows that are not said to be of any
     if rows.logits is not None and bool(treated.any()):
-        classes = estimate_composition(rows.logits[treated], tuning) * treated.double().mean()
+        classes, uneven = estimate_composition(rows.logits[treated], tuning)
+        weights[~treated] += tuning.trust * uneven
     elif bool(rows.reference.any()):
         weights = rows.reference.double()
-    composition = torch.cat([classes, kinds[weights > 0].mean(0)])
-    share = tuning.shrinkage / (tuning.shrinkage + effective_rows(weights))
-    return Mixture(weights, composition, share)
+    w = weights / weights.sum()
+    composition = torch.cat([classes * w[treated].sum(), w @ kinds])
+    return Mixture(weights, composition, tuning.prior_rows / (tuning.prior_rows + effective_rows(weights)))
 
 
-def estimate_composition(logits: Tensor, tuning: Tuning) -> Tensor:
-    """Which share of the treated rows of a plate each class has.
+def estimate_composition(logits: Tensor, tuning: Tuning) -> tuple[Tensor, float]:
+    """Which share of the treated rows of a plate each class has, and how uneven the plate is.
 
     Let p be the mean of the predicted probabilities over n rows, and u the shares in training. Classes are taken to be
     drawn from a Dirichlet distribution of mean u and concentration A. Then ``|p - u|²`` is expected to be
@@ -162,20 +176,21 @@ def estimate_composition(logits: Tensor, tuning: Tuning) -> Tensor:
         tuning: knows u.
 
     Returns:
-        (K,) float64, with a sum of 1.
+        (K,) float64, with a sum of 1; and 1 / (A + 1), which is 0 for plates that are composed as in training, and 1
+        for plates of a single class.
 
     >>> tuning = Tuning((0.5, 0.5), evenness=1.0)
-    >>> estimate_composition(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), tuning).tolist()
-    [0.5, 0.5]
+    >>> composition, uneven = estimate_composition(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), tuning)
+    >>> composition.tolist(), round(uneven, 3)
+    ([0.5, 0.5], 0.0)
     """
     expected = torch.tensor(tuning.treated, dtype=torch.float64)
     n = len(logits)
     predicted = logits.double().masked_fill(expected == 0, -torch.inf).softmax(1).mean(0)
     uneven = (predicted - expected).square().sum() / (1 - expected.square().sum()).clamp(min=1e-6)
     beyond = (uneven - 1 / n) / max(1 - 1 / n, 1 / n) / tuning.evenness
-    inverse = float(beyond.clamp(1e-6, 1.0))
-    concentration = 1 / inverse - 1
-    return (n * predicted + concentration * expected) / (n + concentration)
+    inverse = float(beyond.clamp(0, 1))  # 1 / (A + 1)
+    return (n * inverse * predicted + (1 - inverse) * expected) / (n * inverse + 1 - inverse), inverse
 
 
 def measure_plates(
@@ -280,6 +295,14 @@ def load_tuning(network: nn.Module, state: Mapping[str, Any]) -> None:
 
     Raises:
         CheckpointError: it is of another network. This one is left as it was.
+
+    >>> from biomass.norms import convert
+    >>> one, other = (convert(nn.Sequential(nn.BatchNorm1d(1))) for _ in range(2))
+    >>> rows = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]), torch.tensor([0, 0])
+    >>> measure_plates(one, [[rows]], num_classes=2)
+    >>> load_tuning(other, tuning_state(one))
+    >>> other[0].prior.tolist()
+    [[2.0], [1.0]]
     """
     network = unwrap(network)
     context = shared_context(network)

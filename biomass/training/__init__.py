@@ -11,6 +11,7 @@ from biomass.training.loop import Evaluate, Plan, Progress, Training, fit
 from biomass.training.optim import adam, warmup_cosine
 from biomass.training.pretrained import find_checkpoint, load_encoder, load_network
 from biomass.training.probe import Profiler, build_probe, encoder_path, probed_part, profile_loader
+from biomass.training.tuning import TrainingPlates, measure_run, read_whole, tune
 
 __all__ = [
     "Checkpoints",
@@ -22,6 +23,7 @@ __all__ = [
     "RunLogger",
     "SplitEvaluation",
     "Training",
+    "TrainingPlates",
     "adam",
     "build_probe",
     "calibration_file",
@@ -39,12 +41,15 @@ __all__ = [
     "load_encoder",
     "load_network",
     "make_fabric",
+    "measure_run",
     "probed_part",
     "profile_loader",
+    "read_whole",
     "sampler_columns",
     "save_calibration",
     "save_checkpoint",
     "set_up",
+    "tune",
     "use_calibration",
     "view_loader",
     "warmup_cosine",

@@ -123,7 +123,7 @@ def use_calibration(
 
 def _about(encoder: nn.Module, statistics: Statistics) -> dict[str, object]:
     """What calibrated statistics depend on, beside the images."""
-    return {"word": statistics.word, "by": list(statistics.by), "encoder": digest(encoder)}
+    return {"word": statistics.label, "by": list(statistics.by), "encoder": digest(encoder)}
 
 
 def _check_same(state: dict[str, object], about: dict[str, object], file: Path) -> None:

@@ -19,6 +19,7 @@ from biomass.norms import Statistics
 from biomass.objectives import Objective, class_ranks
 from biomass.screen import Screen
 from biomass.training.loop import Training
+from biomass.training.tuning import TrainingPlates
 
 
 @dataclass
@@ -30,12 +31,14 @@ class SplitEvaluation:
         loaders: split → loader.
         transform: applied on the device; without randomness.
         statistics: where batch norm takes its statistics from. Calibrated ones are taken of each split's plates first.
+        plates: training plates, which some statistics need to know of; None where these do not.
     """
 
     screen: Screen
     loaders: Mapping[str, Loader]
     transform: Transform
     statistics: Statistics
+    plates: TrainingPlates | None = None
 
     measured: ClassVar = (*MEASURED, "loss")
     """Names of the metrics of a split."""
@@ -43,6 +46,8 @@ class SplitEvaluation:
     def __call__(self, run: Training, epoch: int, step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
         plates = []
+        if self.plates is not None and self.statistics.tuned:
+            self.plates.measure(run.fabric, run.network)
         for split, loader in self.loaders.items():
             rows, ranks, losses = self.predict(run, loader)
             if not len(rows):

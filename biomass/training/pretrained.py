@@ -11,6 +11,7 @@ from torch import Tensor
 
 from biomass.errors import CheckpointError, ConfigError, one_line
 from biomass.models import Architecture, Network, build_network
+from biomass.norms import load_tuning
 from biomass.training.checkpoint import LAST, load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
     except (RuntimeError, TypeError) as error:
         why = _difference(weights, network.state_dict())
         raise CheckpointError(f"checkpoint '{path}' is not a {architecture.key}: {why}; {remedy}", advice) from error
+    if state.get("tuning") is not None:
+        load_tuning(network, state["tuning"])
     return network, architecture, about
 
 

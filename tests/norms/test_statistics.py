@@ -114,7 +114,7 @@ def test_plates_without_controls_are_found_before_anything_runs() -> None:
     for splits in (["train", "test"], []):
         with pytest.raises(DataError, match="'W1/2'"):
             Statistics.over(one, "controls").check(one, *splits)
-        with pytest.raises(DataError, match="'W1/1'.*positive"):
+        with pytest.raises(DataError, match=r"'W1/1'.*positive"):
             Statistics.over(one, "controls", controls="positive").check(one, *splits)
     Statistics.over(one, "controls", ["experiment"]).check(one)  # coarser groups may have some
 

@@ -1,0 +1,144 @@
+"""Try a trained classifier on small, uneven and uncontrolled plates, under every way of taking statistics.
+
+    biomass stress model_path=my_run dataloaders=manifest dataloaders.root_dir=my_screen
+
+Plates that the network has not seen are reduced to some of their wells, again and again, and the accuracy on treated
+wells is written to runs/<run name>/stress.csv, with intervals, and drawn. A test that was cut off goes on with the
+plates that are missing if it is started again under the same run_name.
+"""
+
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from biomass import training
+from biomass.atomic import whole_file
+from biomass.config import Config, build, run_name, script
+from biomass.errors import ConfigError, DataError
+from biomass.evaluation import plots, stress
+from biomass.evaluation.encode import select_channels
+from biomass.experiment import chosen_words, compose
+from biomass.loader import BatchReader, SkippedImages
+from biomass.models import digest
+from biomass.norms import Method, Statistics, tuning_state
+from biomass.screen import PLATE
+
+PLACE = 70
+
+log = logging.getLogger(__name__)
+
+
+@script("stress")
+def main(cfg: Config) -> float | None:
+    """Run the test plate by plate, write the table and the plots; returns the accuracy on whole plates of the first."""
+    data, words, workers = cfg.dataloaders, cfg.words, cfg.dataloaders.num_workers
+    if cfg.model_path is None:
+        raise ConfigError("a stress test needs a network; give model_path=… (a file, the name of a run, or latest)")
+    fabric = training.make_fabric(cfg.device, cfg.precision)
+    path = training.find_checkpoint(cfg.model_path)
+    network, trained, origin = training.load_network(path, cfg.model.key)
+    screen = build(data.source)
+    channels = origin.get("channels")
+    if channels is None:
+        training.check_channels(trained, origin, screen, path)
+    if trained.head[-1:] != (len(screen.classes),):
+        raise ConfigError(
+            f"'{path}' tells {trained.head[-1] if trained.head else 'no'} classes apart, and the screen has "
+            f"{len(screen.classes)}; give a classifier that was trained on these classes"
+        )
+
+    # what is tried, on which plates
+    method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
+    names = screen.group_names(method.eval_by)
+    statistics = {word: Statistics.labelled(word, method.eval_by, names, method.controls) for word in words}
+    if tuning_state(network) is None:
+        for word in [word for word, one in statistics.items() if one.tuned]:
+            log.warning(
+                "'%s' does not know its training plates, so that '%s' is left out; run biomass tune", path, word
+            )
+            del statistics[word]
+    axes = {"wells": cfg.wells, "label_shift": cfg.label_shift, "controls": cfg.controls, "effect": cfg.effect}
+    axes["prospective"] = cfg.prospective
+    alpha = np.inf if cfg.alpha is None else cfg.alpha
+    base = stress.Condition(cfg.num_wells, alpha, cfg.num_controls).check()
+    test = stress.StressTest(statistics, axes, base, cfg.repeats, cfg.seed)
+    rows = np.concatenate([screen.rows(split) for split in data.eval_splits])
+    plates = stress.plates_of(screen, rows, method.eval_by)
+    bench = stress.Bench(
+        fabric,
+        network.to(fabric.device),
+        select_channels(channels, screen, compose(cfg.transforms.eval)),
+        cfg.eval_batch_size,
+    )
+    reader, skipped = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image), SkippedImages(screen)
+    folder = Path("runs") / run_name(cfg.run_name, "stress")
+    settings = [digest(network), repr(tuning_state(network)), repr(test), repr(bench.transform), repr(base)]
+    cfg.check_all_read()
+
+    # from here on the tool writes
+    with training.RunLogger(folder, cfg.to_dict()) as logger:
+        parts = {group: folder / "plates" / f"{group:04d}.json" for group in plates}
+        about = {group: _about(settings, screen.table.iloc[wells.rows]) for group, wells in plates.items()}
+        results = {group: _read(part, about[group]) for group, part in parts.items()}
+        todo = [group for group, known in results.items() if known is None]
+        if len(todo) < len(plates):
+            log.info("%d of %d plates were tried before in the same way", len(plates) - len(todo), len(plates))
+        bar = tqdm(
+            training.read_whole(reader, [plates[group] for group in todo], workers),
+            "plates",
+            len(todo),
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        for number, (batch, group) in enumerate(zip(bar, todo, strict=True), 1):
+            skipped.note(batch)
+            wells = plates[group].without(batch.skipped.numpy())
+            if not (wells.controls == 0).any():
+                log.warning("plate '%s' has no treated image that can be read: it is left out", names[group])
+                continue
+            results[group] = test.on_plate(bench, batch, wells)
+            with whole_file(parts[group]) as file:
+                file.write_text(json.dumps({"about": about[group], "results": results[group]}))
+            if bar.disable:
+                log.info("plate %d of %d, '%s'", number, len(todo), names[group])
+        found = [pd.DataFrame(known).assign(plate=names[group]) for group, known in results.items() if known]
+        if not found:
+            raise DataError("no plate has a treated image that can be read")
+        everything = pd.concat(found, ignore_index=True)
+        table, drift = stress.summarize(everything), stress.summarize(everything, "drift")
+        logger.text("stress.csv", table.to_csv(index=False))
+        logger.text("drift.csv", drift.to_csv(index=False))
+        logger.text("stress.json", table.to_json(orient="records", indent=1))
+        for name, figure in {"stress": plots.stress_curves(table), "drift": plots.stress_curves(drift)}.items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+        skipped.report(folder)
+    print(f"{stress.to_markdown(table)}\n{len(plates)} plates; see {folder}/")
+    return float(table["accuracy"].iloc[0])
+
+
+def _about(settings: list[str], table: pd.DataFrame) -> str:
+    """What the results of a plate depend on."""
+    hashed = hashlib.sha256("\n".join(settings).encode())
+    hashed.update(pd.util.hash_pandas_object(table[[*PLATE, "well", "site", "label", "control"]]).to_numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _read(file: Path, about: str) -> list[dict[str, Any]] | None:
+    """The results of a plate that was tried before in the same way."""
+    try:
+        known = json.loads(file.read_text())
+        results: list[dict[str, Any]] = known["results"]
+        return results if known["about"] == about else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+if __name__ == "__main__":
+    main()
