@@ -76,7 +76,7 @@ def main(cfg: Config) -> float | None:
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimized = experiment.optimize(network, len(batches))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    objective, most = Classification(cfg.compute_train_acc), cfg.trainer.measure_plates
+    objective, most = Classification(cfg.compute_train_acc), experiment.most_plates
     plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
     about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))

@@ -75,7 +75,7 @@ def main(cfg: Config) -> float | None:
     optimized = experiment.optimize(network, len(loader))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
     plates = training.TrainingPlates(
-        screen, eval_reader, standardize, d_out, cfg.trainer.measure_plates, cfg.eval_batch_size
+        screen, eval_reader, standardize, d_out, experiment.most_plates, cfg.eval_batch_size
     )
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
     about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))

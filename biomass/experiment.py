@@ -48,6 +48,7 @@ class Experiment:
         recipe: of the optimizer.
         checkpoints: where they go.
         resume: the checkpoint that it goes on from, None for a new run.
+        most_plates: how many training plates are measured in the end.
     """
 
     cfg: Config
@@ -57,6 +58,7 @@ class Experiment:
     recipe: "Recipe"
     checkpoints: training.Checkpoints
     resume: dict[str, Any] | None
+    most_plates: int
 
     @classmethod
     def begin(cls, cfg: Config, job: str, name: str | None = None) -> "Experiment":
@@ -83,7 +85,8 @@ class Experiment:
         name = run_name(name, job)
         fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
-        return cls(cfg, name, fabric, plan, recipe, checkpoints, checkpoints.to_resume(cfg.resume))
+        resume = checkpoints.to_resume(cfg.resume)
+        return cls(cfg, name, fabric, plan, recipe, checkpoints, resume, trainer.measure_plates)
 
     def optimize(self, network: nn.Module, steps: int) -> "Optimized":
         """The network on its device, Adam with its weight decay, and the learning rate of ``steps`` steps an epoch."""

@@ -64,6 +64,8 @@ def main(cfg: Config) -> float | None:
                 "'%s' does not know its training plates, so that '%s' is left out; run biomass tune", path, word
             )
             del statistics[word]
+        if not statistics:
+            raise ConfigError(f"statistics '{words[0]}' need the moments of training plates", "tune")
     axes = {"wells": cfg.wells, "label_shift": cfg.label_shift, "controls": cfg.controls, "effect": cfg.effect}
     axes["prospective"] = cfg.prospective
     alpha = np.inf if cfg.alpha is None else cfg.alpha
@@ -71,15 +73,16 @@ def main(cfg: Config) -> float | None:
     test = stress.StressTest(statistics, axes, base, cfg.repeats, cfg.seed)
     rows = np.concatenate([screen.rows(split) for split in data.eval_splits])
     plates = stress.plates_of(screen, rows, method.eval_by)
+    transform = compose(cfg.transforms.eval)
     bench = stress.Bench(
         fabric,
         network.to(fabric.device),
-        select_channels(channels, screen, compose(cfg.transforms.eval)),
+        select_channels(channels, screen, transform),
         cfg.eval_batch_size,
     )
     reader, skipped = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image), SkippedImages(screen)
     folder = Path("runs") / run_name(cfg.run_name, "stress")
-    settings = [digest(network), repr(tuning_state(network)), repr(test), repr(bench.transform), repr(base)]
+    settings = [digest(network), repr(tuning_state(network)), repr(test), repr(transform), repr(base)]
     cfg.check_all_read()
 
     # from here on the tool writes
@@ -108,10 +111,10 @@ def main(cfg: Config) -> float | None:
                 file.write_text(json.dumps({"about": about[group], "results": results[group]}))
             if bar.disable:
                 log.info("plate %d of %d, '%s'", number, len(todo), names[group])
-        found = [pd.DataFrame(known).assign(plate=names[group]) for group, known in results.items() if known]
+        found = [one | {"plate": names[group]} for group, known in results.items() for one in known or ()]
         if not found:
             raise DataError("no plate has a treated image that can be read")
-        everything = pd.concat(found, ignore_index=True)
+        everything = pd.DataFrame(found)
         table, drift = stress.summarize(everything), stress.summarize(everything, "drift")
         logger.text("stress.csv", table.to_csv(index=False))
         logger.text("drift.csv", drift.to_csv(index=False))

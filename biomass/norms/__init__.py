@@ -3,10 +3,11 @@
 from biomass.norms.calibration import calibrate, calibration_state, forget_calibration, load_calibration
 from biomass.norms.plate_batch_norm import Correction, PlateBatchNorm, PlateContext, convert
 from biomass.norms.statistics import WORDS, Method, Statistics, plate_statistics
-from biomass.norms.tuning import Tuning, load_tuning, measure_plates, tuning_state
+from biomass.norms.tuning import MODES, Tuning, load_tuning, measure_plates, tuning_state
 from biomass.norms.whole_plate import Store, unwrap, whole_plate_forward
 
 __all__ = [
+    "MODES",
     "WORDS",
     "Correction",
     "Method",

@@ -31,6 +31,15 @@ KINDS = len(CONTROLS) - 1
 """Kinds of controls; their strata stand behind those of the classes, in the order of their numbers."""
 
 
+MODES = {
+    "classes": "all rows, their composition as it is predicted",
+    "anchor": "the controls, as if they were the whole plate",
+    "controls": "the controls as they are",
+    "plate": "all rows as they are",
+}
+"""How far ``balanced`` goes, from what trusts predictions and training plates to what trusts neither."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What the words ``shrunk`` and ``balanced`` need to know of a network, beside what its layers store.
@@ -39,6 +48,7 @@ class Tuning:
         treated: (K,) share of each class among the treated rows of the training plates; 0 for controls.
         shrinkage: N of ``shrunk``, the number of rows that the prior weighs as much as, 0 or more.
         prior_rows: N of ``balanced``.
+        mode: how far ``balanced`` goes, one of :data:`MODES`.
         evenness: how much of the unevenness of a composition its prediction shows, in (0, 1]; predictions are even
             where they are uncertain.
         trust: how many times more than a treated row a control counts, beyond once, on a plate of a single class.
@@ -48,6 +58,7 @@ class Tuning:
     treated: tuple[float, ...]
     shrinkage: float = 1.0
     prior_rows: float = 0.5
+    mode: str = "classes"
     evenness: float = 0.25
     trust: float = 10.0
     fitted: bool = False
@@ -56,10 +67,10 @@ class Tuning:
         """The numbers, for people.
 
         >>> Tuning((1.0,)).describe()
-        'shrinkage 1, prior_rows 0.5, evenness 0.25, trust 10'
+        'classes: shrinkage 1, prior_rows 0.5, evenness 0.25, trust 10'
         """
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, float)}
-        return ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        return f"{self.mode}: {', '.join(f'{name} {value:g}' for name, value in numbers.items())}"
 
 
 class Rows(NamedTuple):
@@ -142,7 +153,8 @@ def balanced(rows: Rows, tuning: Tuning) -> Mixture:
 
     Without logits: the reference rows, and what such controls are taken out; or all rows as they are, where there is
     no reference. With logits: all rows, and what their estimated composition is taken out; the more uneven it is, the
-    more the controls count, whose composition is known. Each is blended with the prior as by :func:`shrunk`.
+    more the controls count, whose composition is known. Each is blended with the prior as by :func:`shrunk`. Where
+    predictions were found not to be trusted, :attr:`Tuning.mode` says what is done in place of that.
 
     >>> rows = Rows(torch.tensor([0, 0, 1, 1]), torch.tensor([False, False, True, True]))
     >>> balanced(rows, Tuning((0.5, 0.5, 0.0))).composition.tolist()  # classes, negative and positive controls
@@ -152,11 +164,13 @@ def balanced(rows: Rows, tuning: Tuning) -> Mixture:
     treated = rows.controls == 0
     kinds = nn.functional.one_hot(rows.controls.long(), len(CONTROLS))[:, 1:].double()
     classes = torch.zeros(len(tuning.treated), dtype=torch.float64)  # of rows that are not said to be of any
-    if rows.logits is not None and bool(treated.any()):
+    if tuning.mode == "classes" and rows.logits is not None and bool(treated.any()):
         classes, uneven = estimate_composition(rows.logits[treated], tuning)
         weights[~treated] += tuning.trust * uneven
-    elif bool(rows.reference.any()):
+    elif tuning.mode != "plate" and bool(rows.reference.any()):
         weights = rows.reference.double()
+    if tuning.mode in ("controls", "plate"):
+        kinds = torch.zeros_like(kinds)
     w = weights / weights.sum()
     composition = torch.cat([classes * w[treated].sum(), w @ kinds])
     return Mixture(weights, composition, tuning.prior_rows / (tuning.prior_rows + effective_rows(weights)))

@@ -14,7 +14,7 @@ from biomass.errors import ConfigError, DataError
 from biomass.evaluation.stress import Bench, Condition, PlateWells, draw_wells
 from biomass.inference import Transform
 from biomass.loader import Batch, BatchReader, Loader
-from biomass.norms import Statistics, Tuning, measure_plates, tuning_state, unwrap
+from biomass.norms import MODES, Statistics, Tuning, measure_plates, tuning_state, unwrap
 from biomass.norms.plate_batch_norm import shared_context
 from biomass.samplers import PlateBatches
 from biomass.screen import Screen
@@ -161,7 +161,7 @@ def tune(
             scores.append(right[treated].mean())
         mean = float(np.mean(scores))
         numbers = {name: value for name, value in vars(tuning).items() if isinstance(value, float)}
-        tried.append({"word": word, **numbers, "accuracy": mean})
+        tried.append({"word": word, "mode": tuning.mode, **numbers, "accuracy": mean})
         return mean
 
     def best(word: str, candidates: Sequence[Tuning]) -> Tuning:
@@ -172,5 +172,6 @@ def tune(
     tuning = best("shrunk", [replace(start, shrinkage=value) for value in SHRINKAGES])
     tuning = best("balanced", [replace(tuning, evenness=e, trust=t) for e in EVENNESS for t in TRUST])
     tuning = best("balanced", [replace(tuning, prior_rows=value) for value in SHRINKAGES])
+    tuning = best("balanced", [replace(tuning, mode=mode) for mode in MODES])
     context.tuning = replace(tuning, fitted=True)
     return context.tuning, tried

@@ -238,3 +238,12 @@ def test_balanced_needs_controls_or_a_classifier_to_act() -> None:
     mixture = balanced(Rows(none, none > 0), one[1].context.tuning)
     assert mixture.composition is not None
     assert mixture.composition.sum() == 0
+
+
+@pytest.mark.parametrize(("mode", "word"), [("controls", "controls"), ("plate", "plate")])
+def test_balanced_falls_back_to_a_fixed_word_where_predictions_are_not_to_be_trusted(mode: str, word: str) -> None:
+    one, x = measured(prior_rows=0.0, mode=mode), images(3)
+    logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(run(one, "balanced", x, logits=logits), run(one, word, x))
+    anchored = measured(prior_rows=0.0, mode="anchor")
+    torch.testing.assert_close(run(anchored, "balanced", x, logits=logits), run(anchored, "balanced", x))

@@ -1,0 +1,130 @@
+"""``biomass stress`` and ``biomass tune``: on a trained classifier, end to end."""
+
+import json
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN
+
+from biomass.errors import CheckpointError, ConfigError
+
+TRAIN = (*TINY_SCREEN, *TINY_RUN, "num_epochs=1", "run_name=net")
+STRESS = (*TINY_SCREEN, "device=cpu", "model_path=net", "wells=[1,null]", "label_shift=[null,0.1]", "controls=[0,null]")
+STRESS += ("effect=[1]", "prospective=[2]", "repeats=1")
+TUNE = (*TINY_SCREEN, "device=cpu", "model_path=net")
+
+
+def strip(path: str) -> None:
+    """Make a checkpoint as older ones are, without what is known of training plates."""
+    state = torch.load(path, weights_only=True)
+    del state["tuning"]
+    torch.save(state, path)
+
+
+def test_a_classifier_is_tried_and_a_test_that_was_cut_off_goes_on(run, caplog):
+    caplog.set_level(logging.INFO)
+    run("train_erm", *TRAIN)
+    run("stress", *STRESS, "run_name=s", "words=[running,plate,controls/all,balanced]")
+    table = pd.read_csv("runs/s/stress.csv", dtype={"value": str})
+    assert list(table.columns) == ["statistics", "axis", "value", "repeats", "accuracy", "low", "high"]
+    assert set(table["statistics"]) == {"running", "plate", "controls/all", "balanced"}
+    assert set(table["axis"]) == {"wells", "label_shift", "controls", "effect", "prospective"}
+    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+    for name in ("stress.json", "stress.png", "drift.csv", "drift.png", "config.yaml"):
+        assert Path("runs/s", name).stat().st_size > 0
+    parts = sorted(Path("runs/s/plates").iterdir())
+    assert len(parts) == 2
+    written = parts[0].stat().st_mtime_ns
+    parts[1].write_text("{")  # cut off
+    before = Path("runs/s/stress.csv").read_bytes()
+    run("stress", *STRESS, "run_name=s", "words=[running,plate,controls/all,balanced]")
+    assert Path("runs/s/stress.csv").read_bytes() == before
+    assert parts[0].stat().st_mtime_ns == written
+    assert "1 of 2 plates were tried before" in caplog.text
+    run("stress", *STRESS, "run_name=s", "words=[running]", "seed=1")  # another test: made again
+    assert set(pd.read_csv("runs/s/stress.csv")["statistics"]) == {"running"}
+
+
+def test_whole_plates_give_what_training_measured(run):
+    run("train_erm", *TRAIN, "+method=ben", "dataloaders.eval_splits=[val,test]")
+    run("stress", *STRESS, "run_name=s", "words=[plate]")
+    logged = [json.loads(line) for line in Path("runs/net/metrics.jsonl").read_text().splitlines()]
+    trained = next(line["test/treatments"] for line in reversed(logged) if "test/treatments" in line)
+    table = pd.read_csv("runs/s/stress.csv").set_index(["axis", "value"])["accuracy"]
+    positive = 1 / 5  # a share of the treatments of the table are positive controls, which are not treated
+    assert abs(table["wells", "all"] - trained) < positive + 1e-6
+
+
+def test_older_checkpoints_are_tried_without_the_words_that_need_more_and_tuned(run, caplog):
+    run("train_erm", *TRAIN)
+    strip("checkpoints/net/last.pt")
+    run("stress", *STRESS, "run_name=s")
+    assert "balanced" in caplog.text
+    assert "biomass tune" in caplog.text
+    assert set(pd.read_csv("runs/s/stress.csv")["statistics"]) == {"running", "plate", "controls"}
+    with pytest.raises(ConfigError, match="balanced") as error:
+        run("stress", *STRESS, "run_name=t", "words=[balanced]")
+    assert error.value.advice == "tune"
+    run("tune", *TUNE, "run_name=tuned")
+    state = torch.load("checkpoints/net/last.pt", weights_only=True)["tuning"]
+    assert state["fitted"]
+    tried = pd.read_csv("runs/tuned/tried.csv")
+    best = tried[tried["word"] == "balanced"]["accuracy"].max()
+    chosen = tried[(tried["mode"] == state["mode"]) & (tried["evenness"] == state["evenness"])]
+    assert chosen["accuracy"].max() == best
+    run("stress", *STRESS, "run_name=s")
+    assert "shrunk" in set(pd.read_csv("runs/s/stress.csv")["statistics"])
+
+
+def test_the_best_checkpoint_knows_its_training_plates_too(run):
+    run("train_erm", *TRAIN[:-2], "num_epochs=3", "run_name=net", "statistics.eval=shrunk")
+    states = {name: torch.load(f"checkpoints/net/{name}.pt", weights_only=True) for name in ("last", "best")}
+    for state in states.values():
+        norms = {key.removesuffix(".running_mean") for key in state["network"] if key.endswith("running_mean")}
+        assert set(state["tuning"]["prior"]) == norms
+    same = states["last"]["progress"]["step"] == states["best"]["progress"]["step"]
+    some = next(iter(states["last"]["tuning"]["prior"]))
+    assert torch.equal(*(state["tuning"]["prior"][some] for state in states.values())) == same
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (("model_path=null",), ConfigError, "model_path"),
+        (("model_path=nobody",), CheckpointError, "nobody"),
+        (("words=[plat]",), ConfigError, "plate"),
+        (("words=[controls/both]",), ConfigError, "both"),
+        (("label_shift=[0]",), ConfigError, "concentration 0"),
+        (("alpha=-1",), ConfigError, "concentration -1"),
+        (("wells=[0]",), ConfigError, "wells"),
+        (("effect=[-1]",), ConfigError, "effect"),
+        (("statistics.by=[flask]",), ConfigError, "flask"),
+        (("dataloaders.eval_splits=[nobody]",), ConfigError, "nobody"),
+        (("dataloaders.source.treatments=3",), ConfigError, "6 classes"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(run, overrides, error, message):
+    run("train_erm", *TRAIN)
+    with pytest.raises(error, match=message):
+        run("stress", *STRESS, "run_name=s", *overrides)
+    assert not Path("runs/s").exists()
+
+
+def test_networks_that_do_not_classify_are_measured_and_not_tried(run):
+    run(
+        "train_simclr",
+        *TINY_CELLS,
+        "model.key=test_resnet",
+        "model.projector=[16,8]",
+        "model.pretrained=false",
+        "num_epochs=1",
+        "run_name=net",
+    )
+    cells = tuple(o for o in TINY_CELLS if "warmup" not in o)
+    with pytest.raises(ConfigError, match="classifier"):
+        run("stress", *cells, "model_path=net", "run_name=s")
+    run("tune", *cells, "model_path=net", "run_name=t")
+    assert not torch.load("checkpoints/net/last.pt", weights_only=True)["tuning"]["fitted"]
