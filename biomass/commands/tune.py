@@ -70,7 +70,7 @@ def main(cfg: Config) -> float | None:
             best = float(table.loc[table["word"] == "balanced", "accuracy"].max())
             print(f"chosen on {len(chosen)} plates: {tuning.describe()}")
         training.save_checkpoint(training.load_checkpoint(path) | {"tuning": tuning_state(network)}, path)
-    print(f"'{path}' knows {most} of its training plates now; see {folder}/")
+    print(f"'{path}' knows its training plates now; see {folder}/")
     return best
 
 
