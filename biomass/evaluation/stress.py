@@ -193,11 +193,18 @@ class Bench:
     def __init__(self, fabric: Fabric, network: nn.Module, transform: Transform, batch_size: int | None = None) -> None:
         self.fabric, self.network, self.transform, self.batch_size = fabric, network, transform, batch_size
 
+    def prepare(self, plate: Batch, effect: float = 0.0, seed: int = 0) -> Batch:
+        """The plate under a plate effect, its images transformed, on the device: done once for all that is drawn."""
+        size, device = self.batch_size or len(plate), self.fabric.device
+        with torch.inference_mode():
+            chunks = [plate_effect(chunk.to(device).float(), effect, seed) for chunk in plate.images.split(size)]
+            return replace(plate, images=torch.cat([self.transform(chunk) for chunk in chunks]))
+
     def predict(self, plate: Batch, positions: np.ndarray, statistics: Statistics) -> np.ndarray:
         """The class that is predicted for each of some images of a plate, which are all that statistics see.
 
         Args:
-            plate: all images of the plate.
+            plate: all images of the plate, as :meth:`prepare` gives them.
             positions: (n,) which of them.
             statistics: where batch norm takes its statistics from.
 
@@ -206,18 +213,23 @@ class Bench:
         """
         size = self.batch_size or len(positions)
         chunks = [take(plate, part) for part in np.split(positions, range(size, len(positions), size))]
-        device, transform = self.fabric.device, self.transform
+        device = self.fabric.device
         mode = self.network.training
         self.network.eval()
         try:
             with torch.inference_mode(), self.fabric.autocast():
                 if statistics.whole_groups:
-                    logits = run_plate(self.network, chunks, transform, statistics, device, classifies=True)
+                    logits = run_plate(self.network, chunks, as_it_is, statistics, device, classifies=True)
                 else:
-                    logits = [run_plate(self.network, [one], transform, statistics, device)[0] for one in chunks]
+                    logits = [run_plate(self.network, [one], as_it_is, statistics, device)[0] for one in chunks]
                 return torch.cat(logits).argmax(1).cpu().numpy()
         finally:
             self.network.train(mode)
+
+
+def as_it_is(images: Tensor) -> Tensor:
+    """No transform."""
+    return images
 
 
 def take(batch: Batch, positions: np.ndarray) -> Batch:
@@ -297,6 +309,7 @@ class StressTest:
         """
         rows: list[tuple[object, ...]] = []
         group = int(plate.groups[0])
+        prepared = {0.0: bench.prepare(plate)}
         known: dict[tuple[Condition, int], list[tuple[str, float]]] = {}
         treated = int((wells.controls == 0).sum())
         for axis, value, condition in self.conditions():
@@ -307,11 +320,12 @@ class StressTest:
                 if key not in known:
                     rng = np.random.default_rng((self.seed, group, repeat, *_numbers(condition)))
                     positions = wells.positions(draw_wells(rng, wells, condition))
-                    images = plate_effect(plate.images.float(), condition.effect, self.seed + group)
-                    shown = plate if condition.effect == 0 else replace(plate, images=images)
-                    known[key] = list(self._accuracies(bench, shown, positions))
+                    if condition.effect not in prepared:  # no more than two of them at a time
+                        effect, seed = condition.effect, self.seed + group
+                        prepared = {0.0: prepared[0.0], effect: bench.prepare(plate, effect, seed)}
+                    known[key] = list(self._accuracies(bench, prepared[condition.effect], positions))
                 rows += [(name, axis, _shown(axis, value), repeat, accuracy, None) for name, accuracy in known[key]]
-        rows += self._prospective(bench, plate, wells)
+        rows += self._prospective(bench, prepared[0.0], wells)
         names = ("statistics", "axis", "value", "repeat", "accuracy", "drift")
         return [dict(zip(names, row, strict=True)) for row in rows]
 

@@ -146,7 +146,8 @@ def tune(
     assert context is not None
     start: Tuning = context.tuning
     draws: list[tuple[Batch, np.ndarray]] = []
-    for number, (plate, wells) in enumerate(plates):
+    for number, (raw, wells) in enumerate(plates):
+        plate = bench.prepare(raw)
         for condition in CONDITIONS:
             rng = np.random.default_rng((seed, number, len(draws)))
             draws.append((plate, wells.positions(draw_wells(rng, wells, condition))))
