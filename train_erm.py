@@ -39,6 +39,8 @@ def main(cfg: Config) -> float | None:
 
     # the screen, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
+    if cfg.shuffle_labels:
+        screen = screen.with_shuffled_labels("train", cfg.seed)
     rows = screen.rows("train")
     in_training = Statistics.over(screen, method.train, method.train_by)
     at_inference = Statistics.over(screen, method.eval, method.eval_by)

@@ -142,7 +142,8 @@ class Experiment:
             loader, transform, objective, statistics, skipped: of :class:`biomass.training.Training`.
         """
         folder = Path("runs") / self.name
-        log = training.RunLogger(folder, about["config"], self.resume, self.fabric.is_global_zero, self._check_alone)
+        config = about["config"] | {"method": about["method"]}
+        log = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
         with log as logger:
             run = training.Training(
                 fabric=self.fabric,
