@@ -27,7 +27,7 @@ from biomass.commands import ADVICE, Parser, run_on_files
 from biomass.errors import BiomassError, ConfigError, DataError, explain
 from biomass.evaluation import comparison, plots
 from biomass.keys import may_change
-from biomass.norms import WORDS
+from biomass.norms import WORDS, Method
 from biomass.norms.statistics import CONTROLS_A_BATCH
 from biomass.screen import PLATE
 from biomass.training.checkpoint import completed, leaves
@@ -109,7 +109,8 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         except BiomassError as error:
             notes.append(f"left out: {explain(error, ADVICE)}")
     if not runs:
-        raise ConfigError(f"none of the {len(folders)} folders holds a finished run ({notes[0]})")
+        why = f" ({notes[0]})" if notes else ""
+        raise ConfigError(f"none of the {len(folders)} folders holds a finished run{why}")
     return runs, notes
 
 
@@ -124,10 +125,9 @@ def read_run(folder: Path) -> Run:
         raise DataError(f"'{folder}' holds no run of a training script")
     trained = config.get("encoder", config)
     if not config.get("method") or not trained.get("method"):
-        whose = "its encoder" if config.get("method") else "it"
-        raise DataError(
-            f"'{folder}' does not say how {whose} was trained; begun before runs did, it adds it when resumed"
-        )
+        if trained is config:
+            raise DataError(f"'{folder}' is older and does not say its method; run its command again with resume=auto")
+        raise DataError(f"the encoder of '{folder}' is a plain state dict, or older, and does not say its method")
     method, is_probe = config["method"], "encoder" in config
     last = comparison.last_evaluation(folder, config["num_epochs"], config["trainer"]["max_steps"])
     floor = comparison.SHUFFLED if any(one.get("shuffle_labels") for one in (config, trained)) else ""
@@ -151,7 +151,7 @@ def _regime(method: Mapping[str, Any]) -> str:
     """What the training half of a method is called."""
     word = method["train"]
     usual = {"max_groups": 1, "num_controls": CONTROLS_A_BATCH if word == "controls" else 0}
-    more = [f"{name}={method[name]}" for name, value in usual.items() if method[name] != value]
+    more = [f"{name}={method.get(name)}" for name, value in usual.items() if method.get(name) != value]
     return ", ".join([REGIMES.get(word, word) + _columns(method, "train_by"), *more])
 
 
@@ -170,6 +170,8 @@ def _settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], lis
             places[part][name] = value
         elif not own.startswith("method.") and own not in SHOWN and (own in SHAPING or not may_change(own)):
             settings[key] = value
+    trained = config.get("encoder", config)["method"]
+    settings |= {f"method.{key}": value for key, value in trained.items() if key not in Method._fields}
     screens = [_screen(place) for place in places.values() if place]
     return settings, [seed for _, seed in sorted(seeds)], list(dict.fromkeys(screens))
 
@@ -186,7 +188,7 @@ def tabulate(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     names, notes = name_regimes(runs)
     tables = [run.numbers.assign(regime=name, floor=run.floor) for run, name in zip(runs, names, strict=True)]
     numbers, repeats = comparison.without_repeats(pd.concat(tables, ignore_index=True))
-    numbers = numbers.sort_values(["floor", "regime", "statistics"], key=_place, kind="stable", ignore_index=True)
+    numbers = numbers.sort_values([*comparison.ROW], key=_place, kind="stable", ignore_index=True)
     notes += repeats
     for floor, remedy in FLOORS.items():
         if floor not in set(numbers["floor"]):
@@ -220,7 +222,7 @@ def name_regimes(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 
 
 def _place(column: "pd.Series[str]") -> "pd.Series[int]":
-    """Words for statistics in their order, floors behind what is none, regimes as they come."""
+    """Words for statistics in their order, floors behind what is none, regimes and splits as they come."""
     known = {"statistics": WORDS, "floor": ("", *FLOORS)}.get(str(column.name), ())
     places = {name: place for place, name in enumerate(dict.fromkeys([*known, *column]))}
     return column.map(places)

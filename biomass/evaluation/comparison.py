@@ -168,22 +168,19 @@ def _read_csv(file: Path, columns: Sequence[str], numeric: Collection[str]) -> p
     Raises:
         DataError: it is not there or damaged.
     """
+    remedy = "leave the run out, or run it again"
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        table = table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
         lacking = next((name for name in columns if name not in table), None)
-    except KeyError as error:
-        lacking = str(error).strip("'")
+        if lacking is not None:
+            raise DataError(f"'{file}' is damaged: it has no column '{lacking}'; {remedy}")
+        table = table.astype(dict.fromkeys(numeric, float))
     except (OSError, ValueError) as error:  # of pandas, too
-        raise DataError(
-            f"'{file}' is missing or damaged ({one_line(error)}); leave the run out, or run it again"
-        ) from error
-    if lacking is not None:
-        raise DataError(f"'{file}' is damaged: it has no column '{lacking}'; leave the run out, or run it again")
+        raise DataError(f"'{file}' is missing or damaged ({one_line(error)}); {remedy}") from error
     bad = next((name for name in numeric if not np.isfinite(table[name]).all()), None)
     if bad is not None or table.empty:
         what = "it has no rows" if bad is None else f"a value of '{bad}' is no number"
-        raise DataError(f"'{file}' is damaged: {what}; leave the run out, or run it again")
+        raise DataError(f"'{file}' is damaged: {what}; {remedy}")
     return table
 
 
@@ -211,23 +208,23 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, tuple[A
 def without_repeats(numbers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Each number once: of runs that say the same of the same seed and screen, the last one in the table counts.
 
+    A run's own evaluation comes before what a stress test says of it.
+
     Returns:
-        The table, and for each run that is not in it, or in parts, a line that says which one is in its place.
+        The table, and a line for each run whose numbers are not in it although they are others; wall time is nothing
+        that runs agree in.
     """
     key = [*ROW, *REPEAT, "metric"]
-    own = numbers["file"] != "stress.csv"  # comes before what a stress test says
-    ordered = numbers.assign(_own=own).sort_values("_own", kind="stable").drop(columns="_own")
+    ordered = numbers.iloc[np.argsort(numbers["file"] != "stress.csv", kind="stable")]
     repeated = ordered.duplicated(key, keep="last")
     kept = ordered[~repeated].sort_index()
-    place = kept.set_index(key)["run"]
-    lines = {}
-    for row in ordered[repeated].to_dict("records"):
-        other = place.loc[tuple(row[name] for name in key)]
-        lines[row["run"]] = (
-            f"left out: numbers of '{row['run']}' that '{other}' has, too ({row['regime']}, statistics "
-            f"{row['statistics']}, seed {row['seed']}, screen {row['screen']})"
-        )
-    return kept, list(lines.values())
+    both = ordered[repeated & (ordered["metric"] != SECONDS)].merge(kept, on=key, suffixes=("", " kept"))
+    other = both[both["value"] != both["value kept"]].drop_duplicates("run")
+    return kept, [
+        f"left out: what '{row['run']}' says of {row['regime']}, statistics {row['statistics']}, seed {row['seed']}, "
+        f"screen {row['screen']}; '{row['run kept']}' says otherwise"
+        for row in other.to_dict("records")
+    ]
 
 
 def summarize(numbers: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

@@ -163,7 +163,7 @@ def compared(numbers: pd.DataFrame) -> Figure:
     axes[0].set_yticks(middle, ["\n".join(textwrap.wrap(name, 30)) for name in middle.index], fontsize=8)
     handles = [Line2D([], [], marker="o", ls="", color=colour) for colour in colours.values()]
     handles.append(Line2D([], [], marker="|", ls="", color="0.3"))
-    legend = figure.legend(handles, [*words, "worst plate"], loc="outside upper center", ncols=min(len(words) + 1, 5))
+    legend = figure.legend(handles, [*words, "worst plate"], loc="outside upper center", ncols=5, fontsize=8)
     legend.set_frame_on(False)
     return figure
 
