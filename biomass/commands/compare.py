@@ -83,7 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = comparison.summarize(numbers, by)
         markdown = comparison.to_markdown(table, by)
         text = "\n".join(
-            ["# Comparison of runs", "", markdown, "", *(f"- {note}" for note in notes), "", sources(numbers)]
+            [
+                "# Comparison of runs",
+                "",
+                markdown,
+                "",
+                comparison.LEGEND,
+                "",
+                *(f"- {note}" for note in notes),
+                "",
+                sources(numbers),
+            ]
         )
         picture = io.BytesIO()
         plots.compared(numbers).savefig(picture, dpi=200, format="png")

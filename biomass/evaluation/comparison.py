@@ -56,10 +56,18 @@ COLUMNS = (
     Column("treatments", "treatments"),
     Column("cell_type/", ""),
     Column(WORST, "worst plate"),
-    Column("mixing", "batch mixing"),
+    Column("mixing", "same experiment"),
+    Column("mixing_expected", "at random"),
     Column(SECONDS, "wall time (min)", 1 / 60, 2),
 )
 """The columns of numbers in the table for people; one that no run measured is not in it."""
+
+LEGEND = (
+    "Numbers are means ± standard deviations over runs, of the last evaluation; accuracy includes controls, "
+    "*treatments* does not. *same experiment*: negative controls whose nearest other one, in the outputs of the "
+    "network, is of their own experiment; less is better, and *at random* is perfect."
+)
+"""What the table for people does not say by itself."""
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

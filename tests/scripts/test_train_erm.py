@@ -14,9 +14,13 @@ import torch
 from conftest import ROOT, TINY_RUN, TINY_SCREEN
 from omegaconf import OmegaConf
 
+from biomass.config import Config, build
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError, TrainingError
+from biomass.evaluation.accuracy import mixing_rows
+from biomass.experiment import compose
 from biomass.models import Architecture, build_network
-from biomass.training import load_checkpoint
+from biomass.screen import COLUMNS, make_screen
+from biomass.training import load_checkpoint, load_network
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
 EXCLUDED = ["experiment", "num_epochs", "dataloaders", *(o.partition("=")[0] for o in (*TINY_SCREEN, *TINY_RUN))]
@@ -126,6 +130,35 @@ def test_an_untrained_network_is_evaluated_and_saved_and_is_then_finished(run, c
     run("train_erm", *TINY, *every, "run_name=b")
     a, b = (load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"] for name in "ab")
     assert all(torch.equal(a[key], value) for key, value in b.items())
+
+
+@pytest.mark.parametrize("size", ["75", "3"])
+def test_batch_mixing_is_that_of_the_outputs_of_negative_controls(run, size):
+    run("train_erm", *TINY, "+method=vanilla", "num_epochs=1", f"eval_batch_size={size}", "run_name=a")
+    config = Config(OmegaConf.load("runs/a/config.yaml"))
+    screen, standardize = build(config.dataloaders.source), compose(config.transforms.eval)
+    network = load_network(Path("checkpoints/a/last.pt"))[0].eval()
+    rows = [row for row in screen.rows("id_test") if screen.table["control"][row] == "negative"]
+    with torch.inference_mode():
+        images = [standardize(torch.from_numpy(screen.read(np.array([row]))).float()) for row in rows]
+        outputs = [torch.nn.functional.normalize(network(image))[0] for image in images]
+    same = []
+    for one, row in zip(outputs, rows, strict=True):
+        others = [(float(one @ two), other) for two, other in zip(outputs, rows, strict=True) if other != row]
+        same.append(screen.table["experiment"][max(others)[1]] == screen.table["experiment"][row])
+    assert evaluation("a")["id_test/mixing"] == pytest.approx(np.mean(same))
+    assert "val/mixing" not in evaluation("a")  # which is of one experiment
+
+
+def test_of_many_controls_a_part_tells_batch_mixing():
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 100) | {"label": 0, "split": ["test"] * 90 + ["val"] * 10})
+    table["control"] = ["negative", ""] * 50
+    screen = make_screen(table, None, ["DMSO"])
+    assert mixing_rows(screen, "test").tolist() == list(range(0, 90, 2))
+    some = mixing_rows(screen, "test", 10)
+    assert len(set(some)) == 10
+    assert set(some) < set(range(0, 90, 2))
+    assert (some[0], some[-1]) == (0, 88)
 
 
 def test_shuffled_labels_are_those_of_training_alone(run):
