@@ -82,19 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.warning("%s", note)
         table = comparison.summarize(numbers, by)
         markdown = comparison.to_markdown(table, by)
-        text = "\n".join(
-            [
-                "# Comparison of runs",
-                "",
-                markdown,
-                "",
-                comparison.LEGEND,
-                "",
-                *(f"- {note}" for note in notes),
-                "",
-                sources(numbers),
-            ]
-        )
+        listed = "\n".join(f"- {note}" for note in notes)
+        parts = ["# Comparison of runs", markdown, comparison.LEGEND, listed, sources(numbers)]
+        text = "\n\n".join(filter(None, parts))
         picture = io.BytesIO()
         plots.compared(numbers).savefig(picture, dpi=200, format="png")
         files = {".md": text.encode(), ".csv": numbers.to_csv(index=False).encode(), ".png": picture.getvalue()}

@@ -164,13 +164,13 @@ def test_what_is_asked_for_has_rows_of_its_own():
 
 def test_the_table_for_people_shows_what_was_measured_and_dashes():
     seconds = repeats(values=(60, 120, 60, 120), metric="seconds", split="")
-    typed = repeats(values=(0.5, 0.5), metric="cell_type/U2OS")
+    typed = repeats(values=(0.5, 0.5), metric="cell_type/U2OS") + repeats(values=(0.6, 0.5, 0.4, 0.5), metric="mixing")
     table = comparison.summarize(numbers(*repeats(), *seconds, *typed, *repeats("vanilla", (0.1,), split="val")))
     assert comparison.to_markdown(table).splitlines() == [
-        "| split | training | inference | accuracy (%) | U2OS | wall time (min) | runs |",
-        "|---|---|---|---:|---:|---:|---:|",
-        "| test | ben | plate | 60.0 ± 25.8 | 50.0 ± 0.0 (2) | 1.50 ± 0.58 | 4 |",
-        "| val | vanilla | plate | 10.0 ± – | – | – | 1 |",
+        "| split | training | inference | accuracy (%) | U2OS | same experiment | wall time (min) | runs |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| test | ben | plate | 60.0 ± 25.8 | 50.0 ± 0.0 (2) | 50.0 ± 8.2 | 1.50 ± 0.58 | 4 |",
+        "| val | vanilla | plate | 10.0 ± – | – | – | – | 1 |",
     ]
 
 
