@@ -5,9 +5,9 @@
 Reads the folders that train_erm.py, train_supervised_cell.py and train_classifier.py write below ``runs/``. Accuracy of
 the last evaluation on every split, on treatments, by cell type, of the worst plate, and wall time are averaged over
 runs that differ in nothing but their seed or their screen (its seed where it is simulated, else its place); ``--by``
-keeps these apart. Runs that differ in another setting have rows of their own, which name it. Where a run's folder
-holds the ``stress.csv`` of a stress test, its network is in the table under every word for statistics, not only under
-its own.
+keeps these apart. Runs that differ in another setting have rows of their own, which name it. The folder of a
+``biomass stress`` is read, too: its network is then in the table under every word for statistics, not only under its
+own, judged on the treated wells of the plates that were tried.
 
 A comparison needs floors: an untrained network (``trainer.max_steps=0``) and labels that mean nothing
 (``shuffle_labels=true``). They stand at the end; the table says so where they are missing. Runs that were stopped are
@@ -121,6 +121,8 @@ def read_run(folder: Path) -> Run:
         DataError: the folder holds no run, or one that was stopped, or a damaged one.
     """
     config = comparison.read_config(folder)
+    if config is not None and "words" in config and config.get("model_path"):
+        return _read_stress(folder, config)
     if config is None or "num_epochs" not in config:
         raise DataError(f"'{folder}' holds no run of a training script")
     trained = config.get("encoder", config)
@@ -135,10 +137,40 @@ def read_run(folder: Path) -> Run:
     if trained["trainer"]["max_steps"] == 0:
         floor, regime = comparison.UNTRAINED, (PROBE if is_probe else "") + comparison.UNTRAINED
     settings, seeds, screens = _settings(config)
-    by = _columns(method, "eval_by")
-    numbers = comparison.read_numbers(folder, last, f"{method['eval']}{by}")
+    statistics = f"{method['eval']}{_kind(method, 'eval')}{_columns(method, 'eval_by')}"
+    numbers = comparison.read_numbers(folder, last, statistics)
     numbers = numbers.assign(seed="/".join(seeds), screen="/".join(screens), run=str(folder))
     return Run(folder, regime, floor, settings, numbers)
+
+
+def _read_stress(folder: Path, config: Mapping[str, Any]) -> Run:
+    """What a stress test adds to the run whose network it tried.
+
+    Raises:
+        DataError: that run is not beside it, or plates were not whole.
+    """
+    network = Path(str(config["model_path"]))
+    trained = folder.parent / (network.parent.name if network.suffix else network.name)
+    if comparison.read_config(trained) is None:
+        raise DataError(f"'{folder}' tried '{network}', of which there is no run '{trained}' beside it")
+    if any(config.get(key) is not None for key in ("num_wells", "alpha", "num_controls")):
+        raise DataError(f"'{folder}' tried no plates as they are: it has num_wells, alpha or num_controls")
+    run, (_, _, screens) = read_run(trained), _settings(config)
+    split = f"{', '.join(config['dataloaders']['eval_splits'])}, treated wells"
+    if "/".join(screens) != run.numbers["screen"].iloc[0]:
+        split += f" of screen {'/'.join(screens)}"
+    numbers = comparison.read_stress(folder, split)
+    by = (config.get("statistics") or {}).get("by")
+    grouped = [word not in WORDS or WORDS[word].by_group for word in numbers["statistics"]]
+    numbers.loc[grouped, "statistics"] += _columns({"by": by} if by else {}, "by")
+    repeat = run.numbers[comparison.REPEAT].iloc[0]
+    return run._replace(folder=folder, numbers=numbers.assign(**repeat, run=str(folder)))
+
+
+def _kind(method: Mapping[str, Any], stage: str) -> str:
+    """Which controls are meant, where statistics come from others than the negative ones."""
+    kind = method.get("controls", "negative")
+    return "" if kind == "negative" or method[stage] in ("running", "batch", "plate", "calibrated") else f"/{kind}"
 
 
 def _columns(method: Mapping[str, Any], key: str) -> str:
@@ -152,7 +184,7 @@ def _regime(method: Mapping[str, Any]) -> str:
     word = method["train"]
     usual = {"max_groups": 1, "num_controls": CONTROLS_A_BATCH if word == "controls" else 0}
     more = [f"{name}={method.get(name)}" for name, value in usual.items() if method.get(name) != value]
-    return ", ".join([REGIMES.get(word, word) + _columns(method, "train_by"), *more])
+    return ", ".join([REGIMES.get(word, word) + _kind(method, "train") + _columns(method, "train_by"), *more])
 
 
 def _settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -170,8 +202,8 @@ def _settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], lis
             places[part][name] = value
         elif not own.startswith("method.") and own not in SHOWN and (own in SHAPING or not may_change(own)):
             settings[key] = value
-    trained = config.get("encoder", config)["method"]
-    settings |= {f"method.{key}": value for key, value in trained.items() if key not in Method._fields}
+    method = config.get("encoder", config).get("method") or {}
+    settings |= {f"method.{key}": value for key, value in method.items() if key not in Method._fields}
     screens = [_screen(place) for place in places.values() if place]
     return settings, [seed for _, seed in sorted(seeds)], list(dict.fromkeys(screens))
 

@@ -1,14 +1,14 @@
 """Runs side by side: the numbers that each left in its folder, one table, mean and spread over seeds and screens.
 
 Nothing is computed again. A run's folder holds ``config.yaml``, ``metrics.jsonl`` (the last evaluation counts, so that
-no split chooses what it is judged by), ``plates.csv``, and perhaps ``stress.csv``: the same network under other
+no split chooses what it is judged by) and ``plates.csv``; that of a stress test ``stress.csv``, one network under other
 statistics. Numbers are kept in a long table, a row a number, with the run and the file that it comes from.
 """
 
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,6 @@ REPEAT = ["seed", "screen"]
 """What means and spreads go over."""
 
 ACCURACY, WORST, SECONDS = "accuracy", "worst plate", "seconds"
-STRESS = "unseen plates"
-"""What the split is called that a stress test ran on, where it does not say so itself."""
-
 UNTRAINED, SHUFFLED = "untrained", "labels shuffled"
 """The floors: no step was taken; the rows that a network was trained on had each other's labels."""
 
@@ -65,7 +62,8 @@ COLUMNS = (
 LEGEND = (
     "Numbers are means ± standard deviations over runs, of the last evaluation; accuracy includes controls, "
     "*treatments* does not. *same experiment*: negative controls whose nearest other one, in the outputs of the "
-    "network, is of their own experiment; less is better, and *at random* is perfect."
+    "network, is of their own experiment; less is better, and *at random* is perfect. *treated wells*: of a stress "
+    "test, in which plates count alike."
 )
 """What the table for people does not say by itself."""
 
@@ -144,10 +142,6 @@ def read_numbers(folder: Path, last: Mapping[str, Any], statistics: str) -> pd.D
         )
     for of_split, worst in plates.groupby("split", sort=False)["accuracy"].min().items():
         rows.append((statistics, str(of_split), WORST, worst, "plates.csv"))
-    if (folder / "stress.csv").exists():
-        own = {row[:2] for row in rows}
-        crossed = (row for row in _read_stress(folder / "stress.csv") if row[:2] not in own)
-        rows.extend(crossed)
     return pd.DataFrame(rows, columns=["statistics", "split", "metric", "value", "file"])
 
 
@@ -156,18 +150,25 @@ def _evaluated(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if "/" in name and not name.startswith("train/")}
 
 
-def _read_stress(file: Path) -> Iterable[tuple[str, str, str, float, str]]:
-    """The accuracy under every word for statistics where nothing is stressed: plates are whole and as they are."""
+def read_stress(folder: Path, split: str) -> pd.DataFrame:
+    """The accuracy of one network under every word for statistics, as :func:`read_numbers` gives it.
+
+    Args:
+        folder: of a stress test; what is read is its table's end where nothing is stressed, whole plates as they are.
+        split: what its plates are called.
+
+    Raises:
+        DataError: the table is damaged, or has no such rows.
+    """
+    file, whole = folder / "stress.csv", pd.DataFrame()
     table = _read_csv(file, ["statistics", "axis", "value", "accuracy"], ["accuracy"])
-    whole = pd.DataFrame()
     for axis, value in (("wells", "all"), ("label_shift", "inf")):
         if whole.empty:
             whole = table[(table["axis"] == axis) & (table["value"] == value)]
     if whole.empty:
         raise DataError(f"'{file}' has no row of whole plates (wells, all) nor of none shifted (label_shift, inf)")
-    splits = whole["split"] if "split" in whole else pd.Series(STRESS, whole.index)
-    for word, split, accuracy in zip(whole["statistics"], splits, whole["accuracy"], strict=True):
-        yield word, split, ACCURACY, accuracy, file.name
+    numbers = whole[["statistics"]].assign(split=split, metric=ACCURACY, value=whole["accuracy"], file=file.name)
+    return numbers.reset_index(drop=True)
 
 
 def _read_csv(file: Path, columns: Sequence[str], numeric: Collection[str]) -> pd.DataFrame:

@@ -142,18 +142,88 @@ def test_training_and_inference_are_crossed(write, capsys):
         write(f"vanilla{seed}", 0.3, "vanilla", seed=seed)
         write(f"adabn{seed}", 0.5, "adabn", seed=seed)
         write(f"ben{seed}", 0.6, "ben", seed=seed)
-    Path("runs/ben0/stress.csv").write_text(
-        "statistics,axis,value,repeats,accuracy,low,high,split\n"
-        "plate,wells,all,5,0.9,0.8,1,test\n"  # of which the run has its own
-        "running,wells,all,5,0.2,0.1,0.3,test\n"
-    )
     call()
     assert rows(capsys) == [
         ("vanilla", "running", "30.0 ± 0.0", "2"),
         ("vanilla", "plate", "50.0 ± 0.0", "2"),
-        ("ben", "running", "20.0 ± –", "1"),
         ("ben", "plate", "60.0 ± 0.0", "2"),
     ]
+
+
+STRESS = (
+    "statistics,axis,value,repeats,accuracy,low,high\n{word},wells,all,5,{value},0,1\nrunning,wells,all,5,0.2,0,1\n"
+)
+
+
+@pytest.fixture
+def stress(config):
+    """``stress("name", "a", 0.9)`` makes a folder as a stress test of the network of run ``a`` leaves it."""
+
+    def _stress(name, model_path, value=0.9, word="plate", seed=0, **keys):
+        data = config["dataloaders"] | {"eval_splits": ["test"]}
+        node = {"words": ["plate", "running"], "model_path": model_path, "statistics": {"by": None}, "alpha": None}
+        node = OmegaConf.create(node | {"seed": 0, "dataloaders": data} | keys)
+        OmegaConf.update(node, "dataloaders.source.seed", seed)
+        Path("runs", name).mkdir(parents=True)
+        OmegaConf.save(node, Path("runs", name, "config.yaml"))
+        Path("runs", name, "stress.csv").write_text(STRESS.format(word=word, value=value))
+
+    return _stress
+
+
+def of_stress(capsys):
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "treated" in line]
+    return [cells[:4] for cells in lines]
+
+
+def test_a_stress_test_shows_its_network_under_every_word(write, stress, capsys):
+    write("a", 0.6, "ben")
+    write("b", 0.6, "ben", seed=1)
+    stress("s0", "a", 0.9)
+    stress("s1", "checkpoints/b/last.pt", 0.7)
+    call()
+    assert of_stress(capsys) == [
+        ["test, treated wells", "ben", "running", "20.0 ± 0.0"],
+        ["test, treated wells", "ben", "plate", "80.0 ± 14.1"],
+    ]
+    table = pd.read_csv("runs/comparison/comparison.csv")
+    words = table[(table["run"] == "runs/s1") & (table["statistics"] == "plate")]
+    assert words[["seed", "screen", "value", "file"]].values.tolist() == [[1, 0, 0.7, "stress.csv"]]
+    call("runs/s0")  # its run need not be named
+    assert [cells[1:] for cells in of_stress(capsys)] == [["ben", "running", "20.0 ± –"], ["ben", "plate", "90.0 ± –"]]
+
+
+def test_a_stress_test_on_another_screen_and_by_other_groups_says_so(write, stress, capsys):
+    write("a", 0.6, "ben")
+    stress("s", "a", seed=5, statistics={"by": ["experiment"]})
+    call()
+    assert of_stress(capsys)[1][:3] == ["test, treated wells of screen 5", "ben", "plate by experiment"]
+
+
+@pytest.mark.parametrize(
+    ("model_path", "keys", "message"),
+    [
+        ("latest", {}, "'latest', of which there is no run 'runs/latest'"),
+        ("a", {"alpha": 0.1}, "no plates as they are"),
+        ("a", {"num_wells": 4}, "no plates as they are"),
+    ],
+)
+def test_a_stress_test_that_cannot_be_compared_is_left_out(write, stress, caplog, model_path, keys, message):
+    write("a", 0.6, "ben")
+    stress("s", model_path, **keys)
+    call()
+    assert "left out: 'runs/s' tried" in caplog.text
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "inference"),
+    [("controls", "ben_controls/all, num_controls=16", "controls/all"), ("ben", "ben", "plate")],
+)
+def test_other_controls_than_negative_ones_are_named(write, capsys, method, training, inference):
+    write("a", 0.5, method, **{"method.controls": "all"})
+    call()
+    assert [row[:2] for row in rows(capsys)] == [(training, inference)]
 
 
 # --- runs that have a row of their own --------------------------------------------------------------------------------

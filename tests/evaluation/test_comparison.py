@@ -50,28 +50,17 @@ def test_all_numbers_of_a_run_and_their_files(folder):
     assert set(table.loc[table["metric"] != "worst plate", "file"]) == {"metrics.jsonl"}
 
 
-def test_a_stress_test_crosses_training_with_every_word(folder):
+def test_a_stress_test_has_every_word_where_nothing_is_stressed(folder):
     (folder / "stress.csv").write_text(STRESS)
-    table = comparison.read_numbers(folder, LAST, "plate")
-    crossed = table[table["file"] == "stress.csv"]
-    assert values(crossed) == {
-        ("plate", comparison.STRESS, "accuracy"): 0.6,
-        ("running", comparison.STRESS, "accuracy"): 0.3,
-    }
-
-
-def test_a_stress_test_that_names_its_split_does_not_replace_the_runs_own_evaluation(folder):
-    lines = STRESS.splitlines()
-    (folder / "stress.csv").write_text("\n".join([f"{lines[0]},split", *(f"{line},test" for line in lines[1:])]))
-    table = values(comparison.read_numbers(folder, LAST, "plate"))
-    assert table["plate", "test", "accuracy"] == 0.4
-    assert table["running", "test", "accuracy"] == 0.3
+    table = comparison.read_stress(folder, "test")
+    assert values(table) == {("plate", "test", "accuracy"): 0.6, ("running", "test", "accuracy"): 0.3}
+    assert set(table["file"]) == {"stress.csv"}
 
 
 def test_without_a_row_of_all_wells_the_one_without_shift_is_whole(folder):
     shift = [line for line in STRESS.splitlines() if ",wells," not in line]
     (folder / "stress.csv").write_text("\n".join(shift))
-    assert values(comparison.read_numbers(folder, LAST, "running"))["plate", comparison.STRESS, "accuracy"] == 0.9
+    assert values(comparison.read_stress(folder, "test")) == {("plate", "test", "accuracy"): 0.9}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +86,9 @@ def test_a_damaged_table_is_one_line_that_names_it(folder, name, text, message):
     if text is not None:
         (folder / name).write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        comparison.read_numbers(folder, LAST, "plate")
+        comparison.read_numbers(folder, LAST, "plate") if name == "plates.csv" else comparison.read_stress(
+            folder, "test"
+        )
     assert "\n" not in str(caught.value)
 
 
