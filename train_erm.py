@@ -33,12 +33,12 @@ def method_of(cfg: Config) -> Method:
 @script("train_erm")
 def main(cfg: Config) -> float | None:
     """Train, evaluate and save; returns the best value of the monitored metric."""
-    data = cfg.dataloaders
     experiment = Experiment.begin(cfg, "train_erm", cfg.run_name)
-    fabric = experiment.fabric
+    data, fabric = cfg.dataloaders, experiment.fabric
 
     # the screen, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
+    screen = screen.with_shuffled_labels("train", cfg.seed) if cfg.shuffle_labels else screen
     rows, groups = screen.rows("train"), screen.groups(method.train_by)
     in_training, at_inference = method.statistics(screen)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)

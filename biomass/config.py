@@ -7,6 +7,7 @@ object from a node with a ``_target_``.
 
 import copy
 import functools
+import hashlib
 import inspect
 import itertools
 import json
@@ -36,6 +37,8 @@ from biomass.keys import KEYS, SECTION, Kind, advice_where
 from biomass.notation import Arguments
 
 OUTCOME = "outcome.txt"
+_LONGEST = 120
+"""Characters of a run's name; a longer one is cut, and a digest of it is put behind."""
 _TRACEBACKS = "HYDRA_FULL_ERROR"
 
 
@@ -446,7 +449,8 @@ def run_name(name: str | None, job: str) -> str:
     """The name that a run's folders share, distinct for every job of a sweep.
 
     Args:
-        name: the user's choice; without one it is ``job`` and the time that ``outputs/`` shows for this run.
+        name: the user's choice; without one it is ``job`` and the time that ``outputs/`` shows for this run. In a sweep
+            the job's number is put behind it, unless it holds the job's overrides (``${hydra:job.override_dirname}``).
         job: the script's name.
 
     Raises:
@@ -463,4 +467,9 @@ def run_name(name: str | None, job: str) -> str:
         name = f"{job}-{datetime.now():%Y-%m-%d-%H-%M-%S}"
     if not re.fullmatch(r"[\w,=+-][\w.,=+-]*", name):
         raise ConfigError(f"run_name '{name}' cannot name a folder; use letters, digits and . , = + - _")
-    return f"{name}-{settings.job.num}" if sweep and settings is not None else name
+    overrides = settings.job.override_dirname if sweep and settings is not None else ""
+    if sweep and settings is not None and not (overrides and overrides in name):
+        return f"{name}-{settings.job.num}"
+    if len(name) > _LONGEST:  # of overrides, mostly
+        return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name

@@ -147,7 +147,8 @@ class Experiment:
             loader, transform, objective, statistics, skipped: of :class:`biomass.training.Training`.
         """
         folder = Path("runs") / self.name
-        log = training.RunLogger(folder, about["config"], self.resume, self.fabric.is_global_zero, self._check_alone)
+        config = about["config"] | {"method": about["method"]}
+        log = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
         with log as logger:
             run = training.Training(
                 fabric=self.fabric,
@@ -165,6 +166,18 @@ class Experiment:
             if plates is not None and self.checkpoints.enabled:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
             return best
+
+
+def tool_folder(cfg: Config, tool: str) -> Path:
+    """Where a tool writes: the folder of its run below ``runs/``.
+
+    Raises:
+        ConfigError: it is that of a training run.
+    """
+    name = run_name(cfg.run_name, tool)
+    if (Path("checkpoints") / name).exists():
+        raise ConfigError(f"'{name}' is a run that was trained; choose another name for that of {tool}", "run_name")
+    return Path("runs") / name
 
 
 def chosen_words(cfg: Config) -> tuple[str | None, str | None, list[str] | None, str | None]:

@@ -147,6 +147,7 @@ KEYS = {
     "num_epochs": COUNT.may_change(),
     "num_warmup_epochs": NATURAL,
     "compute_train_acc": FLAG,
+    "shuffle_labels": FLAG._replace(unset=False),
     "save_model": FLAG.may_change(),
     "trainer": SECTION,
     "trainer.precision": PRECISION.may_change(),

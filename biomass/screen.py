@@ -4,7 +4,7 @@ Whatever the source of a screen, all other code sees only this table and :class:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args
 
@@ -202,6 +202,23 @@ class Screen:
             hint = did_you_mean(split, self.splits) or "this screen has no splits"
             raise ConfigError(f"split '{split}' has no rows; {hint}", advice="splits")
         return rows
+
+    def with_shuffled_labels(self, split: str, seed: int) -> "Screen":
+        """The same screen, in which the labelled rows of a split have each other's labels, at random.
+
+        Nothing but the labels moves: what a network learns from such rows is what any result must beat.
+
+        Raises:
+            ConfigError: the split has no rows.
+
+        >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 5) | {"label": [0, 1, 2, 3, 4], "split": [*"aaaab"]})
+        >>> make_screen(table, None, [*"vwxyz"]).with_shuffled_labels("a", seed=0).labels
+        array([2, 0, 1, 3, 4])
+        """
+        rows, labels = self.rows(split), self.labels.copy()
+        rows = rows[labels[rows] != UNLABELLED]
+        labels[rows] = np.random.default_rng(seed).permutation(labels[rows])
+        return replace(self, table=self.table.assign(label=labels))
 
     def groups(self, columns: Sequence[str]) -> np.ndarray:
         """The group of every row by its values in ``columns``, (N,) int64; the screen's groups are numbered from 0.

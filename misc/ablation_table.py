@@ -10,20 +10,15 @@ epoch, if it did not measure the metric, or if its encoder is a plain state dict
 """
 
 import argparse
-import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from biomass.atomic import whole_file
-from biomass.errors import ConfigError, one_line
+from biomass.errors import ConfigError, DataError, one_line
+from biomass.evaluation.comparison import read_config, read_log, write_together
 
 METHODS = {"random_single": "SimCLR", "random": "MinCLR"}
 FIELDS = "supervised field"
@@ -35,7 +30,7 @@ TITLES = {"running": "vanilla", "batch": "mixed batches"}
 ORDER = {"vanilla": 0, "mixed batches": 1, "plate": 2, "experiment": 3, "controls": 4}
 CELL = ["method", "views", "trained with", "inference with"]
 """What makes a cell of the table. Its probes differ only in the seeds of their encoders."""
-STATISTICS = {"statistics", "statistics_rows", "dataloaders.sampler", "dataloaders.train_groupby"}
+STATISTICS = {"statistics", "method", "statistics_rows", "dataloaders.sampler", "dataloaders.train_groupby"}
 """Keys that say what statistics are taken from; the columns of the table show it."""
 FREE = STATISTICS | {"seed", "run_name", "resume", "device", "save_model", "trainer", "dataloaders.num_workers"}
 """Keys in which the encoders of a cell may differ."""
@@ -65,25 +60,20 @@ def main() -> None:
     print(to_markdown(table))
 
 
-def _config(folder: Path) -> dict[Any, Any] | None:
+def _config(folder: Path) -> dict[str, Any] | None:
     """The configuration of a probe; None if the folder does not hold a probe."""
-    file = folder / "config.yaml"
-    if not file.exists():
-        return None
     try:
-        config = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise SystemExit(
-            f"error: '{file}' cannot be read ({' '.join(str(error).split())}); remove the folder, or name other runs"
-        ) from None
-    return config if isinstance(config, dict) and "model_train_mode" in config else None
+        config = read_config(folder)
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from None
+    return config if config is not None and "model_train_mode" in config else None
 
 
-def gather(configs: dict[Path, dict[Any, Any]], metric: str) -> pd.DataFrame:
+def gather(configs: dict[Path, dict[str, Any]], metric: str) -> pd.DataFrame:
     """One row per probe: the columns of CELL, seed (of the encoder), run, value (0..1), and what check compares."""
     rows = []
     for folder, config in configs.items():
-        measured = [line for line in _lines(folder / "metrics.jsonl") if metric in line]
+        measured = [line for line in read_log(folder) if metric in line]
         # metrics of training count epochs from 0; those of an evaluation after an epoch count from 1
         epochs = measured[-1].get("epoch", 0) + metric.startswith("train/") if measured else 0
         if not config.get("encoder"):
@@ -99,30 +89,17 @@ def gather(configs: dict[Path, dict[Any, Any]], metric: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """What a run logged, without a line that was cut off when the run was stopped."""
-    lines = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
-
-
 def _write(texts: dict[str, str], out: Path) -> None:
     """Write a file for each ending."""
     try:
-        files = {out.with_name(f"{out.stem}{ending}"): text for ending, text in texts.items()} if out.name else {}
-        for file in files or [out]:
-            if file.is_dir():
-                raise ConfigError(f"cannot write '{file}' (it is a folder)")
-        with contextlib.ExitStack() as both:  # neither takes its name before both are written
-            for file, text in files.items():
-                both.enter_context(whole_file(file)).write_text(text)
+        if not out.name:
+            raise ConfigError(f"cannot write '{out}' (it is a folder)")
+        write_together({out.with_name(f"{out.stem}{ending}"): text.encode() for ending, text in texts.items()})
     except ConfigError as error:
         raise SystemExit(f"error: {one_line(error)}; choose another --out") from None
 
 
-def _describe(config: dict[Any, Any]) -> dict[str, Any]:
+def _describe(config: dict[str, Any]) -> dict[str, Any]:
     encoder = config["encoder"]
     data = encoder["dataloaders"]
     if "num_views" in encoder:
@@ -131,6 +108,8 @@ def _describe(config: dict[Any, Any]) -> dict[str, Any]:
         method, columns = "supervised cell", SAMPLERS[data["sampler"]]
     else:
         method, columns = FIELDS, data.get("train_groupby")
+    if (encoder.get("trainer") or {}).get("max_steps") == 0:
+        method = f"untrained, as {method}"
     plate = "controls" if encoder.get("statistics_rows") == "controls" else "plate"
     groups = SAMPLERS[config["dataloaders"]["sampler"]]
     at_hand = "plate" if groups else "batch"
@@ -145,7 +124,7 @@ def _describe(config: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _title(config: dict[Any, Any], stage: str, word: str, columns: Sequence[str] | str | None) -> str:
+def _title(config: dict[str, Any], stage: str, word: str, columns: Sequence[str] | str | None) -> str:
     """What the statistics of a stage, ``train`` or ``eval``, are called in the table.
 
     Args:
@@ -163,7 +142,7 @@ def _title(config: dict[Any, Any], stage: str, word: str, columns: Sequence[str]
     return groups if word == "plate" else word if groups == "plate" else f"{word}, {groups}"
 
 
-def _settings(config: dict[Any, Any], free: set[str]) -> dict[str, Any]:
+def _settings(config: dict[str, Any], free: set[str]) -> dict[str, Any]:
     """The keys of a configuration and of its dataloaders, without those in which runs may differ."""
     keys = {key: value for key, value in config.items() if key != "dataloaders"}
     keys |= {f"dataloaders.{key}": value for key, value in config["dataloaders"].items()}
@@ -178,7 +157,7 @@ def check(probes: pd.DataFrame) -> None:
     """
     _agree(probes["run"], probes["probe"])
     data = probes["encoder"].map(lambda settings: {_SOURCE: settings.get(_SOURCE)})
-    for _, some in probes.groupby(probes["method"] == FIELDS):  # fields and cells have readers of their own
+    for _, some in probes.groupby(probes["method"].str.endswith(FIELDS)):  # fields and cells have readers of their own
         _agree(some["run"], data[some.index], "encoder.")
     for _, cell in probes.groupby(CELL, sort=False):
         _agree(cell["run"], cell["encoder"], "encoder.")

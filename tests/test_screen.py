@@ -1,5 +1,6 @@
-"""Groups of a screen's rows: by canonical columns, and by those of a lab's own."""
+"""Groups of a screen's rows, by canonical columns and by those of a lab's own; labels that are shuffled."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,7 +11,7 @@ from biomass.screen import COLUMNS, make_screen
 def screen(**columns: list) -> object:
     n = len(next(iter(columns.values())))
     table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * n) | {"label": [0] * n, "plate": ["P"] * n} | columns)
-    return make_screen(table, None, ["a"])
+    return make_screen(table, None, [*"abcdefg"])
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,21 @@ def test_names_of_groups_tell_them_apart() -> None:
         one.group_names(["experiment", "plate"])
     with pytest.raises(ConfigError, match=r"'bach'.*'batch'"):
         screen(batch=["a"]).groups(["bach"])
+
+
+def test_shuffled_labels_are_the_labels_of_the_split_in_another_order() -> None:
+    count = 200
+    values = [-1 if i % 9 == 0 else i % 7 for i in range(count)]
+    one = screen(label=values, split=["train" if i % 2 else "test" for i in range(count)])
+    other = one.with_shuffled_labels("train", seed=3)
+    train = one.rows("train")
+    rest = np.setdiff1d(np.arange(count), train)
+    assert (other.labels[rest] == one.labels[rest]).all()
+    assert sorted(other.labels[train]) == sorted(one.labels[train])
+    assert ((other.labels == -1) == (one.labels == -1)).all()
+    assert (other.labels[train] != one.labels[train]).mean() > 0.5
+    assert (other.labels == one.with_shuffled_labels("train", seed=3).labels).all()
+    assert (other.labels != one.with_shuffled_labels("train", seed=4).labels).any()
+    assert (one.labels == values).all()
+    rest_of_table = [column for column in one.table if column != "label"]
+    pd.testing.assert_frame_equal(one.table[rest_of_table], other.table[rest_of_table])

@@ -7,16 +7,14 @@ Afterwards any image of these plates can be encoded by itself, in any order, wit
 the file, and replaces those that it measures again. The statistics belong to the weights of the checkpoint.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from biomass import training
-from biomass.config import Config, build, run_name, script
+from biomass.config import Config, build, script
 from biomass.errors import ConfigError
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import chosen_words, compose
+from biomass.experiment import chosen_words, compose, tool_folder
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.norms import Method, Statistics
@@ -54,7 +52,7 @@ def main(cfg: Config) -> float | None:
     file = training.calibration_file(path, cfg.calibration)
     transform = select_channels(channels, screen, compose(cfg.transforms.eval))
     training.check_calibration(encoder, file, statistics)
-    folder = Path("runs") / run_name(cfg.run_name, "calibrate")
+    folder = tool_folder(cfg, "calibrate")
     cfg.check_all_read()
 
     # from here on the tool writes

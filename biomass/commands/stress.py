@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from biomass import training
 from biomass.atomic import whole_file
-from biomass.config import Config, build, run_name, script
+from biomass.config import Config, build, script
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import plots, stress
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import chosen_words, compose
+from biomass.experiment import chosen_words, compose, tool_folder
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
 from biomass.norms import Method, Statistics, tuning_state
@@ -81,7 +81,7 @@ def main(cfg: Config) -> float | None:
         cfg.eval_batch_size,
     )
     reader, skipped = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image), SkippedImages(screen)
-    folder = Path("runs") / run_name(cfg.run_name, "stress")
+    folder = tool_folder(cfg, "stress")
     settings = [digest(network), repr(tuning_state(network)), repr(test), repr(transform), repr(base)]
     cfg.check_all_read()
 

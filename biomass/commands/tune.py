@@ -8,17 +8,15 @@ chooses the numbers by the accuracy on validation plates that are reduced in man
 checkpoint.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from biomass import training
-from biomass.config import Config, build, run_name, script
+from biomass.config import Config, build, script
 from biomass.errors import ConfigError
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.stress import Bench, plates_of
-from biomass.experiment import chosen_words, compose
+from biomass.experiment import chosen_words, compose, tool_folder
 from biomass.loader import BatchReader
 from biomass.norms import Method, Statistics, tuning_state
 from biomass.screen import PLATE
@@ -52,7 +50,7 @@ def main(cfg: Config) -> float | None:
     rows = np.concatenate([screen.rows(one) for one in data.eval_splits])
     plates = list(plates_of(screen, rows, method.eval_by).values())
     chosen = [plates[i] for i in np.unique(np.linspace(0, len(plates) - 1, cfg.fit_plates).astype(int))]
-    folder, seed = Path("runs") / run_name(cfg.run_name, "tune"), cfg.seed
+    folder, seed = tool_folder(cfg, "tune"), cfg.seed
     cfg.check_all_read()
 
     # from here on the tool writes

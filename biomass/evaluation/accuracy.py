@@ -1,8 +1,9 @@
-"""Accuracy of a classifier over the parts of a screen that a biologist asks about."""
+"""What a classifier is worth, over the parts of a screen that a biologist asks about: accuracy, and batch mixing."""
 
 import numpy as np
 import pandas as pd
 
+from biomass.evaluation.nearest import batch_mixing
 from biomass.screen import Screen
 
 MEASURED = ("accuracy", "top5", "treatments", "cell_type/")
@@ -42,3 +43,35 @@ def plate_accuracy(screen: Screen, rows: np.ndarray, ranks: np.ndarray) -> pd.Da
     table = grouped.agg(["size", "mean"]).rename(columns={"size": "images", "mean": "accuracy"})
     table.insert(0, "plate", [screen.plate_names[i] for i in table.index])
     return table.reset_index(drop=True)
+
+
+def mixing_rows(screen: Screen, split: str, most: int = 2000) -> np.ndarray:
+    """The rows that tell batch mixing: negative controls of a split, thinned out evenly to ``most``; (n,) ascending."""
+    rows = screen.rows(split)
+    controls = rows[screen.negative_controls[rows]]
+    return controls[np.linspace(0, len(controls) - 1, most).astype(np.int64)] if len(controls) > most else controls
+
+
+def control_mixing(screen: Screen, rows: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    """How far a network mixes experiments: controls, which are the same everywhere, should be so in its outputs, too.
+
+    Args:
+        screen: the screen the rows belong to.
+        rows: (n,) negative controls.
+        outputs: (n, D) of the network, for each of them.
+
+    Returns:
+        ``mixing``, the share of rows whose nearest other one (cosine) is of their own experiment, and
+        ``mixing_expected``, what chance gives; nothing where there are not two experiments, or outputs are no numbers.
+
+    >>> from biomass.screen import COLUMNS, make_screen
+    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 4) | {"label": 0, "experiment": ["a", "a", "b", "b"]})
+    >>> outputs = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    >>> control_mixing(make_screen(table, None, ["DMSO"]), np.arange(4), outputs)
+    {'mixing': 1.0, 'mixing_expected': 0.333}
+    """
+    experiments = screen.table["experiment"].astype(str).to_numpy()[rows]
+    if len(set(experiments)) < 2 or not np.isfinite(outputs).all():
+        return {}
+    mixing = batch_mixing(outputs, experiments)
+    return {"mixing": mixing.share, "mixing_expected": mixing.expected}

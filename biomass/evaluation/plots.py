@@ -1,13 +1,16 @@
-"""Figures of profiles and of predicted mechanisms. Every function returns a matplotlib Figure and shows nothing."""
+"""Figures of profiles, predicted mechanisms and runs. Every function returns a matplotlib Figure and shows nothing."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from biomass.errors import DataError
+from biomass.evaluation.comparison import ACCURACY, WORST
 from biomass.evaluation.nearest import NearestResult
 from biomass.evaluation.stress import AXES, axis_values
 from biomass.evaluation.tables import Features, feature_matrix
@@ -117,6 +120,52 @@ def mechanism_bars(results: Mapping[str, NearestResult], title: str = "") -> Fig
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tables), frameon=False, fontsize=8)
     ax.set_title(title, pad=24, fontsize=10)
+    return figure
+
+
+def compared(numbers: pd.DataFrame) -> Figure:
+    """Accuracy of runs: a panel a split, and in it a line for each regime under each word for statistics.
+
+    A large dot is the mean over runs, a bar one standard deviation to both sides, small dots are the runs, a tick is
+    the mean of the worst plate. Floors stand on grey, below the others.
+
+    Args:
+        numbers: as :mod:`biomass.evaluation.comparison` keeps them, in the order of the lines.
+    """
+    shown = numbers[numbers["metric"].isin([ACCURACY, WORST])]
+    pairs = shown[["floor", "regime", "statistics"]].drop_duplicates()
+    pairs = pairs.sort_values("floor", key=lambda floor: floor != "", kind="stable", ignore_index=True)
+    pairs["y"] = pairs.index + 0.7 * (pairs["regime"] != pairs["regime"].shift(fill_value=pairs["regime"][0])).cumsum()
+    words, splits = list(dict.fromkeys(pairs["statistics"])), list(dict.fromkeys(shown["split"]))
+    colours = {word: _COLOURS[k % len(_COLOURS)] for k, word in enumerate(words)}
+    figure = Figure(figsize=(2 + 2.4 * len(splits), 1.3 + 0.2 * pairs["y"].max()), layout="constrained")
+    axes = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, split in zip(axes, splits, strict=True):
+        of_split = shown[shown["split"] == split].merge(pairs[["regime", "statistics", "y"]])
+        for (metric, word, y), values in (100 * of_split.set_index(["metric", "statistics", "y"])["value"]).groupby(
+            level=[0, 1, 2]
+        ):
+            if metric == WORST:
+                ax.plot(values.mean(), y, "|", ms=8, mew=1.2, color=colours[word])
+                continue
+            spread = values.std() if len(values) > 1 else None
+            ax.errorbar(values.mean(), y, xerr=spread, fmt="o", ms=5, lw=1.2, color=colours[word], zorder=3)
+            ax.plot(values, np.full(len(values), y), "o", ms=2.5, mew=0, color=colours[word], alpha=0.5)
+        for floor in pairs.loc[pairs["floor"] != "", "y"]:
+            ax.axhspan(floor - 0.85, floor + 0.85, color="0.94", lw=0, zorder=0)
+        ax.set_xlim(0, min(100, 10 * np.ceil(10 * shown["value"].max() + 0.3)))
+        ax.set_ylim(pairs["y"].max() + 0.85, -0.85)
+        ax.set_xlabel("accuracy (%)")
+        ax.set_title(split, fontsize=10)
+        ax.grid(axis="x", color="0.9", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    middle = pairs.groupby("regime", sort=False)["y"].mean()
+    axes[0].set_yticks(middle, ["\n".join(textwrap.wrap(name, 30)) for name in middle.index], fontsize=8)
+    handles = [Line2D([], [], marker="o", ls="", color=colour) for colour in colours.values()]
+    handles.append(Line2D([], [], marker="|", ls="", color="0.3"))
+    legend = figure.legend(handles, [*words, "worst plate"], loc="outside upper center", ncols=5, fontsize=8)
+    legend.set_frame_on(False)
     return figure
 
 

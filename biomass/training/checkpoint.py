@@ -143,7 +143,7 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None
     """
     if state is None:
         return
-    _compare(state["path"], _leaves(state["architecture"]), _leaves(about["architecture"]))
+    _compare(state["path"], leaves(state["architecture"]), leaves(about["architecture"]))
     for part in ("config", "method"):
         _compare(state["path"], *(_settings(side.get(part, {}), part) for side in (state, about)))
     if state.get("encoder") != about.get("encoder"):
@@ -168,17 +168,17 @@ def _settings(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     """What must be the same in a resumed run, under dotted names. An encoder's own settings have their digest."""
     if part == "method":
         return {f"statistics ({key})": value for key, value in config.items()}
-    settings = _leaves(_completed({key: value for key, value in config.items() if key != "encoder"}))
+    settings = leaves(completed({key: value for key, value in config.items() if key != "encoder"}))
     return {key: value for key, value in settings.items() if not may_change(key)}
 
 
-def _completed(value: Any) -> Any:
+def completed(value: Any) -> Any:
     """The same with the default of every argument that a section with a ``_target_`` leaves out."""
     if isinstance(value, list):
-        return [_completed(one) for one in value]
+        return [completed(one) for one in value]
     if not isinstance(value, Mapping):
         return value
-    values = {key: _completed(one) for key, one in value.items()}
+    values = {key: completed(one) for key, one in value.items()}
     try:
         parameters = inspect.signature(pkgutil.resolve_name(values["_target_"])).parameters.values()
     except (KeyError, ImportError, AttributeError, ValueError, TypeError):  # not a target, or one that is gone
@@ -186,9 +186,9 @@ def _completed(value: Any) -> Any:
     return {one.name: one.default for one in parameters if one.default is not one.empty} | values
 
 
-def _leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """The values of nested mappings under their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _leaves(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+        flat |= leaves(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return flat

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from biomass.errors import DataError
-from biomass.evaluation.accuracy import MEASURED, accuracy_summary, plate_accuracy
+from biomass.evaluation.accuracy import MEASURED, accuracy_summary, control_mixing, mixing_rows, plate_accuracy
 from biomass.inference import Transform, calibrate_plates, infer
 from biomass.loader import Batch, Loader
 from biomass.norms import Statistics
@@ -25,6 +26,8 @@ from biomass.training.tuning import TrainingPlates
 @dataclass
 class SplitEvaluation:
     """Evaluates a classifier on several splits, and writes the accuracy of every plate to ``plates.csv``.
+
+    Batch mixing is measured beside what :attr:`measured` names: less of it is better, so that it is nothing to monitor.
 
     Attributes:
         screen: what the loaders read from.
@@ -49,22 +52,32 @@ class SplitEvaluation:
         if self.plates is not None and self.statistics.tuned:
             self.plates.measure(run.fabric, run.network)
         for split, loader in self.loaders.items():
-            rows, ranks, losses = self.predict(run, loader)
+            controls = mixing_rows(self.screen, split)
+            rows, ranks, losses, outputs = self.predict(run, loader, controls)
             if not len(rows):
                 raise DataError(f"no labelled image of split '{split}' could be read", "skip")
             metrics |= {f"{split}/{k}": v for k, v in accuracy_summary(self.screen, rows, ranks).items()}
             metrics[f"{split}/loss"] = float(losses.mean())
+            seen = outputs.any(1)
+            mixing = control_mixing(self.screen, controls[seen], outputs[seen])
+            metrics |= {f"{split}/{name}": value for name, value in mixing.items()}
             table = plate_accuracy(self.screen, rows, ranks)
             run.logger.histogram(step, f"{split}/plate accuracy", table["accuracy"].tolist())
             plates.append(table.assign(split=split, epoch=epoch))
         run.logger.text("plates.csv", pd.concat(plates).to_csv(index=False))
         return metrics
 
-    def predict(self, run: Training, loader: Loader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows (n,), rank of the true class (n,) and cross-entropy (n,) of all labelled images of a loader."""
+    def predict(self, run: Training, loader: Loader, watched: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows (n,), rank of the true class (n,) and cross-entropy (n,) of all labelled images of a loader.
+
+        And the outputs (m, D) of the ``watched`` rows (m,), zeros where an image could not be read.
+        """
         n, device = len(self.screen), run.fabric.device
         ranks = torch.zeros(n, dtype=torch.int64, device=device)  # 0 is "not seen"; seen ranks are shifted by 1
         losses = torch.zeros(n, dtype=torch.float32, device=device)
+        place = torch.full((n,), -1)
+        place[torch.from_numpy(watched)] = torch.arange(len(watched))
+        outputs = torch.zeros(len(watched), 0, device=device)
         if self.statistics.word == "calibrated":
             calibrate_plates(run.fabric, run.network, loader, self.transform, self.statistics, run.skipped)
         parts = run.fabric, run.network, loader, self.transform, self.statistics, run.skipped
@@ -73,9 +86,22 @@ class SplitEvaluation:
             labels = batch.labels.clamp(min=0).to(device, non_blocking=True)
             ranks[rows] = class_ranks(logits.float(), labels) + 1
             losses[rows] = F.cross_entropy(logits.float(), labels, reduction="none")
+            if not outputs.shape[1]:
+                outputs = torch.zeros(len(watched), logits.shape[1], device=device)
+            some = torch.nonzero(place[batch.rows] >= 0)[:, 0]
+            outputs[place[batch.rows[some]].to(device)] = logits[some.to(device)].float()
         seen, loss = (run.fabric.all_reduce(x, reduce_op="sum").cpu().numpy() for x in (ranks, losses))  # type: ignore[union-attr]
         rows_seen = np.flatnonzero((seen > 0) & (self.screen.labels >= 0))
-        return rows_seen, seen[rows_seen] - 1, loss[rows_seen]
+        return rows_seen, seen[rows_seen] - 1, loss[rows_seen], _gather(run.fabric, outputs)
+
+
+def _gather(fabric: Fabric, outputs: Tensor) -> np.ndarray:
+    """The sum over ranks of outputs (m, D), of which a rank without a batch does not know D, and has (m, 0)."""
+    width = torch.tensor([outputs.shape[1], outputs.shape[1] > 0], device=fabric.device)
+    total, count = fabric.all_reduce(width, reduce_op="sum").tolist()  # type: ignore[union-attr]
+    if count and not outputs.shape[1]:
+        outputs = torch.zeros(len(outputs), total // count, device=fabric.device)
+    return fabric.all_reduce(outputs.clone(), reduce_op="sum").cpu().numpy()  # type: ignore[union-attr]
 
 
 @dataclass

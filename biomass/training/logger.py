@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ class RunLogger:
         enabled: bool = True,
         check: Callable[[], object] = lambda: None,
     ) -> None:
-        step = int(resume["progress"]["step"]) if resume else 0
+        step = int(resume["progress"]["step"]) if resume else None
         self.folder = folder
         self.enabled = enabled
         if not enabled:
@@ -62,6 +63,8 @@ class RunLogger:
             (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             lines = _lines_up_to(folder / METRICS, step)
             (folder / METRICS).write_text("".join(lines))
+            self._before = float(json.loads(lines[-1]).get("seconds", "nan")) if lines else 0.0
+            self._began = time.monotonic()
             self._lines = (folder / METRICS).open("a")
             self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         except Timeout as error:
@@ -72,10 +75,17 @@ class RunLogger:
             raise ConfigError(f"cannot write the run's log '{folder}' ({error.strerror}); free or change it") from error
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """One line of JSON, and one TensorBoard point a value."""
+        """One line of JSON, and one TensorBoard point a value.
+
+        The line also has the ``time`` of day, and the ``seconds`` that the run has spent on what the log holds: those
+        before a resume included, setting up not. They are left out where the run began before they were counted.
+        """
         if not self.enabled:
             return
-        self._lines.write(json.dumps({"step": step, "epoch": epoch, "time": time.time(), **values}) + "\n")
+        seconds = self._before + time.monotonic() - self._began
+        spent = {} if math.isnan(seconds) else {"seconds": round(seconds, 3)}
+        line = {"step": step, "epoch": epoch, "time": time.time(), **spent, **values}
+        self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -139,8 +149,9 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    if not path.exists() or not step:
+def _lines_up_to(path: Path, step: int | None) -> list[str]:
+    """What a log holds of the first steps; None: of a run that begins, nothing."""
+    if step is None or not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
     if not lines[-1:] or not lines[-1].endswith("\n"):  # torn by a kill

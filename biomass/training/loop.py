@@ -37,7 +37,8 @@ class Plan:
         clip: largest gradient norm, None for no clipping.
         log_every: steps between two lines of the log; the device is waited for there, and at the end of an epoch.
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
-        max_steps: stop after so many steps in all, to try things out; None for no such bound.
+        max_steps: stop after so many steps in all, to try things out; None for no such bound. With 0 the untrained
+            network is evaluated and saved.
         monitor: the metric that names the best checkpoint and that a sweep may optimize, ``<split>/<metric>``;
             larger is better, or smaller where the name ends in ``loss``.
     """
@@ -69,6 +70,10 @@ class Plan:
         if splits and not any(metric == m or (m.endswith("/") and metric.startswith(m)) for m in metrics):
             known = ", ".join(f"{split}/{m}" for m in metrics)
             raise ConfigError(f"monitor '{self.monitor}' is not measured; choose one of: {known}", "monitor")
+
+    def reached(self, step: int) -> bool:
+        """Whether no step may follow ``step`` of them."""
+        return self.max_steps is not None and step >= self.max_steps
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` of the monitored metric beats ``best``."""
@@ -162,24 +167,36 @@ def fit(
             log.info("goes on from '%s', epoch %d, step %d", resume.get("path"), progress.epoch, progress.step)
             if progress.epoch >= plan.num_epochs:
                 log.info("nothing is left to do: all %d epochs are finished", plan.num_epochs)
+            elif plan.reached(progress.step):
+                log.info("nothing is left to do: %d steps are taken, of %d", progress.step, plan.max_steps)
+        elif plan.reached(0):
+            _close(run, plan, progress, 0, evaluate)
         for epoch in range(progress.epoch, plan.num_epochs):
-            if plan.max_steps is not None and progress.step >= plan.max_steps:
+            if plan.reached(progress.step):
                 break
             _train_epoch(run, plan, progress, epoch, seed)
             finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
-            is_best = False
-            if evaluate is not None and (progress.epoch % plan.evaluate_every == 0 or finished):
-                metrics = evaluate(run, epoch + 1, progress.step)
-                run.logger.scalars(progress.step, epoch + 1, metrics)
-                progress.monitored = _monitored(metrics, plan.monitor)
-                is_best = plan.better(progress.monitored, progress.best)
-                progress.best = progress.monitored if is_best else progress.best
-                shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
-                log.info("epoch %d/%d  %s", epoch + 1, plan.num_epochs, _format(shown))
-            if run.fabric.is_global_zero:
-                run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None)
+            due = progress.epoch % plan.evaluate_every == 0 or finished
+            _close(run, plan, progress, epoch + 1, evaluate, due)
     run.skipped.report(run.logger.folder)
     return progress
+
+
+def _close(
+    run: Training, plan: Plan, progress: Progress, epoch: int, evaluate: Evaluate | None, due: bool = True
+) -> None:
+    """End an epoch, counted from 1 (or the untrained network's 0): evaluate, where that is due, and save."""
+    is_best = False
+    if evaluate is not None and due:
+        metrics = evaluate(run, epoch, progress.step)
+        run.logger.scalars(progress.step, epoch, metrics)
+        progress.monitored = _monitored(metrics, plan.monitor)
+        is_best = plan.better(progress.monitored, progress.best)
+        progress.best = progress.monitored if is_best else progress.best
+        shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
+        log.info("epoch %d/%d  %s", epoch, plan.num_epochs, _format(shown))
+    if run.fabric.is_global_zero:
+        run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None)
 
 
 def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed: int) -> None:
@@ -191,7 +208,7 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
     watched = sys.stderr.isatty() and run.fabric.is_global_zero
     bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not watched)
     for batch in bar:
-        if plan.max_steps is not None and progress.step >= plan.max_steps:
+        if plan.reached(progress.step):
             break
         progress.batch += 1
         run.skipped.note(batch)

@@ -50,7 +50,8 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
         key: the encoder's name, needed only for the weights of other code.
 
     Returns:
-        The network on the host, its architecture, and what else the checkpoint carries (``config``, ``channels``).
+        The network on the host, its architecture, and what else the checkpoint carries: ``config``, with the ``method``
+        that its keys mean, and ``channels``.
 
     Raises:
         CheckpointError: the weights do not fit the network they name, or there is not one encoder among them.
@@ -60,6 +61,8 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
     if _is_probe(state):
         raise CheckpointError(f"checkpoint '{path}' holds a linear probe; give the encoder that it was trained on")
     about = {name: value for name, value in state.items() if name in ("config", "channels")}
+    if "config" in about and "method" in state:  # as a run's own config.yaml says it
+        about["config"] = about["config"] | {"method": state["method"]}
     if "architecture" in state:
         architecture, weights = _of_script(state, path)
         remedy, advice = "it is damaged, give another one", None

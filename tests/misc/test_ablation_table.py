@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
+FIELDS = "supervised field"
 SOURCE = {"_target_": "biomass.datasets.simulated.load_simulated_cells", "root_dir": "data", "seed": 0}
 
 
@@ -137,6 +138,12 @@ def test_two_ways_of_saying_the_same_share_a_cell(probe, table, tmp_path, more):
         (views(sampler="exp") | {"statistics": words("plate", by=["cell_type"])}, "MinCLR", "cell_type"),
         (views() | {"statistics": words("controls", by=["experiment"])}, "MinCLR", "controls, experiment"),
         (views(sampler="random") | {"statistics": words()}, "MinCLR", "vanilla"),
+        (views() | {"trainer": {"max_steps": 0}}, "untrained, as MinCLR", "plate"),
+        (
+            fields() | {"trainer": {"max_steps": 0}, "method": {"train": "running"}},
+            f"untrained, as {FIELDS}",
+            "vanilla",
+        ),
     ],
 )
 def test_an_encoder_is_what_its_script_and_its_batches_are(probe, table, tmp_path, encoder, method, trained):

@@ -43,7 +43,7 @@ def last(name, metric):
 
 def curve(name):
     lines = [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines]
 
 
 @pytest.fixture

@@ -14,10 +14,17 @@ import torch
 from conftest import ROOT, TINY_RUN, TINY_SCREEN
 from omegaconf import OmegaConf
 
+from biomass.config import Config, build
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError, TrainingError
-from biomass.training import load_checkpoint
+from biomass.evaluation.accuracy import mixing_rows
+from biomass.experiment import compose
+from biomass.models import Architecture, build_network
+from biomass.screen import COLUMNS, make_screen
+from biomass.training import load_checkpoint, load_network
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
+EXCLUDED = ["experiment", "num_epochs", "dataloaders", *(o.partition("=")[0] for o in (*TINY_SCREEN, *TINY_RUN))]
+"""Overrides of tests that are no part of a run's name."""
 
 
 def metrics(name):
@@ -104,6 +111,85 @@ def test_two_steps_and_no_evaluation(run):
     assert run("train_erm", *TINY, "trainer.max_steps=2", "dataloaders.eval_splits=[]", "run_name=a") is None
     assert load_checkpoint(Path("checkpoints/a/last.pt"))["progress"]["step"] == 2
     assert not any("val/accuracy" in line for line in metrics("a"))
+
+
+def test_an_untrained_network_is_evaluated_and_saved_and_is_then_finished(run, caplog):
+    run("train_erm", *TINY, "+method=vanilla", "trainer.max_steps=0", "run_name=a")
+    state, (line,) = load_checkpoint(Path("checkpoints/a/last.pt")), metrics("a")
+    assert (line["step"], line["epoch"]) == (0, 0)
+    assert {"val/accuracy", "test/accuracy", "id_test/accuracy"} <= set(line)
+    assert set(pd.read_csv("runs/a/plates.csv")["epoch"]) == {0}
+    fresh = build_network(Architecture.from_dict(state["architecture"]), False, 0).state_dict()
+    assert all(torch.equal(state["network"][key], value) for key, value in fresh.items())
+    caplog.set_level("INFO")
+    run("train_erm", *TINY, "+method=vanilla", "trainer.max_steps=0", "run_name=a", "resume=auto")
+    assert "nothing is left to do" in caplog.text
+    assert metrics("a") == [line]
+    every = ("+method=vanilla", "num_epochs=1")
+    run("train_erm", *TINY, *every, "run_name=a", "resume=auto")  # and may be trained after all, as if from the start
+    run("train_erm", *TINY, *every, "run_name=b")
+    a, b = (load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"] for name in "ab")
+    assert all(torch.equal(a[key], value) for key, value in b.items())
+
+
+@pytest.mark.parametrize("size", ["75", "3"])
+def test_batch_mixing_is_that_of_the_outputs_of_negative_controls(run, size):
+    run("train_erm", *TINY, "+method=vanilla", "num_epochs=1", f"eval_batch_size={size}", "run_name=a")
+    config = Config(OmegaConf.load("runs/a/config.yaml"))
+    screen, standardize = build(config.dataloaders.source), compose(config.transforms.eval)
+    network = load_network(Path("checkpoints/a/last.pt"))[0].eval()
+    rows = [row for row in screen.rows("id_test") if screen.table["control"][row] == "negative"]
+    with torch.inference_mode():
+        images = [standardize(torch.from_numpy(screen.read(np.array([row]))).float()) for row in rows]
+        outputs = [torch.nn.functional.normalize(network(image))[0] for image in images]
+    same = []
+    for one, row in zip(outputs, rows, strict=True):
+        others = [(float(one @ two), other) for two, other in zip(outputs, rows, strict=True) if other != row]
+        same.append(screen.table["experiment"][max(others)[1]] == screen.table["experiment"][row])
+    assert evaluation("a")["id_test/mixing"] == pytest.approx(np.mean(same))
+    assert "val/mixing" not in evaluation("a")  # which is of one experiment
+
+
+def test_of_many_controls_a_part_tells_batch_mixing():
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 100) | {"label": 0, "split": ["test"] * 90 + ["val"] * 10})
+    table["control"] = ["negative", ""] * 50
+    screen = make_screen(table, None, ["DMSO"])
+    assert mixing_rows(screen, "test").tolist() == list(range(0, 90, 2))
+    some = mixing_rows(screen, "test", 10)
+    assert len(set(some)) == 10
+    assert set(some) < set(range(0, 90, 2))
+    assert (some[0], some[-1]) == (0, 88)
+
+
+def test_shuffled_labels_are_those_of_training_alone(run):
+    for name, shuffled, steps in (("a", "false", 0), ("b", "true", 0), ("c", "false", 2), ("d", "true", 2)):
+        run("train_erm", *TINY, f"shuffle_labels={shuffled}", f"trainer.max_steps={steps}", f"run_name={name}")
+    a, b, c, d = (load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"] for name in "abcd")
+    assert all(torch.equal(a[key], value) for key, value in b.items())
+    assert {k: v for k, v in evaluation("a").items() if "/" in k} == {
+        k: v for k, v in evaluation("b").items() if "/" in k
+    }
+    assert not torch.equal(c["head.weight"], d["head.weight"])
+    with pytest.raises(CheckpointError, match=r"shuffle_labels=True, this run has shuffle_labels=False"):
+        run("train_erm", *TINY, "trainer.max_steps=2", "run_name=d", "resume=auto")
+
+
+def test_the_log_counts_the_seconds_of_all_parts_of_a_run(run):
+    run("train_erm", *TINY, "num_epochs=1", "run_name=a")
+    log = Path("runs/a/metrics.jsonl")
+    first = [line["seconds"] for line in metrics("a")]
+    assert 0 < first[0] <= first[-1]
+    assert first == sorted(first)
+    lines = metrics("a")
+    lines[-1]["seconds"] = 1000.0
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run("train_erm", *TINY, "num_epochs=2", "run_name=a", "resume=auto")
+    assert 1000 < metrics("a")[-1]["seconds"] < 1000 + 300
+    for line in lines:  # of a run that began before they were counted
+        del line["seconds"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run("train_erm", *TINY, "num_epochs=3", "run_name=a", "resume=auto")
+    assert "seconds" not in metrics("a")[-1]
 
 
 def test_save_model_false_writes_no_checkpoint(run):
@@ -314,6 +400,22 @@ def test_a_sweep_gives_every_job_its_own_name(tmp_path, data_root):
         assert (tmp_path / "runs" / job / "metrics.jsonl").exists()
         assert (tmp_path / "checkpoints" / job / "last.pt").exists()
     assert len(list((tmp_path / "outputs").glob("*/*/[01]/.hydra/config.yaml"))) == 2
+
+
+def test_a_comparison_that_was_cut_off_goes_on_and_may_grow(tmp_path, data_root):
+    common = (*TINY, "+experiment=compare", "num_epochs=1", "dataloaders.source.seed=0", "+method=ben")
+    short = ("hydra.job.config.override_dirname.exclude_keys=" + json.dumps(EXCLUDED).replace(" ", ""),)
+    done = script(tmp_path, data_root, *common, *short, "seed=0")
+    assert done.returncode == 0, done.stderr
+    (first,) = names = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert first == "compare_+method-ben_dataloaders.source.seed-0_seed-0"
+    before = (tmp_path / "runs" / first / "metrics.jsonl").read_text()
+    done = script(tmp_path, data_root, *common, *short, "seed=1,0")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == [first, "compare_+method-ben_dataloaders.source.seed-0_seed-1"]
+    assert (tmp_path / "runs" / first / "metrics.jsonl").read_text() == before
+    assert "nothing is left to do" in done.stdout + done.stderr
 
 
 OLD = {  # what a preset set before there were words, in the configuration of a checkpoint
