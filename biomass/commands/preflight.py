@@ -10,12 +10,16 @@ plates, while most are on few, are taken for them.
 
 The page holds what the plates hold, how far their compositions differ, what treatments are confounded with, and for
 every word for statistics the accuracy to be expected relative to running averages, by curves that were measured on
-other screens (``--curves``: by those of a stress test of one's own). ``<out>/preflight.json`` says the same to programs.
+other screens (``--curves``: those of a stress test of one's own). ``<out>/preflight.json`` says the same to programs.
+``--simulate`` also draws a screen with this very plate map, on which networks can be trained and tested at once.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
@@ -23,10 +27,12 @@ from biomass.config import run_name
 from biomass.datasets.plate_map import read_plate_map
 from biomass.errors import ConfigError, did_you_mean
 from biomass.evaluation.curves import read_curves
-from biomass.evaluation.design import confounding, count_wells, find_references, plate_format
+from biomass.evaluation.design import count_wells, find_references
 from biomass.evaluation.page import render
-from biomass.evaluation.verdict import Judgement, group_wells, judge, reasons, recommend, summarize
+from biomass.evaluation.verdict import Judgement, Verdict
+from biomass.pixels.packed_writer import pack
 from biomass.screen import PLATE
+from biomass.simulation.plate_map import Look, simulate_plate_map
 
 PLACE = 50
 
@@ -42,40 +48,68 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--copies", type=int, help="of a map without plates: on how many plates wells lie so")
     parser.add_argument("--format", type=int, help="wells of a plate, 96, 384 or 1536; found out if left out")
     parser.add_argument("--curves", type=Path, help="measured curves of your own")
+    parser.add_argument("--simulate", action="store_true", help="draw a screen with this plate map")
     args = parser.parse(arguments)
     with run_on_files("nothing was written"):
         settings = parse_settings(args.set)
-        unknown = next((key for key in settings if key not in ("columns", "control")), None)
-        if unknown is not None:
-            raise ConfigError(f"--set {unknown}=… is unknown; {did_you_mean(unknown, ('columns', 'control'))}")
+        for key in settings:
+            if key not in ("columns", "control"):
+                raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
         found = read_plate_map(args.table, copies=args.copies, **settings)
-        columns, notes = dict(found.columns), list(found.notes)
+        for column in args.by:
+            if column not in found.wells:
+                raise ConfigError(f"--by: cannot group by '{column}'; {did_you_mean(column, found.wells.columns)}")
         names = dict.fromkeys([*PLATE, "well", "treatment", "label", "control", *args.by])
-        missing = [column for column in args.by if column not in found.wells]
-        if missing:
-            raise ConfigError(f"cannot group by '{missing[0]}'; {did_you_mean(missing[0], found.wells.columns)}", "by")
-        wells = count_wells(found.wells[list(names)])
-        if "control" not in settings and not (wells["control"] == "positive").any():
-            references = find_references(wells)
-            wells.loc[wells["treatment"].isin(references) & (wells["control"] == ""), "control"] = "positive"
-            if references:
-                columns["control"] += f"; positive {', '.join(map(repr, references))}, which nearly all plates hold"
-        size = plate_format(wells["well"].tolist(), args.format) if (wells["well"] != "").all() else None
-        curves = read_curves(args.curves)
-        groups = group_wells(wells, args.by)
-        judgements = judge(groups, curves)
-        confounded = {group.name: confounding(wells, size if group.by == PLATE else None, group.by) for group in groups}
-        why = reasons(judgements, confounded)
-        kind = "" if size is None else f" of {size} wells"
-        title = f"{args.table.name}: {len(groups[0].table)} plates{kind}, {wells['treatment'].nunique()} treatments"
-        page = render(title, columns, notes, wells, size, groups, confounded, judgements, why)
-        summary = summarize(judgements, groups, confounded)
-        best = recommend(judgements)
-        summary["verdict"]["override"] = override(best)
+        wells, columns = take_references(count_wells(found.wells[list(names)]), found.columns, "control" in settings)
+        verdict = Verdict.on(wells, args.by, args.format, read_curves(args.curves))
+        notes = list(found.notes)
+        if len(verdict.groups[0].table) == 1:
+            notes.append("with one plate it cannot be told how far the compositions of plates differ")
+        page = render(title(args.table.name, verdict), columns, notes, verdict)
+        typed = override(verdict.best)
+        summary = {"table": str(args.table), "columns": columns, "override": typed} | verdict.plain()
         folder = args.out or Path("runs") / run_name(args.run_name, "preflight")
+        store = simulate(wells, folder) if args.simulate else None
         with whole_file(folder / "preflight.json", "store") as part:
-            part.write_text(json.dumps({"table": str(args.table), "columns": columns} | summary, indent=1), "utf-8")
-        print(f"{page}\n\n  {override(best)}\n\n{folder / 'preflight.json'} says the same to programs")
+            part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), "utf-8")
+        print(f"{page}\n\n  {typed}\n\n{folder / 'preflight.json'} says the same to programs")
+        if store is not None:
+            print(f"{store} holds a simulated screen with this plate map: dataloaders=packed dataloaders.store={store}")
+
+
+def take_references(wells: pd.DataFrame, columns: Mapping[str, str], told: bool) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The wells with their positive controls, and what was taken for what.
+
+    Args:
+        wells: a row a well.
+        columns: what was taken for what.
+        told: the user says which wells are controls; otherwise, where no well is a positive one, references are taken.
+    """
+    if told or (wells["control"] == "positive").any():
+        return wells, dict(columns)
+    references = find_references(wells)
+    positive = wells["treatment"].isin(references) & (wells["control"] == "")
+    said = f"{columns['control']}; positive {', '.join(map(repr, references))}, which nearly all plates hold"
+    control = wells["control"].mask(positive, "positive")
+    return wells.assign(control=control), dict(columns) | ({"control": said} if references else {})
+
+
+def title(name: str, verdict: Verdict) -> str:
+    """The title of the page."""
+    plates = len(verdict.groups[0].table)
+    kind = "" if verdict.size is None else f" of {verdict.size} wells"
+    treated = verdict.wells.loc[verdict.wells["control"] == "", "treatment"].nunique()
+    return f"{name}: {plates} plate{'s' * (plates != 1)}{kind}, {treated} treatment{'s' * (treated != 1)}"
+
+
+def simulate(wells: pd.DataFrame, folder: Path) -> Path:
+    """The simulated screen of a plate map, as a packed store below a folder, drawn unless it is there already."""
+    look = Look()
+    text = look.to_json() + wells.drop(columns="images").to_csv(index=False)
+    store = folder.absolute() / f"simulated-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    if not store.exists():
+        pack(simulate_plate_map(wells, look), store, workers=0)
+    return store
 
 
 def override(one: Judgement) -> str:

@@ -64,13 +64,16 @@ NEGATIVES = ("dmso", "untreated", "vehicle", "mock", "empty", "negative control"
 """Names of treatments, in small letters, that are negative controls where no column says which wells are."""
 
 
+_LIKE = {"columns": "{plate: barcode}", "control": "{column: compound, negative: [DMSO]}"}
+
+
 class PlateMap(NamedTuple):
     """A plate map.
 
     Attributes:
         wells: a row for each row of the table that is kept: ``experiment, plate, well`` (empty where the table has
-            none), ``treatment, label`` (what a network is to tell apart; the treatment, where there is none),
-            ``control`` (``negative``, ``positive`` or empty); further columns of the table.
+            none), ``treatment, label`` (what a network is to tell apart; where nothing is said, the treatment
+            without its dose), ``control`` (``negative``, ``positive`` or empty); further columns of the table.
         columns: what was taken for what: canonical column → how to say where it comes from.
         notes: what else a reader of the result must know, a sentence each.
     """
@@ -91,8 +94,8 @@ def read_plate_map(
 
     Args:
         path: any table that :func:`biomass.table_files.read_table` reads, a row a well, an image or a cell.
-        columns: what :data:`SETTABLE` are called in it, where the :data:`USUAL` names are not right. ``well`` may be two
-            columns, ``[row, column]``; ``treatment`` several, which together name one. False leaves a column out.
+        columns: what :data:`SETTABLE` are called in it, where the :data:`USUAL` names are not right. ``well`` may be
+            two columns, ``[row, column]``; ``treatment`` several, which together name one. False leaves one out.
         control: which wells are controls, by the values of a column, as :func:`.load_manifest` takes it; an empty text
             stands for wells without a value. If left out, a column of controls says it, or the names of treatments
             do.
@@ -111,11 +114,18 @@ def read_plate_map(
     >>> found.columns["plate"]
     "'Metadata_Plate'"
     """
-    file = read_table(path, "plate map", advice="map")
+    for name, value in (("columns", columns), ("control", control)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}: it must be a mapping, such as {_LIKE[name]}", name)
+    if copies is not None and copies < 1:
+        raise ConfigError(f"copies={copies}: a map lies on at least one plate")
+    file = read_table(path, "plate map")
     if not len(file):
-        raise DataError(f"plate map '{file.path}' has no rows: it needs one for every well", "map")
+        raise DataError(f"plate map '{file.path}' has no rows: it needs one for every well")
     taken = _find_columns(file, dict(columns or {}))
-    frame, told, notes = file.frame(), {}, []
+    frame = file.frame()
+    told: dict[str, str] = {}
+    notes: list[str] = []
     table = pd.DataFrame(index=frame.index)
     for column in ("experiment", "plate", "label"):
         named = taken.get(column)
@@ -126,36 +136,43 @@ def read_plate_map(
     table["treatment"] = [" ".join(filter(None, row)) if row[0] else "" for row in zip(*parts, strict=True)]
     table["control"], said = _find_controls(frame, parts[0], taken, control, file)
     told |= {column: _said(taken[column]) for column in ("experiment", "plate", "well", "treatment") if column in taken}
-    told["label"] = _said(taken["label"]) if "label" in taken else "the treatment"
+    told["label"] = _said(taken["label"] if "label" in taken else taken["treatment"][:1])
     told["control"] = said
-    table["label"] = table["label"].where(table["label"] != "", table["treatment"])
+    table["label"] = np.where(table["label"] != "", table["label"], parts[0])  # doses of one compound are much alike
     others = [column for column in frame if column not in table and frame[column].nunique() < len(frame)]
     table = table.join(frame[others])
     empty = (table["treatment"] == "") & (table["control"] == "")
     if empty.any():
-        notes.append(f"{_count(empty.sum(), 'row')} without a treatment: left out, as empty wells")
+        notes.append(
+            f"{_count(empty.sum(), 'row')} without a treatment: left out, as empty wells; if they are negative "
+            "controls, list the empty text among these"
+        )
         table = table[~empty].reset_index(drop=True)
     if table.empty:
-        raise DataError(f"no row of '{file.path}' has a treatment, in column {_said(taken['treatment'])}: name it", "columns")
+        raise DataError(
+            f"no row of '{file.path}' has a treatment, in column {_said(taken['treatment'])}: name it", "columns"
+        )
     if "plate" not in taken:
         if copies is None:
             raise DataError(
                 f"'{file.path}' has no column of plates, as which {_list(USUAL['plate'][:3])} would be taken; it has: "
-                f"{', '.join(file.columns)}",
-                "no_plates",
+                f"{', '.join(file.columns)}: name it, or give copies, the number of plates on which wells lie so",
+                "columns",
             )
         table = pd.concat([table.assign(plate=f"copy {i + 1}") for i in range(copies)], ignore_index=True)
         told["plate"] = f"{copies} copies of the map"
     elif copies is not None:
-        raise ConfigError(f"the map has plates, in column {_said(taken['plate'])}, and copies={copies}: give one of them")
+        raise ConfigError(
+            f"the map has plates, in column {_said(taken['plate'])}, and copies={copies}: give one of them"
+        )
     _check_wells(table)
     return PlateMap(table, told, notes)
 
 
 def _find_columns(file: TableFile, given: dict[str, Any]) -> dict[str, list[str]]:
-    """Canonical column → columns of the table, for those that there are. Without a treatment there is nothing to say."""
+    """Canonical column → columns of the table, for those that there are."""
     there = file.columns
-    usual = {}
+    usual: dict[str, list[str]] = {}
     for name in there:
         short = re.sub(r"[\s-]+", "_", name.strip().lower())
         short = re.sub(r"_dapi$", "", re.sub(r"^(image_)?metadata_", "", short))
@@ -167,7 +184,7 @@ def _find_columns(file: TableFile, given: dict[str, Any]) -> dict[str, list[str]
     for column in SETTABLE:
         value = given.get(column)
         if value is None:
-            like = next((usual[short] for short in USUAL[column] if short in usual), [])
+            like = next((usual[short] for short in USUAL[column] if short in usual), list[str]())
             if len(like) > 1:
                 raise ConfigError(f"'{column}' may be column '{like[0]}' or '{like[1]}': say which", "columns")
             if like:
@@ -178,8 +195,8 @@ def _find_columns(file: TableFile, given: dict[str, Any]) -> dict[str, list[str]
         found["well"] = [usual["row"][0], usual["column"][0]]
     if "treatment" not in found:
         raise DataError(
-            f"'{file.path}' has no column of treatments, as which {_list(USUAL['treatment'][:5])} would be taken; it has: "
-            f"{', '.join(there)}",
+            f"'{file.path}' has no column of treatments, as which {_list(USUAL['treatment'][:5])} would be taken; it "
+            f"has: {', '.join(there)}",
             "columns",
         )
     if "treatment" not in given:
@@ -194,7 +211,9 @@ def _wells(frame: pd.DataFrame, named: Sequence[str] | None, file: TableFile) ->
     if len(named) == 2:
         return wells_at(frame[named[0]], frame[named[1]], place=file.place)
     if len(named) > 2:
-        raise ConfigError(f"'well' is {list(named)}: name one column, or that of its row and that of its column", "columns")
+        raise ConfigError(
+            f"'well' is {list(named)}: name one column, or that of its row and that of its column", "columns"
+        )
     return wells(frame[named[0]], named[0], place=file.place, needed=True)
 
 
@@ -208,7 +227,9 @@ def _find_controls(
     """``negative``, ``positive`` or empty for every row, and where that is said."""
     if control is not None:
         if "column" not in control:
-            raise ConfigError(f"controls are described by {', '.join(control) or 'nothing'}: 'column' is needed", "control")
+            raise ConfigError(
+                f"controls are described by {', '.join(control) or 'nothing'}: 'column' is needed", "control"
+            )
         named = find(control["column"], frame.columns, "column of the controls", advice="control")[0]
         text = frame.assign(**{named: names(frame[named], named, place=file.place)})
         lists = {kind: control.get(kind) for kind in ("negative", "positive") if control.get(kind)}
@@ -229,7 +250,7 @@ def _find_controls(
     negative = np.isin([one.lower() for one in treatments], NEGATIVES)
     seen = list(dict.fromkeys(treatments[negative]))
     return np.where(negative, "negative", "").astype(object), (
-        f"by name, negative {_quote(seen)}" if seen else "none is found"
+        f"told by names of treatments, negative {_quote(seen)}" if seen else "unknown: no well is one"
     )
 
 
@@ -245,8 +266,8 @@ def _check_wells(table: pd.DataFrame) -> None:
         where = "/".join(filter(None, first.iloc[0][place[:2]]))
         raise DataError(
             f"well {first.iloc[0]['well']} of plate '{where}' has two treatments, '{first['treatment'].iloc[0]}' and "
-            f"'{first['treatment'].iloc[1]}': name the columns that tell plates apart, or what is given together as one "
-            "treatment",
+            f"'{first['treatment'].iloc[1]}': name the columns that tell plates apart, or what is given together as "
+            "one treatment",
             "columns",
         )
 

@@ -19,8 +19,8 @@ The table is ``curves.csv`` beside this module, or one of the user's own, with a
 
 Between measurements, accuracies relative to ``running`` are averaged with weights that fall with the distance (Shepard
 1968), which is counted in octaves: doublings of the wells, of the effective wells (see :mod:`.design`) and of the
-controls. Another kind of controls is an octave away. How far the measurements nearby lie apart, and how far away they
-are, gives the interval.
+controls. Another kind of controls is an octave away. The interval says how far the measurements nearby lie apart, at
+least as far as screens do on which the same was measured, and widens with their distance.
 """
 
 from dataclasses import dataclass
@@ -101,6 +101,13 @@ class Curves:
         """The words that were measured."""
         return tuple(dict.fromkeys(self.table["statistics"]))
 
+    @cached_property
+    def between(self) -> float:
+        """How far screens lie apart where the same was measured on several: standard deviation of the log ratio."""
+        places = self.measured.groupby(["statistics", "kind", "x", "y", "z"])["log"]
+        squares, free = (places.var() * (places.size() - 1)).sum(), (places.size() - 1).sum()
+        return float(np.sqrt(squares / free)) if free else 0.0
+
     def expect(self, word: str, kind: str, wells: float, controls: float, correlation: float) -> Expected | None:
         """What to expect of a word on a design.
 
@@ -123,13 +130,16 @@ class Curves:
         if known.empty:
             return None
         here = _place(np.array([wells]), np.array([controls]), np.array([correlation]))
-        far = ((here - known[["x", "y", "z"]].to_numpy()) ** 2).sum(1) + (known["kind"] != kind).to_numpy()
+        apart = (here - known[["x", "y", "z"]].to_numpy()) ** 2
+        apart[:, 2] *= bool(kind)  # where all wells count, controls are among the effective wells already
+        far = apart.sum(1) + (known["kind"] != kind).to_numpy()
         weight = 1 / (_NEAR**2 + far) ** 2
         weight /= weight.sum()
         log = known["log"].to_numpy()
         spread = known["spread"].fillna(known["spread"].mean()).fillna(0.0).to_numpy()
         mean, octaves = float(weight @ log), float(np.sqrt(far.min()))
-        sd = np.sqrt(weight @ ((log - mean) ** 2 + spread**2) + (_OCTAVE * octaves) ** 2)
+        around = max(float(weight @ (log - mean) ** 2), self.between**2)
+        sd = np.sqrt(around + weight @ spread**2 + (_OCTAVE * octaves) ** 2)
         by_origin = pd.Series(weight).groupby(known["origin"].to_numpy()).sum()
         low, high = np.exp([mean - _Z80 * sd, mean + _Z80 * sd])
         return Expected(float(np.exp(mean)), float(low), float(high), octaves, float(1 / (by_origin**2).sum()))
@@ -148,25 +158,25 @@ def read_curves(path: str | Path | None = None) -> Curves:
     >>> read_curves().words
     ('running', 'plate', 'controls', 'balanced')
     """
-    file = read_table(path or CURVES, "curves", columns=COLUMNS, advice="curves")
+    file = read_table(path or CURVES, "curves", columns=COLUMNS)
     table = file.frame(numbers=NUMBERS)
     for column in NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce")
     running = (table["statistics"] == "running").to_numpy()
     needed = {column: np.ones(len(table), bool) for column in ("accuracy", "classes")}
-    needed |= {column: ~running for column in ("wells", "alpha", "controls")}
+    needed |= dict.fromkeys(("wells", "alpha", "controls"), ~running)
     for column, rows in needed.items():
         bad = np.flatnonzero(rows & ~(table[column] >= 0).to_numpy())
         if len(bad):
-            raise DataError(f"{file.place(bad[0])} has no number from 0 as '{column}': complete it", "curves")
+            raise DataError(f"{file.place(bad[0])} has no number from 0 as '{column}': complete it")
     bad = np.flatnonzero(~table["accuracy"].between(0, 1, inclusive="right"))
     if len(bad):
         raise DataError(
-            f"{file.place(bad[0])} has accuracy {table['accuracy'][bad[0]]}: write a number above 0, at most 1", "curves"
+            f"{file.place(bad[0])} has accuracy {table['accuracy'][bad[0]]}: write a number above 0, at most 1"
         )
     without = sorted(set(table["origin"]) - set(table["origin"][running]))
     if without:
-        raise DataError(f"curves '{file.path}' have no row of running for origin '{without[0]}': add it", "curves")
+        raise DataError(f"curves '{file.path}' have no row of running for origin '{without[0]}': add it")
     return Curves(table)
 
 

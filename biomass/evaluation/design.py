@@ -69,7 +69,9 @@ def well_table(screen: Screen, by: Sequence[str] = PLATE) -> pd.DataFrame:
     table = screen.table
     named = np.array([*screen.classes, ""], dtype=object)[screen.labels]
     screen.groups(by)  # looks whether the columns are there
-    wells = table[list(dict.fromkeys([*PLATE, "well", "control", *by]))].astype(str).assign(label=named, treatment=named)
+    wells = (
+        table[list(dict.fromkeys([*PLATE, "well", "control", *by]))].astype(str).assign(label=named, treatment=named)
+    )
     if "compound" in table:
         compound = table["compound"].astype(str)
         dose = table["concentration"].astype(str).radd(" ") if "concentration" in table else ""
@@ -164,8 +166,8 @@ def composition_shift(groups: object, classes: object) -> Shift:
     """How far the compositions of groups lie from each other, beyond what drawing their wells at random does.
 
     If the shares of the classes in a group come from a symmetric Dirichlet distribution over K classes, and its wells
-    from these shares (the Dirichlet-multinomial distribution, Mosimann 1962), two wells of one group hold the same class
-    with probability a + ρ (1 - a), where a is that of two wells of different groups and ρ = 1 / (K α + 1). Both
+    from these shares (the Dirichlet-multinomial distribution, Mosimann 1962), two wells of one group hold the same
+    class with probability a + ρ (1 - a), where a is that of two wells of different groups and ρ = 1 / (K α + 1). Both
     probabilities are counted without bias, which gives ρ and α in closed form.
 
     The distance of the compositions cannot tell a shift from small plates: with 1108 treatments once each on four
@@ -191,7 +193,7 @@ def composition_shift(groups: object, classes: object) -> Shift:
     g, k, count = _pairs(group, label)
     # a group lacks most classes, each of which adds q: all of them, less those that it has
     absolute = 1 + np.bincount(g, np.abs(count / n[g] - q[k]) - q[k], len(n))
-    distance = float((n * absolute).sum() / n.sum() / 2)
+    distance = max(0.0, float((n * absolute).sum() / n.sum() / 2))
     other = len(label) ** 2 - (n**2).sum()  # pairs of wells of different groups
     several = n > 1
     if not other or not several.any():  # one group, or one well a group: nothing to compare
@@ -233,8 +235,8 @@ def cramers_v(first: object, second: object) -> float:
     """How strongly two classifications of the same wells depend on each other, 0 … 1: Cramér's V without its bias.
 
     Plain V is far above 0 for independent columns as soon as there are many values. This is the estimate of Bergsma
-    (J. Korean Stat. Soc. 42, 2013): about 0 where they are independent, 1 where each value of one goes with one value of
-    the other.
+    (J. Korean Stat. Soc. 42, 2013): about 0 where they are independent, 1 where each value of one goes with one value
+    of the other.
 
     Args:
         first: (N,) names, such as the treatments of wells.
@@ -285,8 +287,7 @@ def plate_format(wells: Sequence[str], named: int | None = None) -> int:
     if len(outside):
         raise DataError(
             f"well '{wells[outside[0]]}' lies outside a plate of {chosen} wells, which ends at "
-            f"{_row_name(height - 1)}{width:02d}: correct the well, or name the format of the plates",
-            "format",
+            f"{_row_name(height - 1)}{width:02d}: correct the well, or the format"
         )
     return chosen
 
@@ -305,7 +306,9 @@ def places(wells: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     parts = pd.Series(names, dtype=object).str.extract(r"^(A?[A-Z])(\d\d)$")
     bad = np.flatnonzero(parts[0].isna())
     if len(bad):
-        raise DataError(f"'{names[bad[0]]}' is not a well of a plate of up to 1536 wells (A01 … AF48): correct its name")
+        raise DataError(
+            f"'{names[bad[0]]}' is not a well of a plate of up to 1536 wells (A01 … AF48): correct its name"
+        )
     rows = np.array([(26 if len(one) > 1 else 0) + ord(one[-1]) - ord("A") for one in parts[0]], np.int64)
     columns = parts[1].astype(int).to_numpy(np.int64) - 1
     return rows[codes], columns[codes]

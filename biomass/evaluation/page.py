@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 
 from biomass.evaluation.design import FORMATS, places
-from biomass.evaluation.verdict import Group, Judgement, call, group_name, recommend, said
+from biomass.evaluation.verdict import Group, Judgement, Verdict, call, group_name, said
 from biomass.screen import PLATE
 
 WIDTH = 118
 """Columns of the page."""
-
-_SHOWN = 6  # reasons and names that are listed
 
 _FACTS = {
     "images": "rows of the table",
@@ -32,39 +30,27 @@ _FACTS = {
 """The columns of a group's table that are shown, and what they are called."""
 
 
-def render(
-    title: str,
-    columns: Mapping[str, str],
-    notes: Sequence[str],
-    wells: pd.DataFrame,
-    size: int | None,
-    groups: Sequence[Group],
-    confounded: Mapping[str, Mapping[str, float]],
-    judgements: Sequence[Judgement],
-    reasons: Sequence[str],
-) -> str:
+def render(title: str, columns: Mapping[str, str], notes: Sequence[str], verdict: Verdict) -> str:
     """The page.
 
     Args:
         title: of the page.
         columns: what was taken for what.
         notes: what else was done to the table, a sentence each.
-        wells: a row a well, as :func:`.well_table` gives them.
-        size: number of wells of a plate; None where wells are not known.
-        groups: plates first, then coarser ones.
-        confounded: name of a grouping → place → Cramér's V.
-        judgements: of the words.
-        reasons: for the verdict.
+        verdict: what is shown.
     """
     taken = ", ".join(f"{column} is {where}" for column, where in columns.items())
     parts = [
         [title, "=" * len(title)],
         [*_wrap(f"Taken: {taken}."), *(line for note in notes for line in _wrap(f"Note: {note}."))],
-        _facts(groups),
-        [] if size is None else draw_plate(wells, size),
-        _confounding(confounded),
-        _statistics(judgements),
-        _verdict(judgements, reasons),
+        _facts(verdict.groups),
+        [] if verdict.size is None else draw_plate(verdict.wells, verdict.size),
+        _confounding(verdict.confounded),
+        _statistics(verdict.judgements),
+        [
+            f"VERDICT: take {call(verdict.best)}",
+            *(line for reason in verdict.reasons() for line in _wrap(f"- {reason}", "  ")),
+        ],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -78,7 +64,7 @@ def draw_plate(wells: pd.DataFrame, size: int) -> list[str]:
 
     >>> wells = pd.DataFrame({"experiment": "", "plate": "P1", "well": ["A01", "A02", "B01"], "label": ["x", "", "y"]})
     >>> print("\\n".join(draw_plate(wells.assign(control=["", "negative", ""]), 96)[:4]))
-    plate P1: - negative, + positive control, a x, b y
+    plate P1: - negative control, a x, b y
            1  2  3  4  5  6  7  8  9 10 11 12
       A    a  -  .  .  .  .  .  .  .  .  .  .
       B    b  .  .  .  .  .  .  .  .  .  .  .
@@ -96,10 +82,15 @@ def draw_plate(wells: pd.DataFrame, size: int) -> list[str]:
     drawn[rows, columns] = signs.to_numpy()
     wide = 3 if width <= 24 else 2
     name = "/".join(filter(None, plate.iloc[0][list(PLATE)].astype(str)))
-    meaning = ", ".join(f"{letter} {label}" for label, letter in letters.items()) if few else "o treated"
+    there = set(plate["control"])
+    meaning = [f"{sign} {kind} control" for sign, kind in (("-", "negative"), ("+", "positive")) if kind in there]
+    meaning += [f"{letter} {label}" for label, letter in letters.items()] if few else ["o treated"]
     head = "".join(f"{i + 1:>{wide}}" if i + 1 < 10 ** (wide - 1) else " " * wide for i in range(width))
-    lines = [f"  {_letters(r):<2}{' ' if wide == 3 else ''}" + "".join(f"{one:>{wide}}" for one in drawn[r]) for r in range(height)]
-    return [*_wrap(f"plate {name}: - negative, + positive control, {meaning}"), f"     {head}" if wide == 3 else f"    {head}", *lines]
+    lines = [
+        f"  {_letters(r):<2}{' ' if wide == 3 else ''}" + "".join(f"{one:>{wide}}" for one in drawn[r])
+        for r in range(height)
+    ]
+    return [*_wrap(f"plate {name}: {', '.join(meaning)}"), f"     {head}" if wide == 3 else f"    {head}", *lines]
 
 
 def _facts(groups: Sequence[Group]) -> list[str]:
@@ -112,7 +103,8 @@ def _facts(groups: Sequence[Group]) -> list[str]:
     shifts = [group.shift for group in groups]
     distance = [f"{shift.distance:.2f}" for shift in shifts]
     alpha = [
-        f"{shift.correlation:.2f}" + (f" (Dirichlet α {shift.alpha:.2g})" if np.isfinite(shift.alpha) else " (none)")
+        f"{max(shift.correlation, 0):.2f}"
+        + (f" (Dirichlet α {shift.alpha:.2g})" if np.isfinite(shift.alpha) else " (as drawn at random)")
         for shift in shifts
     ]
     lines.append(f"  {'distance of a composition to that of all':<46}" + "".join(f"{cell:<32}" for cell in distance))
@@ -144,28 +136,18 @@ def _confounding(confounded: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def _statistics(judgements: Sequence[Judgement]) -> list[str]:
     """The table of the words."""
-    lines = [f"{'statistics':<12}{'controls':<11}{'by':<14}{'accuracy (80 % interval)':<26}{'':<9}"]
-    for one in judgements:
-        kind = {"": "", "negative": "negative", "all": "all"}[one.controls]
-        expected = said(one.expected) if one.expected else "–"
-        lines.append(f"  {one.word:<10}{kind:<11}{group_name(one.by) if one.by else '':<14}{expected:<26}{one.state:<9}")
+    names = [group_name(one.by) if one.by else "" for one in judgements]
+    wide = max(map(len, names)) + 2
+    lines = [f"{'statistics':<12}{'controls':<11}{'by':<{wide}}accuracy (80 % interval)"]
+    for one, name in zip(judgements, names, strict=True):
+        expected = "–" if one.expected is None else "1" if one.state == "base" else said(one.expected)
+        lines.append(f"  {one.word:<10}{one.controls:<11}{name:<{wide}}{expected:<26}{one.state:<9}")
         if one.needed:
-            lines[-1] += f"safe with {one.needed} such controls a {group_name(one.by)}"
+            lines[-1] += f"safe with {one.needed} in each {name}"
     return [
         *(line.rstrip() for line in lines),
         "  accuracy on unseen plates, relative to running averages of plain training; from measured curves",
     ]
-
-
-def _verdict(judgements: Sequence[Judgement], reasons: Sequence[str]) -> list[str]:
-    """The recommended word, and why."""
-    best = recommend(judgements)
-    lines = [f"VERDICT: take {call(best)}"]
-    for reason in reasons[:_SHOWN]:
-        lines += _wrap(f"- {reason}", "  ")
-    if len(reasons) > _SHOWN:
-        lines.append(f"  - and {len(reasons) - _SHOWN} more reasons")
-    return lines
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:

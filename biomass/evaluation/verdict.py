@@ -21,7 +21,15 @@ import pandas as pd
 
 from biomass.errors import DataError
 from biomass.evaluation.curves import Curves, Expected, read_curves
-from biomass.evaluation.design import Shift, composition_shift, describe_groups, effective_wells, well_table
+from biomass.evaluation.design import (
+    Shift,
+    composition_shift,
+    confounding,
+    describe_groups,
+    effective_wells,
+    plate_format,
+    well_table,
+)
 from biomass.norms import WORDS
 from biomass.screen import PLATE, Screen
 
@@ -37,6 +45,7 @@ WAYS = (
 
 _LOSES = 0.9  # of the accuracy of running averages: expecting less is failing
 _SHIFTED = 0.05  # ρ from which the composition, not the number of wells, is what statistics suffer from
+_FEW = 32  # wells below which their number is
 _TRIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # controls a group that are looked at
 
 
@@ -107,13 +116,16 @@ class Judgement(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """Plain values, for a file."""
         ratio, low, high = self.expected[:3] if self.expected else (None, None, None)
-        numbers = {
-            name: None if value is None else round(value, 3)
-            for name, value in (("accuracy", ratio), ("low", low), ("high", high))
-        }
-        measured = {"outside": None if self.expected is None else self.expected.outside, "needed": self.needed}
-        return {"by": list(self.by), "controls": self.controls, "state": self.state} | numbers | measured | {
-            "reason": self.reason
+        return {
+            "by": list(self.by),
+            "controls": self.controls,
+            "state": self.state,
+            "accuracy": _rounded(ratio),
+            "low": _rounded(low),
+            "high": _rounded(high),
+            "outside": None if self.expected is None else self.expected.outside,
+            "needed": self.needed,
+            "reason": self.reason,
         }
 
 
@@ -215,10 +227,10 @@ def call(one: Judgement) -> str:
     """What to call a way of taking statistics.
 
     >>> call(Judgement("controls", ("week",), "all", "safe", None, ""))
-    'controls (negative and positive) by week'
+    "'controls' (negative and positive) by week"
     """
     kind = {"": "", "negative": " (negative)", "all": " (negative and positive)"}[one.controls]
-    return f"{one.word}{kind}{f' by {group_name(one.by)}' if one.by else ''}"
+    return f"'{one.word}'{kind}{f' by {group_name(one.by)}' if one.by else ''}"
 
 
 def said(expected: Expected) -> str:
@@ -226,48 +238,104 @@ def said(expected: Expected) -> str:
     return f"{expected.ratio:.2f} ({expected.low:.2f} … {expected.high:.2f})"
 
 
-def summarize(judgements: Sequence[Judgement], groups: Sequence[Group], confounded: dict[str, Any]) -> dict[str, Any]:
-    """The verdict as plain values, for a file: ``verdict``, ``statistics`` by word, ``reasons`` and the design."""
-    best = recommend(judgements)
-    words: dict[str, list[dict[str, Any]]] = {}
-    for one in judgements:
-        words.setdefault(one.word, []).append(one.plain())
-    designs = [
-        {
-            "by": list(group.by),
-            "groups": len(group.table),
-            "shift": {k: None if not np.isfinite(v) else round(v, 4) for k, v in group.shift._asdict().items()},
-            "median": group.table.select_dtypes("number").median().round(3).to_dict(),
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a plate map.
+
+    Attributes:
+        wells: a row a well, see :func:`.well_table`.
+        size: number of wells of a plate; None where wells are not known.
+        groups: plates first, then coarser groups.
+        judgements: of all words on all groups.
+        confounded: name of a grouping → place → how strongly treatments depend on it, see :func:`.confounding`.
+    """
+
+    wells: pd.DataFrame
+    size: int | None
+    groups: list[Group]
+    judgements: list[Judgement]
+    confounded: dict[str, dict[str, float]]
+
+    @classmethod
+    def on(
+        cls,
+        wells: pd.DataFrame,
+        by: Sequence[str] = PLATE[:1],
+        size: int | None = None,
+        curves: Curves | None = None,
+    ) -> "Verdict":
+        """The verdict on a plate map.
+
+        Args:
+            wells: a row a well, see :func:`.well_table`.
+            by: the columns of groups that are coarser than the plate.
+            size: number of wells of a plate; found out if left out.
+            curves: those of the package if left out.
+
+        Raises:
+            ConfigError: a column is not there, or no plate has this size.
+            DataError: no well is treated, or one lies outside its plate.
+        """
+        known = bool((wells["well"] != "").all())
+        found = plate_format(wells["well"].tolist(), size) if known else None
+        groups = group_wells(wells, by)
+        places = {group.name: confounding(wells, found if group.by == PLATE else None, group.by) for group in groups}
+        return cls(wells, found, groups, judge(groups, curves), places)
+
+    @property
+    def best(self) -> Judgement:
+        """What is recommended."""
+        return recommend(self.judgements)
+
+    def reasons(self) -> list[str]:
+        """Why: what is recommended, then what fails, then what treatments are confounded with; a sentence each."""
+        found = [f"{call(self.best)}: {self.best.reason}"]
+        failing: dict[str, list[Judgement]] = {}
+        for one in self.judgements:
+            if one.state == "fails":
+                failing.setdefault(one.reason, []).append(one)
+        for reason, ways in failing.items():
+            found.append(f"{', '.join(map(call, ways))} {'fails' if len(ways) == 1 else 'fail'}: {reason}")
+        strong = {
+            by if place == "group" else place: value
+            for by, values in self.confounded.items()
+            for place, value in values.items()
+            if value >= _CONFOUNDED
         }
-        for group in groups
-    ]
-    return {
-        "verdict": {"statistics": best.word, "by": list(best.by), "controls": best.controls},
-        "accuracy_is": "relative to running averages of plain training; low … high is an 80 % interval",
-        "statistics": words,
-        "reasons": reasons(judgements, confounded),
-        "design": designs,
-        "confounding": {
-            by: {place: None if np.isnan(value) else round(value, 3) for place, value in values.items()}
-            for by, values in confounded.items()
-        },
-    }
+        if strong:
+            places = ", ".join(f"{place} ({value:.2f})" for place, value in strong.items())
+            found.append(
+                f"treatments go with their {places}, by Cramér's V: what these do to cells cannot be told from what "
+                "treatments do"
+            )
+        return found
 
-
-def reasons(judgements: Sequence[Judgement], confounded: dict[str, Any]) -> list[str]:
-    """Why the verdict is as it is: what is recommended, then what fails, then what treatments are confounded with."""
-    best = recommend(judgements)
-    found = [f"{call(best)}: {best.reason}"]
-    found += [f"{call(one)} fails: {one.reason}" for one in judgements if one.state == "fails"]
-    for by, values in confounded.items():
-        for place, value in values.items():
-            if value >= _CONFOUNDED:
-                what = by if place == "group" else place
-                found.append(
-                    f"treatments depend on the {what} they are in (Cramér's V {value:.2f}): what it does to cells cannot "
-                    "be told from what they do"
-                )
-    return list(dict.fromkeys(found))
+    def plain(self) -> dict[str, Any]:
+        """Plain values, for a file: ``verdict``, ``statistics`` by word, ``reasons``, and the design behind them."""
+        words: dict[str, list[dict[str, Any]]] = {}
+        for one in self.judgements:
+            words.setdefault(one.word, []).append(one.plain())
+        designs = [
+            {
+                "by": list(group.by),
+                "groups": len(group.table),
+                "shift": {name: _rounded(value) for name, value in group.shift._asdict().items()},
+                "median": {name: _rounded(value) for name, value in group.table.median(numeric_only=True).items()},
+            }
+            for group in self.groups
+        ]
+        best = self.best
+        return {
+            "verdict": {"statistics": best.word, "by": list(best.by), "controls": best.controls},
+            "accuracy": "relative to running averages of plain training; low to high is an 80 % interval",
+            "statistics": words,
+            "reasons": self.reasons(),
+            "design": designs,
+            "confounding": {
+                by: {place: _rounded(value) for place, value in values.items()}
+                for by, values in self.confounded.items()
+            },
+        }
 
 
 _BASE = "plain training and running averages, with which the others are compared"
@@ -285,7 +353,7 @@ def _judge(group: Group, word: str, kind: str, curves: Curves) -> Judgement:
     lacking = int((controls == 0).sum())
     if kind and lacking:
         name = "control" if kind == "all" else "negative control"
-        reason = f"{lacking} of {len(controls)} {_plural(group.name)} have no {name}"
+        reason = f"{lacking} of {_plural(len(controls), group.name)} {'has' if lacking == 1 else 'have'} no {name}"
         needed = _needed(group, word, kind, curves)
         return Judgement(word, group.by, kind, "fails", None, reason, needed)
     expected = _expect(group, word, kind, controls, curves)
@@ -301,20 +369,27 @@ def _judge(group: Group, word: str, kind: str, curves: Curves) -> Judgement:
 
 def _reason(group: Group, kind: str, state: str) -> str:
     """A sentence on what a way of taking statistics finds in the groups."""
-    n = group.table["wells"].median()
-    m = group.table["effective"].median()
-    rho, name = group.shift.correlation, group.name
+    middle, shift = group.table.median(numeric_only=True), group.shift
+    each = f"{article(group.name)} {group.name}"
     if kind:
-        c = int(np.median(group.controls(kind)))
-        what = "negative control" if kind == "negative" else "control"
-        fixed = "the same in every one, whatever else it holds"
-        return f"{c} {what} well{'' if c == 1 else 's'} a {name} (median), {fixed}"
-    if rho >= _SHIFTED:
-        lost = "" if state == "safe" else ", and what its treatments have in common is removed as a batch effect"
-        return f"the {n:.0f} wells of a {name} stand for {m:.1f} drawn at random (shift ρ = {rho:.2f}){lost}"
+        c = float(np.median(group.controls(kind)))
+        what = f"{'negative ' * (kind == 'negative')}control well"
+        measured = {
+            "safe": "which are the same whatever else it holds",
+            "risky": "and designs like this one were measured to gain or to lose by them",
+            "fails": "and designs like this one were measured to lose by them",
+        }
+        return f"{each} has {_plural(c, what)} (median), {measured[state]}"
+    held = (
+        f"{each} has {_plural(middle['wells'], 'well')}, {middle['treated']:.0f} of them treated, with "
+        f"{middle['classes']:.0f} of {_plural(shift.classes, 'class')} (median; shift ρ = "
+        f"{max(shift.correlation, 0):.2f})"
+    )
     if state == "safe":
-        return f"{n:.0f} wells a {name}, which hold what a random draw would (shift ρ = {rho:.2f})"
-    return f"{n:.0f} wells a {name} are few to take a mean and a variance from"
+        return f"{held}, so that what its wells have in common is the batch effect"
+    if shift.correlation >= _SHIFTED:
+        return f"{held}, so that what its few classes have in common is removed as a batch effect"
+    return f"{held}, which is little to take a mean and a variance from" if middle["wells"] < _FEW else held
 
 
 def _needed(group: Group, word: str, kind: str, curves: Curves) -> int | None:
@@ -334,6 +409,17 @@ def _expect(group: Group, word: str, kind: str, controls: np.ndarray, curves: Cu
     return curves.expect(word, kind, treated, float(np.median(controls)), group.shift.correlation)
 
 
-def _plural(name: str) -> str:
-    return f"groups by {name}" if "/" in name else f"{name}s"
+def article(name: str) -> str:
+    """The article of a name: ``a plate``, ``an experiment``."""
+    return "an" if name[:1].lower() in "aeio" else "a"
 
+
+def _plural(number: float, what: str) -> str:
+    if number == 1:
+        return f"1 {what}"
+    return f"{number:.0f} {what}{'es' if what.endswith('s') else 's'}"
+
+
+def _rounded(value: float | None) -> float | None:
+    """A number for a file; None where it is none."""
+    return round(float(value), 4) if value is not None and np.isfinite(value) else None
