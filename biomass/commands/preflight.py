@@ -44,24 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_out("a folder for preflight.json; runs/<run name> if left out")
     parser.add_argument("--run-name", help="name of the folder below runs; preflight and the time if left out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the table")
-    parser.add_argument("--by", nargs="+", default=["experiment"], help="columns of coarser groups than the plate")
+    parser.add_argument("--by", action="append", help="a column of groups that are coarser than the plate; experiment")
     parser.add_argument("--copies", type=int, help="of a map without plates: on how many plates wells lie so")
     parser.add_argument("--format", type=int, help="wells of a plate, 96, 384 or 1536; found out if left out")
     parser.add_argument("--curves", type=Path, help="measured curves of your own")
     parser.add_argument("--simulate", action="store_true", help="draw a screen with this plate map")
     args = parser.parse(arguments)
+    by = args.by or list(PLATE[:1])
     with run_on_files("nothing was written"):
         settings = parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):
                 raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
         found = read_plate_map(args.table, copies=args.copies, **settings)
-        for column in args.by:
+        for column in by:
             if column not in found.wells:
                 raise ConfigError(f"--by: cannot group by '{column}'; {did_you_mean(column, found.wells.columns)}")
-        names = dict.fromkeys([*PLATE, "well", "treatment", "label", "control", *args.by])
+        names = dict.fromkeys([*PLATE, "well", "treatment", "label", "control", *by])
         wells, columns = take_references(count_wells(found.wells[list(names)]), found.columns, "control" in settings)
-        verdict = Verdict.on(wells, args.by, args.format, read_curves(args.curves))
+        verdict = Verdict.on(wells, by, args.format, read_curves(args.curves))
         notes = list(found.notes)
         if len(verdict.groups[0].table) == 1:
             notes.append("with one plate it cannot be told how far the compositions of plates differ")

@@ -46,7 +46,7 @@ WAYS = (
 _LOSES = 0.9  # of the accuracy of running averages: expecting less is failing
 _SHIFTED = 0.05  # ρ from which the composition, not the number of wells, is what statistics suffer from
 _FEW = 32  # wells below which their number is
-_TRIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # controls a group that are looked at
+_TRIED = range(1, 65)  # controls a group that are looked at
 
 
 @dataclass(frozen=True)
