@@ -31,7 +31,9 @@ from biomass.simulation.plate_map import Look, simulate_plate_map
 RXRX1 = rxrx1.Design(experiments=6, treatments=1108, positive_controls=30, wells=277, negative_wells=1)
 
 
-def dirichlet_wells(groups: int, wells: int, classes: int, alpha: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def dirichlet_wells(
+    groups: int, wells: int, classes: int, alpha: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Group and class of wells that are drawn from the shares of their group."""
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(classes, alpha), groups)
@@ -48,7 +50,9 @@ def plate_map(
         held = [(t, t, "") for t in treated[p % len(treated)]]
         held += [("DMSO", "DMSO", "negative")] * negative + [("taxol", "taxol", "positive")] * positive
         experiment = "" if week is None else f"week {p // week}"
-        rows += [(experiment, f"P{p}", f"{'ABCDEFGHIJKLMNOP'[i // 24]}{i % 24 + 1:02d}", *h) for i, h in enumerate(held)]
+        rows += [
+            (experiment, f"P{p}", f"{'ABCDEFGHIJKLMNOP'[i // 24]}{i % 24 + 1:02d}", *h) for i, h in enumerate(held)
+        ]
     table = pd.DataFrame(rows, columns=["experiment", "plate", "well", "treatment", "label", "control"])
     return table.assign(images=1)
 
@@ -86,7 +90,9 @@ def test_groups_are_described_as_a_slow_count_does() -> None:
         elsewhere = set(treated.drop(here.index)["treatment"])
         assert row.images == own["images"].sum()
         assert (row.wells, row.treated) == (len(own), len(here))
-        assert (row.negative, row.positive) == tuple((own["control"] == kind).sum() for kind in ("negative", "positive"))
+        assert (row.negative, row.positive) == tuple(
+            (own["control"] == kind).sum() for kind in ("negative", "positive")
+        )
         assert (row.treatments, row.classes) == (here["treatment"].nunique(), here["label"].nunique())
         assert row.shared == pytest.approx(here["treatment"].isin(elsewhere).mean())
         assert row.coverage == pytest.approx(here["label"].nunique() / treated["label"].nunique())
@@ -155,7 +161,9 @@ def test_names_and_the_order_of_wells_do_not_matter() -> None:
     assert renamed == pytest.approx(composition_shift(group, label))
 
 
-@pytest.mark.parametrize(("groups", "classes"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [1, 1, 2]), ([1, 1, 2, 2], [5] * 4)])
+@pytest.mark.parametrize(
+    ("groups", "classes"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [1, 1, 2]), ([1, 1, 2, 2], [5] * 4)]
+)
 def test_without_anything_to_compare_there_is_no_shift(groups: list[int], classes: list[int]) -> None:
     assert composition_shift(groups, classes)[1:3] == (0.0, np.inf)
 
@@ -233,7 +241,12 @@ def test_places_and_formats() -> None:
 
 @pytest.mark.parametrize(
     ("wells", "size", "said"),
-    [(["A01", "I13"], 96, "I13"), (["A01", "pool 3"], None, "pool 3"), (["A01"], 100, "100"), (["A01", ""], None, "''")],
+    [
+        (["A01", "I13"], 96, "I13"),
+        (["A01", "pool 3"], None, "pool 3"),
+        (["A01"], 100, "100"),
+        (["A01", ""], None, "''"),
+    ],
 )
 def test_wells_that_are_none_are_named(wells: list[str], size: int | None, said: str) -> None:
     with pytest.raises(BiomassError, match=said):
@@ -297,7 +310,9 @@ def test_nearer_measurements_count_more_and_distance_widens_the_interval() -> No
 
 def test_screens_that_disagree_widen_the_interval() -> None:
     same = curves((*BASE, "A"), (*BASE, "B"), *(("plate", 64, np.inf, 0, "", 0.6, o) for o in "AB"))
-    apart = curves((*BASE, "A"), (*BASE, "B"), *(("plate", 64, np.inf, 0, "", a, o) for a, o in ((0.3, "A"), (1.0, "B"))))
+    apart = curves(
+        (*BASE, "A"), (*BASE, "B"), *(("plate", 64, np.inf, 0, "", a, o) for a, o in ((0.3, "A"), (1.0, "B")))
+    )
     a, b = (one.expect("plate", "", 64, 0, 0.0) for one in (same, apart))
     assert a is not None
     assert b is not None
