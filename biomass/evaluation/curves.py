@@ -45,6 +45,7 @@ _NEAR = 0.5  # octaves: measurements nearer than this count about alike
 _OCTAVE = 0.15  # what an octave between a design and the nearest measurement adds to the standard deviation, log ratio
 _Z80 = 1.2816  # of the normal distribution: 10 % lie above
 _Z95 = 1.9600
+_SHOWN = 3  # measurements that are named
 OUTSIDE = 1.0
 """Octaves from the nearest measurement from which a design counts as outside of what was measured."""
 
@@ -58,6 +59,7 @@ class Expected(NamedTuple):
         high: 10 % lies above.
         octaves: distance of the nearest measurement.
         origins: how many origins it rests on: 1 where one outweighs all.
+        evidence: the measurements that count most, a line each.
     """
 
     ratio: float
@@ -65,6 +67,7 @@ class Expected(NamedTuple):
     high: float
     octaves: float
     origins: float
+    evidence: tuple[str, ...] = ()
 
     @property
     def outside(self) -> bool:
@@ -142,7 +145,16 @@ class Curves:
         sd = np.sqrt(around + weight @ spread**2 + (_OCTAVE * octaves) ** 2)
         by_origin = pd.Series(weight).groupby(known["origin"].to_numpy()).sum()
         low, high = np.exp([mean - _Z80 * sd, mean + _Z80 * sd])
-        return Expected(float(np.exp(mean)), float(low), float(high), octaves, float(1 / (by_origin**2).sum()))
+        nearest = known.index[np.argsort(-weight, kind="stable")[:_SHOWN]]
+        evidence = tuple(f"{np.exp(known['log'][row]):.2f} {self._called(row)}" for row in nearest)
+        origins = float(1 / (by_origin**2).sum())
+        return Expected(float(np.exp(mean)), float(low), float(high), octaves, origins, evidence)
+
+    def _called(self, row: int) -> str:
+        """What to call a measurement."""
+        one = self.table.loc[row]
+        shift = f"α {one['alpha']:.2g}" if np.isfinite(one["alpha"]) else "no shift"
+        return f"with {one['wells']:.0f} wells, {shift}, {one['controls']:.0f} controls: {one['origin']}"
 
 
 def read_curves(path: str | Path | None = None) -> Curves:

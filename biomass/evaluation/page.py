@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.evaluation.design import FORMATS, places
-from biomass.evaluation.verdict import Group, Judgement, Verdict, call, group_name, said
+from biomass.evaluation.verdict import Group, Judgement, Verdict, call, group_name, recommend, said
 from biomass.screen import PLATE
 
 WIDTH = 118
@@ -47,6 +47,7 @@ def render(title: str, columns: Mapping[str, str], notes: Sequence[str], verdict
         [] if verdict.size is None else draw_plate(verdict.wells, verdict.size),
         _confounding(verdict.confounded),
         _statistics(verdict.judgements),
+        _evidence(verdict.judgements),
         [
             f"VERDICT: take {call(verdict.best)}",
             *(line for reason in verdict.reasons() for line in _wrap(f"- {reason}", "  ")),
@@ -148,6 +149,17 @@ def _statistics(judgements: Sequence[Judgement]) -> list[str]:
         *(line.rstrip() for line in lines),
         "  accuracy on unseen plates, relative to running averages of plain training; from measured curves",
     ]
+
+
+def _evidence(judgements: Sequence[Judgement]) -> list[str]:
+    """The measurements behind the plates' own statistics, and behind what is recommended."""
+    best = recommend(judgements)
+    ways = [one for one in judgements if one == best or (one.word, one.by) == ("plate", PLATE)]
+    lines: list[str] = []
+    for one in ways:
+        if one.expected and one.expected.evidence:
+            lines += [f"  {call(one)}", *(line for text in one.expected.evidence for line in _wrap(text, "    "))]
+    return ["measurements nearest to this design", *lines] if lines else []
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:

@@ -126,6 +126,7 @@ class Judgement(NamedTuple):
             "outside": None if self.expected is None else self.expected.outside,
             "needed": self.needed,
             "reason": self.reason,
+            "evidence": list(self.expected.evidence) if self.expected else [],
         }
 
 

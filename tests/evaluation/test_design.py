@@ -220,7 +220,7 @@ def test_treatments_that_stay_in_their_places_are_seen() -> None:
     fixed = plate_map(4, [[f"t{i}" for i in range(90)]])
     moved = fixed.copy()
     rng = np.random.default_rng(0)
-    for _, rows in fixed.groupby("plate").groups.items():
+    for rows in fixed.groupby("plate").groups.values():
         moved.loc[rows, "treatment"] = rng.permutation(fixed.loc[rows, "treatment"])
     assert confounding(fixed, 384)["column"] > 0.85
     assert confounding(fixed, 384)["group"] == 0
@@ -329,6 +329,24 @@ def test_controls_of_the_other_kind_count_less() -> None:
     assert negative is not None
     assert positive is not None
     assert negative.ratio < 1 < positive.ratio
+
+
+def test_intervals_hold_for_screens_that_are_left_out() -> None:
+    """What is expected of each origin's measurements from those of all others: is the interval an 80 % one?"""
+    whole = read_curves()
+    inside, kept = [], []
+    for origin in whole.measured["origin"].unique():
+        others = Curves(whole.table[whole.table["origin"] != origin])
+        for number, row in whole.measured[whole.measured["origin"] == origin].iterrows():
+            wells, controls, alpha, classes = whole.table.loc[number, ["wells", "controls", "alpha", "classes"]]
+            expected = others.expect(row["statistics"], row["kind"], wells, controls, 1 / (alpha * classes + 1))
+            assert expected is not None
+            inside.append(np.log(expected.low) <= row["log"] <= np.log(expected.high))
+            if expected.low >= 1:  # safe
+                kept.append(row["log"] >= 0)
+    assert 0.7 < np.mean(inside) < 0.95
+    assert len(kept) > 20
+    assert np.mean(kept) > 0.9
 
 
 def test_the_curves_of_the_package_are_whole() -> None:
