@@ -56,12 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key in settings:
             if key not in ("columns", "control"):
                 raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
-        found = read_plate_map(args.table, copies=args.copies, **settings)
-        for column in by:
-            if column not in found.wells:
-                raise ConfigError(f"--by: cannot group by '{column}'; {did_you_mean(column, found.wells.columns)}")
-        names = dict.fromkeys([*PLATE, "well", "treatment", "label", "control", *by])
-        wells, columns = take_references(count_wells(found.wells[list(names)]), found.columns, "control" in settings)
+        found = read_plate_map(args.table, by=by, copies=args.copies, **settings)
+        wells, columns = take_references(count_wells(found.wells), found.columns, "control" in settings)
         verdict = Verdict.on(wells, by, args.format, read_curves(args.curves))
         notes = list(found.notes)
         if len(verdict.groups[0].table) == 1:

@@ -73,7 +73,8 @@ class PlateMap(NamedTuple):
     Attributes:
         wells: a row for each row of the table that is kept: ``experiment, plate, well`` (empty where the table has
             none), ``treatment, label`` (what a network is to tell apart; where nothing is said, the treatment
-            without its dose), ``control`` (``negative``, ``positive`` or empty); further columns of the table.
+            without its dose), ``control`` (``negative``, ``positive`` or empty); the further columns that were
+            asked for.
         columns: what was taken for what: canonical column → how to say where it comes from.
         notes: what else a reader of the result must know, a sentence each.
     """
@@ -88,6 +89,7 @@ def read_plate_map(
     *,
     columns: Mapping[str, Any] | None = None,
     control: Mapping[str, Any] | None = None,
+    by: Sequence[str] = (),
     copies: int | None = None,
 ) -> PlateMap:
     r"""Read a plate map.
@@ -99,6 +101,7 @@ def read_plate_map(
         control: which wells are controls, by the values of a column, as :func:`.load_manifest` takes it; an empty text
             stands for wells without a value. If left out, a column of controls says it, or the names of treatments
             do.
+        by: further columns, such as ``week``, that will be grouped by.
         copies: of a map without plates: on how many plates wells lie like this.
 
     Raises:
@@ -139,8 +142,10 @@ def read_plate_map(
     told["label"] = _said(taken["label"] if "label" in taken else taken["treatment"][:1])
     told["control"] = said
     table["label"] = np.where(table["label"] != "", table["label"], parts[0])  # doses of one compound are much alike
-    others = [column for column in frame if column not in table and frame[column].nunique() < len(frame)]
-    table = table.join(frame[others])
+    for column in by:
+        if column not in table:
+            named = find(column, file.columns, "column to group by", advice="columns")[0]
+            table[column] = names(frame[named], named, place=file.place, needed=True)
     empty = (table["treatment"] == "") & (table["control"] == "")
     if empty.any():
         notes.append(

@@ -195,7 +195,7 @@ def test_a_simulated_screen_with_this_plate_map(capsys) -> None:
         (lambda t: t.assign(well=t["well"].replace("A12", "P24")), ["--format", "96"], "'P24'.*96"),
         (lambda t: t.assign(well=t["well"].replace("A12", "AG01")), [], "'AG01'"),
         (lambda t: t, ["--format", "100"], "100.*96, 384, 1536"),
-        (lambda t: t, ["--by", "month"], "--by.*'month'"),
+        (lambda t: t, ["--by", "month"], "group by.*'month'"),
         (lambda t: t, ["--set", "kolumns.plate=a"], "did you mean 'columns'"),
         (lambda t: t[t["compound"] == "DMSO"], [], "all 24 wells are controls"),
         (lambda t: t, ["--curves", "map.csv"], "no column 'statistics'"),

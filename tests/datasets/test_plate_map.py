@@ -53,7 +53,7 @@ def test_columns_are_named_where_they_are_called_otherwise(read) -> None:
         "treatment": ["what", "how_much"],
         "experiment": False,
     }
-    found = read(text, columns=names)
+    found = read(text, columns=names, by=["batch"])
     assert column(found, "treatment") == ["x 0.5", "x 1"]
     assert column(found, "well") == ["A01", "A02"]
     assert column(found, "experiment") == ["", ""]
@@ -162,6 +162,8 @@ def test_the_tables_of_bbbc021(real_data) -> None:
         ("plate,well,compound\nP,A1,x\n", {"control": {"column": "compound", "negative": ["y"]}}, "'y'"),
         ("plate,well,compound\nP,A1,x\n", {"copies": 2}, "copies=2"),
         ("well,compound\nA1,x\n", {"copies": 0}, "copies=0"),
+        ("plate,well,compound\nP,A1,x\n", {"by": ["week"]}, "group by.*'week'"),
+        ("plate,well,compound,week\nP,A1,x,\n", {"by": ["week"], "columns": {"experiment": "plate"}}, "no week"),
         ("plate,a,b,c,compound\nP,A,1,2,x\n", {"columns": {"well": ["a", "b", "c"]}}, r"\['a', 'b', 'c'\]"),
     ],
 )

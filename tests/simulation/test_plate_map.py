@@ -79,6 +79,16 @@ def test_treatments_differ_from_controls_and_plates_from_each_other() -> None:
     assert plates.std().mean() > 3 * still.std().mean()
 
 
+def test_unseen_plates_lie_further_out() -> None:
+    wells = pd.DataFrame({"experiment": "", "plate": [f"P{i}" for i in range(120)], "well": "A01", "treatment": "DMSO"})
+    wells = wells.assign(label="DMSO", control="negative")
+    x = {shift: features(simulate_plate_map(wells, Look(size=48, test_shift=shift), workers=1)) for shift in (1.0, 3.0)}
+    split = simulate_plate_map(wells, Look(size=48), workers=1).table["split"].to_numpy()
+    spread = {shift: values[split == "test"].std(0).mean() for shift, values in x.items()}
+    assert spread[3.0] > 1.5 * spread[1.0]
+    assert (x[3.0][split == "train"] == x[1.0][split == "train"]).all()
+
+
 def test_one_treatment_a_plate_can_be_drawn() -> None:
     wells = pd.DataFrame({"experiment": "", "plate": list("123"), "well": "A01", "treatment": list("abc")})
     screen = simulate_plate_map(wells.assign(label=wells["treatment"], control=""), LOOK, workers=1)
