@@ -144,8 +144,8 @@ def read_plate_map(
     table["label"] = np.where(table["label"] != "", table["label"], parts[0])  # doses of one compound are much alike
     for column in by:
         if column not in table:
-            named = find(column, file.columns, "column to group by", advice="columns")[0]
-            table[column] = names(frame[named], named, place=file.place, needed=True)
+            own = find(column, file.columns, "column to group by", advice="columns")[0]
+            table[column] = names(frame[own], own, place=file.place, needed=True)
     empty = (table["treatment"] == "") & (table["control"] == "")
     if empty.any():
         notes.append(
