@@ -63,13 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len(verdict.groups[0].table) == 1:
             notes.append("with one plate it cannot be told how far the compositions of plates differ")
         page = render(title(args.table.name, verdict), columns, notes, verdict)
-        typed = override(verdict.best)
-        summary = {"table": str(args.table), "columns": columns, "override": typed} | verdict.plain()
+        typed, trained = override(verdict.best), training(verdict.best)
+        summary = {"table": str(args.table), "columns": columns, "override": typed, "training": trained}
+        summary |= verdict.plain()
         folder = args.out or Path("runs") / run_name(args.run_name, "preflight")
         store = simulate(wells, folder) if args.simulate else None
         with whole_file(folder / "preflight.json", "store") as part:
             part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), "utf-8")
-        print(f"{page}\n\n  {typed}\n\n{folder / 'preflight.json'} says the same to programs")
+        print(f"{page}\n\n  at inference: {typed}\n  in training:  {trained}\n")
+        print(f"{folder / 'preflight.json'} says the same to programs")
         if store is not None:
             print(f"{store} holds a simulated screen with this plate map: dataloaders=packed dataloaders.store={store}")
 
@@ -107,6 +109,11 @@ def simulate(wells: pd.DataFrame, folder: Path) -> Path:
     if not store.exists():
         pack(simulate_plate_map(wells, look), store, workers=0)
     return store
+
+
+def training(one: Judgement) -> str:
+    """What to type for training: batches of the same groups, as most networks were trained that were measured."""
+    return f"statistics.train={'plate' if one.by else 'running'}"
 
 
 def override(one: Judgement) -> str:

@@ -58,6 +58,7 @@ def test_the_file_says_what_the_page_says(capsys) -> None:
                 assert way["low"] < way["accuracy"] < way["high"]
                 assert f"{way['accuracy']:.2f} ({way['low']:.2f} … {way['high']:.2f})" in page
     assert said["override"] in page
+    assert said["training"] in page
     assert said["verdict"]["statistics"] in said["override"]
     joined = " ".join(page.split())
     assert all(reason in joined for reason in said["reasons"])
