@@ -11,7 +11,7 @@ The table is ``curves.csv`` beside this module, or one of the user's own, with a
 ``controls``    control wells of a group that statistics come from
 ``kind``        of these controls: ``negative`` or ``all``; empty for ``plate``, which takes what is there
 ``accuracy``    0…1, of treated wells on plates that were not trained on
-``low, high``   its 95 % interval over plates or seeds; empty where it is not known
+``low, high``   its 95 % interval over plates or seeds, relative to ``running``; empty where it is not known
 ``screens``     over how many screens it is a mean
 ``classes``     number of classes
 ``origin``      which screen and network: accuracies are compared within an origin only
@@ -42,6 +42,7 @@ NUMBERS = ("wells", "alpha", "controls", "accuracy", "low", "high", "screens", "
 COLUMNS = ("statistics", "kind", "origin", *NUMBERS)
 
 _NEAR = 0.5  # octaves: measurements nearer than this count about alike
+_NOISE = 0.1  # standard deviation of a log ratio: measurements that are less exact than this count less
 _OCTAVE = 0.15  # what an octave between a design and the nearest measurement adds to the standard deviation, log ratio
 _Z80 = 1.2816  # of the normal distribution: 10 % lie above
 _Z95 = 1.9600
@@ -136,10 +137,9 @@ class Curves:
         apart = (here - known[["x", "y", "z"]].to_numpy()) ** 2
         apart[:, 2] *= bool(kind)  # where all wells count, controls are among the effective wells already
         far = apart.sum(1) + (known["kind"] != kind).to_numpy()
-        weight = 1 / (_NEAR**2 + far) ** 2
+        log, spread = known["log"].to_numpy(), known["spread"].fillna(0.0).to_numpy()
+        weight = 1 / (_NEAR**2 + far) ** 2 / (_NOISE**2 + spread**2)
         weight /= weight.sum()
-        log = known["log"].to_numpy()
-        spread = known["spread"].fillna(known["spread"].mean()).fillna(0.0).to_numpy()
         mean, octaves = float(weight @ log), float(np.sqrt(far.min()))
         around = max(float(weight @ (log - mean) ** 2), self.between**2)
         sd = np.sqrt(around + weight @ spread**2 + (_OCTAVE * octaves) ** 2)
