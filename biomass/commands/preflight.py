@@ -16,6 +16,7 @@ other screens (``--curves``: those of a stress test of one's own). ``<out>/prefl
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = simulate(wells, folder) if args.simulate else None
         with whole_file(folder / "preflight.json", "store") as part:
             part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), "utf-8")
+        encoding = sys.stdout.encoding or "utf-8"
+        page = page.encode(encoding, "replace").decode(encoding)  # a file on Windows need not take Greek letters
         print(f"{page}\n\n  at inference: {typed}\n  in training:  {trained}\n")
         print(f"{folder / 'preflight.json'} says the same to programs")
         if store is not None:

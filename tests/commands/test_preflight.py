@@ -1,7 +1,9 @@
 """``biomass preflight``: a page and a file from a plate map alone."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,14 @@ def test_the_file_says_what_the_page_says(capsys) -> None:
     assert all(reason in joined for reason in said["reasons"])
     assert "treatment is 'compound'" in joined
     assert not re.search(r"(?<!\w)nan(?!\w)", page.lower())
+
+
+def test_a_terminal_without_greek_letters_gets_a_page_too(monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    main([write(plain_map()), "--out", "out"])
+    terminal.seek(0)
+    assert "VERDICT" in terminal.read()
 
 
 def test_it_writes_below_runs_if_nothing_is_said(capsys) -> None:
