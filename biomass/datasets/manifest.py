@@ -129,7 +129,7 @@ def load_manifest(
     for column in COLUMNS:
         table[column] = frame[own[column]] if column in own else ""
     if control is not None:
-        table["control"] = _controls(frame, control, of_wells)
+        table["control"] = control_kinds(frame, control, of_wells)
     if splits is not None:
         table["split"] = _splits(table, splits, of_wells)
     table["label"], class_names = _labels(table["label"], classes)
@@ -279,7 +279,7 @@ def _tidy(paths: Any, folder: Path) -> Any:
     return pc.if_else(pc.starts_with(paths, inside), pc.utf8_slice_codeunits(paths, len(inside)), paths)
 
 
-def _controls(frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]) -> np.ndarray:
+def control_kinds(frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]) -> np.ndarray:
     """``negative``, ``positive`` or empty for every row, by the values of a column; ``of_wells`` are those of wells."""
     column = find(control["column"], frame.columns, "column of the controls", advice="control")[0]
     text, form = frame[column], well if column in of_wells else normal

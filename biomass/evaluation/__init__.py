@@ -1,9 +1,12 @@
-"""What a trained network is worth: accuracy, profiles, mechanisms of action, batch effects.
+"""What a trained network is worth: accuracy, profiles, mechanisms of action, batch effects; and what a design allows.
 
 Scores for tables and arrays stand here. The transfer of a network to a screen is the work of the modules ``checks``,
-``encode`` (cells to images), ``transfer`` (wells to scores) and ``report`` (tables and figures).
+``encode`` (cells to images), ``transfer`` (wells to scores) and ``report`` (tables and figures). What is to be expected
+of a plate map before there is a network is that of ``design`` (what its plates hold), ``curves`` (what was measured),
+``verdict`` and ``page``.
 """
 
+from biomass.evaluation.design import composition_shift, confounding, cramers_v, describe_groups, effective_wells
 from biomass.evaluation.nearest import BatchMixing, NearestResult, batch_mixing, batch_sets, nsc, nscb
 from biomass.evaluation.pooling import profile_screen
 from biomass.evaluation.replicates import ReplicateMap, replicate_map
@@ -19,6 +22,11 @@ __all__ = [
     "align",
     "batch_mixing",
     "batch_sets",
+    "composition_shift",
+    "confounding",
+    "cramers_v",
+    "describe_groups",
+    "effective_wells",
     "feature_columns",
     "fit_whitening",
     "normalize",

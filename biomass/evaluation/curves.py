@@ -1,0 +1,198 @@
+"""Measured curves: how accurate each way of taking statistics was, by wells, shift of the composition and controls.
+
+The table is ``curves.csv`` beside this module, or one of the user's own, with a row a measurement:
+
+==============  ========================================================================================================
+``statistics``  the word; ``running`` is what the others of its origin are compared with: plain training, running
+                averages
+``wells``       treated wells of a group that statistics come from, the median over the groups (for ``running`` this and
+                the next three are empty)
+``alpha``       of the symmetric Dirichlet distribution that the classes of a group are drawn from; ``inf``: no shift
+``controls``    control wells of a group that statistics come from
+``kind``        of these controls: ``negative`` or ``all``; empty for ``plate``, which takes what is there
+``accuracy``    0…1, of treated wells on plates that were not trained on
+``low, high``   its 95 % interval over plates or seeds, relative to ``running``; empty where it is not known
+``screens``     over how many screens it is a mean
+``classes``     number of classes
+``origin``      which screen and network: accuracies are compared within an origin only
+==============  ========================================================================================================
+
+Between measurements, accuracies relative to ``running`` are averaged with weights that fall with the distance (Shepard
+1968), which is counted in octaves: doublings of the wells, of the effective wells (see :mod:`.design`) and of the
+controls. Another kind of controls is an octave away. The interval says how far the measurements nearby lie apart, at
+least as far as screens do on which the same was measured, and widens with their distance.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from biomass.errors import DataError
+from biomass.evaluation.design import effective_wells
+from biomass.table_files import read_table
+
+CURVES = Path(__file__).with_name("curves.csv")
+"""The curves that come with the package."""
+
+NUMBERS = ("wells", "alpha", "controls", "accuracy", "low", "high", "screens", "classes")
+COLUMNS = ("statistics", "kind", "origin", *NUMBERS)
+
+_NEAR = 0.5  # octaves: measurements nearer than this count about alike
+_NOISE = 0.1  # standard deviation of a log ratio: measurements that are less exact than this count less
+_OCTAVE = 0.15  # what an octave between a design and the nearest measurement adds to the standard deviation, log ratio
+_Z80 = 1.2816  # of the normal distribution: 10 % lie above
+_Z95 = 1.9600
+_SHOWN = 3  # measurements that are named
+OUTSIDE = 1.0
+"""Octaves from the nearest measurement from which a design counts as outside of what was measured."""
+
+
+class Expected(NamedTuple):
+    """Expected accuracy relative to running averages.
+
+    Attributes:
+        ratio: 1 is as good as running averages.
+        low: 10 % of what is expected lies below.
+        high: 10 % lies above.
+        octaves: distance of the nearest measurement.
+        origins: how many origins it rests on: 1 where one outweighs all.
+        evidence: the measurements that count most, a line each.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    octaves: float
+    origins: float
+    evidence: tuple[str, ...] = ()
+
+    @property
+    def outside(self) -> bool:
+        """Whether nothing like it was measured."""
+        return self.octaves > OUTSIDE
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The measurements, see the module.
+
+    Attributes:
+        table: with the columns of the module; checked by :func:`read_curves`.
+    """
+
+    table: pd.DataFrame
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """The rows that are compared with ``running``: ``statistics, kind, origin``; ``log`` of the ratio; ``spread``,
+        its standard deviation, NaN where it is not known; ``x, y, z``, its place in octaves."""
+        running = self.table["statistics"] == "running"
+        base = self.table[running].groupby("origin")["accuracy"].mean()
+        rows = self.table[~running]
+        wells, alpha, controls, classes = rows[["wells", "alpha", "controls", "classes"]].to_numpy(float).T
+        place = _place(wells, controls, 1 / (alpha * classes + 1))
+        spread = np.log(rows["high"] / rows["low"]) / (2 * _Z95)
+        log = np.log(rows["accuracy"] / rows["origin"].map(base))
+        named = rows[["statistics", "kind", "origin"]]
+        return named.assign(log=log, spread=spread, x=place[:, 0], y=place[:, 1], z=place[:, 2])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that were measured."""
+        return tuple(dict.fromkeys(self.table["statistics"]))
+
+    @cached_property
+    def between(self) -> float:
+        """How far screens lie apart where the same was measured on several: standard deviation of the log ratio."""
+        places = self.measured.groupby(["statistics", "kind", "x", "y", "z"])["log"]
+        squares, free = (places.var() * (places.size() - 1)).sum(), (places.size() - 1).sum()
+        return float(np.sqrt(squares / free)) if free else 0.0
+
+    def expect(self, word: str, kind: str, wells: float, controls: float, correlation: float) -> Expected | None:
+        """What to expect of a word on a design.
+
+        Args:
+            word: such as ``plate``.
+            kind: of the controls: ``negative``, ``all`` or nothing.
+            wells: treated wells of a typical group: the median, as in the table.
+            controls: its control wells that statistics come from.
+            correlation: the shift ρ of the composition of the groups.
+
+        Returns:
+            The expectation; None where the word was not measured.
+
+        >>> round(read_curves().expect("plate", "", 277, 31, 0.0).ratio, 1)
+        1.3
+        """
+        if word == "running":
+            return Expected(1.0, 1.0, 1.0, 0.0, 1.0)
+        known = self.measured[self.measured["statistics"] == word]
+        if known.empty:
+            return None
+        here = _place(np.array([wells]), np.array([controls]), np.array([correlation]))
+        apart = (here - known[["x", "y", "z"]].to_numpy()) ** 2
+        apart[:, 2] *= bool(kind)  # where all wells count, controls are among the effective wells already
+        far = apart.sum(1) + (known["kind"] != kind).to_numpy()
+        log, spread = known["log"].to_numpy(), known["spread"].fillna(0.0).to_numpy()
+        weight = 1 / (_NEAR**2 + far) ** 2 / (_NOISE**2 + spread**2)
+        weight /= weight.sum()
+        mean, octaves = float(weight @ log), float(np.sqrt(far.min()))
+        around = max(float(weight @ (log - mean) ** 2), self.between**2)
+        sd = np.sqrt(around + weight @ spread**2 + (_OCTAVE * octaves) ** 2)
+        by_origin = pd.Series(weight).groupby(known["origin"].to_numpy()).sum()
+        low, high = np.exp([mean - _Z80 * sd, mean + _Z80 * sd])
+        nearest = known.index[np.argsort(-weight, kind="stable")[:_SHOWN]]
+        evidence = tuple(f"{np.exp(known['log'][row]):.2f} {self._called(row)}" for row in nearest)
+        origins = float(1 / (by_origin**2).sum())
+        return Expected(float(np.exp(mean)), float(low), float(high), octaves, origins, evidence)
+
+    def _called(self, row: int) -> str:
+        """What to call a measurement."""
+        one = self.table.loc[row]
+        shift = f"α {one['alpha']:.2g}" if np.isfinite(one["alpha"]) else "no shift"
+        return f"with {one['wells']:.0f} wells, {shift}, {one['controls']:.0f} controls: {one['origin']}"
+
+
+def read_curves(path: str | Path | None = None) -> Curves:
+    """Read measured curves.
+
+    Args:
+        path: a table as the module describes it; that of the package if left out.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, a number is missing or out of range, or an origin has no row of
+            ``running``.
+
+    >>> read_curves().words
+    ('running', 'plate', 'controls', 'balanced')
+    """
+    file = read_table(path or CURVES, "curves", columns=COLUMNS)
+    table = file.frame(numbers=NUMBERS)
+    for column in NUMBERS:
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    running = (table["statistics"] == "running").to_numpy()
+    needed = {column: np.ones(len(table), bool) for column in ("accuracy", "classes")}
+    needed |= dict.fromkeys(("wells", "alpha", "controls"), ~running)
+    for column, rows in needed.items():
+        bad = np.flatnonzero(rows & ~(table[column] >= 0).to_numpy())
+        if len(bad):
+            raise DataError(f"{file.place(bad[0])} has no number from 0 as '{column}': complete it")
+    bad = np.flatnonzero(~table["accuracy"].between(0, 1, inclusive="right"))
+    if len(bad):
+        raise DataError(
+            f"{file.place(bad[0])} has accuracy {table['accuracy'][bad[0]]}: write a number above 0, at most 1"
+        )
+    without = sorted(set(table["origin"]) - set(table["origin"][running]))
+    if without:
+        raise DataError(f"curves '{file.path}' have no row of running for origin '{without[0]}': add it")
+    return Curves(table)
+
+
+def _place(wells: np.ndarray, controls: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Where designs lie: octaves of the wells, of the effective wells and of the controls, (N, 3)."""
+    effective = effective_wells(wells, controls, correlation)
+    return np.log2(np.stack([np.maximum(wells + controls, 1), np.maximum(effective, 1), 1 + controls], axis=1))
