@@ -79,7 +79,7 @@ def main(cfg: Config) -> float | None:
     objective, most = Classification(cfg.compute_train_acc), experiment.most_plates
     plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, screen, architecture=architecture.to_dict())
 
     # from here on the run writes
     return experiment.train(

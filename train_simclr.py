@@ -73,7 +73,7 @@ def main(cfg: Config) -> float | None:
     optimized = experiment.optimize(network, len(loader))
     augment, objective = compose(cfg.transforms.train), Contrastive(cfg.temperature, cfg.gather)
     evaluate = training.LossEvaluation(objective, eval_loaders, augment, at_inference, cfg.seed)
-    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, screen, architecture=architecture.to_dict())
 
     # from here on the run writes
     return experiment.train(

@@ -1,5 +1,6 @@
 """How every training script opens and closes; what stands between the two is the script's own."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from biomass import training
 from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError
+from biomass.evaluation.verdict import warning
 from biomass.loader import Loader, SkippedImages
 from biomass.norms import Method, Statistics
 from biomass.objectives import Objective
+from biomass.screen import Screen
 from biomass.transforms import Compose
+
+log = logging.getLogger(__name__)
 
 
 class Recipe(NamedTuple):
@@ -95,27 +100,34 @@ class Experiment:
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 
-    def settle(self, method_of: Callable[[Config], Method], **about: Any) -> dict[str, Any]:
+    def settle(self, method_of: Callable[[Config], Method], screen: Screen, **about: Any) -> dict[str, Any]:
         """The last look before anything is written: every key was read, and the run to go on from was like this one.
+
+        Where the statistics do not fit the plates of the screen, the log says so in one line.
 
         Args:
             method_of: from a configuration to its method, which is compared in place of the keys that say it.
+            screen: what the run reads.
             about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
 
         Returns:
-            The same, with the configuration and the settings of the method.
+            The same, with the configuration, the settings of the method, and the names of the screen's channels.
 
         Raises:
             ConfigError: a key that nothing reads.
             CheckpointError: the checkpoint to go on from was made with other settings.
         """
         self.cfg.check_all_read()
-        about = {"config": self.cfg.to_dict(), "method": method_of(self.cfg).settings()} | about
+        method, channels = method_of(self.cfg), list(screen.pixels.channels)
+        about = {"config": self.cfg.to_dict(), "method": method.settings(), "channels": channels} | about
         before = self.resume
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
             before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
         training.check_resume(before, about)
+        said = warning(screen, method.eval, method.eval_by, method.controls) if self.fabric.is_global_zero else None
+        if said is not None:
+            log.warning(said)
         return about
 
     def _check_alone(self) -> None:
