@@ -6,7 +6,7 @@ import pandas as pd
 from biomass.evaluation.nearest import batch_mixing
 from biomass.screen import Screen
 
-MEASURED = ("accuracy", "top5", "treatments", "cell_type/")
+MEASURED = ("accuracy", "top5", "treatments", "by_class", "cell_type/")
 """What :func:`accuracy_summary` gives; after ``cell_type/`` stands a name."""
 
 
@@ -20,18 +20,20 @@ def accuracy_summary(screen: Screen, rows: np.ndarray, ranks: np.ndarray) -> dic
 
     Returns:
         ``accuracy`` (controls included, as RxRx1-WILDS counts), ``top5``, ``treatments`` (neither positive nor
-        negative control) and ``cell_type/<name>``; all in 0..1, absent where there are no such images.
+        negative control), ``by_class`` (the mean over the classes of treatments, which all count alike) and
+        ``cell_type/<name>``; all in 0..1, absent where there are no such images.
 
     >>> from biomass.screen import COLUMNS, make_screen
     >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["", ""]) | {"label": [0, 1], "control": ["", "negative"]})
     >>> accuracy_summary(make_screen(table, None, ["a", "b"]), np.array([0, 1]), np.array([0, 1]))
-    {'accuracy': 0.5, 'top5': 1.0, 'treatments': 1.0}
+    {'accuracy': 0.5, 'top5': 1.0, 'treatments': 1.0, 'by_class': 1.0}
     """
     correct = ranks == 0
     summary = {"accuracy": correct.mean(), "top5": (ranks < 5).mean()}
     treated = screen.treated[rows]
     if treated.any():
         summary["treatments"] = correct[treated].mean()
+        summary["by_class"] = pd.Series(correct[treated]).groupby(screen.labels[rows][treated]).mean().mean()
     by_cell_type = pd.Series(correct).groupby(screen.table["cell_type"].to_numpy()[rows], observed=True).mean()
     summary |= {f"cell_type/{name}": value for name, value in by_cell_type.items() if name}
     return {name: float(value) for name, value in summary.items()}
