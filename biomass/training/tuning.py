@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -130,7 +131,8 @@ def tune(
 ) -> tuple[Tuning, list[dict[str, float | str]]]:
     """Choose the numbers of a network's tuning on plates that it was not trained on, reduced in many ways.
 
-    Each number is the one with the best mean accuracy over plates and conditions, of those that are tried.
+    Of the values that are tried, that with the best mean accuracy over plates and conditions is taken in the place of
+    the one before, if it gains more than the standard error of its gain.
 
     Args:
         bench: runs the network, which knows of its training plates.
@@ -153,26 +155,30 @@ def tune(
             draws.append((plate, wells.positions(draw_wells(rng, wells, condition))))
     tried: list[dict[str, float | str]] = []
 
-    def accuracy(word: str, tuning: Tuning) -> float:
+    def accuracies(word: str, tuning: Tuning) -> np.ndarray:
         context.tuning = tuning
         scores = []
         for plate, positions in draws:
             treated = plate.controls.numpy()[positions] == 0
             right = bench.predict(plate, positions, statistics[word]) == plate.labels.numpy()[positions]
             scores.append(right[treated].mean())
-        mean = float(np.mean(scores))
         numbers = {name: value for name, value in vars(tuning).items() if isinstance(value, float)}
-        tried.append({"word": word, "mode": tuning.mode, **numbers, "accuracy": mean})
-        return mean
+        tried.append({"word": word, "mode": tuning.mode, **numbers, "accuracy": float(np.mean(scores))})
+        return np.array(scores)
 
-    def best(word: str, candidates: Sequence[Tuning]) -> Tuning:
-        return candidates[int(np.argmax([accuracy(word, one) for one in candidates]))]
+    def best(word: str, known: Tuning, **values: Sequence[Any]) -> Tuning:
+        others = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+        candidates = [one for one in (replace(known, **other) for other in others) if one != known]
+        gains = np.stack([accuracies(word, one) for one in candidates]) - accuracies(word, known)
+        most = int(gains.mean(1).argmax())
+        error = gains[most].std() / np.sqrt(max(1, gains.shape[1] - 1))
+        return candidates[most] if gains[most].mean() > error else known
 
     if not draws:
         raise DataError("there are no plates to choose the numbers on; name a split that has some", "splits")
-    tuning = best("shrunk", [replace(start, shrinkage=value) for value in SHRINKAGES])
-    tuning = best("balanced", [replace(tuning, evenness=e, trust=t) for e in EVENNESS for t in TRUST])
-    tuning = best("balanced", [replace(tuning, prior_rows=value) for value in SHRINKAGES])
-    tuning = best("balanced", [replace(tuning, mode=mode) for mode in MODES])
+    tuning = best("shrunk", start, shrinkage=SHRINKAGES)
+    tuning = best("balanced", tuning, evenness=EVENNESS, trust=TRUST)
+    tuning = best("balanced", tuning, prior_rows=SHRINKAGES)
+    tuning = best("balanced", tuning, mode=tuple(MODES))
     context.tuning = replace(tuning, fitted=True)
     return context.tuning, tried
