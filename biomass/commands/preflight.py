@@ -27,7 +27,7 @@ from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.config import run_name
 from biomass.datasets.plate_map import read_plate_map
 from biomass.errors import ConfigError, did_you_mean
-from biomass.evaluation.curves import read_curves
+from biomass.evaluation.curves import Curves, curves_of_stress, read_curves
 from biomass.evaluation.design import count_wells, find_references
 from biomass.evaluation.page import render
 from biomass.evaluation.verdict import Judgement, Verdict
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--by", action="append", help="a column of groups that are coarser than the plate; experiment")
     parser.add_argument("--copies", type=int, help="of a map without plates: on how many plates wells lie so")
     parser.add_argument("--format", type=int, help="wells of a plate, 96, 384 or 1536; found out if left out")
-    parser.add_argument("--curves", type=Path, help="measured curves of your own")
+    parser.add_argument(
+        "--curves", type=Path, nargs="+", help="measured curves of your own: a table, or folders of stress tests"
+    )
     parser.add_argument("--simulate", action="store_true", help="draw a screen with this plate map")
     args = parser.parse(arguments)
     by = args.by or list(PLATE[:1])
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
         found = read_plate_map(args.table, by=by, copies=args.copies, **settings)
         wells, columns = take_references(count_wells(found.wells), found.columns, "control" in settings)
-        verdict = Verdict.on(wells, by, args.format, read_curves(args.curves))
+        verdict = Verdict.on(wells, by, args.format, own_curves(args.curves))
         notes = list(found.notes)
         if len(verdict.groups[0].table) == 1:
             notes.append("with one plate it cannot be told how far the compositions of plates differ")
@@ -102,6 +104,19 @@ def title(name: str, verdict: Verdict) -> str:
     kind = "" if verdict.size is None else f" of {verdict.size} wells"
     treated = verdict.wells.loc[verdict.wells["control"] == "", "treatment"].nunique()
     return f"{name}: {plates} plate{'s' * (plates != 1)}{kind}, {treated} treatment{'s' * (treated != 1)}"
+
+
+def own_curves(paths: Sequence[Path] | None) -> Curves:
+    """The curves of the package, of a table, or of stress tests on one screen.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    if paths and any(path.is_dir() for path in paths):
+        return Curves(curves_of_stress([path / "stress.json" for path in paths]))
+    if paths and len(paths) > 1:
+        raise ConfigError(f"'{paths[1]}' is a second table of curves; give one, or folders of stress tests")
+    return read_curves(paths[0] if paths else None)
 
 
 def simulate(wells: pd.DataFrame, folder: Path) -> Path:

@@ -88,8 +88,8 @@ def main(cfg: Config) -> float | None:
     # from here on the tool writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         parts = {group: folder / "plates" / f"{group:04d}.json" for group in plates}
-        about = {group: _about(settings, screen.table.iloc[wells.rows]) for group, wells in plates.items()}
-        results = {group: _read(part, about[group]) for group, part in parts.items()}
+        prints = {group: _fingerprint(settings, screen.table.iloc[wells.rows]) for group, wells in plates.items()}
+        results = {group: _read(part, prints[group]) for group, part in parts.items()}
         todo = [group for group, known in results.items() if known is None]
         if len(todo) < len(plates):
             log.info("%d of %d plates were tried before in the same way", len(plates) - len(todo), len(plates))
@@ -108,7 +108,7 @@ def main(cfg: Config) -> float | None:
                 continue
             results[group] = test.on_plate(bench, batch, wells)
             with whole_file(parts[group]) as file:
-                file.write_text(json.dumps({"about": about[group], "results": results[group]}))
+                file.write_text(json.dumps({"fingerprint": prints[group], "results": results[group]}))
             if bar.disable:
                 log.info("plate %d of %d, '%s'", number, len(todo), names[group])
         found = [one | {"plate": names[group]} for group, known in results.items() for one in known or ()]
@@ -118,7 +118,8 @@ def main(cfg: Config) -> float | None:
         table, drift = stress.summarize(everything), stress.summarize(everything, "drift")
         logger.text("stress.csv", table.to_csv(index=False))
         logger.text("drift.csv", drift.to_csv(index=False))
-        logger.text("stress.json", table.to_json(orient="records", indent=1))
+        about = stress.describe(list(plates.values()), base)
+        logger.text("stress.json", json.dumps(about | {"results": table.to_dict("records")}, indent=1) + "\n")
         for name, figure in {"stress": plots.stress_curves(table), "drift": plots.stress_curves(drift)}.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
         skipped.report(folder)
@@ -126,19 +127,19 @@ def main(cfg: Config) -> float | None:
     return float(table["accuracy"].iloc[0])
 
 
-def _about(settings: list[str], table: pd.DataFrame) -> str:
+def _fingerprint(settings: list[str], table: pd.DataFrame) -> str:
     """What the results of a plate depend on."""
     hashed = hashlib.sha256("\n".join(settings).encode())
     hashed.update(pd.util.hash_pandas_object(table[[*PLATE, "well", "site", "label", "control"]]).to_numpy().tobytes())
     return hashed.hexdigest()
 
 
-def _read(file: Path, about: str) -> list[dict[str, Any]] | None:
+def _read(file: Path, fingerprint: str) -> list[dict[str, Any]] | None:
     """The results of a plate that was tried before in the same way."""
     try:
         known = json.loads(file.read_text())
         results: list[dict[str, Any]] = known["results"]
-        return results if known["about"] == about else None
+        return results if known["fingerprint"] == fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

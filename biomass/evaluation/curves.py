@@ -23,15 +23,17 @@ controls. Another kind of controls is an octave away. The interval says how far 
 least as far as screens do on which the same was measured, and widens with their distance.
 """
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from biomass.errors import DataError
+from biomass.errors import DataError, one_line
 from biomass.evaluation.design import effective_wells
 from biomass.table_files import read_table
 
@@ -190,6 +192,60 @@ def read_curves(path: str | Path | None = None) -> Curves:
     if without:
         raise DataError(f"curves '{file.path}' have no row of running for origin '{without[0]}': add it")
     return Curves(table)
+
+
+def curves_of_stress(files: Sequence[Path]) -> pd.DataFrame:
+    """The table of the module from ``stress.json`` of stress tests on one screen: an origin each.
+
+    What they are compared with is the best accuracy that running averages have in any of them: that of plain training,
+    if a network that was trained so is among them.
+
+    Raises:
+        DataError: a file is not one of a stress test, or running averages are in none.
+    """
+    tests = {file: _read_stress(file) for file in files}
+    running = [row["accuracy"] for test in tests.values() for row in test["results"] if _is_base(row)]
+    if not running:
+        raise DataError("no stress test tried running averages on whole plates, which the others are compared with")
+    rows: list[dict[str, Any]] = []
+    for file, test in tests.items():
+        about = {"screens": 1, "classes": test["classes"], "origin": file.parent.name}
+        rows.append({"statistics": "running", "accuracy": max(running)} | about)
+        rows += [measured | about for row in test["results"] for measured in _measured(row, test)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _measured(row: Mapping[str, Any], test: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The row of a stress test as one of curves; none where curves have no place for it."""
+    word, _, kind = row["statistics"].partition("/")
+    kind = (kind or "negative") if word in ("controls", "balanced") else ""
+    axes = {"wells": "num_wells", "label_shift": "alpha", "controls": "num_controls"}
+    if word == "running" or kind == "positive" or row["axis"] not in axes or not row["accuracy"]:
+        return []
+    here = {key: test[key] for key in axes.values()}
+    here[axes[row["axis"]]] = None if row["value"] in ("all", "inf") else float(row["value"])
+    wells, controls = (
+        there if reduced is None else min(reduced, there)
+        for reduced, there in ((here["num_wells"], test["wells"]), (here["num_controls"], test[kind or "all"]))
+    )
+    alpha = np.inf if here["alpha"] is None else here["alpha"]
+    place = {"statistics": word, "kind": kind, "wells": wells, "alpha": alpha, "controls": controls}
+    return [place | {name: row[name] for name in ("accuracy", "low", "high")}]
+
+
+def _is_base(row: Mapping[str, Any]) -> bool:
+    return row["statistics"] == "running" and (row["axis"], row["value"]) in (("wells", "all"), ("label_shift", "inf"))
+
+
+def _read_stress(file: Path) -> dict[str, Any]:
+    try:
+        test = json.loads(file.read_text())
+        missing = {"results", "wells", "negative", "all", "classes", "num_wells", "alpha", "num_controls"} - set(test)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"'{file}' cannot be read ({one_line(error)}); give the folder of a stress test") from error
+    if missing:
+        raise DataError(f"'{file}' has no '{min(missing)}'; give the folder of a stress test of this version")
+    return dict(test)
 
 
 def _place(wells: np.ndarray, controls: np.ndarray, correlation: np.ndarray) -> np.ndarray:

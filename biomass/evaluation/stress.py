@@ -367,6 +367,29 @@ class StressTest:
         return rows
 
 
+def describe(plates: Sequence[PlateWells], base: Condition = WHOLE) -> dict[str, float | None]:
+    """What a plate holds, for whoever compares stress tests of several screens: medians over plates.
+
+    Returns:
+        ``wells`` treated wells, ``negative`` and ``all`` control wells, ``classes`` of treated wells on all plates, and
+        the base condition: ``num_wells, alpha, num_controls``, None for all or for no shift.
+
+    >>> plate = PlateWells(np.arange(4), np.arange(5), np.array([0, 1, 2, 3]), np.array([0, 0, 1, 2]))
+    >>> describe([plate])["wells"], describe([plate])["all"], describe([plate])["classes"]
+    (2.0, 2.0, 2)
+    """
+    treated = [plate.labels[plate.controls == 0] for plate in plates]
+    return {
+        "wells": float(np.median([len(labels) for labels in treated])),
+        "negative": float(np.median([(plate.controls == 1).sum() for plate in plates])),
+        "all": float(np.median([(plate.controls > 0).sum() for plate in plates])),
+        "classes": len(np.unique(np.concatenate(treated))),
+        "num_wells": base.wells,
+        "alpha": None if np.isinf(base.alpha) else base.alpha,
+        "num_controls": base.controls,
+    }
+
+
 def to_markdown(table: pd.DataFrame) -> str:
     """A table of accuracies in per cent, an axis after the other: statistics against values.
 

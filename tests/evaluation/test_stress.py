@@ -1,5 +1,7 @@
 """The stress test: what is drawn, what is run, and how it is summed up."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import plots
+from biomass.evaluation.curves import curves_of_stress, read_curves
 from biomass.evaluation.stress import (
     COLUMNS,
     Bench,
@@ -187,3 +190,33 @@ def test_bad_tests_are_refused() -> None:
     controls = np.flatnonzero(one.controls > 0)
     with pytest.raises(DataError, match="treated well"):
         plates_of(one, controls, PLATE)
+
+
+def test_stress_tests_become_curves_that_a_verdict_can_rest_on(tmp_path) -> None:
+    row = {"repeats": 4, "low": 0.3, "high": 0.5}
+    design = {"wells": 30.0, "negative": 4.0, "all": 6.0, "classes": 20, "num_wells": None, "alpha": None}
+    vanilla = [row | {"statistics": "running", "axis": "wells", "value": "all", "accuracy": 0.4}]
+    ben = [
+        row | {"statistics": "running", "axis": "label_shift", "value": "inf", "accuracy": 0.2},
+        row | {"statistics": "plate", "axis": "wells", "value": "8", "accuracy": 0.3},
+        row | {"statistics": "controls/all", "axis": "label_shift", "value": "0.1", "accuracy": 0.5},
+        row | {"statistics": "balanced", "axis": "controls", "value": "2", "accuracy": 0.6},
+        row | {"statistics": "plate", "axis": "effect", "value": "1", "accuracy": 0.1},
+    ]
+    for name, results in (("vanilla", vanilla), ("ben", ben)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stress.json").write_text(json.dumps(design | {"num_controls": None, "results": results}))
+    table = curves_of_stress([tmp_path / "vanilla" / "stress.json", tmp_path / "ben" / "stress.json"])
+    table.to_csv(tmp_path / "curves.csv", index=False)
+    curves = read_curves(tmp_path / "curves.csv")
+    assert table[table["statistics"] == "running"]["accuracy"].tolist() == [0.4, 0.4]
+    found = table[table["statistics"] != "running"].set_index("statistics")
+    assert found.loc["plate", ["wells", "alpha", "controls"]].tolist() == [8, np.inf, 6]
+    assert found.loc["controls", ["kind", "wells", "alpha", "controls"]].tolist() == ["all", 30, 0.1, 6]
+    assert found.loc["balanced", ["kind", "wells", "alpha", "controls"]].tolist() == ["negative", 30, np.inf, 2]
+    expected = curves.expect("controls", "all", 30, 6, 1 / (0.1 * 20 + 1))
+    assert expected is not None
+    assert expected.ratio == pytest.approx(0.5 / 0.4)
+    (tmp_path / "ben" / "stress.json").write_text("{}")
+    with pytest.raises(DataError, match="'all'"):
+        curves_of_stress([tmp_path / "ben" / "stress.json"])
