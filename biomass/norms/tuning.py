@@ -51,7 +51,10 @@ class Tuning:
         mode: how far ``balanced`` goes, one of :data:`MODES`.
         evenness: how much of the unevenness of a composition its prediction shows, in (0, 1]; predictions are even
             where they are uncertain.
-        trust: how many times more than a treated row a control counts, beyond once, on a plate of a single class.
+        trust: how many times more than a treated row a control counts, beyond once, on a plate of a single class, or of
+            a single treated row.
+        strength: how much of what a composition does is taken out, in (0, 1]: on other plates than those of training it
+            may do something else.
         fitted: whether the numbers were chosen on validation plates.
     """
 
@@ -61,13 +64,14 @@ class Tuning:
     mode: str = "classes"
     evenness: float = 0.25
     trust: float = 10.0
+    strength: float = 1.0
     fitted: bool = False
 
     def describe(self) -> str:
         """The numbers, for people.
 
         >>> Tuning((1.0,)).describe()
-        'classes: shrinkage 1, prior_rows 0.5, evenness 0.25, trust 10'
+        'classes: shrinkage 1, prior_rows 0.5, evenness 0.25, trust 10, strength 1'
         """
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, float)}
         return f"{self.mode}: {', '.join(f'{name} {value:g}' for name, value in numbers.items())}"
@@ -166,14 +170,17 @@ def balanced(rows: Rows, tuning: Tuning) -> Mixture:
     classes = torch.zeros(len(tuning.treated), dtype=torch.float64)  # of rows that are not said to be of any
     if tuning.mode == "classes" and rows.logits is not None and bool(treated.any()):
         classes, uneven = estimate_composition(rows.logits[treated], tuning)
-        weights[~treated] += tuning.trust * uneven
+        number = int(treated.sum())
+        weights[~treated] += tuning.trust * (1 / number + (1 - 1 / number) * uneven)  # few rows cannot be even
     elif tuning.mode != "plate" and bool(rows.reference.any()):
         weights = rows.reference.double()
     if tuning.mode in ("controls", "plate"):
         kinds = torch.zeros_like(kinds)
     w = weights / weights.sum()
     composition = torch.cat([classes * w[treated].sum(), w @ kinds])
-    return Mixture(weights, composition, tuning.prior_rows / (tuning.prior_rows + effective_rows(weights)))
+    return Mixture(
+        weights, tuning.strength * composition, tuning.prior_rows / (tuning.prior_rows + effective_rows(weights))
+    )
 
 
 def estimate_composition(logits: Tensor, tuning: Tuning) -> tuple[Tensor, float]:

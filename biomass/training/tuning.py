@@ -35,6 +35,7 @@ CONDITIONS = tuple(
 SHRINKAGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 EVENNESS = (1.0, 0.5, 0.25, 0.1)
 TRUST = (0.0, 3.0, 10.0, 30.0)
+STRENGTHS = (1.0, 0.75, 0.5, 0.25)
 """Values that are tried, see :class:`biomass.norms.Tuning`."""
 
 
@@ -178,6 +179,7 @@ def tune(
         raise DataError("there are no plates to choose the numbers on; name a split that has some", "splits")
     tuning = best("shrunk", start, shrinkage=SHRINKAGES)
     tuning = best("balanced", tuning, evenness=EVENNESS, trust=TRUST)
+    tuning = best("balanced", tuning, strength=STRENGTHS)
     tuning = best("balanced", tuning, prior_rows=SHRINKAGES)
     tuning = best("balanced", tuning, mode=tuple(MODES))
     context.tuning = replace(tuning, fitted=True)

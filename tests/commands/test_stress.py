@@ -72,7 +72,7 @@ def test_older_checkpoints_are_tried_without_the_words_that_need_more_and_tuned(
     state = torch.load("checkpoints/net/last.pt", weights_only=True)["tuning"]
     assert state["fitted"]
     tried = pd.read_csv("runs/tuned/tried.csv")
-    numbers = ["mode", "shrinkage", "prior_rows", "evenness", "trust"]
+    numbers = ["mode", "shrinkage", "prior_rows", "evenness", "trust", "strength"]
     before = tried[tried["word"] == "balanced"].iloc[15]  # the last of its first round is what there was
     chosen = tried[(tried[numbers] == [state[name] for name in numbers]).all(axis=1) & (tried["word"] == "balanced")]
     assert chosen["accuracy"].iloc[0] >= before["accuracy"]

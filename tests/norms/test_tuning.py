@@ -126,7 +126,7 @@ def test_shrunk_blends_mean_and_variance_by_effective_rows() -> None:
 
 
 def test_balanced_is_the_plate_where_it_is_composed_as_training_plates_are() -> None:
-    one, x = measured(shrinkage=0.0, prior_rows=0.0), images(1)
+    one, x = measured(shrinkage=0.0, prior_rows=0.0, trust=0.0), images(1)
     even = torch.zeros(10, 4)
     for norm in (one[1], one[4]):  # nothing to take out
         norm.strata[0], norm.strata[1] = 0, 1
@@ -138,7 +138,7 @@ def test_balanced_is_the_plate_where_it_is_composed_as_training_plates_are() -> 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_duplicating_all_rows_changes_nothing(word: str) -> None:
-    one, x = measured(shrinkage=0.0, prior_rows=0.0), images(3)
+    one, x = measured(shrinkage=0.0, prior_rows=0.0, trust=0.0), images(3)
     logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(4)) if word == "balanced" else None
     if logits is not None:  # a composition is estimated from a number of rows: with certainty that plays no part
         logits = logits.softmax(1).mul(60)
@@ -247,3 +247,22 @@ def test_balanced_falls_back_to_a_fixed_word_where_predictions_are_not_to_be_tru
     torch.testing.assert_close(run(one, "balanced", x, logits=logits), run(one, word, x))
     anchored = measured(prior_rows=0.0, mode="anchor")
     torch.testing.assert_close(run(anchored, "balanced", x, logits=logits), run(anchored, "balanced", x))
+
+
+def test_a_correction_may_be_taken_in_part() -> None:
+    rows = Rows(CONTROLS, CONTROLS == 1)
+    whole, half = (balanced(rows, Tuning((0.5, 0.5, 0.0, 0.0), strength=s)).composition for s in (1.0, 0.5))
+    assert whole is not None
+    torch.testing.assert_close(half, whole / 2)
+
+
+def test_few_treated_rows_count_less_than_controls() -> None:
+    """They cannot be composed evenly: with one of them, the controls make the statistics."""
+    tuning = Tuning((0.5, 0.5, 0.0, 0.0), trust=10.0)
+    for treated in (1, 4, 400):
+        controls = torch.tensor([0] * treated + [1, 1], dtype=torch.int8)
+        logits = 50.0 * nn.functional.one_hot(torch.arange(treated + 2) % 2, 4)
+        weights = balanced(Rows(controls, controls == 1, logits), tuning).weights
+        assert weights is not None
+        uneven = 1.0 if treated == 1 else 1 / treated  # two classes alike, as in training
+        torch.testing.assert_close(weights[-1] / weights[0], torch.tensor(1 + 10 * uneven).double())
