@@ -44,7 +44,7 @@ def main(cfg: Config) -> float | None:
     cells = build(data.source)
     training.check_channels(trained, origin, cells, path)
     method, splits = method_of(cfg), list(dict.fromkeys(["train", *data.eval_splits]))
-    statistics = Statistics.over(cells, method.eval, method.eval_by)
+    statistics = Statistics.over(cells, method.eval, method.eval_by, method.controls)
     statistics.check(cells, *splits)
     groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
     training.check_instances(cells, instances, groups, splits)

@@ -40,8 +40,8 @@ def main(cfg: Config) -> float | None:
     # the screen, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
     rows = screen.rows("train")
-    in_training = Statistics.over(screen, method.train, method.train_by)
-    at_inference = Statistics.over(screen, method.eval, method.eval_by)
+    in_training = Statistics.over(screen, method.train, method.train_by, method.controls)
+    at_inference = Statistics.over(screen, method.eval, method.eval_by, method.controls)
     groups = screen.groups(method.train_by)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
     training.check_labels(screen, data.eval_splits, d_out)
@@ -69,6 +69,7 @@ def main(cfg: Config) -> float | None:
         by_plate=data.eval_plate_sampler or at_inference.by_group,
         batch_size=cfg.eval_batch_size,
         num_workers=data.num_workers,
+        shuffle=at_inference.blocks,
     )
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
@@ -77,7 +78,7 @@ def main(cfg: Config) -> float | None:
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimized = experiment.optimize(network, len(batches))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    objective = Classification(cfg.compute_train_acc)
+    objective = Classification(cfg.compute_train_acc, cfg.objective.loss_rows, method.controls)
     about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes

@@ -34,8 +34,8 @@ def main(cfg: Config) -> float | None:
 
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
-    in_training = Statistics.over(screen, method.train, method.train_by)
-    at_inference = Statistics.over(screen, method.eval, method.eval_by)
+    in_training = Statistics.over(screen, method.train, method.train_by, method.controls)
+    at_inference = Statistics.over(screen, method.eval, method.eval_by, method.controls)
     at_inference.check(screen, *data.eval_splits)
     groups, instances = screen.groups(method.train_by), screen.groups(data.instance)
     training.check_instances(screen, instances, groups, ["train", *data.eval_splits])

@@ -33,8 +33,8 @@ def main(cfg: Config) -> float | None:
 
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
-    in_training = Statistics.over(screen, method.train, method.train_by)
-    at_inference = Statistics.over(screen, method.eval, method.eval_by)
+    in_training = Statistics.over(screen, method.train, method.train_by, method.controls)
+    at_inference = Statistics.over(screen, method.eval, method.eval_by, method.controls)
     at_inference.check(screen, *data.eval_splits)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
     training.check_labels(screen, data.eval_splits, d_out)
@@ -66,6 +66,7 @@ def main(cfg: Config) -> float | None:
         by_plate=at_inference.by_group,
         batch_size=cfg.eval_batch_size,
         num_workers=data.num_workers,
+        shuffle=at_inference.blocks,
     )
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
@@ -74,6 +75,7 @@ def main(cfg: Config) -> float | None:
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimized = experiment.optimize(network, len(loader))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
+    objective = Classification(True, cfg.objective.loss_rows, method.controls)
     about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
 
     # from here on the run writes
@@ -81,7 +83,7 @@ def main(cfg: Config) -> float | None:
         optimized,
         loader=loader,
         transform=augment,
-        objective=Classification(accuracy=True),
+        objective=objective,
         statistics=in_training,
         skipped=SkippedImages(screen),
         evaluate=training.SplitEvaluation(screen, eval_loaders, standardize, at_inference) if eval_loaders else None,

@@ -45,7 +45,7 @@ def main(cfg: Config) -> float | None:
     encoders = {word: loaded[path] for word, path in paths.items()}
     checks.check_encoders(encoders)
     cells = build(data.source)
-    statistics = {word: Statistics.over(cells, word, by) for word in words}
+    statistics = {word: Statistics.over(cells, word, by, cfg.statistics.controls or "negative") for word in words}
     checks.check_cells(cells, encoders, statistics, postprocessings)
     calibration = cfg.calibration
     if "calibrated" in words:  # the moments belong to the weights of a checkpoint

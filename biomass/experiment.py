@@ -74,6 +74,7 @@ class Experiment:
         plan = training.Plan(
             num_epochs=cfg.num_epochs,
             clip=trainer.clip,
+            accumulate=trainer.accumulate,
             log_every=trainer.log_every,
             evaluate_every=trainer.evaluate_every,
             max_steps=trainer.max_steps,
@@ -85,9 +86,14 @@ class Experiment:
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
         return cls(cfg, name, fabric, plan, recipe, checkpoints, checkpoints.to_resume(cfg.resume))
 
-    def optimize(self, network: nn.Module, steps: int) -> "Optimized":
-        """The network on its device, Adam with its weight decay, and the learning rate of ``steps`` steps an epoch."""
-        recipe = self.recipe
+    def optimize(self, network: nn.Module, batches: int) -> "Optimized":
+        """The network on its device, Adam with its weight decay, and the learning rate for every step.
+
+        Args:
+            network: on the host.
+            batches: of an epoch. Epochs of the warm-up, and of training, are counted in steps.
+        """
+        recipe, steps = self.recipe, -(-batches // self.plan.accumulate)
         optimizer = training.adam(network, recipe.learning_rate, recipe.weight_decay)
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)

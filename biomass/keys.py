@@ -139,6 +139,8 @@ KEYS = {
     "statistics_rows": WORD._replace(unset="all").means_method(),
     "use_train_at_eval": FLAG.means_method(),
     # training
+    "objective": SECTION,
+    "objective.loss_rows": WORD._replace(unset="all"),
     "num_views": COUNT,
     "temperature": POSITIVE,
     "gather": FLAG,
@@ -153,6 +155,7 @@ KEYS = {
     "trainer.devices": COUNT.may_change(),
     "trainer.compile": FLAG.may_change(),
     "trainer.clip": NUMBER.or_null().may_change(),
+    "trainer.accumulate": COUNT._replace(unset=1),
     "trainer.log_every": COUNT.may_change(),
     "trainer.evaluate_every": COUNT.may_change(),
     "trainer.max_steps": NATURAL.or_null().may_change(),
@@ -251,6 +254,7 @@ ADVICE = {
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
     ),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
+    "loss_rows": Advice("set {key}", ("objective.loss_rows",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),

@@ -43,8 +43,8 @@ def main(cfg: Config) -> float | None:
 
     words = cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls
     method = Method("running", "plate", PLATE, PLATE).override(*words)
-    statistics = Statistics.over(screen, method.eval, method.eval_by)
-    if not statistics.whole_groups:
+    statistics = Statistics.over(screen, method.eval, method.eval_by, method.controls)
+    if statistics.word not in ("plate", "controls"):
         raise ConfigError(f"statistics '{statistics.word}' are not measured on plates; calibrate plate or controls")
     statistics.check(screen)
     groups = screen.groups(statistics.by)

@@ -75,7 +75,7 @@ def image_profiles(
         cells: a row for each cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
         folder: where the plates' tables are kept.
         statistics: where batch norm takes its statistics from, over the groups of ``cells``; those of a plate are of
-            the whole plate, whatever ``batch_size``.
+            the whole plate, whatever ``batch_size``, unless they are those of blocks.
         transform: applied to the cells on the device, without randomness.
         normalize: scale the vector of every cell to length 1 first.
         batch_size: cells at once; None for whole plates.
@@ -101,6 +101,8 @@ def image_profiles(
 
     files = _files(cells, groups, statistics.by, folder)
     about = [fabric.strategy.precision.precision, statistics.word, statistics.by, normalize, channels, repr(transform)]
+    about += [statistics.controls] if statistics.controls != "negative" else []  # what came before has negative ones
+    about += [batch_size] if statistics.blocks else []
     prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
     todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
     if todo:

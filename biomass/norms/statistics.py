@@ -47,6 +47,23 @@ def control_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
     return Mixture(rows.reference)
 
 
+def joint_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
+    """All rows, the controls counting for two thirds of them: CS-ARM-BN takes 64 treated rows and 128 controls.
+
+    With that many no weights are needed. With other numbers it is what drawing so many gives on average. All rows count
+    alike where all or none of them are controls.
+
+    >>> flags = torch.tensor([True, True, False, False])
+    >>> joint_rows(Rows(flags.char(), flags), None).weights.tolist()
+    [2.0, 2.0, 1.0, 1.0]
+    """
+    controls = int(rows.reference.sum())
+    treated = len(rows.reference) - controls
+    if not controls or not treated or controls == 2 * treated:
+        return Mixture()
+    return Mixture(torch.where(rows.reference, 2 * treated / controls, 1.0).double())
+
+
 CONTROLS_A_BATCH = 8
 """How many controls a training batch holds of each group where statistics come from them, if nobody says a number."""
 
@@ -60,6 +77,7 @@ class Word(NamedTuple):
             done to their moments. None: no row counts, and the share of the prior is 1.
         prior: what is stored: ``running`` averages of training, or the ``calibrated`` moments of the rows' own group.
         by_group: each group has its own statistics; else all rows of a batch share one set, whatever they are of.
+        whole: they come from all rows of a group, in however many batches these are read; else from those of one batch.
         tuned: it needs what is known of training plates, and cannot be trained with.
         needs_controls: a group without controls is an error.
         passes: how often a network that classifies runs, each time with what it said the time before.
@@ -69,6 +87,7 @@ class Word(NamedTuple):
     mixture: Callable[[Rows, Any], Mixture] | None = None
     prior: Stored | None = None
     by_group: bool = True
+    whole: bool = True
     tuned: bool = False
     needs_controls: bool = False
     passes: int = 1
@@ -78,6 +97,8 @@ WORDS: Mapping[str, Word] = {
     "running": Word("plain batch norm: the batch in training, running averages at inference", None, "running", False),
     "batch": Word("all rows of the batch, whatever plates they are of", all_rows, by_group=False),
     "plate": Word("all rows of the plate: BEN, or AdaBN where training was plain", all_rows),
+    "block": Word("the rows of the plate that are in the same batch: ARM-BN", all_rows, whole=False),
+    "joint": Word("all rows of the plate, of which its controls make up two thirds: CS-ARM-BN", joint_rows),
     "controls": Word("the controls of the plate, applied to all its rows", control_rows, needs_controls=True),
     "calibrated": Word("the stored moments of the plate, for any of its rows in any order", None, "calibrated"),
     "shrunk": Word("all rows of the plate, towards its controls and an average training plate", shrunk, tuned=True),
@@ -210,7 +231,12 @@ class Statistics:
     @property
     def whole_groups(self) -> bool:
         """Whether all rows of a group must run together, as its statistics come from the rows at hand."""
-        return self.by_group and WORDS[self.word].mixture is not None
+        return self.by_group and WORDS[self.word].mixture is not None and WORDS[self.word].whole
+
+    @property
+    def blocks(self) -> bool:
+        """Whether each batch of a group's rows has statistics of its own, so that the size of batches matters."""
+        return self.by_group and not WORDS[self.word].whole
 
     @property
     def passes(self) -> int:
@@ -247,11 +273,12 @@ class Statistics:
             controls: (N,) of the rows, as :attr:`biomass.screen.Screen.controls`.
             logits: (N, K), what the network said of the rows the pass before; None in the first.
         """
-        if not WORDS[self.word].tuned:
+        numbers = groups.unique()
+        if not WORDS[self.word].tuned and (len(numbers) == 1 or not self.by_group):
             weights = self.mixture(network, controls).weights
             return plate_statistics(network, groups, self.word, weights=weights, names=self.names)
         weights, mixtures = torch.ones(len(groups), dtype=torch.float64), []
-        for group in groups.unique():
+        for group in numbers:
             here = groups == group
             one = self.mixture(network, controls[here], None if logits is None else logits[here.to(logits.device)])
             if one.weights is not None:

@@ -104,7 +104,8 @@ def test_every_word_runs_or_says_what_is_missing(word: str) -> None:
         for rows in parts:
             torch.testing.assert_close(found[rows], by_repetition(one, x[rows], weights[rows].long()).detach())
     assert statistics.by_group == (word not in ("running", "batch"))
-    assert statistics.whole_groups == (word not in ("running", "batch", "calibrated"))
+    assert statistics.whole_groups == (word not in ("running", "batch", "calibrated", "block"))
+    assert statistics.blocks == (word == "block")
 
 
 def test_plates_without_controls_are_found_before_anything_runs() -> None:

@@ -1,0 +1,102 @@
+"""The training regimes of the field, by their presets."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN
+
+from biomass.errors import CheckpointError, DataError
+from biomass.training import load_checkpoint
+
+FIELDS = (*TINY_SCREEN, *TINY_RUN)
+CELLS = (*TINY_CELLS, "model.key=test_resnet", "model.pretrained=false", "dataloaders.num_img=1")
+
+PRESETS = {  # what of a preset is too large for a tiny screen
+    "arm_bn": ("train_batch_size=6", "eval_batch_size=5"),
+    "cs_arm_bn": ("train_batch_size=6", "dataloaders.num_controls=2", "trainer.accumulate=2"),
+}
+
+
+def metrics(name):
+    return [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+
+
+def last(name):
+    return [line for line in metrics(name) if "val/loss" in line][-1]
+
+
+def weights(name):
+    return load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"]
+
+
+def same(first, second):
+    return all(torch.equal(first[k], v) for k, v in second.items())
+
+
+@pytest.mark.parametrize(("script", "data"), [("train_erm", FIELDS), ("train_supervised_cell", CELLS)])
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_regime_takes_two_steps_and_is_evaluated(run, script, data, method):
+    best = run(script, *data, f"+method={method}", *PRESETS[method], "trainer.max_steps=2", "run_name=a")
+    assert best is not None
+    assert math.isfinite(best)
+    assert load_checkpoint(Path("checkpoints/a/last.pt"))["progress"]["step"] == 2
+    assert math.isfinite(last("a")["val/loss"])
+
+
+def test_arm_bn_whose_blocks_are_plates_is_ben(run):
+    whole = ("train_batch_size=null", "eval_batch_size=null", "num_epochs=2")
+    for method in ("arm_bn", "ben"):
+        run("train_erm", *FIELDS, f"+method={method}", *whole, f"run_name={method}")
+    assert same(weights("arm_bn"), weights("ben"))
+    assert last("arm_bn")["val/loss"] == pytest.approx(last("ben")["val/loss"], rel=1e-5)  # in another order
+
+
+def test_the_size_of_blocks_is_that_of_batches_at_inference(run):
+    for name, size in (("small", 3), ("again", 3), ("large", 7)):
+        run("train_erm", *FIELDS, "+method=arm_bn", f"eval_batch_size={size}", "num_epochs=1", f"run_name={name}")
+    assert same(weights("small"), weights("large"))
+    assert last("small")["val/loss"] == last("again")["val/loss"] != pytest.approx(last("large")["val/loss"], rel=1e-3)
+
+
+def test_cs_arm_bn_without_controls_is_arm_bn(run):
+    one = ("train_batch_size=7", "num_epochs=1", "dataloaders.source.negative_wells=0", "eval_batch_size=null")
+    run("train_erm", *FIELDS, "+method=arm_bn", *one, "run_name=arm_bn")
+    alone = ("dataloaders.num_controls=0", "trainer.accumulate=1")
+    run("train_erm", *FIELDS, "+method=cs_arm_bn", *one, *alone, "run_name=cs_arm_bn")
+    assert same(weights("arm_bn"), weights("cs_arm_bn"))
+
+
+def test_cs_arm_bn_needs_controls_in_training(run):
+    with pytest.raises(DataError, match="no control row"):
+        run("train_erm", *FIELDS, "+method=cs_arm_bn", "dataloaders.source.negative_wells=0")
+    assert not Path("runs").exists()
+
+
+def test_a_run_that_accumulates_goes_on_within_an_epoch_to_the_same_bits(run):
+    every = ("num_epochs=2", "train_batch_size=3", "trainer.accumulate=3", "trainer.evaluate_every=2")
+    every += ("trainer.log_every=1", "trainer.clip=1.0")
+    run("train_erm", *FIELDS, *every, "run_name=whole")
+    run("train_erm", *FIELDS, *every, "run_name=parts", "trainer.max_steps=3")
+    progress = load_checkpoint(Path("checkpoints/parts/last.pt"))["progress"]
+    assert (progress["epoch"], progress["batch"], progress["step"]) == (0, 9, 3)
+    run("train_erm", *FIELDS, *every, "run_name=parts", "resume=auto")
+    assert same(weights("whole"), weights("parts"))
+    losses = ([m["train/loss"] for m in metrics(name) if "train/loss" in m] for name in ("whole", "parts"))
+    assert next(losses) == next(losses)
+    rates = [m["train/learning_rate"] for m in metrics("whole") if "train/learning_rate" in m]
+    assert len(rates) == 8  # 12 batches an epoch are 4 steps, one epoch of them warm-up
+    assert rates == pytest.approx([1e-3 * x for x in (0.25, 0.5, 0.75, 1, 1, 0.8535534, 0.5, 0.1464466)])
+
+
+@pytest.mark.parametrize("override", ["trainer.accumulate=2", "objective.loss_rows=treated"])
+def test_a_run_does_not_go_on_with_another_regime(run, override):
+    run("train_erm", *FIELDS, "num_epochs=1", "trainer.max_steps=1", "run_name=a")
+    state = load_checkpoint(Path("checkpoints/a/last.pt"))
+    del state["config"]["objective"], state["config"]["trainer"]["accumulate"]  # before there were these keys
+    torch.save(state, "checkpoints/a/last.pt")
+    with pytest.raises(CheckpointError, match=r"this run has .*; set it back"):
+        run("train_erm", *FIELDS, "num_epochs=1", override, "run_name=a", "resume=auto")
+    run("train_erm", *FIELDS, "num_epochs=1", "run_name=a", "resume=auto")
