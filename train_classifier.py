@@ -73,7 +73,7 @@ def main(cfg: Config) -> float | None:
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, architecture = cfg.train_batch_size, {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}
     config = cfg.to_dict() | {"encoder": origin.get("config", {})}
-    about = experiment.settle(method_of, architecture=architecture, encoder=digest(encoder), config=config)
+    about = experiment.settle(method_of, encoder, architecture=architecture, encoder=digest(encoder), config=config)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes

@@ -67,14 +67,15 @@ def main(cfg: Config) -> float | None:
     experiment.plan.check_monitor(eval_loaders, training.LossEvaluation.measured)
 
     # network, optimizer, augmentation, objective
-    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), tuple(cfg.model.projector))
+    channels = list(screen.pixels.channels)
+    architecture = Architecture(cfg.model.key, len(channels), tuple(cfg.model.projector), cfg.model.norm)
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     if cfg.model_path is not None:
         training.load_encoder(network, training.find_checkpoint(cfg.model_path), cfg.model.key)
     optimized = experiment.optimize(network, len(loader))
     augment, objective = compose(cfg.transforms.train), Contrastive(cfg.temperature, cfg.gather)
     evaluate = training.LossEvaluation(objective, eval_loaders, augment, at_inference, cfg.seed)
-    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, network, architecture=architecture.to_dict(), channels=channels)
 
     # from here on the run writes
     return experiment.train(

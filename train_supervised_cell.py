@@ -71,12 +71,13 @@ def main(cfg: Config) -> float | None:
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
     # network, optimizer, augmentation
-    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
+    channels = list(screen.pixels.channels)
+    architecture = Architecture(cfg.model.key, len(channels), (d_out,), cfg.model.norm)
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     optimized = experiment.optimize(network, len(loader))
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
     objective = Classification(True, cfg.objective.loss_rows, method.controls)
-    about = experiment.settle(method_of, architecture=architecture.to_dict(), channels=list(screen.pixels.channels))
+    about = experiment.settle(method_of, network, architecture=architecture.to_dict(), channels=channels)
 
     # from here on the run writes
     return experiment.train(

@@ -98,22 +98,25 @@ class Experiment:
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 
-    def settle(self, method_of: Callable[[Config], Method], **about: Any) -> dict[str, Any]:
+    def settle(self, method_of: Callable[[Config], Method], network: nn.Module, **about: Any) -> dict[str, Any]:
         """The last look before anything is written: every key was read, and the run to go on from was like this one.
 
         Args:
             method_of: from a configuration to its method, which is compared in place of the keys that say it.
+            network: what runs under the statistics of the method.
             about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
 
         Returns:
             The same, with the configuration and the settings of the method.
 
         Raises:
-            ConfigError: a key that nothing reads.
+            ConfigError: a key that nothing reads, or statistics that the network cannot take.
             CheckpointError: the checkpoint to go on from was made with other settings.
         """
         self.cfg.check_all_read()
-        about = {"config": self.cfg.to_dict(), "method": method_of(self.cfg).settings()} | about
+        method = method_of(self.cfg)
+        method.check_network(network)
+        about = {"config": self.cfg.to_dict(), "method": method.settings()} | about
         before = self.resume
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]

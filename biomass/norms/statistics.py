@@ -123,6 +123,12 @@ def find_word(name: str) -> Word:
     return WORDS[name]
 
 
+NO_NORM = (
+    "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with batch norm "
+    "(resnet50), train it vanilla, or call biomass.norms.convert on it first"
+)
+
+
 @contextmanager
 def plate_statistics(
     network: nn.Module,
@@ -169,11 +175,7 @@ def plate_statistics(
         if chosen.prior == "running" or (plates is None and weights is None):
             yield  # nothing in the network depends on it
             return
-        raise ConfigError(
-            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
-            "batch norm (resnet50), train it vanilla, or call biomass.norms.convert on it first",
-            "statistics",
-        )
+        raise ConfigError(NO_NORM, "statistics")
     before = context.rows
     device = device_of(network)
     if chosen.mixture is not None:
@@ -378,6 +380,11 @@ class Method(NamedTuple):
             method = method._replace(num_controls=CONTROLS_A_BATCH if WORDS[method.train].needs_controls else 0)
         return method
 
+    def check_network(self, network: nn.Module) -> None:
+        """Raise ConfigError where statistics by group are asked of a network without plate-aware batch norm."""
+        if shared_context(network) is None and (WORDS[self.train].by_group or WORDS[self.eval].by_group):
+            raise ConfigError(NO_NORM, "statistics")
+
     @property
     def batches_by(self) -> tuple[str, ...] | None:
         """The columns that training batches are drawn by, None where batches are mixed."""
@@ -441,11 +448,7 @@ def _tuning_of(network: nn.Module, word: str) -> Tuning:
     """
     context = shared_context(network)
     if context is None:
-        raise ConfigError(
-            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
-            "batch norm (resnet50), or train it vanilla",
-            "statistics",
-        )
+        raise ConfigError(NO_NORM, "statistics")
     if context.tuning is None:
         raise ConfigError(
             f"statistics '{word}' need the moments of training plates, which this network does not know", "tune"

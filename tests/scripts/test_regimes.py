@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN
 
-from biomass.errors import CheckpointError, DataError
+from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.training import load_checkpoint
 
 FIELDS = (*TINY_SCREEN, *TINY_RUN)
@@ -17,6 +17,8 @@ CELLS = (*TINY_CELLS, "model.key=test_resnet", "model.pretrained=false", "datalo
 PRESETS = {  # what of a preset is too large for a tiny screen
     "arm_bn": ("train_batch_size=6", "eval_batch_size=5"),
     "cs_arm_bn": ("train_batch_size=6", "dataloaders.num_controls=2", "trainer.accumulate=2"),
+    "group_norm": (),
+    "instance_norm": (),
 }
 
 
@@ -100,3 +102,18 @@ def test_a_run_does_not_go_on_with_another_regime(run, override):
     with pytest.raises(CheckpointError, match=r"this run has .*; set it back"):
         run("train_erm", *FIELDS, "num_epochs=1", override, "run_name=a", "resume=auto")
     run("train_erm", *FIELDS, "num_epochs=1", "run_name=a", "resume=auto")
+
+
+def test_norms_of_images_are_in_the_checkpoint_and_statistics_of_plates_are_refused(run):
+    run("train_simclr", *CELLS[:-1], "model.projector=[8]", "+method=group_norm", "trainer.max_steps=2", "run_name=a")
+    state = load_checkpoint(Path("checkpoints/a/last.pt"))
+    assert state["architecture"]["norm"] == "group"
+    run("train_classifier", *TINY_CELLS, "transforms=plain", "model_path=a", "num_epochs=1", "run_name=probe")
+    assert math.isfinite(last("probe")["val/loss"])
+    with pytest.raises(CheckpointError, match="norm=group, this run has norm=None"):
+        run("train_simclr", *CELLS[:-1], "model.projector=[8]", "resume=checkpoints/a/last.pt", "run_name=b")
+    with pytest.raises(CheckpointError, match="3 channels and group norm"):
+        run("train_simclr", *CELLS[:-1], "model.projector=[8]", "model_path=a", "run_name=b")
+    with pytest.raises(ConfigError, match="no plate-aware batch norm"):
+        run("train_erm", *FIELDS, "+method=ben", "model.norm=group", "run_name=b")
+    assert not Path("runs/b").exists()
