@@ -11,14 +11,14 @@ from biomass.experiment import Experiment, compose
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
 from biomass.norms import Method, Statistics
-from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
 
 def method_of(cfg: Config) -> Method:
     """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
-    data, word = cfg.dataloaders, {"all": "plate"}.get(cfg.statistics_rows, cfg.statistics_rows)
+    data, words = cfg.dataloaders, cfg.statistics
+    word = {"all": "plate"}.get(cfg.statistics_rows, cfg.statistics_rows)
     by_plate, groupby = word if data.eval_plate_sampler else "batch", data.get("train_groupby")
     return Method(
         train=word if groupby else "running",
@@ -27,7 +27,7 @@ def method_of(cfg: Config) -> Method:
         eval_by=tuple(data.eval_groupby),
         max_groups=data.get("max_groups", 1),
         num_controls=data.num_controls,
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
+    ).override(words.train, words.eval, words.by, words.controls, cfg.objective.penalty == "coral")
 
 
 @script("train_erm")
@@ -73,13 +73,13 @@ def main(cfg: Config) -> float | None:
     )
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
-    # network, optimizer, augmentation
+    # network, objective, optimizer, augmentation
     channels = list(screen.pixels.channels)
     architecture = Architecture(cfg.model.key, len(channels), (d_out,), cfg.model.norm)
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
-    optimized = experiment.optimize(network, len(batches))
+    objective = experiment.classification(cfg.compute_train_acc, method.controls, network, groups[rows])
+    optimized = experiment.optimize(network, len(batches), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    objective = Classification(cfg.compute_train_acc, cfg.objective.loss_rows, method.controls)
     about = experiment.settle(method_of, network, architecture=architecture.to_dict(), channels=channels)
 
     # from here on the run writes

@@ -11,17 +11,16 @@ from biomass.experiment import Experiment, compose
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import Architecture, build_network
 from biomass.norms import Method, Statistics
-from biomass.objectives import Classification
 from biomass.screen import PLATE
 
 
 def method_of(cfg: Config) -> Method:
     """Where batch norm takes its statistics from: what the published keys mean, and words in their place."""
-    columns = training.sampler_columns(cfg.dataloaders.sampler)
+    columns, words = training.sampler_columns(cfg.dataloaders.sampler), cfg.statistics
     word, by = "plate" if columns else "running", columns or PLATE
     return Method(
         word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
-    ).override(cfg.statistics.train, cfg.statistics.eval, cfg.statistics.by, cfg.statistics.controls)
+    ).override(words.train, words.eval, words.by, words.controls, cfg.objective.penalty == "coral")
 
 
 @script("train_supervised_cell")
@@ -70,13 +69,13 @@ def main(cfg: Config) -> float | None:
     )
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
-    # network, optimizer, augmentation
+    # network, objective, optimizer, augmentation
     channels = list(screen.pixels.channels)
     architecture = Architecture(cfg.model.key, len(channels), (d_out,), cfg.model.norm)
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
-    optimized = experiment.optimize(network, len(loader))
+    objective = experiment.classification(True, method.controls, network, groups[screen.rows("train")])
+    optimized = experiment.optimize(network, len(loader), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    objective = Classification(True, cfg.objective.loss_rows, method.controls)
     about = experiment.settle(method_of, network, architecture=architecture.to_dict(), channels=channels)
 
     # from here on the run writes

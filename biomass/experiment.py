@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from lightning_fabric import Fabric
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from biomass import training
 from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError
 from biomass.loader import Loader, SkippedImages
+from biomass.models import Network
 from biomass.norms import Method, Statistics
-from biomass.objectives import Objective
+from biomass.objectives import Classification, Objective, with_penalty
 from biomass.transforms import Compose
 
 
@@ -86,15 +88,41 @@ class Experiment:
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
         return cls(cfg, name, fabric, plan, recipe, checkpoints, checkpoints.to_resume(cfg.resume))
 
-    def optimize(self, network: nn.Module, batches: int) -> "Optimized":
+    def classification(self, accuracy: bool, controls: str, network: Network, domains: np.ndarray) -> Objective:
+        """Cross-entropy, with the penalty that the configuration asks for.
+
+        Args:
+            accuracy: whether it is reported for training batches.
+            controls: which rows are meant by controls.
+            network: gives features.
+            domains: the plates (or other groups) of the training rows.
+
+        Raises:
+            ConfigError: an unknown word.
+        """
+        asked = self.cfg.objective
+        plain = Classification(accuracy, asked.loss_rows, controls)
+        of_penalty = asked.penalty, asked.penalty_weight
+        return with_penalty(plain, *of_penalty, network.num_features, domains, self.cfg.seed)
+
+    def optimize(self, network: nn.Module, batches: int, objective: Objective | None = None) -> "Optimized":
         """The network on its device, Adam with its weight decay, and the learning rate for every step.
 
         Args:
             network: on the host.
             batches: of an epoch. Epochs of the warm-up, and of training, are counted in steps.
+            objective: where it has weights of its own, they go to the device and into the optimizer, too.
+
+        Raises:
+            ConfigError: an objective with weights of its own on several devices.
         """
         recipe, steps = self.recipe, -(-batches // self.plan.accumulate)
-        optimizer = training.adam(network, recipe.learning_rate, recipe.weight_decay)
+        modules = [network]
+        if isinstance(objective, nn.Module):
+            if self.fabric.world_size > 1:
+                raise ConfigError("this penalty has weights of its own, which are trained on one device", "devices")
+            modules.append(objective.to(self.fabric.device))
+        optimizer = training.adam(modules, recipe.learning_rate, recipe.weight_decay)
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 
@@ -120,6 +148,7 @@ class Experiment:
         before = self.resume
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
+            config = {"objective": {"penalty": None}} | config
             before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
         training.check_resume(before, about)
         return about

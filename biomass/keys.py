@@ -142,6 +142,8 @@ KEYS = {
     # training
     "objective": SECTION,
     "objective.loss_rows": WORD._replace(unset="all"),
+    "objective.penalty": WORD.or_null(),
+    "objective.penalty_weight": POSITIVE._replace(unset=1.0),
     "num_views": COUNT,
     "temperature": POSITIVE,
     "gather": FLAG,
@@ -256,6 +258,8 @@ ADVICE = {
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
     ),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
+    "penalty": Advice("set {key}", ("objective.penalty",)),
+    "devices": Advice("set {key}=1", ("trainer.devices",)),
     "loss_rows": Advice("set {key}", ("objective.loss_rows",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),

@@ -20,8 +20,9 @@ class ImageNorm(nn.GroupNorm):
     """Group norm, instance norm if there are as many groups as channels; with what a norm of timm carries behind it."""
 
     def __init__(self, norm: _BatchNorm, groups: int) -> None:
-        like = {} if norm.weight is None else {"device": norm.weight.device, "dtype": norm.weight.dtype}
-        super().__init__(groups, norm.num_features, norm.eps, norm.affine, **like)
+        super().__init__(groups, norm.num_features, norm.eps, norm.affine)
+        if norm.weight is not None:
+            self.to(norm.weight)
         with torch.no_grad():
             for own, trained in ((self.weight, norm.weight), (self.bias, norm.bias)):
                 if trained is not None:
@@ -36,8 +37,8 @@ class ImageNorm(nn.GroupNorm):
         """
         if input.shape[2:].numel() * (self.num_channels // self.num_groups) == 1:
             raise DataError(
-                f"an instance norm of {self.num_channels} channels has one value a channel of each image, from which all "
-                "images come out alike; give the network larger images, or another norm",
+                f"an instance norm of {self.num_channels} channels has one value a channel of each image, from which "
+                "all images come out alike; give the network larger images, or another norm",
                 "norm",
             )
         x = super().forward(input)
@@ -74,6 +75,7 @@ def replace_batch_norms(network: nn.Module, norm: str) -> nn.Module:
         raise ConfigError(f"the network has no batch norm in whose place {norm} norm could be put; leave it", "norm")
     for name, module in found:
         channels = module.num_features
-        groups = channels if norm == "instance" else gcd(min(GROUPS, channels // 2), channels)  # of two channels or more
+        of_two = min(GROUPS, channels // 2)  # or more channels each
+        groups = channels if norm == "instance" else gcd(of_two, channels)
         network.set_submodule(name, ImageNorm(module, groups))
     return network

@@ -46,7 +46,10 @@ class Architecture:
 
 
 class Network(nn.Module):
-    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out); ``num_features`` is D."""
+    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out); ``num_features`` is D.
+
+    With ``features=True`` it gives both, (N, d_out) and (N, D).
+    """
 
     def __init__(self, encoder: nn.Module, num_features: int, head: nn.Module) -> None:
         super().__init__()
@@ -54,8 +57,9 @@ class Network(nn.Module):
         self.num_features = num_features
         self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images))
+    def forward(self, images: Tensor, features: bool = False) -> Any:
+        found = self.encoder(images)
+        return (self.head(found), found) if features else self.head(found)
 
 
 def build_network(architecture: Architecture, pretrained: bool = False, seed: int = 0) -> Network:

@@ -124,8 +124,8 @@ def find_word(name: str) -> Word:
 
 
 NO_NORM = (
-    "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with batch norm "
-    "(resnet50), train it vanilla, or call biomass.norms.convert on it first"
+    "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with batch "
+    "norm (resnet50), train it vanilla, or call biomass.norms.convert on it first"
 )
 
 
@@ -326,6 +326,7 @@ class Method(NamedTuple):
         max_groups: groups a training batch, at most.
         num_controls: controls that every training batch holds of each of its groups; None: what the word needs.
         controls: which are meant by controls, see :data:`biomass.screen.KINDS`.
+        pairs: every training batch is drawn from two groups or more, even where statistics do not go by group.
     """
 
     train: str
@@ -335,9 +336,15 @@ class Method(NamedTuple):
     max_groups: int = 1
     num_controls: int | None = None
     controls: str = "negative"
+    pairs: bool = False
 
     def override(
-        self, train: str | None, eval: str | None, by: Sequence[str] | None, controls: str | None = None
+        self,
+        train: str | None,
+        eval: str | None,
+        by: Sequence[str] | None,
+        controls: str | None = None,
+        pairs: bool = False,
     ) -> "Method":
         """The method with what a user chose by words in place of what a script's published keys mean.
 
@@ -346,6 +353,7 @@ class Method(NamedTuple):
             eval: a word for inference, None: as it is.
             by: columns of a group, for both; None: as they are.
             controls: which are meant by controls; None: as they are.
+            pairs: see :attr:`pairs`; the objective says so, no key of a script's does.
 
         Returns:
             The method, complete: batches that are mixed have one group and no quota of controls.
@@ -355,7 +363,7 @@ class Method(NamedTuple):
 
         >>> Method("running", "running").override("controls", "plate", ["experiment"])
         Method(train='controls', eval='plate', train_by=('experiment',), eval_by=('experiment',), max_groups=1,
-            num_controls=8, controls='negative')
+            num_controls=8, controls='negative', pairs=False)
         """
         method = self._replace(
             train=train or self.train,
@@ -363,6 +371,8 @@ class Method(NamedTuple):
             train_by=tuple(by or self.train_by),
             eval_by=tuple(by or self.eval_by),
             controls=controls or self.controls,
+            max_groups=max(2, self.max_groups) if pairs else self.max_groups,
+            pairs=pairs,
         )
         find_word(method.eval)
         find_word(method.train)
@@ -374,7 +384,7 @@ class Method(NamedTuple):
                 f"{', '.join(trainable)}",
                 "statistics",
             )
-        if not WORDS[method.train].by_group:
+        if method.batches_by is None:
             return method._replace(max_groups=1, num_controls=0)
         if method.num_controls is None:
             method = method._replace(num_controls=CONTROLS_A_BATCH if WORDS[method.train].needs_controls else 0)
@@ -388,7 +398,7 @@ class Method(NamedTuple):
     @property
     def batches_by(self) -> tuple[str, ...] | None:
         """The columns that training batches are drawn by, None where batches are mixed."""
-        return self.train_by if WORDS[self.train].by_group else None
+        return self.train_by if WORDS[self.train].by_group or self.pairs else None
 
     def settings(self) -> dict[str, Any]:
         """What two runs must share to be one, as plain values: columns only where statistics go by group.
@@ -397,9 +407,9 @@ class Method(NamedTuple):
         {'train': 'running', 'eval': 'plate', 'eval_by': ['experiment', 'plate'], 'max_groups': 1, 'num_controls': 0}
         """
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()}
-        by_group = {"train_by": WORDS[self.train].by_group, "eval_by": WORDS[self.eval].by_group}
-        by_group["controls"] = self.controls != "negative"  # as it was before there was a choice
-        return {key: value for key, value in lists.items() if by_group.get(key, True)}
+        kept = {"train_by": self.batches_by is not None, "eval_by": WORDS[self.eval].by_group}
+        kept |= {"controls": self.controls != "negative", "pairs": self.pairs}  # else as before there was a choice
+        return {key: value for key, value in lists.items() if kept.get(key, True)}
 
 
 def _rows_at_hand(

@@ -90,7 +90,7 @@ class Training:
         lr_schedule: learning rate, step by step.
         loader: the training batches; its sampler's ``set_epoch`` is called here.
         transform: augmentation on the device, ``(images, generator) -> images``.
-        objective: what a step minimizes.
+        objective: what a step minimizes; on the device and in the optimizer, if it has weights of its own.
         statistics: where batch norm takes its statistics from in training.
         logger: TensorBoard and JSON-lines.
         checkpoints: where ``last`` and ``best`` go.
@@ -303,8 +303,10 @@ def _monitored(metrics: dict[str, float], name: str) -> float:
 
 
 def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
+    own = {"objective": run.objective.state_dict()} if isinstance(run.objective, nn.Module) else {}
     return {
         **run.about,
+        **own,
         "network": unwrap(run.network).state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.lr_schedule.state_dict(),
@@ -318,6 +320,8 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
     unwrap(run.network).load_state_dict(state["network"])
+    if isinstance(run.objective, nn.Module):
+        run.objective.load_state_dict(state["objective"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.lr_schedule.load_state_dict(state["schedule"])
     torch.set_rng_state(state["random"]["cpu"])

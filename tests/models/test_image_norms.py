@@ -23,7 +23,9 @@ def by_hand(x, groups, weight, bias, eps=1e-5):
     return out * weight.view(shape) + bias.view(shape)
 
 
-@pytest.mark.parametrize(("norm", "channels", "groups"), [("group", 64, 32), ("group", 6, 3), ("group", 72, 8), ("instance", 6, 6)])
+@pytest.mark.parametrize(
+    ("norm", "channels", "groups"), [("group", 64, 32), ("group", 6, 3), ("group", 72, 8), ("instance", 6, 6)]
+)
 def test_equals_the_slow_reference_and_keeps_weights(norm, channels, groups):
     generator = torch.Generator().manual_seed(0)
     batch = nn.BatchNorm2d(channels).double()

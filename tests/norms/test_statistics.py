@@ -126,7 +126,7 @@ def test_a_method_is_what_is_chosen_and_else_what_the_published_keys_mean() -> N
     assert mixed == published._replace(max_groups=1, num_controls=0)
     assert mixed.batches_by is None
     chosen = published.override("controls", None, ["experiment"])
-    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8, "negative")
+    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8, "negative", False)
     assert chosen.batches_by == ("experiment",)
     assert published._replace(num_controls=2).override("plate", None, None).num_controls == 2
     assert published.override("plate", None, None).num_controls == 0

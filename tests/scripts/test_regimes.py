@@ -19,6 +19,8 @@ PRESETS = {  # what of a preset is too large for a tiny screen
     "cs_arm_bn": ("train_batch_size=6", "dataloaders.num_controls=2", "trainer.accumulate=2"),
     "group_norm": (),
     "instance_norm": (),
+    "coral": (),
+    "dann": (),
 }
 
 
@@ -117,3 +119,45 @@ def test_norms_of_images_are_in_the_checkpoint_and_statistics_of_plates_are_refu
     with pytest.raises(ConfigError, match="no plate-aware batch norm"):
         run("train_erm", *FIELDS, "+method=ben", "model.norm=group", "run_name=b")
     assert not Path("runs/b").exists()
+
+
+def test_coral_draws_pairs_of_plates_and_the_weight_counts(run):
+    one = ("num_epochs=1", "trainer.log_every=1", "train_batch_size=14")
+    for name, more in (("a", ()), ("b", ("objective.penalty_weight=0",))):
+        run("train_erm", *FIELDS, "+method=coral", *one, *more, f"run_name={name}")
+    assert load_checkpoint(Path("checkpoints/a/last.pt"))["method"]["max_groups"] == 2
+    penalties = [m["train/penalty"] for m in metrics("a") if "train/penalty" in m]
+    assert len(penalties) == 2  # 4 training plates of 14 images: 2 plates, half of each, a batch
+    assert min(penalties) > 0
+    assert not same(weights("a"), weights("b"))
+
+
+def test_a_penalty_of_no_weight_is_vanilla_on_the_same_batches(run):
+    one = ("num_epochs=2", "train_batch_size=14")
+    run("train_erm", *FIELDS, "+method=vanilla", *one, "run_name=vanilla")
+    run("train_erm", *FIELDS, "+method=dann", "objective.penalty_weight=0", *one, "run_name=dann")
+    assert same(weights("vanilla"), weights("dann"))
+
+
+def test_the_discriminator_is_trained_kept_and_resumed(run):
+    every = ("+method=dann", "num_epochs=2", "train_batch_size=14", "trainer.evaluate_every=2")
+    run("train_erm", *FIELDS, *every, "run_name=whole")
+    run("train_erm", *FIELDS, *every, "run_name=parts", "trainer.max_steps=1")
+    first = load_checkpoint(Path("checkpoints/parts/last.pt"))["objective"]
+    assert first["discriminator.4.weight"].shape == (4, 1024)  # training plates
+    run("train_erm", *FIELDS, *every, "run_name=parts", "resume=auto")
+    whole, parts = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "parts"))
+    for part in ("network", "objective"):
+        assert same(whole[part], parts[part])
+    assert not same(first, parts["objective"])
+    with pytest.raises(CheckpointError, match="penalty=dann, this run has objective.penalty=coral"):
+        run("train_erm", *FIELDS, *every, "run_name=parts", "resume=auto", "objective.penalty=coral")
+
+
+def test_a_penalty_that_is_unknown_or_has_no_pairs(run):
+    with pytest.raises(ConfigError, match="'corral' is unknown; did you mean 'coral'") as caught:
+        run("train_erm", *FIELDS, "objective.penalty=corral")
+    assert caught.value.advice == "penalty"
+    with pytest.raises(ConfigError, match="is 9, but these rows have only 4 groups"):
+        run("train_erm", *FIELDS, "+method=coral", "dataloaders.max_groups=9")
+    assert not Path("runs").exists()
