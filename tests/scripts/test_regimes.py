@@ -21,6 +21,8 @@ PRESETS = {  # what of a preset is too large for a tiny screen
     "instance_norm": (),
     "coral": (),
     "dann": (),
+    "ben_quadrant": (),
+    "ben_row": (),
 }
 
 
