@@ -68,7 +68,9 @@ def main(cfg: Config) -> float | None:
 
     # network, optimizer, augmentation, objective
     channels = list(screen.pixels.channels)
-    architecture = Architecture(cfg.model.key, len(channels), tuple(cfg.model.projector), cfg.model.norm)
+    architecture = Architecture(
+        cfg.model.key, len(channels), tuple(cfg.model.projector), cfg.model.norm, cfg.model.standardize
+    )
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     if cfg.model_path is not None:
         training.load_encoder(network, training.find_checkpoint(cfg.model_path), cfg.model.key)

@@ -71,7 +71,7 @@ def main(cfg: Config) -> float | None:
 
     # network, objective, optimizer, augmentation
     channels = list(screen.pixels.channels)
-    architecture = Architecture(cfg.model.key, len(channels), (d_out,), cfg.model.norm)
+    architecture = Architecture(cfg.model.key, len(channels), (d_out,), cfg.model.norm, cfg.model.standardize)
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     objective = experiment.classification(True, method.controls, network, groups[screen.rows("train")])
     optimized = experiment.optimize(network, len(loader), objective)

@@ -88,6 +88,7 @@ KEYS = {
     "model": SECTION,
     "model.key": WORD,
     "model.d_out": COUNT.or_null(),
+    "model.standardize": FLAG._replace(unset=False),
     "model.norm": WORD._replace(unset="batch"),
     "model.pretrained": FLAG,
     "model.projector": WIDTHS,

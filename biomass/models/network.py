@@ -23,26 +23,30 @@ class Architecture:
         head: widths of the linear layers behind the encoder, with ReLU between them: ``(d_out,)`` classifies,
             ``(2048, 128)`` projects, ``()`` hands the features on as they are.
         norm: what normalizes inside the encoder, of :data:`biomass.models.image_norms.NORMS`.
+        standardize: the encoder ends in a batch norm of its features, without weights: so plates have statistics in
+            networks that have no other batch norm.
     """
 
     key: str
     in_channels: int
     head: tuple[int, ...]
     norm: str = "batch"
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint; without what is as it was before there was a choice."""
+        before = {"norm": "batch", "standardize": False}
         values = {**asdict(self), "head": list(self.head)}
-        return {key: value for key, value in values.items() if (key, value) != ("norm", "batch")}
+        return {key: value for key, value in values.items() if key not in before or value != before[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
         """The inverse of :meth:`to_dict`."""
         key, in_channels, head = str(values["key"]), int(values["in_channels"]), tuple(values["head"])
-        return cls(key, in_channels, head, str(values.get("norm", "batch")))
+        return cls(key, in_channels, head, str(values.get("norm", "batch")), values.get("standardize") is True)
 
 
 class Network(nn.Module):
@@ -73,9 +77,11 @@ def build_network(architecture: Architecture, pretrained: bool = False, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder, num_features = build_encoder(architecture.key, architecture.in_channels, pretrained)
-        norm = architecture.norm
-        encoder = convert(encoder) if norm == "batch" else replace_batch_norms(encoder, norm)
-        return Network(encoder, num_features, multilayer(num_features, architecture.head))
+        if architecture.norm != "batch":
+            replace_batch_norms(encoder, architecture.norm)
+        if architecture.standardize:
+            encoder = nn.Sequential(encoder, nn.BatchNorm1d(num_features, affine=False))
+        return Network(convert(encoder), num_features, multilayer(num_features, architecture.head))
 
 
 def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:

@@ -125,7 +125,7 @@ def find_word(name: str) -> Word:
 
 NO_NORM = (
     "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with batch "
-    "norm (resnet50), train it vanilla, or call biomass.norms.convert on it first"
+    "norm (resnet50), standardize its features, train it vanilla, or call biomass.norms.convert on it first"
 )
 
 

@@ -163,3 +163,22 @@ def test_a_penalty_that_is_unknown_or_has_no_pairs(run):
     with pytest.raises(ConfigError, match="is 9, but these rows have only 4 groups"):
         run("train_erm", *FIELDS, "+method=coral", "dataloaders.max_groups=9")
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "more"), [("levit_128s", 224, ()), ("test_vit", 160, ("model.standardize=true",))]
+)
+def test_a_transformer_trains_by_plate_and_is_evaluated_by_whole_plates(run, key, size, more):
+    data = [o for o in FIELDS if "size" not in o and "key" not in o] + [f"dataloaders.source.size={size}"]
+    one = (f"model.key=timm/{key}", *more, "dataloaders.eval_splits=[val]", "train_batch_size=4", "trainer.max_steps=2")
+    for name, chunk in (("whole", "null"), ("chunks", 5)):
+        run("train_erm", *data, "+method=ben", *one, f"eval_batch_size={chunk}", f"run_name={name}")
+    assert same(weights("whole"), weights("chunks"))
+    assert last("chunks")["val/loss"] == pytest.approx(last("whole")["val/loss"], rel=1e-4)
+
+
+def test_a_transformer_without_batch_norm_takes_no_words_for_plates(run):
+    vit = [o for o in FIELDS if "size" not in o and "key" not in o] + ["dataloaders.source.size=160"]
+    with pytest.raises(ConfigError, match="standardize its features"):
+        run("train_erm", *vit, "model.key=timm/test_vit", "+method=ben", "run_name=a")
+    assert not Path("runs").exists()
