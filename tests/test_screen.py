@@ -68,5 +68,5 @@ def test_wells_without_a_place_have_no_quadrant(well: str) -> None:
     for part in ("row", "quadrant"):
         with pytest.raises(DataError, match=f"well '{well}' has no place"):
             one.groups([part])
-    with pytest.raises(ConfigError, match="'quadrat'.*'quadrant'"):
+    with pytest.raises(ConfigError, match=r"'quadrat'.*'quadrant'"):
         one.groups(["quadrat"])

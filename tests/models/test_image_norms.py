@@ -66,8 +66,8 @@ def test_a_checkpoint_of_before_there_was_a_choice_has_batch_norm():
 
 
 def test_what_means_nothing_is_refused():
-    with pytest.raises(ConfigError, match="'grup' is unknown; did you mean 'group'") as caught:
-        Architecture("resnet18", 3, (), "grup")
+    with pytest.raises(ConfigError, match="'grouped' is unknown; did you mean 'group'") as caught:
+        Architecture("resnet18", 3, (), "grouped")
     assert caught.value.advice == "norm"
     with pytest.raises(ConfigError, match="no batch norm"):
         build_network(Architecture("timm/vit_tiny_patch16_224", 3, (), "group"))

@@ -152,7 +152,7 @@ def test_the_discriminator_is_trained_kept_and_resumed(run):
     for part in ("network", "objective"):
         assert same(whole[part], parts[part])
     assert not same(first, parts["objective"])
-    with pytest.raises(CheckpointError, match="penalty=dann, this run has objective.penalty=coral"):
+    with pytest.raises(CheckpointError, match=r"penalty=dann, this run has objective\.penalty=coral"):
         run("train_erm", *FIELDS, *every, "run_name=parts", "resume=auto", "objective.penalty=coral")
 
 
