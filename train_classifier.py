@@ -70,9 +70,9 @@ def main(cfg: Config) -> float | None:
     training.check_labels(cells, data.eval_splits, d_out, "out_features")
     experiment.plan.check_monitor(data.eval_splits, training.SplitEvaluation.measured)
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
-    batch_size, architecture = cfg.train_batch_size, {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}
-    config = cfg.to_dict() | {"encoder": origin.get("config", {})}
-    about = experiment.settle(method_of, cells, architecture=architecture, encoder=digest(encoder), config=config)
+    batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
+    about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
+    about = experiment.settle(method_of, encoder, cells, encoder=digest(encoder), **about)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes

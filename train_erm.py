@@ -9,9 +9,8 @@ from biomass import training
 from biomass.config import Config, build, script
 from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader, Loader, SkippedImages
-from biomass.models import Architecture, build_network
+from biomass.models import build_network
 from biomass.norms import Method
-from biomass.objectives import Classification
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
@@ -27,7 +26,7 @@ def method_of(cfg: Config) -> Method:
         eval_by=tuple(data.eval_groupby),
         max_groups=data.get("max_groups", 1),
         num_controls=data.num_controls,
-    ).override(*chosen_words(cfg))
+    ).override(*chosen_words(cfg), cfg.objective.penalty == "coral")
 
 
 @script("train_erm")
@@ -68,18 +67,20 @@ def main(cfg: Config) -> float | None:
         by_plate=data.eval_plate_sampler or at_inference.by_group,
         batch_size=cfg.eval_batch_size,
         num_workers=data.num_workers,
+        shuffle=at_inference.blocks,
     )
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
-    # network, optimizer, augmentation
-    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
+    # network, objective, optimizer, augmentation
+    architecture = experiment.architecture(screen, (d_out,))
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
-    optimized = experiment.optimize(network, len(batches))
+    objective = experiment.classification(cfg.compute_train_acc, method.controls, network, groups[rows])
+    optimized = experiment.optimize(network, len(batches), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    objective, most = Classification(cfg.compute_train_acc), experiment.most_plates
-    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
+    most, at_once = experiment.most_plates, cfg.eval_batch_size
+    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, at_once)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(method_of, screen, architecture=architecture.to_dict())
+    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict())
 
     # from here on the run writes
     return experiment.train(
@@ -89,9 +90,8 @@ def main(cfg: Config) -> float | None:
         objective=objective,
         statistics=in_training,
         skipped=SkippedImages(screen),
-        evaluate=evaluate if eval_loaders else None,
+        evaluate=evaluate,
         about=about,
-        plates=plates,
     )
 
 

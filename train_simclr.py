@@ -9,7 +9,7 @@ from biomass import training
 from biomass.config import Config, build, script
 from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader, SkippedImages
-from biomass.models import Architecture, build_network
+from biomass.models import build_network
 from biomass.norms import Method
 from biomass.objectives import Contrastive
 from biomass.samplers import check_views
@@ -66,14 +66,14 @@ def main(cfg: Config) -> float | None:
     experiment.plan.check_monitor(eval_loaders, training.LossEvaluation.measured)
 
     # network, optimizer, augmentation, objective
-    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), tuple(cfg.model.projector))
+    architecture = experiment.architecture(screen, cfg.model.projector)
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
     if cfg.model_path is not None:
         training.load_encoder(network, training.find_checkpoint(cfg.model_path), cfg.model.key)
     optimized = experiment.optimize(network, len(loader))
     augment, objective = compose(cfg.transforms.train), Contrastive(cfg.temperature, cfg.gather)
     evaluate = training.LossEvaluation(objective, eval_loaders, augment, at_inference, cfg.seed)
-    about = experiment.settle(method_of, screen, architecture=architecture.to_dict())
+    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict())
 
     # from here on the run writes
     return experiment.train(

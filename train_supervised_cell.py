@@ -9,9 +9,8 @@ from biomass import training
 from biomass.config import Config, build, script
 from biomass.experiment import Experiment, chosen_words, compose
 from biomass.loader import BatchReader, SkippedImages
-from biomass.models import Architecture, build_network
+from biomass.models import build_network
 from biomass.norms import Method
-from biomass.objectives import Classification
 from biomass.screen import PLATE
 
 
@@ -21,7 +20,7 @@ def method_of(cfg: Config) -> Method:
     word, by = "plate" if columns else "running", columns or PLATE
     return Method(
         word, word, by, by, cfg.dataloaders.num_plates_per_batch, cfg.dataloaders.get("num_controls")
-    ).override(*chosen_words(cfg))
+    ).override(*chosen_words(cfg), cfg.objective.penalty == "coral")
 
 
 @script("train_supervised_cell")
@@ -66,31 +65,31 @@ def main(cfg: Config) -> float | None:
         by_plate=at_inference.by_group,
         batch_size=cfg.eval_batch_size,
         num_workers=data.num_workers,
+        shuffle=at_inference.blocks,
     )
     experiment.plan.check_monitor(eval_loaders, training.SplitEvaluation.measured)
 
-    # network, optimizer, augmentation
-    architecture = Architecture(cfg.model.key, len(screen.pixels.channels), (d_out,))
+    # network, objective, optimizer, augmentation
+    architecture = experiment.architecture(screen, (d_out,))
     network = build_network(architecture, cfg.model.pretrained, cfg.seed)
-    optimized = experiment.optimize(network, len(loader))
+    objective = experiment.classification(True, method.controls, network, groups[screen.rows("train")])
+    optimized = experiment.optimize(network, len(loader), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    plates = training.TrainingPlates(
-        screen, eval_reader, standardize, d_out, experiment.most_plates, cfg.eval_batch_size
-    )
+    most = experiment.most_plates
+    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(method_of, screen, architecture=architecture.to_dict())
+    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict())
 
     # from here on the run writes
     return experiment.train(
         optimized,
         loader=loader,
         transform=augment,
-        objective=Classification(accuracy=True),
+        objective=objective,
         statistics=in_training,
         skipped=SkippedImages(screen),
-        evaluate=evaluate if eval_loaders else None,
+        evaluate=evaluate,
         about=about,
-        plates=plates,
     )
 
 

@@ -35,7 +35,7 @@ def main() -> None:
         architecture = Architecture("resnet18", len(screen.pixels.channels), (len(screen.classes),))
         fabric = Fabric(accelerator=device.type, devices=1)
         plain = build_network(architecture)
-        optimizer = training.adam(plain, 1e-3, 1e-5)
+        optimizer = training.adam([plain], 1e-3, 1e-5)
         decay = training.warmup_cosine(optimizer, 0, 1000)
         network, optimizer = training.set_up(fabric, plain, optimizer)
         loader = Loader(BatchReader(screen, screen.plate_ids), batches)

@@ -1,11 +1,12 @@
 """How every training script opens and closes; what stands between the two is the script's own."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from lightning_fabric import Fabric
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError
 from biomass.evaluation.verdict import warning
 from biomass.loader import Loader, SkippedImages
+from biomass.models import Architecture, Network
 from biomass.norms import Method, Statistics
-from biomass.objectives import Objective
+from biomass.objectives import Classification, Objective, with_penalty
 from biomass.screen import Screen
 from biomass.transforms import Compose
 
@@ -81,6 +83,7 @@ class Experiment:
         plan = training.Plan(
             num_epochs=cfg.num_epochs,
             clip=trainer.clip,
+            accumulate=trainer.accumulate,
             log_every=trainer.log_every,
             evaluate_every=trainer.evaluate_every,
             max_steps=trainer.max_steps,
@@ -93,20 +96,59 @@ class Experiment:
         resume = checkpoints.to_resume(cfg.resume)
         return cls(cfg, name, fabric, plan, recipe, checkpoints, resume, trainer.measure_plates)
 
-    def optimize(self, network: nn.Module, steps: int) -> "Optimized":
-        """The network on its device, Adam with its weight decay, and the learning rate of ``steps`` steps an epoch."""
-        recipe = self.recipe
-        optimizer = training.adam(network, recipe.learning_rate, recipe.weight_decay)
+    def architecture(self, screen: Screen, head: Sequence[int]) -> Architecture:
+        """What network is asked for: its key, its norms, the channels of the screen, and the widths of the head."""
+        model = self.cfg.model
+        return Architecture(model.key, len(screen.pixels.channels), tuple(head), model.norm, model.standardize)
+
+    def classification(self, accuracy: bool, controls: str, network: Network, domains: np.ndarray) -> Objective:
+        """Cross-entropy, with the penalty that the configuration asks for.
+
+        Args:
+            accuracy: whether it is reported for training batches.
+            controls: which rows are meant by controls.
+            network: gives features.
+            domains: the plates (or other groups) of the training rows.
+
+        Raises:
+            ConfigError: an unknown word.
+        """
+        asked = self.cfg.objective
+        plain = Classification(accuracy, asked.loss_rows, controls)
+        of_penalty = asked.penalty, asked.penalty_weight
+        return with_penalty(plain, *of_penalty, network.num_features, domains, self.cfg.seed)
+
+    def optimize(self, network: nn.Module, batches: int, objective: Objective | None = None) -> "Optimized":
+        """The network on its device, Adam with its weight decay, and the learning rate for every step.
+
+        Args:
+            network: on the host.
+            batches: of an epoch. Epochs of the warm-up, and of training, are counted in steps.
+            objective: where it has weights of its own, they go to the device and into the optimizer, too.
+
+        Raises:
+            ConfigError: an objective with weights of its own on several devices.
+        """
+        recipe, steps = self.recipe, -(-batches // self.plan.accumulate)
+        modules = [network]
+        if isinstance(objective, nn.Module):
+            if self.fabric.world_size > 1:
+                raise ConfigError("this penalty has weights of its own, which are trained on one device", "devices")
+            modules.append(objective.to(self.fabric.device))
+        optimizer = training.adam(modules, recipe.learning_rate, recipe.weight_decay)
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 
-    def settle(self, method_of: Callable[[Config], Method], screen: Screen, **about: Any) -> dict[str, Any]:
+    def settle(
+        self, method_of: Callable[[Config], Method], network: nn.Module, screen: Screen, **about: Any
+    ) -> dict[str, Any]:
         """The last look before anything is written: every key was read, and the run to go on from was like this one.
 
         Where the statistics do not fit the plates of the screen, the log says so in one line.
 
         Args:
             method_of: from a configuration to its method, which is compared in place of the keys that say it.
+            network: what runs under the statistics of the method.
             screen: what the run reads.
             about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
 
@@ -114,15 +156,17 @@ class Experiment:
             The same, with the configuration, the settings of the method, and the names of the screen's channels.
 
         Raises:
-            ConfigError: a key that nothing reads.
+            ConfigError: a key that nothing reads, or statistics that the network cannot take.
             CheckpointError: the checkpoint to go on from was made with other settings.
         """
         self.cfg.check_all_read()
         method, channels = method_of(self.cfg), list(screen.pixels.channels)
+        method.check_network(network)
         about = {"config": self.cfg.to_dict(), "method": method.settings(), "channels": channels} | about
         before = self.resume
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
+            config = {"objective": {"penalty": None}} | config
             before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
         training.check_resume(before, about)
         said = warning(screen, method.eval, method.eval_by, method.controls) if self.fabric.is_global_zero else None
@@ -147,15 +191,13 @@ class Experiment:
         skipped: SkippedImages,
         evaluate: training.Evaluate | None,
         about: dict[str, Any],
-        plates: training.TrainingPlates | None = None,
     ) -> float | None:
         """Write, train and evaluate; returns the best value of the monitored metric.
 
         Args:
             optimized: what :meth:`optimize` gives.
-            evaluate: None trains without evaluation.
+            evaluate: None trains without evaluation. The training plates that it knows are measured in the end.
             about: as :meth:`settle` gives it.
-            plates: training plates that the checkpoints shall know of in the end.
             loader, transform, objective, statistics, skipped: of :class:`biomass.training.Training`.
         """
         folder = Path("runs") / self.name
@@ -174,6 +216,9 @@ class Experiment:
                 skipped=skipped,
                 about=about,
             )
+            plates = None
+            if isinstance(evaluate, training.SplitEvaluation):
+                plates, evaluate = evaluate.plates, evaluate if evaluate.loaders else None
             best = training.fit(run, self.plan, evaluate, self.resume, self.cfg.seed).best
             if plates is not None and self.checkpoints.enabled:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)

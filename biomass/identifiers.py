@@ -149,6 +149,28 @@ def wells_at(rows: object, columns: object, *, place: Place = from_zero) -> np.n
     return np.array(result, dtype=object)
 
 
+def well_places(values: object) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and the columns of wells on their plate, both from 1, by names in normal form.
+
+    Raises:
+        DataError: a name is not that of a well.
+
+    >>> rows, columns = well_places(["A01", "H12", "AF48"])
+    >>> rows.tolist(), columns.tolist()
+    ([1, 8, 32], [1, 12, 48])
+    """
+    codes, distinct = _distinct(values)
+    places = []
+    for name in distinct:
+        found = _WELL.fullmatch(str(name))
+        if not found or not found[1] or int(found[2]) > _COLUMNS:
+            raise DataError(f"well '{name}' has no place on a plate; wells are called A01 … AF48")
+        letters = found[1]
+        places.append((ord(letters[-1]) - 64 + 26 * (len(letters) - 1), int(found[2])))
+    rows, columns = np.array(places, np.int64).reshape(-1, 2)[codes].T
+    return rows, columns
+
+
 def normal_column(column: "pd.Series[Any]", *, place: Place = from_zero) -> "pd.Series[Any]":
     """A column of a table with its names in normal form; a missing one is an empty text, or stays ``None`` or NaN.
 

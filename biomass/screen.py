@@ -3,7 +3,7 @@
 Whatever the source of a screen, all other code sees only this table and :class:`Pixels`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.identifiers import names, wells
+from biomass.identifiers import names, well_places, wells
 
 COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split", "control")
 """The canonical columns, in this order, of every screen's table."""
@@ -47,6 +47,35 @@ def control_numbers(kind: str) -> list[int]:
         raise ConfigError(f"controls '{kind}' are unknown; {did_you_mean(kind, KINDS)}", "statistics")
     return [CONTROLS.index(control) for control in KINDS[kind]]
 
+
+FORMATS = ((2, 3), (3, 4), (4, 6), (6, 8), (8, 12), (16, 24), (32, 48))
+"""Rows and columns of plates of 6 … 1536 wells."""
+
+
+def plate_rows(wells: object) -> np.ndarray:
+    """The letters of the row of each well (N,), in normal form.
+
+    >>> plate_rows(["B07", "AA01"]).tolist()
+    ['B', 'AA']
+    """
+    letters = np.array([chr(64 + row) if row <= 26 else f"A{chr(38 + row)}" for row in range(33)], dtype=object)
+    return letters[well_places(wells)[0]]
+
+
+def quadrants(wells: object) -> np.ndarray:
+    """The quarter of the plate that each well (N,) lies in, on the smallest plate that has all of these wells.
+
+    >>> quadrants(["A01", "A12", "H06", "E07"]).tolist()
+    ['top left', 'top right', 'bottom left', 'bottom right']
+    """
+    rows, columns = well_places(wells)
+    height, width = next(shape for shape in FORMATS if rows.max() <= shape[0] and columns.max() <= shape[1])
+    names = np.array([["top left", "top right"], ["bottom left", "bottom right"]], dtype=object)
+    return names[(rows > height / 2).astype(int), (columns > width / 2).astype(int)]
+
+
+PARTS: Mapping[str, Callable[[object], np.ndarray]] = {"row": plate_rows, "quadrant": quadrants}
+"""Parts of a plate to group by, from the wells of a screen, where its table has no column of that name."""
 
 NAMED = ("compound", "moa")
 """Further columns of names, where a source has them; empty where one is missing."""
@@ -224,12 +253,12 @@ class Screen:
         """The group of every row by its values in ``columns``, (N,) int64; the screen's groups are numbered from 0.
 
         Raises:
-            ConfigError: a column is not in the table.
+            ConfigError: a column is neither in the table nor one of :data:`PARTS`.
             DataError: a row has no value in a column, or two values differ in nothing but case.
         """
         if tuple(columns) == PLATE:
             return self.plate_ids
-        return self._keys(columns).groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
+        return self.keys(columns).groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
 
     def group_names(self, columns: Sequence[str]) -> tuple[str, ...]:
         """A readable name, the values joined by ``/``, for every group number of :meth:`groups`.
@@ -237,22 +266,28 @@ class Screen:
         Raises:
             DataError: two groups have the same name.
         """
-        first = self._keys(columns).iloc[np.unique(self.groups(columns), return_index=True)[1]].astype(str)
+        first = self.keys(columns).iloc[np.unique(self.groups(columns), return_index=True)[1]].astype(str)
         found = first.agg("/".join, axis=1)
         twice = found[found.duplicated()]
         if len(twice):
             raise DataError(f"two groups are called '{twice.iloc[0]}': leave / out of {' or '.join(columns)}")
         return tuple(found)
 
-    def _keys(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Columns to group by; those of a lab's own in the normal form of names, as the canonical ones are."""
-        missing = [c for c in columns if c not in self.table]
+    def keys(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns to group by; those of a lab's own in the normal form of names, as the canonical ones are.
+
+        Raises:
+            ConfigError, DataError: as :meth:`groups`.
+        """
+        parts = {c: pd.Categorical(PARTS[c](self.table["well"])) for c in columns if c in PARTS and c not in self.table}
+        missing = [c for c in columns if c not in self.table and c not in parts]
         if missing:
-            hint = did_you_mean(missing[0], self.table.columns)
+            hint = did_you_mean(missing[0], [*self.table.columns, *PARTS])
             raise ConfigError(f"cannot group by '{missing[0]}', which is not a column of this screen; {hint}")
-        own = [c for c in columns if c not in COLUMNS and not pd.api.types.is_integer_dtype(self.table[c])]
+        known = [c for c in columns if c in self.table]
+        own = [c for c in known if c not in COLUMNS and not pd.api.types.is_integer_dtype(self.table[c])]
         normal = {c: pd.Categorical(names(self.table[c], c, needed=True)) for c in own}
-        return self.table[list(columns)].assign(**normal)
+        return self.table[known].assign(**normal, **parts)[list(columns)]
 
 
 def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> Screen:

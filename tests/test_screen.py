@@ -60,3 +60,32 @@ def test_shuffled_labels_are_the_labels_of_the_split_in_another_order() -> None:
     assert (one.labels == values).all()
     rest_of_table = [column for column in one.table if column != "label"]
     pd.testing.assert_frame_equal(one.table[rest_of_table], other.table[rest_of_table])
+
+
+def test_rows_and_quadrants_of_plates_come_from_the_names_of_wells() -> None:
+    one = screen(well=["A1", "H12", "A12", "H1", "D06", "E07"], plate=["P"] * 5 + ["Q"])
+    assert one.group_names(["plate", "row"]) == ("P/A", "P/D", "P/H", "Q/E")
+    assert one.groups(["plate", "row"]).tolist() == [0, 2, 0, 2, 1, 3]
+    by = ["plate", "quadrant"]
+    assert [one.group_names(by)[group] for group in one.groups(by)] == [
+        "P/top left", "P/bottom right", "P/top right", "P/bottom left", "P/top left", "Q/bottom right",
+    ]  # fmt: skip
+    larger = screen(well=["H12", "I13", "P24"])  # 384 wells
+    assert [larger.group_names(["quadrant"])[group] for group in larger.groups(["quadrant"])] == [
+        "top left", "bottom right", "bottom right",
+    ]  # fmt: skip
+    assert screen(well=["AA01", "Z01"]).group_names(["row"]) == ("AA", "Z")
+
+
+def test_a_column_of_the_lab_goes_before_the_one_that_is_made() -> None:
+    assert screen(well=["A1", "B2"], quadrant=["q1", "q2"]).group_names(["quadrant"]) == ("q1", "q2")
+
+
+@pytest.mark.parametrize("well", ["pool 3", "", "H49"])
+def test_wells_without_a_place_have_no_quadrant(well: str) -> None:
+    one = screen(well=["A1", well])
+    for part in ("row", "quadrant"):
+        with pytest.raises(DataError, match=f"well '{well}' has no place"):
+            one.groups([part])
+    with pytest.raises(ConfigError, match=r"'quadrat'.*'quadrant'"):
+        one.groups(["quadrat"])

@@ -41,7 +41,7 @@ def main(cfg: Config) -> float | None:
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
     statistics = Statistics.over(screen, method.eval, method.eval_by, method.controls)
-    if not statistics.whole_groups or statistics.tuned:
+    if statistics.word not in ("plate", "controls"):
         raise ConfigError(f"statistics '{statistics.word}' are not measured on plates; calibrate plate or controls")
     statistics.check(screen)
     groups = screen.groups(statistics.by)

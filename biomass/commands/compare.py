@@ -153,8 +153,8 @@ def _read_stress(folder: Path, config: Mapping[str, Any]) -> Run:
     trained = folder.parent / (network.parent.name if network.suffix else network.name)
     if comparison.read_config(trained) is None:
         raise DataError(f"'{folder}' tried '{network}', of which there is no run '{trained}' beside it")
-    if any(config.get(key) is not None for key in ("num_wells", "alpha", "num_controls")):
-        raise DataError(f"'{folder}' tried no plates as they are: it has num_wells, alpha or num_controls")
+    if any(value is not None for value in (config.get("base") or {}).values()):
+        raise DataError(f"'{folder}' tried no plates as they are: it has another base")
     run, (_, _, screens) = read_run(trained), _settings(config)
     split = f"{', '.join(config['dataloaders']['eval_splits'])}, treated wells"
     if "/".join(screens) != run.numbers["screen"].iloc[0]:

@@ -66,10 +66,9 @@ def main(cfg: Config) -> float | None:
             del statistics[word]
         if not statistics:
             raise ConfigError(f"statistics '{words[0]}' need the moments of training plates", "tune")
-    axes = {"wells": cfg.wells, "label_shift": cfg.label_shift, "controls": cfg.controls, "effect": cfg.effect}
-    axes["prospective"] = cfg.prospective
-    alpha = np.inf if cfg.alpha is None else cfg.alpha
-    base = stress.Condition(cfg.num_wells, alpha, cfg.num_controls).check()
+    axes = {axis: getattr(cfg.axes, axis) for axis in stress.AXES}
+    alpha = np.inf if cfg.base.label_shift is None else cfg.base.label_shift
+    base = stress.Condition(cfg.base.wells, alpha, cfg.base.controls).check()
     test = stress.StressTest(statistics, axes, base, cfg.repeats, cfg.seed)
     rows = np.concatenate([screen.rows(split) for split in data.eval_splits])
     plates = stress.plates_of(screen, rows, method.eval_by)

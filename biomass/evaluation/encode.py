@@ -75,7 +75,7 @@ def image_profiles(
         cells: a row for each cell, with the columns ``compound, concentration, moa`` beside the canonical ones.
         folder: where the plates' tables are kept.
         statistics: where batch norm takes its statistics from, over the groups of ``cells``; those of a plate are of
-            the whole plate, whatever ``batch_size``.
+            the whole plate, whatever ``batch_size``, unless they are those of blocks.
         transform: applied to the cells on the device, without randomness.
         normalize: scale the vector of every cell to length 1 first.
         batch_size: cells at once; None for whole plates.
@@ -101,6 +101,7 @@ def image_profiles(
 
     files = _files(cells, groups, statistics.by, folder)
     about = [fabric.strategy.precision.precision, statistics.label, statistics.by, normalize, channels, repr(transform)]
+    about += [batch_size] if statistics.blocks else []
     prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
     todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
     if todo:
@@ -194,7 +195,7 @@ def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> No
 
 def _files(cells: Screen, groups: np.ndarray, by: Sequence[str], folder: Path) -> list[Path]:
     """Where the profiles of each group are kept: a folder for each column but the last, which names the file."""
-    names = cells.table.iloc[np.unique(groups, return_index=True)[1]][list(by)].astype(str).to_numpy()
+    names = cells.keys(by).iloc[np.unique(groups, return_index=True)[1]].astype(str).to_numpy()
     quoted = [[quote(name, safe="") for name in row] for row in names]
     return [folder.joinpath(*row[:-1], f"{row[-1]}.parquet") for row in quoted]
 
@@ -249,7 +250,7 @@ def _table(cells: Screen, images: np.ndarray, profiles: Profiles, statistics: St
     vectors = profiles.vectors[there]
     bad = np.flatnonzero(~np.isfinite(vectors).all(1))
     if len(bad) == len(vectors) and statistics.whole_groups:
-        plate = "/".join(map(str, cells.table.iloc[images[0]][list(statistics.by)]))
+        plate = "/".join(map(str, cells.keys(statistics.by).iloc[images[0]]))
         raise DataError(
             f"the encoder's output is not finite for any image of plate '{plate}'; the cause may be NaN in any image "
             "that its statistics are taken from, which carry it into all, or in the checkpoint's weights: running "

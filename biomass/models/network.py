@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biomass.models.encoders import build_encoder
+from biomass.models.image_norms import check_norm, replace_batch_norms
 from biomass.norms import convert
 
 
@@ -21,24 +22,38 @@ class Architecture:
         in_channels: number of image channels C.
         head: widths of the linear layers behind the encoder, with ReLU between them: ``(d_out,)`` classifies,
             ``(2048, 128)`` projects, ``()`` hands the features on as they are.
+        norm: what normalizes inside the encoder, of :data:`biomass.models.image_norms.NORMS`.
+        standardize: the encoder ends in a batch norm of its features, without weights: so plates have statistics in
+            networks that have no other batch norm.
     """
 
     key: str
     in_channels: int
     head: tuple[int, ...]
+    norm: str = "batch"
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return {**asdict(self), "head": list(self.head)}
+        """Plain values, for a checkpoint; without what is as it was before there was a choice."""
+        before = {"norm": "batch", "standardize": False}
+        values = {**asdict(self), "head": list(self.head)}
+        return {key: value for key, value in values.items() if key not in before or value != before[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
         """The inverse of :meth:`to_dict`."""
-        return cls(str(values["key"]), int(values["in_channels"]), tuple(values["head"]))
+        key, in_channels, head = str(values["key"]), int(values["in_channels"]), tuple(values["head"])
+        return cls(key, in_channels, head, str(values.get("norm", "batch")), values.get("standardize") is True)
 
 
 class Network(nn.Module):
-    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out); ``num_features`` is D."""
+    """``head(encoder(images))``: (N, C, H, W) → (N, D) → (N, d_out); ``num_features`` is D.
+
+    With ``features=True`` it gives both, (N, d_out) and (N, D).
+    """
 
     def __init__(self, encoder: nn.Module, num_features: int, head: nn.Module) -> None:
         super().__init__()
@@ -46,18 +61,26 @@ class Network(nn.Module):
         self.num_features = num_features
         self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images))
+    def forward(self, images: Tensor, features: bool = False) -> Any:
+        found = self.encoder(images)
+        return (self.head(found), found) if features else self.head(found)
 
 
 def build_network(architecture: Architecture, pretrained: bool = False, seed: int = 0) -> Network:
-    """Build a network whose batch norms are plate-aware (see :mod:`biomass.norms`).
+    """Build a network whose batch norms, if it is to have them, are plate-aware (see :mod:`biomass.norms`).
 
     The initial weights depend on ``seed`` alone; the global random state is left as it was.
+
+    Raises:
+        ConfigError: neither library has the encoder, or it has no batch norm in whose place another could be put.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder, num_features = build_encoder(architecture.key, architecture.in_channels, pretrained)
+        if architecture.norm != "batch":
+            replace_batch_norms(encoder, architecture.norm)
+        if architecture.standardize:
+            encoder = nn.Sequential(encoder, nn.BatchNorm1d(num_features, affine=False))
         return Network(convert(encoder), num_features, multilayer(num_features, architecture.head))
 
 

@@ -47,6 +47,23 @@ def control_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
     return Mixture(rows.reference)
 
 
+def joint_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
+    """All rows, the controls counting for two thirds of them: CS-ARM-BN takes 64 treated rows and 128 controls.
+
+    With that many no weights are needed. With other numbers it is what drawing so many gives on average. All rows count
+    alike where all or none of them are controls.
+
+    >>> flags = torch.tensor([True, True, False, False])
+    >>> joint_rows(Rows(flags.char(), flags), None).weights.tolist()
+    [2.0, 2.0, 1.0, 1.0]
+    """
+    controls = int(rows.reference.sum())
+    treated = len(rows.reference) - controls
+    if not controls or not treated or controls == 2 * treated:
+        return Mixture()
+    return Mixture(torch.where(rows.reference, 2 * treated / controls, 1.0).double())
+
+
 CONTROLS_A_BATCH = 8
 """How many controls a training batch holds of each group where statistics come from them, if nobody says a number."""
 
@@ -60,6 +77,7 @@ class Word(NamedTuple):
             done to their moments. None: no row counts, and the share of the prior is 1.
         prior: what is stored: ``running`` averages of training, or the ``calibrated`` moments of the rows' own group.
         by_group: each group has its own statistics; else all rows of a batch share one set, whatever they are of.
+        whole: they come from all rows of a group, in however many batches these are read; else from those of one batch.
         tuned: it needs what is known of training plates, and cannot be trained with.
         needs_controls: a group without controls is an error.
         passes: how often a network that classifies runs, each time with what it said the time before.
@@ -69,6 +87,7 @@ class Word(NamedTuple):
     mixture: Callable[[Rows, Any], Mixture] | None = None
     prior: Stored | None = None
     by_group: bool = True
+    whole: bool = True
     tuned: bool = False
     needs_controls: bool = False
     passes: int = 1
@@ -78,6 +97,8 @@ WORDS: Mapping[str, Word] = {
     "running": Word("plain batch norm: the batch in training, running averages at inference", None, "running", False),
     "batch": Word("all rows of the batch, whatever plates they are of", all_rows, by_group=False),
     "plate": Word("all rows of the plate: BEN, or AdaBN where training was plain", all_rows),
+    "block": Word("the rows of the plate that are in the same batch: ARM-BN", all_rows, whole=False),
+    "joint": Word("all rows of the plate, of which its controls make up two thirds: CS-ARM-BN", joint_rows),
     "controls": Word("the controls of the plate, applied to all its rows", control_rows, needs_controls=True),
     "calibrated": Word("the stored moments of the plate, for any of its rows in any order", None, "calibrated"),
     "shrunk": Word("all rows of the plate, towards its controls and an average training plate", shrunk, tuned=True),
@@ -100,6 +121,12 @@ def find_word(name: str) -> Word:
     if name not in WORDS:
         raise ConfigError(f"statistics '{name}' are unknown; {did_you_mean(name, WORDS)}", "statistics")
     return WORDS[name]
+
+
+NO_NORM = (
+    "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with batch "
+    "norm (resnet50), standardize its features, train it vanilla, or call biomass.norms.convert on it first"
+)
 
 
 @contextmanager
@@ -148,11 +175,7 @@ def plate_statistics(
         if chosen.prior == "running" or (plates is None and weights is None):
             yield  # nothing in the network depends on it
             return
-        raise ConfigError(
-            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
-            "batch norm (resnet50), train it vanilla, or call biomass.norms.convert on it first",
-            "statistics",
-        )
+        raise ConfigError(NO_NORM, "statistics")
     before = context.rows
     device = device_of(network)
     if chosen.mixture is not None:
@@ -229,7 +252,12 @@ class Statistics:
     @property
     def whole_groups(self) -> bool:
         """Whether all rows of a group must run together, as its statistics come from the rows at hand."""
-        return self.by_group and WORDS[self.word].mixture is not None
+        return self.by_group and WORDS[self.word].mixture is not None and WORDS[self.word].whole
+
+    @property
+    def blocks(self) -> bool:
+        """Whether each batch of a group's rows has statistics of its own, so that the size of batches matters."""
+        return self.by_group and not WORDS[self.word].whole
 
     @property
     def label(self) -> str:
@@ -288,11 +316,12 @@ class Statistics:
             controls: (N,) of the rows, as :attr:`biomass.screen.Screen.controls`.
             logits: (N, K), what the network said of the rows the pass before; None in the first.
         """
-        if not WORDS[self.word].tuned:
+        numbers = groups.unique()
+        if not WORDS[self.word].tuned and (len(numbers) == 1 or not self.by_group):
             weights = self.mixture(network, controls).weights
             return plate_statistics(network, groups, self.word, weights=weights, names=self.names)
         weights, mixtures = torch.ones(len(groups), dtype=torch.float64), []
-        for group in groups.unique():
+        for group in numbers:
             here = groups == group
             one = self.mixture(network, controls[here], None if logits is None else logits[here.to(logits.device)])
             if one.weights is not None:
@@ -338,6 +367,7 @@ class Method(NamedTuple):
         max_groups: groups a training batch, at most.
         num_controls: controls that every training batch holds of each of its groups; None: what the word needs.
         controls: which are meant by controls, see :data:`biomass.screen.KINDS`.
+        pairs: every training batch is drawn from two groups or more, even where statistics do not go by group.
     """
 
     train: str
@@ -347,9 +377,15 @@ class Method(NamedTuple):
     max_groups: int = 1
     num_controls: int | None = None
     controls: str = "negative"
+    pairs: bool = False
 
     def override(
-        self, train: str | None, eval: str | None, by: Sequence[str] | None, controls: str | None = None
+        self,
+        train: str | None,
+        eval: str | None,
+        by: Sequence[str] | None,
+        controls: str | None = None,
+        pairs: bool = False,
     ) -> "Method":
         """The method with what a user chose by words in place of what a script's published keys mean.
 
@@ -358,6 +394,7 @@ class Method(NamedTuple):
             eval: a word for inference, None: as it is.
             by: columns of a group, for both; None: as they are.
             controls: which are meant by controls; None: as they are.
+            pairs: see :attr:`pairs`; the objective says so, no key of a script's does.
 
         Returns:
             The method, complete: batches that are mixed have one group and no quota of controls.
@@ -367,7 +404,7 @@ class Method(NamedTuple):
 
         >>> Method("running", "running").override("controls", "plate", ["experiment"])
         Method(train='controls', eval='plate', train_by=('experiment',), eval_by=('experiment',), max_groups=1,
-            num_controls=8, controls='negative')
+            num_controls=8, controls='negative', pairs=False)
         """
         method = self._replace(
             train=train or self.train,
@@ -375,6 +412,8 @@ class Method(NamedTuple):
             train_by=tuple(by or self.train_by),
             eval_by=tuple(by or self.eval_by),
             controls=controls or self.controls,
+            max_groups=max(2, self.max_groups) if pairs else self.max_groups,
+            pairs=pairs,
         )
         find_word(method.eval)
         find_word(method.train)
@@ -386,16 +425,21 @@ class Method(NamedTuple):
                 f"{', '.join(trainable)}",
                 "statistics",
             )
-        if not WORDS[method.train].by_group:
+        if method.batches_by is None:
             return method._replace(max_groups=1, num_controls=0)
         if method.num_controls is None:
             method = method._replace(num_controls=CONTROLS_A_BATCH if WORDS[method.train].needs_controls else 0)
         return method
 
+    def check_network(self, network: nn.Module) -> None:
+        """Raise ConfigError where statistics by group are asked of a network without plate-aware batch norm."""
+        if shared_context(network) is None and (WORDS[self.train].by_group or WORDS[self.eval].by_group):
+            raise ConfigError(NO_NORM, "statistics")
+
     @property
     def batches_by(self) -> tuple[str, ...] | None:
         """The columns that training batches are drawn by, None where batches are mixed."""
-        return self.train_by if WORDS[self.train].by_group else None
+        return self.train_by if WORDS[self.train].by_group or self.pairs else None
 
     def statistics(self, screen: Screen) -> tuple[Statistics, Statistics]:
         """The statistics in training, and those at inference.
@@ -415,9 +459,9 @@ class Method(NamedTuple):
         {'train': 'running', 'eval': 'plate', 'eval_by': ['experiment', 'plate'], 'max_groups': 1, 'num_controls': 0}
         """
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()}
-        by_group = {"train_by": WORDS[self.train].by_group, "eval_by": WORDS[self.eval].by_group}
-        by_group["controls"] = self.controls != "negative"  # as it was before there was a choice
-        return {key: value for key, value in lists.items() if by_group.get(key, True)}
+        kept = {"train_by": self.batches_by is not None, "eval_by": WORDS[self.eval].by_group}
+        kept |= {"controls": self.controls != "negative", "pairs": self.pairs}  # else as before there was a choice
+        return {key: value for key, value in lists.items() if kept.get(key, True)}
 
 
 def _rows_at_hand(
@@ -466,11 +510,7 @@ def _tuning_of(network: nn.Module, word: str) -> Tuning:
     """
     context = shared_context(network)
     if context is None:
-        raise ConfigError(
-            "the network has no plate-aware batch norm, so that it cannot take statistics of plates; choose one with "
-            "batch norm (resnet50), or train it vanilla",
-            "statistics",
-        )
+        raise ConfigError(NO_NORM, "statistics")
     if context.tuning is None:
         raise ConfigError(
             f"statistics '{word}' need the moments of training plates, which this network does not know", "tune"

@@ -112,6 +112,7 @@ def evaluation_loaders(
     by_plate: bool,
     batch_size: int | None,
     num_workers: int = 0,
+    shuffle: bool = False,
 ) -> dict[str, Loader]:
     """A loader for each split, in a fixed order; every rank gets whole plates.
 
@@ -123,6 +124,8 @@ def evaluation_loaders(
         by_plate: batches hold images of one plate each; else they follow the order of the table.
         batch_size: images a batch, at most; None for whole plates.
         num_workers: processes that read ahead.
+        shuffle: the order is random, if the same every time: batches that are normalized by themselves are then random
+            parts of their plate.
 
     Raises:
         ConfigError: a split has no rows.
@@ -131,6 +134,6 @@ def evaluation_loaders(
     for split in splits:
         rows = share_of_rank(screen.rows(split), reader.groups, fabric.global_rank, fabric.world_size)
         plates = reader.groups[rows] if by_plate else None
-        batches = PlateBatches(rows, plates, batch_size=batch_size, shuffle=False)
+        batches = PlateBatches(rows, plates, batch_size=batch_size, shuffle=shuffle)
         loaders[split] = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
     return loaders

@@ -35,6 +35,7 @@ class Plan:
     Attributes:
         num_epochs: passes over the training split.
         clip: largest gradient norm, None for no clipping.
+        accumulate: batches whose mean gradient makes a step. The last step of an epoch may have less of them.
         log_every: steps between two lines of the log; the device is waited for there, and at the end of an epoch.
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
         max_steps: stop after so many steps in all, to try things out; None for no such bound. With 0 the untrained
@@ -45,13 +46,14 @@ class Plan:
 
     num_epochs: int
     clip: float | None = None
+    accumulate: int = 1
     log_every: int = 50
     evaluate_every: int = 1
     max_steps: int | None = None
     monitor: str = "val/accuracy"
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "log_every", "evaluate_every"):
+        for name in ("num_epochs", "accumulate", "log_every", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.clip is not None and self.clip <= 0:
@@ -93,7 +95,7 @@ class Training:
         lr_schedule: learning rate, step by step.
         loader: the training batches; its sampler's ``set_epoch`` is called here.
         transform: augmentation on the device, ``(images, generator) -> images``.
-        objective: what a step minimizes.
+        objective: what a step minimizes; on the device and in the optimizer, if it has weights of its own.
         statistics: where batch norm takes its statistics from in training.
         logger: TensorBoard and JSON-lines.
         checkpoints: where ``last`` and ``best`` go.
@@ -205,6 +207,7 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
     generator = torch.Generator(run.fabric.device)
     window = Window(run.statistics.names)
     batches = progress.batch + len(run.loader)
+    waiting = 0  # batches whose gradients wait for the step
     watched = sys.stderr.isatty() and run.fabric.is_global_zero
     bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not watched)
     for batch in bar:
@@ -212,20 +215,25 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
             break
         progress.batch += 1
         run.skipped.note(batch)
-        if not len(batch):
+        if len(batch):
+            within = [waiting] if waiting else []
+            generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank, *within))
+            if progress.step == waiting == 0 and batch.images.dim() == 4:
+                run.logger.images(0, "train/images by plate", batch.images, batch.groups)
+            loss, scalars = _forward(run, batch, generator)
+            run.fabric.backward(loss)
+            window.add(progress.step + 1, batch, loss, scalars)
+            waiting += 1
+        if not waiting or (waiting < plan.accumulate and progress.batch < batches):
             continue
-        generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank))
         progress.step += 1
         ends = progress.batch == batches or progress.step == plan.max_steps  # else a short run would log no norm
         logged = ends or progress.step % plan.log_every == 0
-        if progress.step == 1 and batch.images.dim() == 4:
-            run.logger.images(0, "train/images by plate", batch.images, batch.groups)
-        loss, scalars = _forward(run, batch, generator)
-        run.fabric.backward(loss)
+        _average(run.optimizer, waiting)
         norm = _clip(run, plan.clip, logged)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-        window.add(progress.step, batch, loss, scalars)
+        waiting = 0
         if logged:
             values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
             values["train/learning_rate"] = float(run.lr_schedule.get_last_lr()[0])
@@ -246,6 +254,13 @@ def _forward(run: Training, batch: Batch, generator: torch.Generator) -> tuple[T
     images = run.transform(batch.images, generator)
     with run.statistics.of(run.network, batch.groups, batch.controls), run.fabric.autocast():
         return run.objective(run.network, images, batch)
+
+
+def _average(optimizer: Any, batches: int) -> None:
+    """Make the mean of gradients that were added up over some batches."""
+    if batches > 1:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_div_(gradients, batches)
 
 
 def _clip(run: Training, clip: float | None, logged: bool) -> Tensor | None:
@@ -305,8 +320,10 @@ def _monitored(metrics: dict[str, float], name: str) -> float:
 
 
 def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
+    own = {"objective": run.objective.state_dict()} if isinstance(run.objective, nn.Module) else {}
     return {
         **run.about,
+        **own,
         "network": unwrap(run.network).state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.lr_schedule.state_dict(),
@@ -320,6 +337,8 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
     unwrap(run.network).load_state_dict(state["network"])
+    if isinstance(run.objective, nn.Module):
+        run.objective.load_state_dict(state["objective"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.lr_schedule.load_state_dict(state["schedule"])
     torch.set_rng_state(state["random"]["cpu"])

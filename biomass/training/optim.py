@@ -1,15 +1,16 @@
 """The published optimization recipe: Adam, linear warm-up, cosine decay, both counted in steps."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def adam(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def adam(modules: Iterable[nn.Module], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) with L2 weight decay on all parameters that are trained."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
 
 

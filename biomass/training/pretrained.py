@@ -99,7 +99,7 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
     network = state.get("network")
     try:
         architecture = Architecture.from_dict(state["architecture"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
         raise CheckpointError(
             f"checkpoint '{path}' has the architecture {found}, which is not one of this package; "
@@ -126,11 +126,11 @@ def load_encoder(network: Network, path: Path, key: str) -> None:
     """
     source, architecture, _ = load_network(path, key)
     weights, own = source.encoder.state_dict(), network.encoder.state_dict()
-    different = next((k for k in own if k not in weights or weights[k].shape != own[k].shape), None)
-    if architecture.key != key or different is not None:
+    shapes = [{name: value.shape for name, value in some.items()} for some in (weights, own)]
+    if architecture.key != key or shapes[0] != shapes[1]:
         raise CheckpointError(
-            f"checkpoint '{path}' holds a {architecture.key} of {architecture.in_channels} channels, not this run's "
-            f"{key}; start from another one, or train a {architecture.key}",
+            f"checkpoint '{path}' holds a {architecture.key} of {architecture.in_channels} channels and "
+            f"{architecture.norm} norm, not this run's {key}; start from another one, or train one like it",
             advice="model_key",
         )
     network.encoder.load_state_dict(weights)

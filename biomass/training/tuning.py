@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -69,7 +70,8 @@ class TrainingPlates:
         Nothing is done if ``most`` is 0, or the network has no plate-aware norms.
         """
         if self.most and shared_context(unwrap(network)) is not None:
-            with fabric.autocast():
+            # a loader draws from the global random state, whatever it reads
+            with fabric.autocast(), torch.random.fork_rng(devices=[]):
                 measure_plates(network, self._plates(fabric), self.num_classes)
 
     def _plates(self, fabric: Fabric) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:

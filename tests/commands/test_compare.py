@@ -161,7 +161,12 @@ def stress(config):
 
     def _stress(name, model_path, value=0.9, word="plate", seed=0, **keys):
         data = config["dataloaders"] | {"eval_splits": ["test"]}
-        node = {"words": ["plate", "running"], "model_path": model_path, "statistics": {"by": None}, "alpha": None}
+        node = {
+            "words": ["plate", "running"],
+            "model_path": model_path,
+            "statistics": {"by": None},
+            "base": {"wells": None},
+        }
         node = OmegaConf.create(node | {"seed": 0, "dataloaders": data} | keys)
         OmegaConf.update(node, "dataloaders.source.seed", seed)
         Path("runs", name).mkdir(parents=True)
@@ -204,8 +209,8 @@ def test_a_stress_test_on_another_screen_and_by_other_groups_says_so(write, stre
     ("model_path", "keys", "message"),
     [
         ("latest", {}, "'latest', of which there is no run 'runs/latest'"),
-        ("a", {"alpha": 0.1}, "no plates as they are"),
-        ("a", {"num_wells": 4}, "no plates as they are"),
+        ("a", {"base": {"label_shift": 0.1}}, "no plates as they are"),
+        ("a", {"base": {"wells": 4}}, "no plates as they are"),
     ],
 )
 def test_a_stress_test_that_cannot_be_compared_is_left_out(write, stress, caplog, model_path, keys, message):

@@ -12,8 +12,15 @@ from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN
 from biomass.errors import CheckpointError, ConfigError
 
 TRAIN = (*TINY_SCREEN, *TINY_RUN, "num_epochs=1", "run_name=net")
-STRESS = (*TINY_SCREEN, "device=cpu", "model_path=net", "wells=[1,null]", "label_shift=[null,0.1]", "controls=[0,null]")
-STRESS += ("effect=[1]", "prospective=[2]", "repeats=1")
+STRESS = (
+    *TINY_SCREEN,
+    "device=cpu",
+    "model_path=net",
+    "axes.wells=[1,null]",
+    "axes.label_shift=[null,0.1]",
+    "axes.controls=[0,null]",
+)
+STRESS += ("axes.effect=[1]", "axes.prospective=[2]", "repeats=1")
 TUNE = (*TINY_SCREEN, "device=cpu", "model_path=net")
 
 
@@ -98,10 +105,10 @@ def test_the_best_checkpoint_knows_its_training_plates_too(run):
         (("model_path=nobody",), CheckpointError, "nobody"),
         (("words=[plat]",), ConfigError, "plate"),
         (("words=[controls/both]",), ConfigError, "both"),
-        (("label_shift=[0]",), ConfigError, "concentration 0"),
-        (("alpha=-1",), ConfigError, "concentration -1"),
-        (("wells=[0]",), ConfigError, "wells"),
-        (("effect=[-1]",), ConfigError, "effect"),
+        (("axes.label_shift=[0]",), ConfigError, "concentration 0"),
+        (("base.label_shift=-1",), ConfigError, "concentration -1"),
+        (("axes.wells=[0]",), ConfigError, "wells"),
+        (("axes.effect=[-1]",), ConfigError, "effect"),
         (("statistics.by=[flask]",), ConfigError, "flask"),
         (("dataloaders.eval_splits=[nobody]",), ConfigError, "nobody"),
         (("dataloaders.source.treatments=3",), ConfigError, "6 classes"),

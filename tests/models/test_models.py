@@ -11,7 +11,7 @@ from biomass.errors import ConfigError
 from biomass.models import Architecture, build_encoder, build_network, multilayer
 from biomass.models.encoders import with_channels
 from biomass.models.poolers import AttentionPooler, BagClassifier, median_pool
-from biomass.norms import PlateBatchNorm
+from biomass.norms import PlateBatchNorm, plate_statistics
 
 
 @pytest.mark.parametrize(
@@ -133,3 +133,18 @@ def test_a_bag_of_zeros_is_finite_and_learns():
     torch.testing.assert_close(logits[:1], classifier(bags[:1]))
     logits.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in classifier.parameters())
+
+
+def test_standardized_features_have_the_moments_of_their_plate():
+    architecture = Architecture("timm/test_vit", 3, (4,), standardize=True)
+    assert Architecture.from_dict(architecture.to_dict()) == architecture
+    network = build_network(architecture).eval()
+    x, plates = torch.randn(7, 3, 160, 160, generator=torch.Generator().manual_seed(0)), torch.tensor([0] * 3 + [1] * 4)
+    with torch.no_grad():
+        raw = network.encoder[0](x)
+        with plate_statistics(network, plates):
+            found = network.encoder(x)
+    for plate in (0, 1):
+        part = raw[plates == plate]
+        expected = (part - part.mean(0)) / (part.var(0, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(found[plates == plate], expected, rtol=1e-4, atol=1e-4)

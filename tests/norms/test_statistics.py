@@ -104,7 +104,8 @@ def test_every_word_runs_or_says_what_is_missing(word: str) -> None:
         for rows in parts:
             torch.testing.assert_close(found[rows], by_repetition(one, x[rows], weights[rows].long()).detach())
     assert statistics.by_group == (word not in ("running", "batch"))
-    assert statistics.whole_groups == (word not in ("running", "batch", "calibrated"))
+    assert statistics.whole_groups == (word not in ("running", "batch", "calibrated", "block"))
+    assert statistics.blocks == (word == "block")
 
 
 def test_plates_without_controls_are_found_before_anything_runs() -> None:
@@ -125,7 +126,7 @@ def test_a_method_is_what_is_chosen_and_else_what_the_published_keys_mean() -> N
     assert mixed == published._replace(max_groups=1, num_controls=0)
     assert mixed.batches_by is None
     chosen = published.override("controls", None, ["experiment"])
-    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8, "negative")
+    assert chosen == ("controls", "plate", ("experiment",), ("experiment",), 3, 8, "negative", False)
     assert chosen.batches_by == ("experiment",)
     assert published._replace(num_controls=2).override("plate", None, None).num_controls == 2
     assert published.override("plate", None, None).num_controls == 0
