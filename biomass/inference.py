@@ -7,10 +7,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from biomass.errors import ConfigError
 from biomass.loader import Batch, Loader, SkippedImages
-from biomass.norms import Statistics, calibrate, whole_plate_forward
+from biomass.norms import PlateBatchNorm, Statistics, calibrate, whole_plate_forward
 
 Transform = Callable[..., Tensor]
+
+_TENT_RATE = 1e-3
 
 
 def infer(
@@ -131,6 +134,10 @@ def run_plate(
     Returns:
         The network's output (n, D) for each chunk, on the device.
     """
+    if statistics.adapts:
+        if not classifies:
+            raise ConfigError("statistics 'tent' adapt a classifier, which this network is not used as", "statistics")
+        return _adapted(network, chunks, transform, statistics, device)
     outputs: list[Tensor] = []
     for _ in range(statistics.passes if classifies else 1):
         logits = torch.cat(outputs) if outputs else None
@@ -147,4 +154,39 @@ def run_plate(
             correction=mixture.correction,
             plate=statistics.names[group] if statistics.names else str(group),
         )
+    return outputs
+
+
+def _adapted(
+    network: nn.Module, chunks: Sequence[Batch], transform: Transform, statistics: Statistics, device: torch.device
+) -> list[Tensor]:
+    """What a classifier says of the chunks of a plate while it adapts to it; it is as before in the end.
+
+    After each chunk the scale and shift of all norms take a step of Adam that lowers the entropy of the predictions
+    (Tent, online; Wang et al. 2021, whose learning rate this is). A chunk has its own statistics.
+    """
+    norms = [module for module in network.modules() if isinstance(module, PlateBatchNorm)]
+    affine = [parameter for norm in norms for parameter in (norm.weight, norm.bias) if parameter is not None]
+    before = [(parameter, parameter.detach().clone(), parameter.requires_grad) for parameter in affine]
+    outputs = []
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            for parameter in affine:
+                parameter.requires_grad_(True)
+            optimizer = torch.optim.Adam(affine, lr=_TENT_RATE)
+            for chunk in chunks:
+                images = transform(chunk.to(device).images.clone())  # a tensor of inference mode has no gradients
+                with statistics.of(network, chunk.groups.clone(), chunk.controls):
+                    logits = network(images)
+                entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+                for parameter, gradient in zip(affine, torch.autograd.grad(entropy, affine), strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                outputs.append(logits.detach())
+        finally:
+            for parameter, value, required in before:
+                parameter.requires_grad_(required)
+                parameter.grad = None
+                with torch.no_grad():
+                    parameter.copy_(value)
     return outputs

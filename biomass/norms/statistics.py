@@ -81,6 +81,8 @@ class Word(NamedTuple):
         tuned: it needs what is known of training plates, and cannot be trained with.
         needs_controls: a group without controls is an error.
         passes: how often a network that classifies runs, each time with what it said the time before.
+        adapts: the affine parameters of the norms are adapted to each plate, for which a network must classify; it
+            cannot be trained with.
     """
 
     meaning: str
@@ -91,6 +93,7 @@ class Word(NamedTuple):
     tuned: bool = False
     needs_controls: bool = False
     passes: int = 1
+    adapts: bool = False
 
 
 WORDS: Mapping[str, Word] = {
@@ -107,6 +110,9 @@ WORDS: Mapping[str, Word] = {
         balanced,
         tuned=True,
         passes=4,
+    ),
+    "tent": Word(
+        "all rows of the batch, and a step towards certain predictions after each: Tent", all_rows, adapts=True
     ),
 }
 """What statistics are taken from, by name. *Plate* stands for whatever the groups are."""
@@ -276,6 +282,11 @@ class Statistics:
         return WORDS[self.word].tuned
 
     @property
+    def adapts(self) -> bool:
+        """Whether the affine parameters of the norms are adapted to each plate."""
+        return WORDS[self.word].adapts
+
+    @property
     def passes(self) -> int:
         """How often a network that classifies runs, each time with what it said the time before."""
         return WORDS[self.word].passes
@@ -418,7 +429,9 @@ class Method(NamedTuple):
         find_word(method.eval)
         find_word(method.train)
         control_numbers(method.controls)
-        trainable = [name for name, word in WORDS.items() if word.prior != "calibrated" and not word.tuned]
+        trainable = [
+            name for name, word in WORDS.items() if not (word.prior == "calibrated" or word.tuned or word.adapts)
+        ]
         if method.train not in trainable:
             raise ConfigError(
                 f"statistics '{method.train}' are for inference: they belong to weights that do not change; train with "
