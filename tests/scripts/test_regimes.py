@@ -23,6 +23,10 @@ PRESETS = {  # what of a preset is too large for a tiny screen
     "dann": (),
     "ben_quadrant": (),
     "ben_row": (),
+    "tent": ("eval_batch_size=5",),
+    "shrunk": (),
+    "balanced": (),
+    "reference": (),
 }
 
 
