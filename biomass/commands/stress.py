@@ -66,6 +66,8 @@ def main(cfg: Config) -> float | None:
             del statistics[word]
         if not statistics:
             raise ConfigError(f"statistics '{words[0]}' need the moments of training plates", "tune")
+    for one in statistics.values():
+        Method("running", one.word).check_network(network)
     axes = {axis: getattr(cfg.axes, axis) for axis in stress.AXES}
     alpha = np.inf if cfg.base.label_shift is None else cfg.base.label_shift
     base = stress.Condition(cfg.base.wells, alpha, cfg.base.controls).check()

@@ -40,6 +40,7 @@ def main(cfg: Config) -> float | None:
     classifies = trained.head[-1:] == (len(screen.classes),)
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
+    method.check_network(network)
     reader = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image)
     transform = select_channels(channels, screen, compose(cfg.transforms.eval))
     most, batch_size, split, workers = cfg.measure_plates, cfg.eval_batch_size, cfg.train_split, data.num_workers

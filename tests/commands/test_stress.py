@@ -136,3 +136,19 @@ def test_networks_that_do_not_classify_are_measured_and_not_tried(run):
         run("stress", *cells, "model_path=net", "run_name=s")
     run("tune", *cells, "model_path=net", "run_name=t")
     assert not torch.load("checkpoints/net/last.pt", weights_only=True)["tuning"]["fitted"]
+
+
+@pytest.mark.parametrize("tool", ["stress", "tune"])
+def test_a_network_without_batch_norm_is_refused_before_anything_is_written(run, tool):
+    run("train_erm", *TRAIN, "model.norm=group", "+method=vanilla")
+    with pytest.raises(ConfigError, match="batch norm"):
+        run(tool, *(STRESS if tool == "stress" else TUNE), "run_name=s")
+    assert not Path("runs/s").exists()
+
+
+def test_a_tool_does_not_write_into_a_run_that_was_trained(run):
+    run("train_erm", *TRAIN)
+    before = Path("runs/net/config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="'net' is a run that was trained"):
+        run("stress", *STRESS, "run_name=net")
+    assert Path("runs/net/config.yaml").read_bytes() == before
