@@ -62,6 +62,10 @@ class Design(ScreenDesign):
         density: number of cells an area; 1 is about two per 1,000 pixels.
         intensity_effect: strength of the perturbations' effects on intensities.
         shape_effect: strength of their effects on shapes and textures.
+        growth_effect: further factor of their effects on the number and the size of cells, which networks that were
+            never trained see first.
+        cell_spread: how much further the cells of a well differ than 0 makes them, along the traits that perturbations
+            change; at 1 by as much as perturbations do.
         nuisance: how far plates lie apart; 0 makes all plates ideal.
         drift: how much of that is drift of staining and culture, along the traits that perturbations change; at 0
             plates differ in optics and camera only.
@@ -74,6 +78,7 @@ class Design(ScreenDesign):
 
     VERSION: ClassVar[int] = 2
     WORLD: ClassVar[tuple[int, ...]] = ()
+    ADDED: ClassVar[frozenset[str]] = frozenset({"growth_effect", "cell_spread"})
 
     experiments: int = 16
     plates: int = 4
@@ -88,6 +93,8 @@ class Design(ScreenDesign):
     density: float = 1.0
     intensity_effect: float = 1.0
     shape_effect: float = 1.0
+    growth_effect: float = 1.0
+    cell_spread: float = 0.0
     nuisance: float = 1.0
     drift: float = 1.0
     test_shift: float = 1.6
@@ -95,7 +102,8 @@ class Design(ScreenDesign):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
-        strengths = ("density", "intensity_effect", "shape_effect", "nuisance", "drift", "test_shift")
+        strengths = ("density", "intensity_effect", "shape_effect", "growth_effect", "cell_spread")
+        strengths += ("nuisance", "drift", "test_shift")
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
         self.check(strengths, least | dict.fromkeys(("positive_controls", "negative_wells", "empty_wells"), 0))
         if not self.cell_types:
@@ -177,7 +185,11 @@ def _biology(design: Design) -> tuple[np.ndarray, np.ndarray]:
     """What the classes do, (classes, traits), and how the cell types look, (cell types, traits), in log units."""
     rng = design.generator("biology")
     types = rng.standard_normal((len(design.cell_types), len(TRAITS))) * trait_values("cell_type")
-    strengths = {"intensity": design.intensity_effect, "shape": design.shape_effect}
+    strengths = {
+        "intensity": design.intensity_effect,
+        "shape": design.shape_effect,
+        "growth": design.growth_effect,
+    }
     treatments = draw_effects(rng, design.treatments, **strengths)
     positive = draw_effects(rng, design.positive_controls, **strengths) * _POSITIVE
     return np.concatenate([treatments, positive, np.zeros((1, len(TRAITS)))]), types
@@ -200,7 +212,7 @@ def render_plate(design: Design, plate: Plate) -> Iterator[tuple[np.ndarray, np.
         some = slice(start, start + step)
         logs = (means[some] + effects[some])[:, NUMBERS["crowding"]]
         candidates = 1.3 * (design.density * np.exp(logs) * ~empty[some])
-        cells, _, light = draw_fields(rng, means[some], effects[some], candidates, design.size)
+        cells, _, light = draw_fields(rng, means[some], effects[some], candidates, design.size, design.cell_spread)
         yield quantize(acquire(rng, light, nuisance)), cells
 
 
