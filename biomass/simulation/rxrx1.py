@@ -69,6 +69,7 @@ class Design(ScreenDesign):
         nuisance: how far plates lie apart; 0 makes all plates ideal.
         drift: how much of that is drift of staining and culture, along the traits that perturbations change; at 0
             plates differ in optics and camera only.
+        mottle: strength of a texture of residues over the whole field, whose grain tells plates apart; 0 for none.
         test_shift: how many times further apart the plates of ``val`` and ``test`` lie than those of ``train``.
         cells: also cut out the cells.
 
@@ -78,7 +79,7 @@ class Design(ScreenDesign):
 
     VERSION: ClassVar[int] = 2
     WORLD: ClassVar[tuple[int, ...]] = ()
-    ADDED: ClassVar[frozenset[str]] = frozenset({"growth_effect", "cell_spread"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"growth_effect", "cell_spread", "mottle"})
 
     experiments: int = 16
     plates: int = 4
@@ -97,13 +98,14 @@ class Design(ScreenDesign):
     cell_spread: float = 0.0
     nuisance: float = 1.0
     drift: float = 1.0
+    mottle: float = 0.0
     test_shift: float = 1.6
     cells: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
         strengths = ("density", "intensity_effect", "shape_effect", "growth_effect", "cell_spread")
-        strengths += ("nuisance", "drift", "test_shift")
+        strengths += ("nuisance", "drift", "mottle", "test_shift")
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
         self.check(strengths, least | dict.fromkeys(("positive_controls", "negative_wells", "empty_wells"), 0))
         if not self.cell_types:
@@ -178,7 +180,7 @@ def plate_nuisance(design: Design, plate: Plate) -> Nuisance:
     experiment, number = plate.key
     strength = design.nuisance * (1.0 if plate.split == "train" else design.test_shift)
     common, own = design.generator("nuisance", experiment), design.generator("nuisance", experiment, number)
-    return draw_nuisance(common, own, strength, design.drift)
+    return draw_nuisance(common, own, strength, design.drift, design.mottle)
 
 
 def _biology(design: Design) -> tuple[np.ndarray, np.ndarray]:
