@@ -94,7 +94,7 @@ def draw_nuisance(
         tilt=0.22 * normal(3, 2),
         vignette=0.15 * np.exp(0.6 * channels()),
         noise=0.025 * float(np.exp(0.4 * normal(1)[0])),
-        mottle=0.05 * mottle * np.exp(0.3 * normal(3)),
+        mottle=0.05 * mottle * np.exp(0.7 * normal(3)),
         grain=1.2 * np.exp(0.6 * normal(3, 2)),
     )
 
