@@ -64,8 +64,8 @@ class Design(ScreenDesign):
         shape_effect: strength of their effects on shapes and textures.
         growth_effect: further factor of their effects on the number and the size of cells, which networks that were
             never trained see first.
-        cell_spread: how much further the cells of a well differ than 0 makes them, along the traits that perturbations
-            change; at 1 by as much as perturbations do.
+        cell_spread: how much more the cells of a well differ, along the traits that perturbations change; at 1 by as
+            much as perturbations do.
         nuisance: how far plates lie apart; 0 makes all plates ideal.
         drift: how much of that is drift of staining and culture, along the traits that perturbations change; at 0
             plates differ in optics and camera only.
@@ -104,8 +104,8 @@ class Design(ScreenDesign):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
-        strengths = ("density", "intensity_effect", "shape_effect", "growth_effect", "cell_spread")
-        strengths += ("nuisance", "drift", "mottle", "test_shift")
+        effects = ("intensity_effect", "shape_effect", "growth_effect", "cell_spread")
+        strengths = ("density", *effects, "nuisance", "drift", "mottle", "test_shift")
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
         self.check(strengths, least | dict.fromkeys(("positive_controls", "negative_wells", "empty_wells"), 0))
         if not self.cell_types:
