@@ -110,3 +110,36 @@ def test_the_simulated_screen_of_the_yaml_is_the_default_design():
         source = dict(compose("train_erm", ["dataloaders=simulated", "dataloaders.root_dir=x"]).dataloaders.source)
     del source["_target_"], source["root_dir"]
     assert Design(**source) == Design()
+
+
+def test_the_harder_screens_of_the_yaml_are_one_design():
+    from biomass.simulation.rxrx1 import Design
+
+    designs = []
+    for script, name in (("train_erm", "simulated_hard"), ("train_simclr", "simulated_hard_cells")):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            source = dict(compose(script, [f"dataloaders={name}", "dataloaders.root_dir=x"]).dataloaders.source)
+        del source["_target_"], source["root_dir"]
+        designs.append(Design(**source))
+    fields, cells = designs
+    assert fields == cells
+    assert fields.treatments == fields.wells == 40
+    assert all(getattr(fields, name) != getattr(Design(), name) for name in Design.ADDED)
+
+
+def test_the_harder_screen_takes_two_steps(run):
+    tiny = ("experiments=3", "plates=1", "treatments=4", "positive_controls=1", "wells=4", "size=48")
+    best = run(
+        "train_erm",
+        "dataloaders=simulated_hard",
+        *(f"dataloaders.source.{value}" for value in tiny),
+        "dataloaders.num_workers=0",
+        "+method=ben",
+        "model.key=test_resnet",
+        "model.d_out=6",
+        "model.pretrained=false",
+        "trainer.max_steps=2",
+        "run_name=hard",
+    )
+    assert best is not None
+    assert math.isfinite(best)

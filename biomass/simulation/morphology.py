@@ -17,6 +17,7 @@ _STAMP = 40  # a cell is drawn on a square of this side, pixels
 _CHUNK_CELLS = 96  # cells drawn at once: their arrays stay in a core's cache
 _RESPONDERS = 0.85  # share of the cells of a well that respond to its perturbation
 _ACTIVE = 0.5  # share of the traits that a perturbation changes
+_GROWTH = ("crowding", "cell_radius")  # traits that decide how many cells a field and a crop hold
 _FLAT = np.arange(_STAMP, dtype=np.float32) - (_STAMP - 1) / 2
 
 
@@ -71,7 +72,9 @@ def trait_values(field: str) -> np.ndarray:
     return np.array([getattr(trait, field) for trait in TRAITS.values()])
 
 
-def draw_effects(rng: np.random.Generator, n: int, *, intensity: float = 1.0, shape: float = 1.0) -> np.ndarray:
+def draw_effects(
+    rng: np.random.Generator, n: int, *, intensity: float = 1.0, shape: float = 1.0, growth: float = 1.0
+) -> np.ndarray:
     """Draw what ``n`` perturbations do: shifts of every trait in log units, (n, traits); half of them are zero.
 
     Args:
@@ -79,10 +82,13 @@ def draw_effects(rng: np.random.Generator, n: int, *, intensity: float = 1.0, sh
         n: number of perturbations.
         intensity: strength of the effects on intensities; 0 leaves them as they are.
         shape: strength of the effects on shape and texture.
+        growth: further factor of the effects on the number and the size of cells.
     """
     active = rng.random((n, len(TRAITS))) < _ACTIVE
     shifts = active * rng.standard_normal((n, len(TRAITS))) * trait_values("effect")
-    return shifts * np.where(trait_values("shape"), shape, intensity)
+    strengths = np.where(trait_values("shape"), shape, intensity)
+    strengths[[NUMBERS[name] for name in _GROWTH]] *= growth
+    return shifts * strengths
 
 
 def place_cells(rng: np.random.Generator, expected: np.ndarray, spacing: np.ndarray, size: int) -> np.ndarray:
@@ -110,19 +116,21 @@ def place_cells(rng: np.random.Generator, expected: np.ndarray, spacing: np.ndar
     return np.column_stack([field, centres])[keep]
 
 
-def draw_cells(rng: np.random.Generator, means: np.ndarray, effects: np.ndarray) -> np.ndarray:
+def draw_cells(rng: np.random.Generator, means: np.ndarray, effects: np.ndarray, spread: float = 0.0) -> np.ndarray:
     """Draw the traits of single cells.
 
     Args:
         rng: source of randomness.
         means: log shift of every trait before the perturbation (cell type, plate, well), (cells, traits).
         effects: log shift by the perturbation, (cells, traits); 85 % of the cells respond.
+        spread: further spread from cell to cell, as a share of the spread from perturbation to perturbation.
 
     Returns:
         The traits, (cells, traits) float32.
     """
     responds = rng.random((len(means), 1)) < _RESPONDERS
-    logs = means + responds * effects + rng.standard_normal(means.shape) * trait_values("cells")
+    deviations = np.hypot(trait_values("cells"), spread * trait_values("effect"))
+    logs = means + responds * effects + rng.standard_normal(means.shape) * deviations
     return (trait_values("base") * np.exp(logs)).astype(np.float32)
 
 
@@ -258,7 +266,12 @@ def render_fields(rng: np.random.Generator, cells: np.ndarray, traits: np.ndarra
 
 
 def draw_fields(
-    rng: np.random.Generator, means: np.ndarray, effects: np.ndarray, candidates: np.ndarray, size: int
+    rng: np.random.Generator,
+    means: np.ndarray,
+    effects: np.ndarray,
+    candidates: np.ndarray,
+    size: int,
+    spread: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Place, draw and light the cells of F fields of view.
 
@@ -269,6 +282,7 @@ def draw_fields(
         candidates: how often discs as wide as the cells' least distance would cover the field if they could overlap,
             (F,); most candidates of a crowded field are dropped, see :func:`place_cells`.
         size: height and width of the fields, pixels.
+        spread: of the cells of a field, see :func:`draw_cells`.
 
     Returns:
         Field, y and x of every cell, (cells, 3); their traits, (cells, traits); the light, (F, 3, size, size).
@@ -276,5 +290,5 @@ def draw_fields(
     spacing = 1.15 * TRAITS["cell_radius"].base * np.exp((means + effects)[:, NUMBERS["cell_radius"]])
     cells = place_cells(rng, candidates * size**2 / (np.pi * spacing**2), spacing, size)
     field = cells[:, 0].astype(np.int64)
-    traits = draw_cells(rng, means[field], effects[field])
+    traits = draw_cells(rng, means[field], effects[field], spread)
     return cells, traits, render_fields(rng, cells, traits, len(means), size)

@@ -1,10 +1,11 @@
 """What a plate does to the images of its cells: staining, culture, optics and camera.
 
 The model is our own: plates differ in what per-image standardization cannot undo (gamma, saturation, blur, haze, uneven
-light, noise), and most of it is shared by the plates of an experiment.
+light, noise and, where asked for, a mottle with a grain of its own), and most of it is shared by the plates of an
+experiment.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -28,6 +29,8 @@ class Nuisance:
         tilt: slope of the illumination across the field, (3, 2), down and to the right.
         vignette: loss of light at the corners.
         noise: photon noise at full scale, standard deviation.
+        mottle: standard deviation of a texture of residues that shines over cells and gaps alike, of the full scale.
+        grain: sigma of that texture, (3, 2), down and to the right, pixels.
     """
 
     drift: np.ndarray
@@ -39,6 +42,8 @@ class Nuisance:
     tilt: np.ndarray
     vignette: np.ndarray
     noise: float
+    mottle: np.ndarray = field(default_factory=lambda: np.zeros(len(CHANNELS)))
+    grain: np.ndarray = field(default_factory=lambda: np.ones((len(CHANNELS), 2)))
 
     def flat(self) -> dict[str, float]:
         """The values under readable names, for a row of a table."""
@@ -47,11 +52,19 @@ class Nuisance:
             row |= {f"{name}_{c}": float(v) for c, v in zip(CHANNELS, getattr(self, name), strict=True)}
         for i, axis in enumerate("yx"):
             row |= {f"tilt_{axis}_{c}": float(v) for c, v in zip(CHANNELS, self.tilt[:, i], strict=True)}
+        if self.mottle.any():
+            row |= {f"mottle_{c}": float(v) for c, v in zip(CHANNELS, self.mottle, strict=True)}
+            for i, axis in enumerate("yx"):
+                row |= {f"grain_{axis}_{c}": float(v) for c, v in zip(CHANNELS, self.grain[:, i], strict=True)}
         return row | {"noise": self.noise}
 
 
 def draw_nuisance(
-    experiment: np.random.Generator, plate: np.random.Generator, strength: float = 1.0, drift: float = 1.0
+    experiment: np.random.Generator,
+    plate: np.random.Generator,
+    strength: float = 1.0,
+    drift: float = 1.0,
+    mottle: float = 0.0,
 ) -> Nuisance:
     """Draw the nuisance of a plate.
 
@@ -60,6 +73,7 @@ def draw_nuisance(
         plate: the generator of the plate.
         strength: how far plates lie apart; 0 gives the ideal plate, 1 a plate of a training experiment.
         drift: how much of that is staining and culture, along the traits of cells; 0 leaves optics and camera.
+        mottle: strength of the mottle, whose grain tells plates apart; 0 for none.
     """
 
     def normal(*shape: int) -> np.ndarray:
@@ -80,6 +94,8 @@ def draw_nuisance(
         tilt=0.22 * normal(3, 2),
         vignette=0.15 * np.exp(0.6 * channels()),
         noise=0.025 * float(np.exp(0.4 * normal(1)[0])),
+        mottle=0.05 * mottle * np.exp(0.7 * normal(3)),
+        grain=1.2 * np.exp(0.6 * normal(3, 2)),
     )
 
 
@@ -101,13 +117,24 @@ def acquire(rng: np.random.Generator, light: np.ndarray, nuisance: Nuisance) -> 
         down, right = nuisance.tilt[c]
         lamp = 1 + down * y + right * x - nuisance.vignette[c] * (x * x + y * y) / 2
         haze = min(float(nuisance.haze[c]), 0.8)
-        sharp = _blurred(light[:, c], float(nuisance.blur[c]))
+        cells = light[:, c]
+        if nuisance.mottle[c]:
+            cells = cells + float(nuisance.mottle[c]) * _mottle(rng, cells.shape, nuisance.grain[c])
+        sharp = _blurred(cells, float(nuisance.blur[c]))
         seen = (1 - haze) * sharp + haze * _blurred(sharp, 8.0)
         seen = float(nuisance.gain[c]) * seen + float(nuisance.background[c])
         seen *= np.maximum(lamp, 0.1).astype(np.float32)
         seen += nuisance.noise * np.sqrt(seen) * rng.standard_normal(seen.shape, dtype=np.float32)
         image[:, c] = np.clip(seen, 0, 1) ** float(nuisance.gamma[c])
     return image
+
+
+def _mottle(rng: np.random.Generator, shape: tuple[int, ...], grain: np.ndarray) -> np.ndarray:
+    """A texture (n, H, W) of about mean 2 and standard deviation 1 in every image, never negative."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    for axis, sigma in zip((1, 2), grain, strict=True):
+        noise = gaussian_filter1d(noise, float(sigma), axis=axis, mode="wrap", truncate=3.0)
+    return np.maximum(2 + noise / noise.std((1, 2), keepdims=True), 0)
 
 
 def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:

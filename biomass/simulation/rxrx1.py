@@ -62,9 +62,14 @@ class Design(ScreenDesign):
         density: number of cells an area; 1 is about two per 1,000 pixels.
         intensity_effect: strength of the perturbations' effects on intensities.
         shape_effect: strength of their effects on shapes and textures.
+        growth_effect: further factor of their effects on the number and the size of cells, which networks that were
+            never trained see first.
+        cell_spread: how much more the cells of a well differ, along the traits that perturbations change; at 1 by as
+            much as perturbations do.
         nuisance: how far plates lie apart; 0 makes all plates ideal.
         drift: how much of that is drift of staining and culture, along the traits that perturbations change; at 0
             plates differ in optics and camera only.
+        mottle: strength of a texture of residues over the whole field, whose grain tells plates apart; 0 for none.
         test_shift: how many times further apart the plates of ``val`` and ``test`` lie than those of ``train``.
         cells: also cut out the cells.
 
@@ -74,6 +79,7 @@ class Design(ScreenDesign):
 
     VERSION: ClassVar[int] = 2
     WORLD: ClassVar[tuple[int, ...]] = ()
+    ADDED: ClassVar[frozenset[str]] = frozenset({"growth_effect", "cell_spread", "mottle"})
 
     experiments: int = 16
     plates: int = 4
@@ -88,14 +94,18 @@ class Design(ScreenDesign):
     density: float = 1.0
     intensity_effect: float = 1.0
     shape_effect: float = 1.0
+    growth_effect: float = 1.0
+    cell_spread: float = 0.0
     nuisance: float = 1.0
     drift: float = 1.0
+    mottle: float = 0.0
     test_shift: float = 1.6
     cells: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
-        strengths = ("density", "intensity_effect", "shape_effect", "nuisance", "drift", "test_shift")
+        effects = ("intensity_effect", "shape_effect", "growth_effect", "cell_spread")
+        strengths = ("density", *effects, "nuisance", "drift", "mottle", "test_shift")
         least = {"experiments": 3, "plates": 1, "treatments": 1, "wells": 1, "sites": 1, "size": CROP}
         self.check(strengths, least | dict.fromkeys(("positive_controls", "negative_wells", "empty_wells"), 0))
         if not self.cell_types:
@@ -170,14 +180,18 @@ def plate_nuisance(design: Design, plate: Plate) -> Nuisance:
     experiment, number = plate.key
     strength = design.nuisance * (1.0 if plate.split == "train" else design.test_shift)
     common, own = design.generator("nuisance", experiment), design.generator("nuisance", experiment, number)
-    return draw_nuisance(common, own, strength, design.drift)
+    return draw_nuisance(common, own, strength, design.drift, design.mottle)
 
 
 def _biology(design: Design) -> tuple[np.ndarray, np.ndarray]:
     """What the classes do, (classes, traits), and how the cell types look, (cell types, traits), in log units."""
     rng = design.generator("biology")
     types = rng.standard_normal((len(design.cell_types), len(TRAITS))) * trait_values("cell_type")
-    strengths = {"intensity": design.intensity_effect, "shape": design.shape_effect}
+    strengths = {
+        "intensity": design.intensity_effect,
+        "shape": design.shape_effect,
+        "growth": design.growth_effect,
+    }
     treatments = draw_effects(rng, design.treatments, **strengths)
     positive = draw_effects(rng, design.positive_controls, **strengths) * _POSITIVE
     return np.concatenate([treatments, positive, np.zeros((1, len(TRAITS)))]), types
@@ -200,7 +214,7 @@ def render_plate(design: Design, plate: Plate) -> Iterator[tuple[np.ndarray, np.
         some = slice(start, start + step)
         logs = (means[some] + effects[some])[:, NUMBERS["crowding"]]
         candidates = 1.3 * (design.density * np.exp(logs) * ~empty[some])
-        cells, _, light = draw_fields(rng, means[some], effects[some], candidates, design.size)
+        cells, _, light = draw_fields(rng, means[some], effects[some], candidates, design.size, design.cell_spread)
         yield quantize(acquire(rng, light, nuisance)), cells
 
 

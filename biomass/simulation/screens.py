@@ -34,6 +34,8 @@ class ScreenDesign:
     """Part of a screen's identity: raise it with every change that changes a pixel."""
     WORLD: ClassVar[tuple[int, ...]]
     """Keeps the random numbers of two kinds of screens apart."""
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that came later: at their defaults they change no pixel, and are no part of a screen's identity."""
 
     seed: int = 0
 
@@ -44,7 +46,9 @@ class ScreenDesign:
 
     def to_json(self) -> str:
         """The parameters, as they are kept with the screen."""
-        return json.dumps({"version": self.VERSION} | asdict(self), indent=1, sort_keys=True)
+        untouched = {f.name for f in fields(self) if f.name in self.ADDED and getattr(self, f.name) == f.default}
+        kept = {name: value for name, value in asdict(self).items() if name not in untouched}
+        return json.dumps({"version": self.VERSION} | kept, indent=1, sort_keys=True)
 
     def generator(self, stream: str, *key: int) -> np.random.Generator:
         """The random numbers for one purpose and, say, one plate: none depends on how many another has drawn."""

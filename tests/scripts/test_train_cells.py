@@ -365,7 +365,8 @@ def test_the_ablation_table(run, pretrained, tmp_path):
     assert (tmp_path / "tables/ablation.csv").exists()
 
 
-def test_the_ablation_by_its_three_commands(tmp_path, data_root):
+@pytest.mark.parametrize("name", ["ablation", "ablation_hard"])
+def test_the_ablation_by_its_three_commands(tmp_path, data_root, name):
     tiny = [o for o in TINY_CELLS if o != "dataloaders=simulated_cells"]
 
     def command(*arguments):
@@ -378,10 +379,10 @@ def test_the_ablation_by_its_three_commands(tmp_path, data_root):
         return done.stdout
 
     two = ("seed=0,1", "dataloaders.mode=random", "trainer.max_steps=2", "train_batch_size=7")
-    command("train_simclr.py", "+experiment=ablation", *tiny, *two)
-    runs = ",".join(f"ablation-{i}" for i in range(4))
-    command("train_classifier.py", "+experiment=ablation_probe", *tiny, "num_epochs=2", f"model_path={runs}")
-    table = command("misc/ablation_table.py", *[f"runs/ablation_probe-{i}" for i in range(8)])
+    command("train_simclr.py", f"+experiment={name}", *tiny, *two)
+    runs = ",".join(f"{name}-{i}" for i in range(4))
+    command("train_classifier.py", f"+experiment={name}_probe", *tiny, "num_epochs=2", f"model_path={runs}")
+    table = command("misc/ablation_table.py", *[f"runs/{name}_probe-{i}" for i in range(8)])
     head, _, row = table.splitlines()
     assert head.count("train ") == 4
     assert row.count("±") == 4

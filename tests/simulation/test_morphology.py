@@ -90,6 +90,22 @@ def test_perturbations_change_half_of_the_traits_and_only_those_asked_for() -> N
     assert not draw_effects(rng, 50, shape=0)[:, shape].any()
 
 
+def test_effects_on_number_and_size_have_a_factor_of_their_own() -> None:
+    plain, without = (draw_effects(np.random.default_rng(0), 50, growth=factor) for factor in (1.0, 0.0))
+    growth = np.array([name in ("crowding", "cell_radius") for name in TRAITS])
+    assert plain[:, growth].any(0).all()
+    assert not without[:, growth].any()
+    np.testing.assert_array_equal(plain[:, ~growth], without[:, ~growth])
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.5])
+def test_cells_differ_by_their_own_spread_and_by_that_of_perturbations(spread: float) -> None:
+    zero = np.zeros((20_000, len(TRAITS)))
+    traits = draw_cells(np.random.default_rng(0), zero, zero, spread)
+    expected = [np.sqrt(t.cells**2 + (spread * t.effect) ** 2) for t in TRAITS.values()]
+    np.testing.assert_allclose(np.log(traits).std(0), expected, rtol=0.03, atol=1e-6)
+
+
 def test_placed_cells_keep_their_distance() -> None:
     spacing, size = np.array([6.0, 12.0, 9.0, 9.0]), 90
     cells = place_cells(np.random.default_rng(3), np.array([300.0, 60.0, 0.0, 40.0]), spacing, size)

@@ -52,6 +52,36 @@ def test_illumination_slopes_and_noise_has_its_size() -> None:
     assert noisy.std() == pytest.approx(0.03 * np.sqrt(0.5), rel=0.05)
 
 
+def test_a_mottle_lies_over_cells_and_gaps_with_its_size_and_grain() -> None:
+    light = np.zeros((60, 3, 64, 64), np.float32)
+    light[:, :, :32] = 0.3
+    mottled = replace(IDEAL, mottle=np.array([0.04, 0.04, 0.0]), grain=np.array([[0.8, 3.0], [2.0, 2.0], [1.0, 1.0]]))
+    extra = acquire(np.random.default_rng(0), light, mottled) - light
+    assert not extra[:, 2].any()
+    for c, (down, right) in enumerate(mottled.grain[:2]):
+        halves = extra[:, c, :32], extra[:, c, 32:]
+        for half in halves:
+            assert half.mean() == pytest.approx(0.08, rel=0.05)
+            assert half.std() == pytest.approx(0.04, rel=0.1)
+        # White noise smoothed with a Gaussian of sigma s is correlated by exp(-d²/4s²) at distance d.
+        field = extra[:, c] - extra[:, c].mean()
+        for axis, sigma in ((1, down), (2, right)):
+            neighbours = (field * np.roll(field, 2, axis)).mean() / field.var()
+            assert neighbours == pytest.approx(np.exp(-(2**2) / (4 * sigma**2)), abs=0.06)
+
+
+def test_the_mottle_leaves_all_other_nuisance_as_it_is() -> None:
+    def drawn(mottle: float) -> dict[str, float]:
+        return draw_nuisance(np.random.default_rng(1), np.random.default_rng(2), mottle=mottle).flat()
+
+    without, some, twice = drawn(0.0), drawn(1.0), drawn(2.0)
+    assert without == {name: some[name] for name in without}
+    added = [name for name in some if name not in without]
+    assert {name.partition("_")[0] for name in added} == {"mottle", "grain"}
+    for name in added:
+        assert twice[name] == pytest.approx(some[name] * (2 if name.startswith("mottle") else 1))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_quantized_images_use_the_full_scale(dtype: type[np.unsignedinteger]) -> None:
     full = quantize(np.array([0.0, 0.5, 1.0], np.float32), dtype)

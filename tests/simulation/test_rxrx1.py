@@ -1,6 +1,7 @@
 """The screen in the layout of RxRx1: its plates, its files, and what interrupts them."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -214,6 +215,42 @@ def test_the_same_design_is_the_same_screen_bit_for_bit(folder: Path, tmp_path: 
     assert (images[0] != images[1]).any((1, 2, 3)).all()
 
 
+@pytest.mark.parametrize(
+    ("design", "name", "light"),
+    [
+        (Design(), "ec347147d2", [45.032, 44.161, 110.596]),
+        (TINY, "29dee26979", [34.259, 37.577, 86.746]),
+        (
+            Design(experiments=3, plates=1, treatments=8, wells=8, intensity_effect=0.5, drift=0.4, seed=3),
+            "148e17217d",
+            [42.813, 85.334, 92.229],
+        ),
+    ],
+)
+def test_screens_of_before_keep_their_names_and_their_pixels(design: Design, name: str, light: list[float]) -> None:
+    """Stored at commit 3ed9b27, before there were growth_effect, cell_spread and mottle.
+
+    Means of the first plate's channels: other random numbers would shift them by more. To the bit, the screens of
+    tests/scripts/test_same_numbers.py are compared.
+    """
+    assert design.name == name
+    assert not {"growth_effect", "cell_spread", "mottle"} & set(json.loads(design.to_json()))
+    images = np.concatenate([images for images, _ in render_plate(design, lay_out(design)[0])])
+    assert images.mean((0, 2, 3)) == pytest.approx(light, abs=0.01)
+
+
+@pytest.mark.parametrize("changed", [{"growth_effect": 0.0}, {"cell_spread": 0.5}, {"mottle": 2.0}])
+def test_a_harder_screen_has_a_name_and_pixels_of_its_own(changed: dict[str, float]) -> None:
+    hard = replace(TINY, **changed)
+    assert hard.name != TINY.name
+    assert json.loads(hard.to_json()).items() >= changed.items()
+    first, second, plain = (
+        np.concatenate([images for images, _ in render_plate(d, lay_out(d)[0])]) for d in (hard, hard, TINY)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first != plain).any((1, 2, 3)).sum() > len(plain) / 2
+
+
 def test_chunks_of_fields_bound_memory_and_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "_CHUNK_PIXELS", 5 * 80**2)
     chunks = [len(images) for images, _ in render_plate(TINY, lay_out(TINY)[0])]
@@ -316,6 +353,9 @@ def test_a_screen_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"density": -1.0}, r"density=-1\.0: use a number from 0"),
         ({"nuisance": float("nan")}, "nuisance=nan"),
         ({"shape_effect": "much"}, "shape_effect=much"),
+        ({"growth_effect": float("inf")}, "growth_effect=inf: use a number from 0"),
+        ({"cell_spread": -0.1}, r"cell_spread=-0\.1: use a number from 0"),
+        ({"mottle": None}, "mottle=None: use a number from 0"),
         ({"cell_types": ()}, "name at least one"),
         ({"treatments": 100, "wells": 10}, "100 treatments do not fit in 4 plates of 10 treated wells.* wells=25"),
         ({"wells": 301}, "308 wells, not 309"),
