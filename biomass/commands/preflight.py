@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         encoding = sys.stdout.encoding or "utf-8"
         page = page.encode(encoding, "replace").decode(encoding)  # a file on Windows need not take Greek letters
         print(f"{page}\n\n  at inference: {typed}\n  in training:  {trained}\n")
+        if verdict.promising is not None:
+            print(f"  to try:       {override(verdict.promising)}, with {training(verdict.promising)}\n")
         print(f"{folder / 'preflight.json'} says the same to programs")
         if store is not None:
             print(f"{store} holds a simulated screen with this plate map: dataloaders=packed dataloaders.store={store}")

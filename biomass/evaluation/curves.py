@@ -170,7 +170,7 @@ def read_curves(path: str | Path | None = None) -> Curves:
             ``running``.
 
     >>> read_curves().words
-    ('running', 'plate', 'controls', 'balanced', 'shrunk')
+    ('running', 'plate', 'controls', 'shrunk', 'balanced')
     """
     file = read_table(path or CURVES, "curves", columns=COLUMNS)
     table = file.frame(numbers=NUMBERS)

@@ -49,7 +49,7 @@ def render(title: str, columns: Mapping[str, str], notes: Sequence[str], verdict
         _statistics(verdict.judgements),
         _evidence(verdict.judgements),
         [
-            f"VERDICT: take {call(verdict.best)}",
+            f"VERDICT: {verdict.said}",
             *(line for reason in verdict.reasons() for line in _wrap(f"- {reason}", "  ")),
         ],
     ]

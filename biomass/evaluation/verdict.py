@@ -44,6 +44,8 @@ WAYS = (
 """Words with kinds of controls that are judged for each grouping."""
 
 _LOSES = 0.9  # of the accuracy of running averages: expecting less is failing
+_WORTH = 1.05  # of the accuracy of running averages: what may also lose is not worth a try below
+_NEARLY = 0.95  # of the best: not worth a less simple word
 _SHIFTED = 0.05  # ρ from which the composition, not the number of wells, is what statistics suffer from
 _FEW = 32  # wells below which their number is
 _TRIED = range(1, 65)  # controls a group that are looked at
@@ -177,10 +179,23 @@ def judge(groups: Sequence[Group], curves: Curves | None = None) -> list[Judgeme
 def recommend(judgements: Sequence[Judgement]) -> Judgement:
     """The best of the judged ways that is safe: the highest lower end of its interval. ``running`` where none is.
 
+    Of those that come within 5 % of it, the first is taken, as simpler words stand before others.
+
     Words that this version of the package cannot take are judged, but not recommended.
     """
     safe = [one for one in judgements if one.state in ("safe", "base") and one.word in WORDS and one.expected]
-    return max(safe, key=lambda one: one.expected.low if one.expected else 0.0)
+    lows = [one.expected.low if one.expected else 0.0 for one in safe]
+    better = [one for one, low in zip(safe, lows, strict=True) if low >= _NEARLY * max(lows) and one.state == "safe"]
+    return better[0] if better else safe[0]
+
+
+def try_instead(judgements: Sequence[Judgement]) -> Judgement | None:
+    """The way that is expected to do best, where none is safe; None where one is, or none does better."""
+    if recommend(judgements).state != "base":
+        return None
+    risky = [one for one in judgements if one.state == "risky" and one.word in WORDS and one.expected]
+    best = max(risky, key=lambda one: one.expected.ratio if one.expected else 0.0, default=None)
+    return best if best is not None and best.expected and best.expected.ratio >= _WORTH else None
 
 
 def warning(
@@ -216,7 +231,8 @@ def warning(
     judged = _judge(own, word, kind, curves)
     if judged.state != "fails":
         return None
-    best = recommend(judge(group_wells(wells), curves))
+    judgements = judge(group_wells(wells), curves)
+    best = try_instead(judgements) or recommend(judgements)
     return (
         f"statistics '{word}' by {own.name} do not fit this screen: {judged.reason}"
         f"{f' ({said(judged.expected)} of the accuracy of running averages)' if judged.expected else ''}; better: "
@@ -288,9 +304,26 @@ class Verdict:
         """What is recommended."""
         return recommend(self.judgements)
 
+    @property
+    def promising(self) -> Judgement | None:
+        """What may gain and may lose, where nothing is recommended in the place of running averages."""
+        return try_instead(self.judgements)
+
+    @property
+    def said(self) -> str:
+        """The verdict in a line."""
+        promising = self.promising
+        return f"take {call(self.best)}{f'; try {call(promising)}' if promising else ''}"
+
     def reasons(self) -> list[str]:
-        """Why: what is recommended, then what fails, then what treatments are confounded with; a sentence each."""
+        """What is recommended, what may be tried, what fails, what treatments are confounded with; a sentence each."""
         found = [f"{call(self.best)}: {self.best.reason}"]
+        promising = self.promising
+        if promising is not None and promising.expected is not None:
+            found.append(
+                f"{call(promising)} may gain or lose, {said(promising.expected)}: what was measured near this design "
+                "differs from screen to screen; try it on plates of yours with labels"
+            )
         failing: dict[str, list[Judgement]] = {}
         for one in self.judgements:
             if one.state == "fails":
@@ -325,9 +358,10 @@ class Verdict:
             }
             for group in self.groups
         ]
-        best = self.best
+        best, promising = self.best, self.promising
         return {
             "verdict": {"statistics": best.word, "by": list(best.by), "controls": best.controls},
+            "try": None if promising is None else promising.plain(),
             "accuracy": "relative to running averages of plain training; low to high is an 80 % interval",
             "statistics": words,
             "reasons": self.reasons(),

@@ -60,10 +60,10 @@ class Tuning:
 
     treated: tuple[float, ...]
     shrinkage: float = 1.0
-    prior_rows: float = 0.5
+    prior_rows: float = 4.0
     mode: str = "classes"
     evenness: float = 0.25
-    trust: float = 10.0
+    trust: float = 30.0
     strength: float = 1.0
     fitted: bool = False
 
@@ -71,7 +71,7 @@ class Tuning:
         """The numbers, for people.
 
         >>> Tuning((1.0,)).describe()
-        'classes: shrinkage 1, prior_rows 0.5, evenness 0.25, trust 10, strength 1'
+        'classes: shrinkage 1, prior_rows 4, evenness 0.25, trust 30, strength 1'
         """
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, float)}
         return f"{self.mode}: {', '.join(f'{name} {value:g}' for name, value in numbers.items())}"

@@ -398,12 +398,13 @@ def few_classes_a_plate(seed: int = 0) -> pd.DataFrame:
     return wells.assign(label=wells["treatment"].str.split("-").str[0])
 
 
-def test_plates_with_few_classes_lose_and_all_controls_by_week_are_taken_whatever_things_are_called() -> None:
+def test_plates_with_few_classes_lose_and_all_controls_by_week_may_do_better_whatever_things_are_called() -> None:
     wells = few_classes_a_plate()
     verdict = verdict_of(wells)
     assert states(verdict)["plate", "", PLATE] == "fails"
     assert states(verdict)["controls", "negative", PLATE] == "fails"
-    assert call(verdict.best) == "'controls' (negative and positive) by experiment"
+    assert verdict.promising is not None
+    assert call(verdict.promising) == "'balanced' (negative and positive) by experiment"
     renamed = wells.copy()
     for column in ("experiment", "plate", "treatment", "label"):
         renamed[column] = "n" + pd.Series(pd.factorize(wells[column])[0]).astype(str)
@@ -418,7 +419,9 @@ def test_the_real_crops(real_data) -> None:
     rows = table[["plate", "well"]].assign(**columns, label=table["moa"], control=control)
     verdict = verdict_of(count_wells(rows))
     assert states(verdict)["plate", "", PLATE] == "fails"
-    assert call(verdict.best) == "'controls' (negative and positive) by experiment"
+    assert call(verdict.best) == "'running'"  # the two splits that were measured disagree on all others
+    assert verdict.promising is not None
+    assert call(verdict.promising) == "'balanced' (negative and positive) by experiment"
 
 
 def test_the_design_of_rxrx1_is_made_for_plates() -> None:
@@ -483,7 +486,7 @@ def test_the_page_says_what_was_judged() -> None:
     verdict = verdict_of(few_classes_a_plate())
     page = render("a screen", {"plate": "'plate'"}, ["a note"], verdict)
     assert max(map(len, page.splitlines())) <= 120
-    for part in ("a screen", "Note: a note.", "VERDICT: take 'controls' (negative and positive) by experiment"):
+    for part in ("a screen", "Note: a note.", "VERDICT: take 'running'; try 'balanced'"):
         assert part in page
     for one in verdict.judgements:
         assert one.word in page
@@ -500,7 +503,7 @@ def test_a_run_whose_statistics_do_not_fit_is_warned_in_one_line() -> None:
     assert line is not None
     assert "\n" not in line
     assert "'plate' by plate" in line
-    assert "'controls' (negative and positive) by experiment" in line
+    assert "'balanced' (negative and positive) by experiment" in line
     assert "have no negative control" in (warning(screen, "controls") or "")
     for word, by, kind in (("running", PLATE, ""), ("calibrated", PLATE, ""), ("controls", ("experiment",), "all")):
         assert warning(screen, word, by, kind) is None
