@@ -9,8 +9,8 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from biomass.errors import ConfigError, one_line
@@ -43,6 +43,24 @@ def whole_file(path: Path, advice: str | None = None) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def whole_files(contents: Mapping[Path, bytes], advice: str | None = None) -> None:
+    """Write several files, all of them or none.
+
+    Args:
+        contents: what each file is to hold.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        ConfigError: one cannot be written.
+    """
+    for file in contents:
+        if file.is_dir():
+            raise ConfigError(f"cannot write '{file}' (it is a folder)", advice)
+    with ExitStack() as all_of_them:  # none takes its name before all are written
+        for file, content in contents.items():
+            all_of_them.enter_context(whole_file(file, advice)).write_bytes(content)
 
 
 @contextmanager

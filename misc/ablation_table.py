@@ -17,8 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from biomass.atomic import whole_files
 from biomass.errors import ConfigError, DataError, one_line
-from biomass.evaluation.comparison import read_config, read_log, write_together
+from biomass.run_files import read_config, read_log
 
 METHODS = {"random_single": "SimCLR", "random": "MinCLR"}
 FIELDS = "supervised field"
@@ -94,7 +95,7 @@ def _write(texts: dict[str, str], out: Path) -> None:
     try:
         if not out.name:
             raise ConfigError(f"cannot write '{out}' (it is a folder)")
-        write_together({out.with_name(f"{out.stem}{ending}"): text.encode() for ending, text in texts.items()})
+        whole_files({out.with_name(f"{out.stem}{ending}"): text.encode() for ending, text in texts.items()})
     except ConfigError as error:
         raise SystemExit(f"error: {one_line(error)}; choose another --out") from None
 

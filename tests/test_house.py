@@ -20,7 +20,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 LAYERS = (
     "errors",
     "atomic channels identifiers keys",
-    "screen table_files",
+    "screen table_files run_files",
     "pixels",
     "cells",
     "simulation",

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from biomass.atomic import whole_files
 from biomass.commands import ADVICE, Parser, run_on_files
 from biomass.errors import BiomassError, ConfigError, DataError, explain
 from biomass.evaluation import comparison, plots
 from biomass.keys import may_change
 from biomass.norms import WORDS, Method
 from biomass.norms.statistics import CONTROLS_A_BATCH
+from biomass.run_files import read_config
 from biomass.screen import PLATE
 from biomass.training.checkpoint import completed, leaves
 
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         picture = io.BytesIO()
         plots.compared(numbers).savefig(picture, dpi=200, format="png")
         files = {".md": text.encode(), ".csv": numbers.to_csv(index=False).encode(), ".png": picture.getvalue()}
-        comparison.write_together({args.out / f"comparison{end}": content for end, content in files.items()}, "store")
+        whole_files({args.out / f"comparison{end}": content for end, content in files.items()}, "store")
         print(markdown)
         print(f"{args.out} holds {', '.join(f'comparison{end}' for end in files)} of {numbers['run'].nunique()} runs")
 
@@ -120,7 +122,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: the folder holds no run, or one that was stopped, or a damaged one.
     """
-    config = comparison.read_config(folder)
+    config = read_config(folder)
     if config is not None and "words" in config and config.get("model_path"):
         return _read_stress(folder, config)
     if config is None or "num_epochs" not in config:
@@ -151,7 +153,7 @@ def _read_stress(folder: Path, config: Mapping[str, Any]) -> Run:
     """
     network = Path(str(config["model_path"]))
     trained = folder.parent / (network.parent.name if network.suffix else network.name)
-    if comparison.read_config(trained) is None:
+    if read_config(trained) is None:
         raise DataError(f"'{folder}' tried '{network}', of which there is no run '{trained}' beside it")
     if any(value is not None for value in (config.get("base") or {}).values()):
         raise DataError(f"'{folder}' tried no plates as they are: it has another base")

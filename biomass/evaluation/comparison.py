@@ -5,8 +5,6 @@ no split chooses what it is judged by) and ``plates.csv``; that of a stress test
 statistics. Numbers are kept in a long table, a row a number, with the run and the file that it comes from.
 """
 
-import contextlib
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from biomass.atomic import whole_file
-from biomass.errors import ConfigError, DataError, one_line
+from biomass.errors import DataError, one_line
+from biomass.run_files import read_log
 
 ROW = ["floor", "regime", "statistics", "split"]
 """What makes a row of the table: how a network was trained, where its statistics come from, what it is judged on."""
@@ -66,33 +61,6 @@ LEGEND = (
     "test, in which plates count alike."
 )
 """What the table for people does not say by itself."""
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of a run; None where the folder has none.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    file = folder / "config.yaml"
-    if not file.exists():
-        return None
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise DataError(
-            f"'{file}' cannot be read ({one_line(error)}); remove the folder, or name other runs"
-        ) from error
-    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else None
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """What a run logged, a dictionary a line, without a line that was cut off when the run was stopped."""
-    file, lines = folder / "metrics.jsonl", []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
 
 
 def last_evaluation(folder: Path, num_epochs: int, max_steps: int | None) -> dict[str, Any]:
@@ -306,21 +274,3 @@ def _cell(value: Mapping[Any, Any] | None, column: Column, runs: int) -> str:
     mean, spread = (column.scale * value[name] for name in ("mean", "spread"))
     shown = f"{mean:.{column.digits}f} ± {'–' if np.isnan(spread) else f'{spread:.{column.digits}f}'}"
     return shown if value["runs"] == runs else f"{shown} ({value['runs']})"
-
-
-def write_together(contents: Mapping[Path, bytes], advice: str | None = None) -> None:
-    """Write several files, all of them or none.
-
-    Args:
-        contents: what each file is to hold.
-        advice: of the error, see :class:`biomass.errors.BiomassError`.
-
-    Raises:
-        ConfigError: one cannot be written.
-    """
-    for file in contents:
-        if file.is_dir():
-            raise ConfigError(f"cannot write '{file}' (it is a folder)", advice)
-    with contextlib.ExitStack() as all_of_them:  # none takes its name before all are written
-        for file, content in contents.items():
-            all_of_them.enter_context(whole_file(file, advice)).write_bytes(content)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from biomass.atomic import whole_files
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import comparison
 from biomass.evaluation.plots import compared
@@ -195,7 +196,7 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("folder", "file/c"):
         with pytest.raises(ConfigError, match=f"/{place}'"):
-            comparison.write_together({tmp_path / "a": b"1", tmp_path / place: b"2"})
+            whole_files({tmp_path / "a": b"1", tmp_path / place: b"2"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
