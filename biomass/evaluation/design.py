@@ -68,10 +68,11 @@ def well_table(screen: Screen, by: Sequence[str] = PLATE) -> pd.DataFrame:
     """
     table = screen.table
     named = np.array([*screen.classes, ""], dtype=object)[screen.labels]
-    screen.groups(by)  # looks whether the columns are there
-    wells = (
-        table[list(dict.fromkeys([*PLATE, "well", "control", *by]))].astype(str).assign(label=named, treatment=named)
-    )
+    names = [
+        table[[*PLATE, "well", "control"]],
+        screen.keys(by)[[c for c in by if c not in (*PLATE, "well", "control")]],
+    ]
+    wells = pd.concat(names, axis=1).astype(str).assign(label=named, treatment=named)
     if "compound" in table:
         compound = table["compound"].astype(str)
         dose = table["concentration"].astype(str).radd(" ") if "concentration" in table else ""

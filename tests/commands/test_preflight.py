@@ -115,7 +115,9 @@ def test_the_crops_of_bbbc021(real_data, capsys) -> None:
     said = summary()
     assert said["statistics"]["plate"][0]["state"] == "fails"
     assert said["statistics"]["plate"][0]["accuracy"] < 1
-    assert said["override"] == "statistics.eval=controls statistics.by=[experiment] statistics.controls=all"
+    assert said["override"] == "statistics.eval=running"  # two splits were measured, and disagree on all others
+    assert said["try"]["by"] == ["experiment"]
+    assert "statistics.eval=balanced statistics.by=[experiment] statistics.controls=all" in capsys.readouterr().out
     assert "'taxol 0.3'" in said["columns"]["control"]
 
 
