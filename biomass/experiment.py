@@ -225,6 +225,43 @@ class Experiment:
             return best
 
 
+class Opened(NamedTuple):
+    """What a tool that loads a model begins with: the device, the model and where it came from, and the screen."""
+
+    fabric: Fabric
+    path: Path
+    network: Network
+    architecture: Architecture
+    channels: list[str] | None
+    screen: Screen
+
+
+def open_model(cfg: Config, tool: str) -> Opened:
+    """Load the network of a checkpoint, and build the screen that a tool runs it on.
+
+    Args:
+        cfg: of the tool.
+        tool: its name, for the error.
+
+    Returns:
+        The network on the host, and ``channels``, the names of those that it expects; None where its checkpoint is of
+        other code, and says only how many.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: no network is named, it cannot be loaded, or its channels do not fit.
+    """
+    if cfg.model_path is None:
+        raise ConfigError(f"{tool} needs a network, and none is named", "network")
+    fabric = training.make_fabric(cfg.device, cfg.precision)
+    path = training.find_checkpoint(cfg.model_path)
+    network, architecture, origin = training.load_network(path, cfg.model.key)
+    screen = build(cfg.dataloaders.source)
+    channels = origin.get("channels")
+    if channels is None:
+        training.check_channels(architecture, origin, screen, path)
+    return Opened(fabric, path, network, architecture, channels, screen)
+
+
 def tool_folder(cfg: Config, tool: str) -> Path:
     """Where a tool writes: the folder of its run below ``runs/``.
 

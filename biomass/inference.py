@@ -139,7 +139,7 @@ def run_plate(
             raise ConfigError("statistics 'tent' adapt a classifier, which this network is not used as", "statistics")
         return _adapted(network, chunks, transform, statistics, device)
     outputs: list[Tensor] = []
-    for _ in range(statistics.passes if classifies else 1):
+    for _ in range(statistics.passes(network) if classifies else 1):
         logits = torch.cat(outputs) if outputs else None
         if len(chunks) == 1:
             with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):

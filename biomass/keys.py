@@ -271,6 +271,7 @@ ADVICE = {
     "norm": Advice("set {key}", ("model.norm",)),
     "model_path": Advice("set {key} or sup_model_path", ("model_path",)),
     "use_projs": Advice("set {key}=false", ("use_projs",)),
+    "network": Advice("give {key}=… (a file, the name of a run, or latest)", ("model_path",)),
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
     "transforms": Advice("take it out of {key}", ("transforms.eval",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from biomass import training
-from biomass.config import Config, build, script
+from biomass.config import Config, script
 from biomass.errors import ConfigError
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import chosen_words, compose, tool_folder
+from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.norms import Method, Statistics
@@ -28,16 +28,8 @@ PLACE = 60
 def main(cfg: Config) -> float | None:
     """Read every plate once, store its moments, and say how many plates the file holds."""
     data = cfg.dataloaders
-    if cfg.model_path is None:
-        raise ConfigError("calibration needs a network; give model_path=… (a file, the name of a run, or latest)")
-    fabric = training.make_fabric(cfg.device, cfg.precision)
-    path = training.find_checkpoint(cfg.model_path)
-    network, trained, origin = training.load_network(path, cfg.model.key)
+    fabric, path, network, _, channels, screen = open_model(cfg, "calibrate")
     encoder = network.encoder.to(fabric.device)
-    screen = build(data.source)
-    channels = origin.get("channels")
-    if channels is None:  # a checkpoint of other code, which says only how many it expects
-        training.check_channels(trained, origin, screen, path)
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
     statistics = Statistics.over(screen, method.eval, method.eval_by, method.controls)

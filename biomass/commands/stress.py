@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from biomass import training
 from biomass.atomic import whole_file
-from biomass.config import Config, build, script
+from biomass.config import Config, script
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import plots, stress
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import chosen_words, compose, tool_folder
+from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
 from biomass.norms import Method, Statistics, tuning_state
@@ -39,15 +39,7 @@ log = logging.getLogger(__name__)
 def main(cfg: Config) -> float | None:
     """Run the test plate by plate, write the table and the plots; returns the accuracy on whole plates of the first."""
     data, words, workers = cfg.dataloaders, cfg.words, cfg.dataloaders.num_workers
-    if cfg.model_path is None:
-        raise ConfigError("a stress test needs a network; give model_path=… (a file, the name of a run, or latest)")
-    fabric = training.make_fabric(cfg.device, cfg.precision)
-    path = training.find_checkpoint(cfg.model_path)
-    network, trained, origin = training.load_network(path, cfg.model.key)
-    screen = build(data.source)
-    channels = origin.get("channels")
-    if channels is None:
-        training.check_channels(trained, origin, screen, path)
+    fabric, path, network, trained, channels, screen = open_model(cfg, "stress")
     if trained.head[-1:] != (len(screen.classes),):
         raise ConfigError(
             f"'{path}' tells {trained.head[-1] if trained.head else 'no'} classes apart, and the screen has "

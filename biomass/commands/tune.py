@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 
 from biomass import training
-from biomass.config import Config, build, script
-from biomass.errors import ConfigError
+from biomass.config import Config, script
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.stress import Bench, plates_of
-from biomass.experiment import chosen_words, compose, tool_folder
+from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.loader import BatchReader
 from biomass.norms import Method, Statistics, tuning_state
 from biomass.screen import PLATE
@@ -28,15 +27,7 @@ PLACE = 65
 def main(cfg: Config) -> float | None:
     """Measure, choose, and write the checkpoint again; returns the accuracy of ``balanced`` on reduced plates."""
     data = cfg.dataloaders
-    if cfg.model_path is None:
-        raise ConfigError("tuning needs a network; give model_path=… (a file, the name of a run, or latest)")
-    fabric = training.make_fabric(cfg.device, cfg.precision)
-    path = training.find_checkpoint(cfg.model_path)
-    network, trained, origin = training.load_network(path, cfg.model.key)
-    screen = build(data.source)
-    channels = origin.get("channels")
-    if channels is None:
-        training.check_channels(trained, origin, screen, path)
+    fabric, path, network, trained, channels, screen = open_model(cfg, "tune")
     classifies = trained.head[-1:] == (len(screen.classes),)
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))

@@ -286,10 +286,10 @@ class Statistics:
         """Whether the affine parameters of the norms are adapted to each plate."""
         return WORDS[self.word].adapts
 
-    @property
-    def passes(self) -> int:
+    def passes(self, network: nn.Module) -> int:
         """How often a network that classifies runs, each time with what it said the time before."""
-        return WORDS[self.word].passes
+        word = WORDS[self.word]
+        return word.passes if word.tuned and _tuning_of(network, self.word).mode == "classes" else 1
 
     def has_what_it_needs(self, controls: Tensor) -> bool:
         """Whether rows with these ``controls`` (N,) can make statistics of a group."""

@@ -168,7 +168,7 @@ def balanced(rows: Rows, tuning: Tuning) -> Mixture:
     treated = rows.controls == 0
     kinds = nn.functional.one_hot(rows.controls.long(), len(CONTROLS))[:, 1:].double()
     classes = torch.zeros(len(tuning.treated), dtype=torch.float64)  # of rows that are not said to be of any
-    if tuning.mode == "classes" and rows.logits is not None and bool(treated.any()):
+    if tuning.mode == "classes" and rows.logits is not None and bool(treated.any()) and any(tuning.treated):
         classes, uneven = estimate_composition(rows.logits[treated], tuning)
         number = int(treated.sum())
         weights[~treated] += tuning.trust * (1 / number + (1 - 1 / number) * uneven)  # few rows cannot be even

@@ -63,7 +63,7 @@ def test_a_second_call_adds_plates_and_keeps_the_others(run, encoder, data_root)
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (("model_path=null",), ConfigError, "model_path"),
+        (("model_path=null",), ConfigError, "needs a network"),
         (("statistics.eval=running",), ConfigError, "running"),
         (("statistics.eval=calibrated",), ConfigError, "calibrated"),
         (("statistics.by=[flask]",), ConfigError, "flask"),

@@ -101,7 +101,7 @@ def test_the_best_checkpoint_knows_its_training_plates_too(run):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (("model_path=null",), ConfigError, "model_path"),
+        (("model_path=null",), ConfigError, "needs a network"),
         (("model_path=nobody",), CheckpointError, "nobody"),
         (("words=[plat]",), ConfigError, "plate"),
         (("words=[controls/both]",), ConfigError, "both"),
