@@ -3,6 +3,20 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Ratio(NamedTuple):
+    """Median seconds of two pieces of code, the median of their ratios round by round, and the range of these."""
+
+    first: float
+    second: float
+    ratio: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.lowest:.2f}-{self.highest:.2f})"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -14,10 +28,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 5) -> tuple[float, float, float]:
     """Median seconds of ``a`` and of ``b``, called in turn after a warm-up, and the median of the ratios a/b."""
+    found = side_by_side(a, b, rounds)
+    return found.first, found.second, found.ratio
+
+
+def side_by_side(a: Callable[[], object], b: Callable[[], object], rounds: int = 5) -> Ratio:
+    """``a`` and ``b``, called in turn after a warm-up; the ratio is a/b."""
     a(), b()
     pairs = [(seconds(a), seconds(b)) for _ in range(rounds)]
-    return (
-        statistics.median(x for x, _ in pairs),
-        statistics.median(y for _, y in pairs),
-        statistics.median(x / y for x, y in pairs),
-    )
+    ratios = [x / y for x, y in pairs]
+    first, second = statistics.median(x for x, _ in pairs), statistics.median(y for _, y in pairs)
+    return Ratio(first, second, statistics.median(ratios), min(ratios), max(ratios))

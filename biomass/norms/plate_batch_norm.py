@@ -39,6 +39,20 @@ class Correction(NamedTuple):
     share: Tensor | None = None
 
 
+class Members(NamedTuple):
+    """Which group each row of a batch belongs to, and how much it counts there; on the device.
+
+    Attributes:
+        group: (N,) int32, dense number of the group.
+        weight: (N,) float64, with a sum of 1 in each group.
+        groups: how many groups there are.
+    """
+
+    group: Tensor
+    weight: Tensor
+    groups: int
+
+
 @dataclass(frozen=True)
 class PlateRows:
     """What the layers of a network must know of the rows of one batch; made once a batch, on the host.
@@ -51,6 +65,7 @@ class PlateRows:
         average: (G, N) float64, row g holds the weights of the rows that the statistics of group g come from, with a
             sum of 1. None where one group whose rows all count alike makes up the whole batch.
         spread: (N, G) float64, hands every row the statistics of its group. None together with ``average``.
+        members: the same as ``average`` and ``spread``, for the kernels of a GPU; None on other devices.
         stored: what replaces the rows at hand; None where statistics come from them.
         slots: (N,) or (1,) int64, where the calibrated statistics of each row (or of all rows) are stored.
         correction: of the moments of the G groups, None for none; then there are ``average`` and ``spread``.
@@ -61,6 +76,7 @@ class PlateRows:
     smallest: str = ""
     average: Tensor | None = None
     spread: Tensor | None = None
+    members: Members | None = None
     stored: Stored | None = None
     slots: Tensor | None = None
     correction: Correction | None = None
@@ -107,6 +123,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 class _GroupedNorm(torch.autograd.Function):
     """Batch norm of several groups at once, their statistics averaged over any of their rows.
+
+    On a GPU :mod:`biomass.norms.kernels` does the same in fewer passes over ``x``; this is its reference.
 
     Written out because ``F.batch_norm`` does not differentiate through statistics that it is given. All sums over rows
     are products with matrices in float64: deterministic on every device, and out of reach of autocast and TF32. Only
@@ -257,7 +275,7 @@ class PlateBatchNorm(_BatchNorm):
         if rows.average is not None and rows.spread is not None:
             if rows.correction is not None:
                 return self._corrected_groups(input, rows.average, rows.spread, rows.correction)
-            return self._finish(self._grouped(input, rows.average, rows.spread))
+            return self._finish(self._grouped(input, rows))
         if self.training:
             return self._finish(super().forward(input))
         return self._finish(F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps))
@@ -320,10 +338,23 @@ class PlateBatchNorm(_BatchNorm):
         mean, var = self.calibrated[:, slots]
         return mean, var
 
-    def _grouped(self, x: Tensor, average: Tensor, spread: Tensor) -> Tensor:
+    def _grouped(self, x: Tensor, rows: PlateRows) -> Tensor:
+        """Normalize rows of several groups, or of weighted rows, by the statistics of their group."""
+        track = self.training and self.track_running_stats
+        if rows.members is not None and not torch.compiler.is_compiling():
+            from biomass.norms import kernels  # needs Triton, which is there where PyTorch runs on a GPU
+
+            if kernels.fits(x) and not (track and self.momentum is None):
+                running = None
+                if track and self.running_mean is not None and self.running_var is not None:
+                    running = kernels.Running(self.running_mean, self.running_var, self.momentum or 0.0)
+                    self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+                y: Tensor = kernels.FusedNorm.apply(x, self.weight, self.bias, *rows.members, self.eps, running)
+                return y
         wide = x.unsqueeze(-1) if x.dim() == 2 else x
-        y, row_mean, row_var = _GroupedNorm.apply(wide, self.weight, self.bias, average, spread, self.eps)
-        if self.training and self.track_running_stats:
+        given = (self.weight, self.bias, rows.average, rows.spread, self.eps)
+        y, row_mean, row_var = _GroupedNorm.apply(wide, *given)
+        if track:
             self._track(row_mean, row_var, values=wide[:, 0].numel())
         return y.view(x.shape) if x.dim() == 2 else y
 

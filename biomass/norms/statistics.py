@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.norms.plate_batch_norm import (
     Correction,
+    Members,
     PlateContext,
     PlateRows,
     Stored,
@@ -512,7 +513,11 @@ def _rows_at_hand(
     lone = bool(count[smallest] == 1) and (correction is None or correction.share is None)
     if correction is not None:
         correction = Correction(*(None if one is None else _send(one, device) for one in correction))
-    return PlateRows(group, lone, ids[smallest], _send(average, device), _send(spread, device), correction=correction)
+    members = None
+    if device.type == "cuda":
+        members = Members(_send(group.int(), device), _send(used / total[group], device), len(ids))
+    matrices = _send(average, device), _send(spread, device)
+    return PlateRows(group, lone, ids[smallest], *matrices, members, correction=correction)
 
 
 def _tuning_of(network: nn.Module, word: str) -> Tuning:
