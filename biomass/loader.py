@@ -1,18 +1,20 @@
 """Batches of raw integer images on their way from a Screen to the device."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from biomass.errors import BadImageError, BiomassError
-from biomass.screen import OnBadImage, Screen, check_on_bad_image
+from biomass.errors import BadImageError, BiomassError, ConfigError
+from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
+
+_UPLOAD = 4096  # images that are read and uploaded at once
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         instances: np.ndarray | None = None,
     ) -> None:
         check_on_bad_image(on_bad_image)
-        self.pixels = screen.pixels
+        self.pixels: Pixels | ResidentPixels = screen.pixels
         self.labels = screen.labels
         self.controls = screen.controls
         self.groups = groups
@@ -93,7 +95,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         except BiomassError as error:
             return error
         return Batch(
-            images=torch.from_numpy(images),
+            images=torch.as_tensor(images),
             labels=torch.from_numpy(self.labels[rows]),
             rows=torch.from_numpy(rows),
             groups=torch.from_numpy(self.groups[rows]),
@@ -102,10 +104,19 @@ class BatchReader(Dataset[Batch | BiomassError]):
             skipped=torch.from_numpy(np.unique(asked[self._is_bad(asked)])),
         )
 
+    def hold(self, rows: np.ndarray, device: torch.device) -> None:
+        """Read the images of ``rows`` (n,) now, and take them from the memory of ``device`` from then on.
+
+        Raises:
+            BiomassError: an image cannot be read.
+            ConfigError: they do not fit into the device's memory.
+        """
+        self.pixels = ResidentPixels(self, rows, device)
+
     def _is_bad(self, rows: np.ndarray) -> np.ndarray:
         return np.isin(rows, list(self._bad)) if self._bad else np.zeros(len(rows), bool)
 
-    def _read_good(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read_good(self, rows: np.ndarray) -> tuple[np.ndarray, Any]:
         """The rows that can be read, and their images. Bad ones are found by halving the batch, and remembered."""
         try:
             return rows, self._read(rows)
@@ -117,13 +128,78 @@ class BatchReader(Dataset[Batch | BiomassError]):
                 return rows[:0], self._read(rows[:0])
         halves = [self._read_good(half) for half in np.array_split(rows, 2)]
         good = [half for half in halves if len(half[0])] or halves[:1]
-        return np.concatenate([half for half, _ in good]), np.concatenate([images for _, images in good])
+        images = torch.cat([torch.as_tensor(images) for _, images in good])
+        return np.concatenate([half for half, _ in good]), images
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
+    def _read(self, rows: np.ndarray) -> Any:
+        """The images of the rows: an array, or a tensor where they are on a device."""
+        if isinstance(self.pixels, ResidentPixels):
+            return self.pixels.read(rows)
         if len(rows):
             once, where = np.unique(rows, return_inverse=True)  # a cell with several views is read once
             return self.pixels.read(once)[where] if len(once) < len(rows) else self.pixels.read(rows)
         return np.empty((0, len(self.pixels.channels), *self.pixels.size), np.uint8)
+
+
+class ResidentPixels:
+    """The images of some rows of a screen in the memory of a device.
+
+    Batches are gathered on the device: no image is read from a file, copied between processes or uploaded in a step.
+    A loader of them has no worker processes.
+
+    Args:
+        reader: reads the images, once; those that cannot be read are missing here, too.
+        rows: (n,) the rows to hold.
+        device: where to.
+
+    Raises:
+        BiomassError: as the reader.
+        ConfigError: they do not fit into the device's memory.
+    """
+
+    def __init__(self, reader: BatchReader, rows: np.ndarray, device: torch.device) -> None:
+        pixels = reader.pixels
+        self.channels: tuple[str, ...] = pixels.channels
+        self.size: tuple[int, int] = pixels.size
+        self.name: Callable[[int], str] = pixels.name
+        self.place = np.full(len(reader.labels), -1, np.int64)
+        self.images: Tensor | None = None
+        for part in np.array_split(rows, -(-len(rows) // _UPLOAD)):
+            batch = reader[part]
+            if isinstance(batch, BiomassError):
+                raise batch
+            if self.images is None:
+                self.images = _allocate(batch.images, len(rows), device)
+            first = int(self.place.max()) + 1
+            self.images[first : first + len(batch)] = batch.images.to(device)
+            self.place[batch.rows.numpy()] = np.arange(first, first + len(batch))
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """The images of ``rows`` (N,): (N, C, H, W) on the device, in the source's own type.
+
+        Raises:
+            BadImageError: an image could not be read.
+        """
+        place = self.place[rows]
+        if (place < 0).any():
+            row = int(rows[np.argmax(place < 0)])
+            raise BadImageError(f"image '{self.name(row)}' could not be read", row, "skip")
+        assert self.images is not None
+        index = torch.from_numpy(place)
+        if self.images.is_cuda:
+            index = index.pin_memory().to(self.images.device, non_blocking=True)
+        same_width = {torch.uint16: torch.int16}.get(self.images.dtype, self.images.dtype)  # few operators take uint16
+        return self.images.view(same_width).index_select(0, index).view(self.images.dtype)
+
+
+def _allocate(like: Tensor, rows: int, device: torch.device) -> Tensor:
+    try:
+        return torch.empty(rows, *like.shape[1:], dtype=like.dtype, device=device)
+    except torch.OutOfMemoryError as error:
+        need = rows * like[0].numel() * like.element_size() / 2**30
+        raise ConfigError(
+            f"{rows} images take {need:.1f} GiB, which the memory of '{device}' does not have", "resident"
+        ) from error
 
 
 class BatchSource(Protocol):

@@ -13,7 +13,7 @@ from biomass.errors import BadImageError, ConfigError
 from biomass.evaluation.accuracy import accuracy_summary, plate_accuracy
 from biomass.evaluation.pooling import Bags, mean_profiles
 from biomass.inference import infer
-from biomass.loader import BatchReader, Loader, SkippedImages
+from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
 from biomass.norms import Statistics, plate_statistics
 from biomass.objectives import class_ranks
@@ -219,3 +219,19 @@ def test_the_schedule_in_closed_form():
         schedule.step()
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert rates[4:] == pytest.approx([1 + np.cos(np.pi * k / 8) for k in range(8)])
+
+
+def test_images_in_the_memory_of_a_device_are_those_of_the_source() -> None:
+    images = np.arange(6 * 2 * 3 * 3, dtype=np.uint16).reshape(6, 2, 3, 3)
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 6) | {"plate": ["P"] * 6, "label": 0})
+    screen = make_screen(table, VectorPixels(images, ("a", "b")), ["x"])
+    reader = BatchReader(screen, screen.plate_ids)
+    reader.hold(np.array([5, 1, 2, 0]), torch.device("cpu"))
+    rows = np.array([0, 5, 5, 2])
+    batch = reader[rows]
+    assert isinstance(batch, Batch)
+    assert np.array_equal(batch.images.numpy(), images[rows])
+    assert batch.images.dtype == torch.uint16
+    missing = reader[np.array([1, 3])]
+    assert isinstance(missing, BadImageError)
+    assert missing.row == 3

@@ -8,10 +8,20 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def adam(modules: Iterable[nn.Module], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015) with L2 weight decay on all parameters that are trained."""
+def adam(
+    modules: Iterable[nn.Module], learning_rate: float, weight_decay: float, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015) with L2 weight decay on all parameters that are trained.
+
+    Args:
+        modules: hold the parameters.
+        learning_rate: of the steps.
+        weight_decay: of the parameters.
+        fused: few kernels for all parameters, which spares the host of a GPU milliseconds a step; None: as PyTorch
+            chooses.
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
