@@ -1,13 +1,14 @@
 """A network is an encoder with a head behind it, and an architecture that a checkpoint can carry."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from biomass.models.adapt import check_channels_word
 from biomass.models.encoders import build_encoder
 from biomass.models.image_norms import check_norm, replace_batch_norms
 from biomass.norms import convert
@@ -25,6 +26,9 @@ class Architecture:
         norm: what normalizes inside the encoder, of :data:`biomass.models.image_norms.NORMS`.
         standardize: the encoder ends in a batch norm of its features, without weights: so plates have statistics in
             networks that have no other batch norm.
+        channels: how the encoder's three channels become C, of :data:`biomass.models.adapt.CHANNELS`.
+        as_trained: images are scaled to what the encoder saw in pre-training.
+        options: keyword arguments of the function that ``key`` names, if it names one; plain values.
     """
 
     key: str
@@ -32,21 +36,27 @@ class Architecture:
     head: tuple[int, ...]
     norm: str = "batch"
     standardize: bool = False
+    channels: str = "repeat"
+    as_trained: bool = False
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
+        check_channels_word(self.channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint; without what is as it was before there was a choice."""
-        before = {"norm": "batch", "standardize": False}
+        before = {one.name: one.default for one in fields(self)}
         values = {**asdict(self), "head": list(self.head)}
-        return {key: value for key, value in values.items() if key not in before or value != before[key]}
+        return {key: value for key, value in values.items() if value != before[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
         """The inverse of :meth:`to_dict`."""
         key, in_channels, head = str(values["key"]), int(values["in_channels"]), tuple(values["head"])
-        return cls(key, in_channels, head, str(values.get("norm", "batch")), values.get("standardize") is True)
+        norm, channels = str(values.get("norm", "batch")), str(values.get("channels", "repeat"))
+        standardize, as_trained = (values.get(name) is True for name in ("standardize", "as_trained"))
+        return cls(key, in_channels, head, norm, standardize, channels, as_trained, values.get("options"))
 
 
 class Network(nn.Module):
@@ -76,7 +86,14 @@ def build_network(architecture: Architecture, pretrained: bool = False, seed: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, num_features = build_encoder(architecture.key, architecture.in_channels, pretrained)
+        encoder, num_features = build_encoder(
+            architecture.key,
+            architecture.in_channels,
+            pretrained,
+            architecture.channels,
+            architecture.as_trained,
+            architecture.options,
+        )
         if architecture.norm != "batch":
             replace_batch_norms(encoder, architecture.norm)
         if architecture.standardize:
