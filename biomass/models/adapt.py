@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 CHANNELS = ("repeat", "sum", "each")
 """How a network of three channels sees C of them. ``repeat``: the kernels of its first convolution, a b c, become
-a b c a b, scaled by 3/C. ``sum``: the kernels are summed over the three, and every channel gets this sum, scaled by 1/C.
+a b c a b, scaled by 3/C. ``sum``: the kernels are summed over the three, and every channel gets this, scaled by 1/C.
 ``each``: every channel by itself, as a grey image of three equal channels, and the C vectors one behind the other
 (Pawlowski et al. 2016; Ando, McLean & Berndl 2017)."""
 

@@ -96,28 +96,30 @@ def _timm_encoder(key: str, in_channels: int, pretrained: bool) -> _Built:
     about = timm.get_pretrained_cfg(name)
     if pretrained and about is not None and not about.has_weights:
         raise ConfigError(f"timm has no pretrained weights of '{key}'; name one that has, as timm lists", "pretrained")
-    settings = {"pretrained": pretrained, "in_chans": in_channels, "num_classes": 0}
-    fixed = about is not None and about.fixed_input_size
+    settings: dict[str, Any] = {"pretrained": pretrained, "in_chans": in_channels, "num_classes": 0}
+    any_size: dict[str, Any] = {"dynamic_img_size": True} if about is not None and about.fixed_input_size else {}
     size: tuple[int, int] | None = None
     try:
         with _quiet("huggingface_hub"):
             try:
-                encoder = timm.create_model(name, **settings, **({"dynamic_img_size": True} if fixed else {}))
-            except TypeError:  # it takes images of one size
-                encoder, size = timm.create_model(name, **settings), about.input_size[1:]
+                encoder = timm.create_model(name, **settings, **any_size)
+            except TypeError:
+                if about is None or not any_size:
+                    raise
+                encoder, size = timm.create_model(name, **settings), about.input_size[1:]  # the only one it takes
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         where = about.hf_hub_id if about is not None and about.hf_hub_id else name
         raise ConfigError(
-            f"cannot fetch the pretrained weights of '{key}' ({one_line(error)}); fetch them ({where}) once where there "
-            "is a connection (they are kept in HF_HOME), or name their file as the checkpoint of this network, or "
+            f"cannot fetch the pretrained weights of '{key}' ({one_line(error)}); fetch {where} once where there is "
+            "a connection (they are kept in HF_HOME), or name their file as the checkpoint of this network, or "
             "start from random ones",
             advice="pretrained",
         ) from error
     patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
-    if size is not None or (isinstance(patch, tuple) and max(patch) > 1):
-        encoder.register_forward_pre_hook(FitSize(key, patch if size is None else (1, 1), size))
+    if size is not None or isinstance(patch, tuple):
+        encoder.register_forward_pre_hook(FitSize(key, size=size) if size else FitSize(key, patch or (1, 1)))
     width = cast(int, getattr(encoder, "head_hidden_size", None) or encoder.num_features)
     mean, std = ((0.5,) * 3, (0.5,) * 3) if about is None else (about.mean, about.std)
     return encoder, width, mean, std
@@ -187,28 +189,36 @@ def _of_own_code(key: str, in_channels: int, options: Mapping[str, Any]) -> tupl
     try:
         network = function(**options)
     except Exception as error:  # whatever the code of others raises
-        given = ", ".join(options) or "no options"
-        raise ConfigError(f"'{key}' failed with {given}: {type(error).__name__}: {one_line(error)}", "own_code") from error
+        given, why = ", ".join(options) or "no options", f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"'{key}' failed with {given} ({why})", "own_code") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"'{key}' gave a {type(network).__name__}, not a torch module (N, C, H, W) → (N, D)", "own_code")
-    training, why = network.training, ""
-    network.eval()
+        raise ConfigError(f"'{key}' gave a {type(network).__name__}, not a torch module", "own_code")
+    errors = []
     for size in _SIZES:
         try:
-            with torch.no_grad():
-                found = network(torch.zeros(2, in_channels, size, size))
-        except Exception as error:
-            why = why or f"{type(error).__name__}: {one_line(error)}"
-            continue
-        check_vectors(found, 2, key)
+            return network, check_images(network, torch.zeros(2, in_channels, size, size), key)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def check_images(network: nn.Module, images: Tensor, key: str) -> int:
+    """Try a network of other code with a batch (N, C, H, W), and return the width D of its vectors.
+
+    Raises:
+        ConfigError: it fails, or does not give one vector an image, a tensor (N, D).
+    """
+    training = network.training
+    try:
+        with torch.no_grad():
+            found = network.eval()(images)
+    except Exception as error:  # whatever the code of others raises
+        shape = f"{images.shape[1]} channels, {images.shape[2]} x {images.shape[3]} pixels"
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"'{key}' cannot encode images of {shape} ({why})", "own_code") from error
+    finally:
         network.train(training)
-        return network, int(found.shape[1])
-    raise ConfigError(f"'{key}' cannot encode images of {in_channels} channels, {_SIZES[0]} x {_SIZES[0]} ({why})", "own_code")
-
-
-def check_vectors(found: Any, number: int, key: str) -> None:
-    """Raise ConfigError unless a network gave one vector an image: a tensor (N, D)."""
-    if isinstance(found, Tensor) and found.dim() == 2 and len(found) == number:
-        return
-    what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    raise ConfigError(f"'{key}' gave {what} for {number} images, not a tensor of {number} vectors (N, D)", "own_code")
+    if isinstance(found, Tensor) and found.dim() == 2 and len(found) == len(images):
+        return int(found.shape[1])
+    what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise ConfigError(f"'{key}' gave {what} for {len(images)} images, not a tensor of vectors (N, D)", "own_code")

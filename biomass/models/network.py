@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biomass.models.adapt import check_channels_word
+from biomass.errors import ConfigError
+from biomass.models.adapt import Adapted, check_channels_word, first_convolution, widen
 from biomass.models.encoders import build_encoder
 from biomass.models.image_norms import check_norm, replace_batch_norms
 from biomass.norms import convert
@@ -99,6 +100,33 @@ def build_network(architecture: Architecture, pretrained: bool = False, seed: in
         if architecture.standardize:
             encoder = nn.Sequential(encoder, nn.BatchNorm1d(num_features, affine=False))
         return Network(convert(encoder), num_features, multilayer(num_features, architecture.head))
+
+
+def adapt(network: Network, architecture: Architecture, wanted: Architecture) -> Network:
+    """A network with the weights of another one, for images of other channels or brightness.
+
+    Args:
+        network: of weights made elsewhere; its first convolution may be changed in place.
+        architecture: of ``network``, as its first convolution says.
+        wanted: the same but for ``in_channels``, ``channels`` and ``as_trained``, and, for ``each``, without a head.
+
+    Raises:
+        ConfigError: the network does not see three channels, which ``each`` needs.
+    """
+    if wanted.channels != "each":
+        if (wanted.in_channels, wanted.channels) != (architecture.in_channels, "repeat"):
+            widen(first_convolution(network.encoder), wanted.in_channels, wanted.channels)
+    elif architecture.in_channels != 3:
+        raise ConfigError(
+            f"a {architecture.key} of {architecture.in_channels} channels cannot see each channel as a grey image",
+            "widen",
+        )
+    new = build_network(wanted)
+    inner = new.encoder.net if isinstance(new.encoder, Adapted) else new.encoder
+    inner.load_state_dict(network.encoder.state_dict())
+    if wanted.head:
+        new.head.load_state_dict(network.head.state_dict())
+    return new
 
 
 def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:

@@ -64,7 +64,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _plain_objects() -> list[Any]:
     """Classes and functions of a pickle that hold values alone, and the names that they have in files."""
-    scalar, dtypes = np.float64(0).__reduce__()[0], ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
     paths = [(PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")]
     numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return [argparse.Namespace, *paths, *numbers, np.dtype, *(type(np.dtype(dtype)) for dtype in dtypes)]

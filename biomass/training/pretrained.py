@@ -228,16 +228,18 @@ def _named_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     >>> _named_weights(state, Path("lightning.ckpt"))
     {'state_dict.backbone.conv1.weight': tensor([0.5000])}
     """
-    weights, other = {}, ("", None)
+    weights = {}
+    other: list[tuple[str, Any]] = []
     found = leaves({str(name): value for name, value in state.items() if "optim" not in str(name)})
     for name, value in found.items():
         if isinstance(value, Tensor):
             parts = [part for part in name.split(".") if part not in WRAPPERS]
             weights[".".join(parts)] = value
         else:
-            other = other if other[0] else (name.rpartition(".")[2], value)
+            other.append((name.rpartition(".")[2], value))
     if not weights:
-        what = f"the key '{other[0]}', which is a {type(other[1]).__name__} and not a weight" if other[0] else "no weight"
+        is_not = [f"the key '{name}', which is a {type(value).__name__} and not a weight" for name, value in other[:1]]
+        what = " ".join(is_not) or "no weights"
         raise CheckpointError(f"checkpoint '{path}' has {what}; save the state dict of its network alone")
     return weights
 
