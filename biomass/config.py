@@ -79,7 +79,9 @@ class Config:
         return default if value is None else value
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole configuration as plain, resolved values."""
+        """The whole configuration, or a section with all its keys, as plain, resolved values."""
+        if self._path:
+            self._read.add(self._path.removesuffix("."))
         try:
             values = OmegaConf.to_container(self._node, resolve=True)
         except OmegaConfBaseException as error:

@@ -1,12 +1,14 @@
 """How every training script opens and closes; what stands between the two is the script's own."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from biomass.config import Config, build, run_name
 from biomass.errors import ConfigError
 from biomass.evaluation.verdict import warning
 from biomass.loader import Loader, SkippedImages
-from biomass.models import Architecture, Network
+from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
 from biomass.objectives import Classification, Objective, with_penalty
 from biomass.screen import Screen
@@ -99,7 +101,16 @@ class Experiment:
     def architecture(self, screen: Screen, head: Sequence[int]) -> Architecture:
         """What network is asked for: its key, its norms, the channels of the screen, and the widths of the head."""
         model = self.cfg.model
-        return Architecture(model.key, len(screen.pixels.channels), tuple(head), model.norm, model.standardize)
+        number, options = len(screen.pixels.channels), model.get("options")
+        return Architecture(
+            model.key,
+            number,
+            tuple(head),
+            model.norm,
+            model.standardize,
+            model.get("channels", "repeat"),
+            options=None if options is None else options.to_dict(),
+        )
 
     def classification(self, accuracy: bool, controls: str, network: Network, domains: np.ndarray) -> Objective:
         """Cross-entropy, with the penalty that the configuration asks for.
@@ -240,30 +251,91 @@ class Opened(NamedTuple):
     screen: Screen
 
 
-def open_model(cfg: Config, tool: str) -> Opened:
-    """Load the network of a checkpoint, and build the screen that a tool runs it on.
+def open_model(cfg: Config, tool: str, from_checkpoint: bool = False) -> Opened:
+    """Find the network that a tool runs, and build the screen that it runs it on.
+
+    It is that of a checkpoint (``model_path``), or of none: pre-trained as published, or of random weights
+    (``model.pretrained``), or what a function of anybody's own code gives (``model.key=package.module:function``).
 
     Args:
         cfg: of the tool.
         tool: its name, for the error.
+        from_checkpoint: whether only a checkpoint will do.
 
     Returns:
-        The network on the host, and ``channels``, the names of those that it expects; None where its checkpoint is of
-        other code, and says only how many.
+        The network on the host, and ``channels``, the names of those that it expects; None where nothing says so, and
+        it takes as many as the screen has. Without a checkpoint, ``path`` is where one would be, beside which other
+        things can be kept.
 
     Raises:
         ConfigError, CheckpointError, DataError: no network is named, it cannot be loaded, or its channels do not fit.
     """
-    if cfg.model_path is None:
-        raise ConfigError(f"{tool} needs a network, and none is named", "network")
+    model, seed, given = cfg.model, cfg.get("seed", 0), cfg.model_path is not None  # a checkpoint needs no seed
+    pretrained, options = model.get("pretrained"), model.get("options")
+    if given and (pretrained is not None or options is not None):
+        key = "pretrained" if options is None else "options"
+        raise ConfigError(f"'{cfg.model_path}' brings its network along, and {key} are for others; leave one out")
+    if not given and (from_checkpoint or (pretrained is None and not is_own_code(model.key))):
+        what = "checkpoint" if from_checkpoint else "network"
+        raise ConfigError(f"{tool} needs a {what}, and none is named", what)
     fabric = training.make_fabric(cfg.device, cfg.precision)
-    path = training.find_checkpoint(cfg.model_path)
-    network, architecture, origin = training.load_network(path, cfg.model.key)
+    return Opened(fabric, *(_of_checkpoint(cfg) if given else _untrained(cfg, seed)))
+
+
+_Found = tuple[Path, Network, Architecture, list[str] | None, Screen]
+
+
+def _of_checkpoint(cfg: Config) -> _Found:
+    """The network of ``model_path``; that of other code is adapted to the channels of the screen if a key says how."""
+    model, path = cfg.model, training.find_checkpoint(cfg.model_path)
+    network, architecture, origin = training.load_network(path, model.key)
+    word, as_trained, expects = model.get("channels"), model.get("as_trained"), model.get("expects")
+    asked = word or ("as_trained" if as_trained else None)
+    if asked and origin:
+        raise ConfigError(
+            f"'{path}' knows its images, and '{asked}' is for weights of other code; leave it out", "widen"
+        )
     screen = build(cfg.dataloaders.source)
-    channels = origin.get("channels")
+    channels = expects or origin.get("channels")
+    number = len(channels or screen.pixels.channels)
+    if asked:
+        wanted = replace(architecture, as_trained=as_trained is True)
+        if word:
+            head = () if word == "each" else architecture.head
+            wanted = replace(wanted, in_channels=number, channels=word, head=head)
+        network, architecture = adapt(network, architecture, wanted), wanted
     if channels is None:
         training.check_channels(architecture, origin, screen, path)
-    return Opened(fabric, path, network, architecture, channels, screen)
+    elif len(channels) != architecture.in_channels:
+        raise ConfigError(
+            f"'{path}' takes {architecture.in_channels} channels, not the {number} {', '.join(channels)}", "expects"
+        )
+    return path, network, architecture, channels, screen
+
+
+def _untrained(cfg: Config, seed: int) -> _Found:
+    """A network that no run has trained: as it was published, of random weights, or of anybody's own code."""
+    model = cfg.model
+    key, pretrained, expects, options = model.key, model.get("pretrained"), model.get("expects"), model.get("options")
+    as_trained = model.get("as_trained", pretrained is True and not is_own_code(key))
+    word = model.get("channels", "repeat")
+    screen = build(cfg.dataloaders.source)
+    plain = None if options is None else options.to_dict()
+    number = len(expects or screen.pixels.channels)
+    architecture = Architecture(key, number, (), channels=word, as_trained=as_trained, options=plain)
+    network = build_network(architecture, pretrained is True, seed)
+    if is_own_code(key):
+        kind, said = "own", "as its own code gives it"
+        black = compose(cfg.transforms.eval)(torch.zeros(2, number, *screen.pixels.size))
+        check_images(network.encoder, black, key)
+    elif pretrained:
+        kind, said = "pretrained", f"as it was published, channels by '{word}', not trained on any screen"
+    else:
+        kind, said = f"random-{seed}", f"of random weights (seed {seed}), a floor for what trained ones must reach"
+    log.info("the network is %s %s", key, said)
+    name = re.sub(r"[^\w.-]+", "_", key)
+    path = Path("checkpoints") / f"{name}-{kind}" / "frozen.pt"
+    return path, network, architecture, expects, screen
 
 
 def tool_folder(cfg: Config, tool: str) -> Path:

@@ -27,7 +27,7 @@ PLACE = 65
 def main(cfg: Config) -> float | None:
     """Measure, choose, and write the checkpoint again; returns the accuracy of ``balanced`` on reduced plates."""
     data = cfg.dataloaders
-    fabric, path, network, trained, channels, screen = open_model(cfg, "tune")
+    fabric, path, network, trained, channels, screen = open_model(cfg, "tune", from_checkpoint=True)
     classifies = trained.head[-1:] == (len(screen.classes),)
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))

@@ -1,13 +1,15 @@
 """A network is an encoder with a head behind it, and an architecture that a checkpoint can carry."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from biomass.errors import ConfigError
+from biomass.models.adapt import Adapted, check_channels_word, first_convolution, widen
 from biomass.models.encoders import build_encoder
 from biomass.models.image_norms import check_norm, replace_batch_norms
 from biomass.norms import convert
@@ -25,6 +27,9 @@ class Architecture:
         norm: what normalizes inside the encoder, of :data:`biomass.models.image_norms.NORMS`.
         standardize: the encoder ends in a batch norm of its features, without weights: so plates have statistics in
             networks that have no other batch norm.
+        channels: how the encoder's three channels become C, of :data:`biomass.models.adapt.CHANNELS`.
+        as_trained: images are scaled to what the encoder saw in pre-training.
+        options: keyword arguments of the function that ``key`` names, if it names one; plain values.
     """
 
     key: str
@@ -32,21 +37,27 @@ class Architecture:
     head: tuple[int, ...]
     norm: str = "batch"
     standardize: bool = False
+    channels: str = "repeat"
+    as_trained: bool = False
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
+        check_channels_word(self.channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint; without what is as it was before there was a choice."""
-        before = {"norm": "batch", "standardize": False}
+        before = {one.name: one.default for one in fields(self)}
         values = {**asdict(self), "head": list(self.head)}
-        return {key: value for key, value in values.items() if key not in before or value != before[key]}
+        return {key: value for key, value in values.items() if value != before[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
         """The inverse of :meth:`to_dict`."""
         key, in_channels, head = str(values["key"]), int(values["in_channels"]), tuple(values["head"])
-        return cls(key, in_channels, head, str(values.get("norm", "batch")), values.get("standardize") is True)
+        norm, channels = str(values.get("norm", "batch")), str(values.get("channels", "repeat"))
+        standardize, as_trained = (values.get(name) is True for name in ("standardize", "as_trained"))
+        return cls(key, in_channels, head, norm, standardize, channels, as_trained, values.get("options"))
 
 
 class Network(nn.Module):
@@ -76,12 +87,46 @@ def build_network(architecture: Architecture, pretrained: bool = False, seed: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder, num_features = build_encoder(architecture.key, architecture.in_channels, pretrained)
+        encoder, num_features = build_encoder(
+            architecture.key,
+            architecture.in_channels,
+            pretrained,
+            architecture.channels,
+            architecture.as_trained,
+            architecture.options,
+        )
         if architecture.norm != "batch":
             replace_batch_norms(encoder, architecture.norm)
         if architecture.standardize:
             encoder = nn.Sequential(encoder, nn.BatchNorm1d(num_features, affine=False))
         return Network(convert(encoder), num_features, multilayer(num_features, architecture.head))
+
+
+def adapt(network: Network, architecture: Architecture, wanted: Architecture) -> Network:
+    """A network with the weights of another one, for images of other channels or brightness.
+
+    Args:
+        network: of weights made elsewhere; its first convolution may be changed in place.
+        architecture: of ``network``, as its first convolution says.
+        wanted: the same but for ``in_channels``, ``channels`` and ``as_trained``, and, for ``each``, without a head.
+
+    Raises:
+        ConfigError: the network does not see three channels, which ``each`` needs.
+    """
+    if wanted.channels != "each":
+        if (wanted.in_channels, wanted.channels) != (architecture.in_channels, "repeat"):
+            widen(first_convolution(network.encoder), wanted.in_channels, wanted.channels)
+    elif architecture.in_channels != 3:
+        raise ConfigError(
+            f"a {architecture.key} of {architecture.in_channels} channels cannot see each channel as a grey image",
+            "widen",
+        )
+    new = build_network(wanted)
+    inner = new.encoder.net if isinstance(new.encoder, Adapted) else new.encoder
+    inner.load_state_dict(network.encoder.state_dict())
+    if wanted.head:
+        new.head.load_state_dict(network.head.state_dict())
+    return new
 
 
 def multilayer(in_features: int, widths: Sequence[int]) -> nn.Module:

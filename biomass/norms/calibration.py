@@ -1,7 +1,6 @@
 """Statistics of whole plates, computed once and kept in the layers."""
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.norms.plate_batch_norm import PlateBatchNorm, device_of, plate_name, shared_context
-from biomass.norms.whole_plate import Store, WholePlate, evaluating, norm_at, norms_in_order, unwrap
+from biomass.norms.whole_plate import Store, WholePlate, evaluating, norm_at, norms_used_once, unwrap
 
 
 def calibrate(
@@ -49,15 +48,8 @@ def calibrate(
     context = shared_context(network)
     statistics: dict[int, dict[str, Tensor]] = {}
     with evaluating(network):
-        norms = norms_in_order(network)
+        norms = norms_used_once(network)
         assert context is not None  # a network without norms has no order of them
-        repeated = [name for name, times in Counter(norms).items() if times > 1]
-        if repeated:
-            raise ConfigError(
-                f"layer '{repeated[0]}' is used in several places of the network, and cannot keep calibrated "
-                "statistics; give each place its own batch norm, or evaluate by whole plates",
-                "eval_batch_size",
-            )
         checked = ((_one_plate(images, plates, names), images, weights) for images, plates, weights in batches)
         for plate, chunks in itertools.groupby(checked, key=lambda chunk: chunk[0]):
             if plate in statistics:

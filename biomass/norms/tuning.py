@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from biomass.errors import CheckpointError, DataError
 from biomass.norms.plate_batch_norm import Correction, PlateBatchNorm, device_of, shared_context
-from biomass.norms.whole_plate import Store, WholePlate, evaluating, norms_in_order, unwrap
+from biomass.norms.whole_plate import Store, WholePlate, evaluating, norms_used_once, unwrap
 from biomass.screen import CONTROLS
 
 KINDS = len(CONTROLS) - 1
@@ -234,7 +234,7 @@ def measure_plates(
         store: where values wait between the norms.
 
     Raises:
-        ConfigError: as :func:`whole_plate_forward`.
+        ConfigError: as :func:`whole_plate_forward`; or the network uses one norm in several places.
         DataError: there is no plate.
 
     >>> from biomass.norms import convert
@@ -250,7 +250,7 @@ def measure_plates(
     counts = torch.zeros(num_classes + KINDS, dtype=torch.float64)
     number = 0
     with evaluating(network):
-        names = dict.fromkeys(norms_in_order(network))
+        names = norms_used_once(network)
         for chunks in plates:
             run = WholePlate(network, store, "of training")
             members = []

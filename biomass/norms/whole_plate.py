@@ -18,6 +18,7 @@ host memory; the *depot* decides which.
 import itertools
 import operator
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -254,9 +255,21 @@ def norm_at(network: nn.Module, name: str) -> PlateBatchNorm:
     return norm
 
 
-def norms_in_order(network: nn.Module) -> tuple[str, ...]:
-    """Names of the norms that a forward pass of ``network``, in evaluation mode, runs; one as often as it is used."""
-    return _plan(network).norms
+def norms_used_once(network: nn.Module) -> tuple[str, ...]:
+    """Names of the norms that a forward pass of ``network``, in evaluation mode, runs, in their order.
+
+    Raises:
+        ConfigError: the network uses one norm in several places, so that it has no one set of moments to keep.
+    """
+    norms = _plan(network).norms
+    repeated = [name for name, times in Counter(norms).items() if times > 1]
+    if repeated:
+        raise ConfigError(
+            f"layer '{repeated[0]}' is used in several places of the network, and cannot keep statistics of plates; "
+            "give each place its own batch norm, or evaluate by whole plates",
+            "eval_batch_size",
+        )
+    return norms
 
 
 # --- values that wait -------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """Checkpoints: written atomically, read without running code from them."""
 
+import argparse
 import inspect
 import pickle
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 
 from biomass.atomic import whole_file
@@ -31,7 +34,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the host; only tensors and plain values are accepted.
+    """Read a checkpoint onto the host, or a file of safetensors; only tensors and plain values are accepted.
+
+    Settings that code of others writes beside weights are plain, too: those of a command line, paths, NumPy's numbers.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that holds other pickled objects.
@@ -39,17 +44,41 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint '{path}'; give a file that a run wrote below checkpoints/")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        with torch.serialization.safe_globals(_plain_objects()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint '{path}' holds pickled objects beside weights, or is damaged, and is refused; "
-            f"save its state dict alone"
+            f"checkpoint '{path}' holds pickled objects beside weights{_named_object(error)}, or is damaged, and is "
+            "refused, since reading it would run code; save its state dict alone"
         ) from error
     except Exception as error:  # torch.load raises whatever the bytes of another file lead it to
         raise CheckpointError(f"checkpoint '{path}' cannot be read ({one_line(error)}); is it cut off?") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint '{path}' holds a {type(state).__name__}, not a dictionary of weights")
     return state
+
+
+def _plain_objects() -> list[Any]:
+    """Classes and functions of a pickle that hold values alone, and the names that they have in files."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+    paths = [(PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")]
+    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, *paths, *numbers, np.dtype, *(type(np.dtype(dtype)) for dtype in dtypes)]
+
+
+def _named_object(error: Exception) -> str:
+    """The object that torch refuses, as its message names it.
+
+    >>> _named_object(ValueError("Unsupported global: GLOBAL my.Model was not an allowed global by default."))
+    ' (my.Model)'
+    """
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 @dataclass(frozen=True)

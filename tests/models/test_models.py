@@ -3,15 +3,18 @@
 import logging
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 from biomass.errors import ConfigError
 from biomass.models import Architecture, build_encoder, build_network, multilayer
+from biomass.models.adapt import AsTrained
 from biomass.models.encoders import with_channels
 from biomass.models.poolers import AttentionPooler, BagClassifier, median_pool
-from biomass.norms import PlateBatchNorm, plate_statistics
+from biomass.norms import PlateBatchNorm, plate_statistics, whole_plate_forward
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,87 @@ def test_repeated_kernels_keep_the_response_to_gray_images():
         if channels % 3 == 0:
             torch.testing.assert_close(wide(gray.expand(-1, channels, -1, -1)), conv(gray.expand(-1, 3, -1, -1)))
         assert wide.weight.shape == (4, channels, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "key", ["resnet18", "timm/test_vit", "convnext_tiny", "densenet121", "timm/vit_tiny_patch16_224"]
+)
+def test_summed_kernels_answer_to_the_mean_of_the_channels(key):
+    torch.manual_seed(0)
+    three = build_encoder(key)[0].eval()
+    torch.manual_seed(0)
+    five = build_encoder(key, 5, channels="sum")[0].eval()
+    images = torch.randn(2, 5, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            five(images), three(images.mean(1, keepdim=True).expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-3
+        )
+
+
+def test_one_channel_at_a_time_is_the_network_on_grey_images():
+    torch.manual_seed(0)
+    three = build_encoder("test_resnet")[0].eval()
+    torch.manual_seed(0)
+    encoder, width = build_encoder("test_resnet", 5, channels="each")
+    images = torch.randn(2, 5, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = encoder.eval()(images)
+        grey = [three(images[:, [channel]].expand(-1, 3, -1, -1)) for channel in range(5)]
+    assert found.shape == (2, width)
+    torch.testing.assert_close(found, torch.cat(grey, 1))
+
+
+@pytest.mark.parametrize("channels", ["repeat", "sum", "each"])
+@pytest.mark.parametrize("as_trained", [False, True])
+def test_a_plate_in_chunks_is_the_plate_at_once_whatever_stands_before_the_network(channels, as_trained):
+    architecture = Architecture("test_resnet", 2, (3,), channels=channels, as_trained=as_trained)
+    assert Architecture.from_dict(architecture.to_dict()) == architecture
+    network = build_network(architecture).eval()
+    images = 100 * torch.rand(6, 2, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), plate_statistics(network, torch.zeros(6, dtype=torch.long)):
+        whole = network(images)
+    torch.testing.assert_close(torch.cat(whole_plate_forward(network, images.split(2))), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "taken"),
+    [
+        ("timm/vit_small_patch14_dinov2.lvd142m", (48, 50), (56, 56)),
+        ("timm/vit_small_patch16_dinov3.lvd1689m", (48, 50), (48, 64)),
+        ("timm/test_vit", (256, 256), (256, 256)),
+        ("timm/convit_tiny", (48, 48), (224, 224)),
+        ("vit_b_16", (48, 300), (224, 224)),
+        ("resnet18", (49, 50), (49, 50)),
+    ],
+)
+def test_transformers_take_images_of_any_size(key, size, taken, caplog):
+    encoder, width = build_encoder(key)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    resized = F.interpolate(images, taken, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        found = encoder.eval()(images)
+        torch.testing.assert_close(found, encoder(resized))
+    assert found.shape == (1, width)
+    assert (f"{size[0]} x {size[1]} pixels are resized to {taken[0]} x {taken[1]}" in caplog.text) == (size != taken)
+
+
+def test_a_network_with_norms_that_takes_one_size_runs_in_chunks():
+    network = build_network(Architecture("timm/levit_128s", 3, ())).eval()
+    images = torch.randn(4, 3, 60, 60, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), plate_statistics(network, torch.zeros(4, dtype=torch.long)):
+        whole = network(images)
+    torch.testing.assert_close(torch.cat(whole_plate_forward(network, images.split(2))), whole, atol=1e-3, rtol=1e-3)
+
+
+def test_images_as_a_network_was_trained_on_against_numpy():
+    images = 3000 * torch.rand(3, 2, 40, 50, generator=torch.Generator().manual_seed(0)).square() + 100
+    images[1, 1] = 7  # a constant channel
+    found = AsTrained((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))(images).numpy()
+    for i, channel in ((i, channel) for i in range(3) for channel in range(2)):
+        values = images[i, channel].numpy()
+        low, high = np.percentile(values, [0.1, 99.9], method="nearest")
+        unit = np.clip((values - low) / ((high - low) or 1), 0, 1)
+        np.testing.assert_allclose(found[i, channel], (unit - (0.4, 0.5)[channel]) / (0.2, 0.3)[channel], atol=1e-5)
 
 
 def test_weights_depend_on_the_seed_alone():

@@ -1,9 +1,17 @@
 """Checkpoints of other code, and files that cannot be one."""
 
+import argparse
+import logging
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from biomass.errors import CheckpointError
 from biomass.models import Architecture, build_network
@@ -191,3 +199,115 @@ def test_a_wrong_key_is_said_shortly(tmp_path, key):
     assert caught.value.advice == "model_key"
     assert len(message) - len(str(tmp_path)) < 180
     assert "\n" not in message
+
+
+def small(seed=0):
+    """A small residual network of timm without its last layer, as others have it inside their own modules."""
+    torch.manual_seed(seed)
+    return timm.create_model("test_resnet", num_classes=0).eval()
+
+
+def named(prefix, network):
+    return {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+
+
+def extra(prefix):
+    return {f"{prefix}0.weight": torch.ones(8, 96), f"{prefix}0.bias": torch.ones(8)}
+
+
+def dino(own, other):
+    heads = extra("module.head.mlp."), extra("head.mlp.")
+    student, teacher = named("module.backbone.", other) | heads[0], named("backbone.", own) | heads[1]
+    state = {"state": {0: {"step": 1, "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    settings = argparse.Namespace(arch="test_resnet", momentum=np.float64(0.99), out=Path("here"))
+    return {"student": student, "teacher": teacher, "optimizer": state, "epoch": 3, "args": settings}
+
+
+def moco(own, other):
+    query, key = named("module.encoder_q.", own), named("module.encoder_k.", other)
+    return {"epoch": 3, "arch": "x", "state_dict": query | key | {"module.queue": torch.ones(4, 4)}}
+
+
+def moco_v3(own, other):
+    base, momentum = named("module.base_encoder.", own), named("module.momentum_encoder.", other)
+    return {"state_dict": base | momentum | extra("module.predictor.")}
+
+
+def averaged(own, other):
+    return {"model": named("", other), "model_ema": named("module.", own), "scaler": {"scale": 1.0}}
+
+
+OF_OTHERS = {
+    "dino": dino,
+    "moco": moco,
+    "moco_v3": moco_v3,
+    "byol": lambda own, other: named("online_network.encoder.", own) | named("target_network.encoder.", other),
+    "averaged": averaged,
+    "lightning": lambda own, _: {"state_dict": named("model.backbone.", own) | extra("model.head."), "loops": {"a": 1}},
+    "wrapped": lambda own, _: {"net": named("_fsdp_wrapped_module.module._orig_mod.trunk.", own)},
+    "nested": lambda own, _: {"weights": {"a": {"b": named("", own)}}, "note": "as it was"},
+    "decoder beside it": lambda own, _: named("", own) | extra("decoder.") | {"mask_token": torch.ones(1, 1, 8)},
+    "norm in the head": lambda own, _: named("", own) | extra("fc.") | {"fc.1.weight": torch.ones(8)},
+}
+
+
+@pytest.mark.parametrize("kind", OF_OTHERS)
+def test_the_encoder_in_a_checkpoint_of_others_is_found_out(tmp_path, kind):
+    own, other = small(1), small(2)
+    torch.save(OF_OTHERS[kind](own, other), tmp_path / "a.pth")
+    loaded, architecture, _ = load_network(tmp_path / "a.pth", "test_resnet")
+    assert architecture.head == ()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(images(64)), own(images(64)))
+
+
+def test_which_of_two_encoders_was_taken_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save(dino(small(1), small(2)), tmp_path / "a.pth")
+    load_network(tmp_path / "a.pth", "test_resnet")
+    assert "'teacher.backbone' is taken" in caplog.text
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_safetensors_load(tmp_path, last):
+    torch.manual_seed(0)
+    whole = timm.create_model("convnext_atto", num_classes=5 if last else 0).eval()  # its stem comes late in the file
+    save_file({f"model.{name}": value for name, value in whole.state_dict().items()}, tmp_path / "model.safetensors")
+    loaded, architecture, _ = load_network(tmp_path / "model.safetensors", "convnext_atto")
+    assert (architecture.in_channels, architecture.head) == (3, (5,) if last else ())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(images(64)), whole(images(64)))
+
+
+def test_a_damaged_file_of_safetensors_is_said(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x08" * 20)
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        load_network(tmp_path / "model.safetensors", "test_resnet")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [160, 96])
+def test_a_transformer_of_another_image_size_keeps_its_positions(tmp_path, size):
+    torch.manual_seed(0)
+    whole = timm.create_model("test_vit", num_classes=0, img_size=size).eval()
+    torch.save({"teacher": named("backbone.", whole)}, tmp_path / "a.pth")
+    loaded, _, _ = load_network(tmp_path / "a.pth", "test_vit")
+    with torch.no_grad():
+        found, own = loaded.eval()(images(size)), whole(images(size))
+    assert torch.cosine_similarity(found, own).min() > (0.999999 if size == 160 else 0.9)
+
+
+def test_a_network_of_ones_own_code_runs_only_if_its_name_is_typed(tmp_path, monkeypatch):
+    key = f"{__name__}_stand_in:build"
+    module = types.ModuleType(f"{__name__}_stand_in")
+    module.build = lambda: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    architecture = Architecture(key, 2, ())
+    torch.save({"architecture": architecture.to_dict(), "network": {}}, tmp_path / "a.pt")
+    loaded, found, _ = load_network(tmp_path / "a.pt", key)
+    assert found == architecture
+    assert loaded(images()[:, :2]).shape == (2, 2)
+    for typed in ("resnet18", None):
+        with pytest.raises(CheckpointError, match="build") as caught:
+            load_network(tmp_path / "a.pt", typed)
+        assert caught.value.advice == "model_key"
