@@ -41,6 +41,15 @@ ADVICE = {
     "splits": "give --set 'splits.<split>.<column>=[…]'",
     "control": "give --set control.column=… --set 'control.negative=[…]'",
     "classes": "give --set 'classes=[…]'",
+    "pattern": "give --layout, or --pattern such as '{plate}/{well}_s{site}_w{channel}.tif'",
+    "plate_name": "give --plate",
+    "place": "give --place <beginning of the path>=<folder>",
+    "rename": "correct --channels",
+    "drop_channel": "give --channels <channel>=, or --on-bad-image skip",
+    "time": "give --time",
+    "z": "give --z max, focus, middle or the number of a plane",
+    "replace": "give --replace",
+    "manifest": "give another --out",
 }
 """What to type for each advice of an error (see :class:`biomass.errors.BiomassError`), in the tools on files."""
 

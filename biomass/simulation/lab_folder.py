@@ -185,8 +185,9 @@ def _measurement(folder: Path, files: pd.DataFrame) -> None:
     """``MeasurementData.mlf`` of every plate, as the Cell Voyager writes it."""
     for path, own in files.groupby(files["path"].str.rpartition("/")[0]):
         records = "".join(
-            f'  <bts:MeasurementRecord bts:Type="IMG" bts:Row="{at.row}" bts:Column="{at.column}" bts:Ch="{at.channel}" '
-            f'bts:FieldIndex="{at.site}" bts:ZIndex="{max(at.plane, 1)}">{file.rpartition("/")[2]}'
+            f'  <bts:MeasurementRecord bts:Type="IMG" bts:Row="{at.row}" bts:Column="{at.column}" '
+            f'bts:Ch="{at.channel}" bts:FieldIndex="{at.site}" bts:ZIndex="{max(at.plane, 1)}">'
+            f"{file.rpartition('/')[2]}"
             "</bts:MeasurementRecord>\n"
             for file, at in zip(own["path"], own["at"], strict=True)
         )
