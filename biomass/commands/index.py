@@ -33,7 +33,16 @@ from biomass.evaluation.page import draw_plate
 
 PLACE = 10
 
-_SHOWN = 40  # plates whose rows are printed
+_SHOWN = 40  # plates that a line names
+
+_OWN = {
+    "z": "give --z max, focus, middle or the number of a plane",
+    "time": "give --time with the number of one",
+    "depths": "or give --depths scale",
+    "sizes": "or give --sizes crop or --sizes pad",
+    "left_over": "or give --allow-left-over to leave it without labels",
+}
+"""What advice means here and not in the other tools."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("index", __doc__)
     parser.add_argument("folder", type=Path, help="the images; or the table of load_data or deepprofiler")
     parser.add_out("the manifest, a Parquet file; or a folder for manifest.parquet")
-    parser.add_argument("--platemap", type=Path, help="what is in the wells")
+    parser.add_argument("--platemap", type=Path, nargs="+", help="what is in the wells: files, or a folder of them")
+    parser.add_argument("--barcodes", type=Path, help="a table: which map each plate has")
+    parser.add_argument("--compounds", type=Path, help="a table: what each compound is")
     parser.add_argument("--layout", help=", ".join([*(one.name for one in PRESETS), *TABLES]))
     parser.add_argument("--pattern", help="of the paths of files, such as '{plate}/{well}_s{site}_w{channel}.tif'")
     parser.add_argument("--channels", nargs="+", action="extend", default=[], metavar="OLD=NEW", help="OLD= leaves out")
@@ -58,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replace", action="store_true", help="index plates again that are in the manifest")
     args = parser.parse(arguments, needs_out=True)
     skip = args.on_bad_image == "skip"
-    with run_on_files("nothing was written", {"skip"} if skip else ()):
+    with run_on_files("nothing was written", {"skip"} if skip else (), _OWN):
         settings = parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):
@@ -72,13 +83,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pattern=args.pattern,
             channels=pairs("--channels", args.channels),
             plate=args.plate,
-            experiment=args.experiment,
             places=pairs("--place", args.place),
             z=int(args.z) if args.z is not None and args.z.isdecimal() else args.z,
             time=args.time,
         )
-        platemap = args.platemap or find_map(index.folder, index.layout)
-        mapped = join_map(index, platemap, allow_left_over=args.allow_left_over, **settings)
+        mapped = join_map(
+            index,
+            args.platemap or find_map(index.folder, index.layout),
+            barcodes=args.barcodes,
+            compounds=args.compounds,
+            experiment=args.experiment,
+            allow_left_over=args.allow_left_over,
+            **settings,
+        )
         page = "\n".join(render(index, mapped))
         encoding = sys.stdout.encoding or "utf-8"
         print(page.encode(encoding, "replace").decode(encoding))
@@ -124,7 +141,7 @@ def pairs(option: str, values: Sequence[str]) -> dict[str, str]:
 
 def render(index: Index, mapped: Mapped) -> list[str]:
     """What was found, for a terminal and for the report."""
-    table = report(index, mapped.fields, mapped.lone)
+    table = report(index, mapped)
     lines = [f"layout: {index.layout}; channels: {', '.join(filter(None, index.images)) or 'in one file'}"]
     lines += [f"note: {one}" for one in [*index.notes, *mapped.notes]]
     if mapped.columns:
@@ -132,29 +149,29 @@ def render(index: Index, mapped: Mapped) -> list[str]:
     lines += ["", *_table(table), ""]
     lines += [f"{fault.kind}: {fault.message}" for fault in index.faults]
     lines += [f"sites lacking on plate {plate[1]}: {n}, the first: {one}" for plate, (n, one) in index.uneven.items()]
-    for plate, (without, strange) in mapped.lone.items():
-        if without:
-            lines.append(f"on the map of plate {plate[1]}, without images: {_some(without)}")
-        if strange:
-            lines.append(f"images of plate {plate[1]} that are not on the map, without a label: {_some(strange)}")
-    lines += [f"left out: {one.count} {one.why}, such as '{one.example}'" for one in index.left]
-    return [*lines, "", *_drawing(mapped.fields)]
+    lines += [f"unmatched: {one}" for one in mapped.left.lines()]
+    lines += [f"left out: {one.files} {one.why}, such as '{one.example}'" for one in index.left]
+    return [*lines, "", *_drawing(mapped)]
 
 
 def _table(table: pd.DataFrame) -> list[str]:
     shown = table.drop(columns="experiment") if len(set(table["experiment"])) == 1 else table
     lines = shown.to_string(index=False, max_rows=None, max_colwidth=60).splitlines()
     total = {column: int(table[column].sum()) for column in ("fields", "wells", "missing", "doubled", "unreadable")}
-    return [*lines, f"{len(table)} plates: " + ", ".join(f"{n} {what}" for what, n in total.items())]
+    plates = f"{len(table)} plate{'s' * (len(table) != 1)}"
+    return [*lines, f"{plates}: " + ", ".join(f"{what} {n}" for what, n in total.items())]
 
 
-def _some(wells: Sequence[str]) -> str:
-    return f"{len(wells)} wells ({', '.join(wells[:12])}{' …' if len(wells) > 12 else ''})"
-
-
-def _drawing(fields: pd.DataFrame) -> list[str]:
-    wells = fields[["experiment", "plate", "well", "label", "control"]].drop_duplicates(["experiment", "plate", "well"])
+def _drawing(mapped: Mapped) -> list[str]:
+    """The plate of the most wells, with what is in them."""
+    place = ["experiment", "plate", "well"]
+    wells = mapped.fields[[*place, "label", "control"]].drop_duplicates(place)
     wells = wells.assign(label=wells["label"].where(wells["label"] != "", "nothing known"))
+    experiments = wells.drop_duplicates("plate").set_index("plate")["experiment"]
+    lone = mapped.left.map_wells[mapped.left.map_wells["treatment"] != ""]
+    if len(lone):
+        more = lone[["plate", "well"]].assign(label="no image", control="", experiment=lone["plate"].map(experiments))
+        wells = pd.concat([wells, more], ignore_index=True)
     try:
         return draw_plate(wells, plate_format(wells["well"].tolist()))
     except DataError as error:  # wells with names of their own

@@ -36,7 +36,7 @@ PROJECTIONS = ("max", "focus", "middle")
 """What to make of several focal planes."""
 
 _FIELD = ("experiment", "plate", "well", "site")
-_SAME = 0.5  # share of files of one size from which on images are not compressed
+_MOST = 0.5  # share of files of one size by which images are not compressed, and of wells with a site
 _SMALL = 0.5  # of the median: a compressed file below it is looked at
 _OPENED = 400  # files that are opened at most because of their size
 _RECENT = 600  # seconds: a file that changed since may still be written
@@ -66,7 +66,8 @@ class Index:
     Attributes:
         folder: that was indexed; paths are relative to it where they lie below it, otherwise absolute.
         layout: how files were told apart.
-        fields: N rows, sorted: ``experiment, plate, well, site``, and what else tells images apart.
+        fields: N rows, sorted: ``experiment`` (empty where nothing tells it), ``plate, well, site``, and what else
+            tells images apart.
         images: channel → N paths, or N lists of paths, a plane each; the one channel is empty text where a file holds
             all channels.
         sizes: (N,) bytes of the files of each field.
@@ -126,7 +127,6 @@ def index_folder(
     pattern: str | None = None,
     channels: Mapping[str, str] | None = None,
     plate: str | None = None,
-    experiment: str | None = None,
     places: Mapping[str, str] | None = None,
     z: str | int | None = None,
     time: int | None = None,
@@ -139,7 +139,6 @@ def index_folder(
         pattern: of the paths of files, see :mod:`.layouts`, in place of a preset.
         channels: what to call channels; an empty text leaves one out. Others keep their names.
         plate: the name of the plate, where names do not tell it.
-        experiment: the name of the experiment, where names do not tell it; the folder's own if left out.
         places: beginning of a path in a table → the folder that stands for it here.
         z: what to make of several focal planes: one of :data:`PROJECTIONS`, or the number of one.
         time: the number of the time point to take, where there are several.
@@ -182,12 +181,8 @@ def index_folder(
         notes += _name_by_harmony(files, root, found.others)
     if found.others:
         left.append(left_out("files that are no images", found.others))
-    if "experiment" not in files or not (files["experiment"] != "").any():
-        files["experiment"] = normal(experiment if experiment is not None else above)
-        if experiment is None:
-            notes.append(f"nothing tells experiments apart: all plates are of one, called '{above}' as the folder")
-    elif experiment is not None:
-        raise ConfigError(f"experiment '{experiment}' is given, but the images tell: leave it out")
+    if "experiment" not in files:
+        files["experiment"] = ""
     files, dropped = _rename_channels(files, channels or {})
     if len(dropped):
         left.append(left_out("images of channels left out", dropped))
@@ -230,7 +225,7 @@ def _find_layout(
 
 def _instead(root: Path) -> str:
     found = find_files(root)
-    what = [f"{one.count} {one.why} such as '{one.example}'" for one in found.left]
+    what = [f"{one.files} {one.why} such as '{one.example}'" for one in found.left]
     what += [f"{len(found.others)} other files such as '{found.others[0]}'"] if found.others else []
     return f", but {' and '.join(what)}" if what else ""
 
@@ -265,7 +260,7 @@ def _from_tables(
     files, notes = listed.files, list(listed.notes)
     empty = (files["name"] == "").to_numpy()
     beside = [(root / one).parent for one in tables]
-    folders, more = find_folders(files["folder"][~empty].unique(), root, list(dict.fromkeys(beside)), places)
+    folders, more = find_folders(list(files["folder"][~empty].unique()), root, list(dict.fromkeys(beside)), places)
     stamps = {one: _stamps(place) for one, place in folders.items()}
     here = {one: _relative(place, root) for one, place in folders.items()}
     rows = [
@@ -535,7 +530,7 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
             continue
         values, counts = np.unique(size[mine], return_counts=True)
         usual = values[counts.argmax()]
-        small = size[mine] < (usual if counts.max() >= _SAME * len(mine) else _SMALL * np.median(size[mine]))
+        small = size[mine] < (usual if counts.max() >= _MOST * len(mine) else _SMALL * np.median(size[mine]))
         look[mine[small][:_OPENED]] = True
     plates = _ranked(table.fields["experiment"] + "\0" + table.fields["plate"])
     first = np.unique(plates, return_index=True)[1]
@@ -546,7 +541,7 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
         if why:
             bad[int(row)] = why
     if bad:
-        row, why = next(iter(bad.items()))
+        why = next(iter(bad.values()))
         more = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
         table.faults.append(Fault("unreadable", f"{why}{more}", np.unique(number[list(bad)])))
 
@@ -578,11 +573,11 @@ def _uneven(fields: pd.DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
     for plate, own in fields[[*_FIELD]].drop_duplicates().groupby(["experiment", "plate"], sort=False):
         counts = own.groupby("site")["well"].nunique()
         wells = own["well"].unique()
-        usual = counts.index[counts >= 0.5 * len(wells)]
+        usual = counts.index[counts.to_numpy() >= _MOST * len(wells)]
         have = pd.MultiIndex.from_frame(own[["well", "site"]])
         lack = pd.MultiIndex.from_product([wells, usual]).difference(have)
-        if len(lack):
-            found[plate] = (len(lack), f"well {lack[0][0]}, site {lack[0][1]}")
+        for well, site in lack[:1]:
+            found[str(plate[0]), str(plate[1])] = (len(lack), f"well {well}, site {site}")
     return found
 
 

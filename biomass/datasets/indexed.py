@@ -19,19 +19,18 @@ import pyarrow.parquet
 
 from biomass.atomic import whole_files
 from biomass.datasets.index import Index
-from biomass.datasets.layouts import natural
-from biomass.datasets.plate_map import read_plate_map
+from biomass.datasets.join_maps import Unmatched, join_plate_map
+from biomass.datasets.plate_map import read_plate_maps
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.identifiers import well_places
-from biomass.screen import FORMATS, PLATE
+from biomass.identifiers import normal
+from biomass.screen import PLATE
+from biomass.table_files import read_table
 
 IMAGES, PLATES = b"biomass.images", b"biomass.plates"
 """Where the schema of a manifest says how its images are read, and which files they were."""
 
-WELL = (*PLATE, "well")
 _RXRX3 = ("EMPTY_control", "CRISPR_control")  # negative controls of RxRx3, among its treatments
-_FULL = 0.9  # share of the wells of a format that are imaged where all of them belong to the experiment
-_SMALLEST = 4  # of FORMATS: plates of 96 wells; smaller ones are not told apart by their wells
+_RXRX3_COLUMNS = {"well": "address", "experiment": "experiment_name", "treatment": "treatment"}
 
 
 class Mapped(NamedTuple):
@@ -41,13 +40,13 @@ class Mapped(NamedTuple):
         fields: the rows of the index: with ``treatment, label, control`` and what else the plate map says.
         columns: what was taken for what.
         notes: what a reader must know, a sentence each.
-        lone: plate → wells of the map without images, and imaged wells that the map lacks.
+        left: what has no partner.
     """
 
     fields: pd.DataFrame
     columns: dict[str, str]
     notes: list[str]
-    lone: dict[tuple[str, str], tuple[list[str], list[str]]]
+    left: Unmatched
 
 
 class Written(NamedTuple):
@@ -75,163 +74,93 @@ def find_map(folder: Path, layout: str) -> Path | None:
 
 def join_map(
     index: Index,
-    path: Path | None,
+    path: Path | Sequence[Path] | None,
     *,
     columns: Mapping[str, Any] | None = None,
     control: Mapping[str, Any] | None = None,
+    barcodes: Path | None = None,
+    compounds: Path | None = None,
+    experiment: str | None = None,
     allow_left_over: bool = False,
 ) -> Mapped:
     """Say what is in the wells of an index.
 
     Args:
         index: of a folder.
-        path: the plate map; without one nothing is known of the wells.
-        columns: what columns are called in it, as :func:`.read_plate_map` takes them.
+        path: the plate map, or several; without one nothing is known of the wells.
+        columns: what columns are called in it, as :func:`.read_plate_maps` takes them.
         control: which wells are controls, likewise.
-        allow_left_over: go on where plates are not on the map, or are of another format.
+        barcodes: which map each plate has, likewise.
+        compounds: what each compound is, likewise.
+        experiment: the name of the experiment, where neither images nor plate map tell it; the folder's if left out.
+        allow_left_over: go on where plates are not on the map.
 
     Raises:
         ConfigError: a setting does not fit the map.
         DataError: the map cannot be read, or is not that of these plates.
     """
     fields = index.fields
+    notes: list[str] = []
+    taken: dict[str, str] = {}
     if path is None:
-        nothing = fields.assign(treatment="", label="", control="")
-        return Mapped(nothing, {}, ["without a plate map nothing is known of the wells"], {})
-    table, taken, notes = _read_map(path, index.layout, columns, control)
-    by_experiment = _by_experiment(fields, table)
-    on = list(WELL) if by_experiment else ["plate", "well"]
-    if not by_experiment and "experiment" in table and (table["experiment"] != "").any():
-        fields, told = _experiments(fields, table)
-        notes += told
-    table = table.drop(columns=[one for one in ("experiment",) if one not in on and one in table])
-    table = table.drop_duplicates(on)
-    _check_plates(fields, table, on[:-1], path, allow_left_over)
-    if not allow_left_over:
-        _check_formats(fields, table, on[:-1], path)
-    taken_already = [one for one in table if one in fields and one not in on]
-    if taken_already:
-        notes.append(f"{', '.join(taken_already)} of the images is kept, and not that of the plate map")
-    joined = fields.merge(table.drop(columns=taken_already), "left", on, indicator="_there", sort=False)
-    known = (joined.pop("_there") == "both").to_numpy()
-    new = [one for one in table if one not in on and one not in taken_already]
-    joined[new] = joined[new].fillna("")
-    return Mapped(joined, taken, notes, _lone(joined, known, table, on))
-
-
-def _read_map(
-    path: Path, layout: str, columns: Mapping[str, Any] | None, control: Mapping[str, Any] | None
-) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
-    """The rows of a plate map, what was taken for what, and notes."""
-    if layout == "rxrx3" and columns is None and control is None:
-        from biomass.table_files import read_table
-
-        there = set(read_table(path, "plate map", columns=["treatment"]).frame()["treatment"])
-        columns = {"well": "address", "experiment": "experiment_name", "treatment": "treatment"}
-        control = {"column": "treatment", "negative": [one for one in _RXRX3 if one in there]}
-    found = read_plate_map(path, columns=columns, control=control)
-    return found.wells, found.columns, list(found.notes)
-
-
-def _by_experiment(fields: pd.DataFrame, table: pd.DataFrame) -> bool:
-    """Whether plates of the map have to be told apart by their experiments, too: they mean those of the images."""
-    if "experiment" not in table or not (table["experiment"] != "").all():
-        return False
-    return bool(set(fields["experiment"]) & set(table["experiment"]))
-
-
-def _experiments(fields: pd.DataFrame, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The fields with the experiments that the map gives to their plates."""
-    plates = table[list(PLATE)].drop_duplicates()
-    twice = plates["plate"][plates["plate"].duplicated()]
-    if len(twice):
-        here = plates["experiment"][plates["plate"] == twice.iloc[0]].tolist()
-        raise DataError(
-            f"plate '{twice.iloc[0]}' is of the experiments '{here[0]}' and '{here[1]}' on the plate map: let the "
-            "names of the images tell the experiment"
+        notes.append("without a plate map nothing is known of the wells")
+        fields = fields.assign(treatment="", label="", control="")
+        left = Unmatched(fields[:0], fields[:0], [], [], [])
+    else:
+        if index.layout == "rxrx3" and columns is None and control is None:
+            columns, control = _RXRX3_COLUMNS, _rxrx3_controls(path)
+        maps = read_plate_maps(
+            path,
+            columns=columns,
+            control=control,
+            barcodes=barcodes,
+            compounds=compounds,
+            plates=list(fields["plate"].unique()),
         )
-    of = plates.set_index("plate")["experiment"]
-    given = fields["plate"].map(of)
-    return fields.assign(experiment=given.where(given.notna(), fields["experiment"])), [
-        "experiments are those of the plate map"
-    ]
-
-
-def _check_plates(fields: pd.DataFrame, table: pd.DataFrame, by: list[str], path: Path, allow: bool) -> None:
-    """Refuse a map that is not that of the plates."""
-    here = ["/".join(one) for one in fields[by].drop_duplicates().itertuples(index=False)]
-    known = ["/".join(one) for one in table[by].drop_duplicates().itertuples(index=False)]
-    absent = [one for one in here if one not in set(known)]
-    if not absent or (allow and len(absent) < len(here)):
-        return
-    some = ", ".join(known[:5]) + (" …" if len(known) > 5 else "")
-    hint = did_you_mean(absent[0], known, f"the map has {some}")
-    which = "none of the plates" if len(absent) == len(here) else f"{len(absent)} of {len(here)} plates"
-    which = f"{which} of the images is on the plate map '{path}'" if len(absent) == len(here) else f"{which} of the "
-    if len(absent) < len(here):
-        which += f"images are not on the plate map '{path}'"
-    raise DataError(
-        f"{which}, the first: '{absent[0]}'; {hint}",
-        None if len(absent) == len(here) else "left_over",
-    )
-
-
-def _check_formats(fields: pd.DataFrame, table: pd.DataFrame, by: list[str], path: Path) -> None:
-    """Refuse a map of another format than the plate."""
-    maps = {key: own["well"].to_numpy() for key, own in table.groupby(by, sort=False)}
-    for key, own in fields.groupby(by, sort=False):
-        if key not in maps:
-            continue
-        wells, listed = own["well"].unique(), maps[key]
-        try:
-            there, said = _format(wells), _format(listed)
-        except DataError:  # wells with names of their own
-            continue
-        size, on_map = (height * width for height, width in (there, said))
-        plate = "/".join(key if isinstance(key, tuple) else (str(key),))
-        if size > on_map:
-            beyond = _farthest(wells)
+        taken, notes = maps.columns, list(maps.notes)
+        joined, left = join_plate_map(fields, maps)
+        if left.image_plates and not allow_left_over:
+            more = f", nor are {len(left.image_plates) - 1} more" if len(left.image_plates) > 1 else ""
+            hint = did_you_mean(left.image_plates[0], left.map_plates, "add it").removesuffix("?")
             raise DataError(
-                f"plate '{plate}' has images of well {beyond}, as plates of {size} wells have, but its map '{path}' is "
-                f"of {on_map} wells and ends at {_farthest(listed)}: give the map of this format",
-                "left_over",
+                f"plate '{left.image_plates[0]}' has images and is not on the plate map{more}: {hint}", "left_over"
             )
-        if size < on_map and len(wells) >= _FULL * size:
-            raise DataError(
-                f"plate '{plate}' has images of {len(wells)} wells up to {_farthest(wells)}, as plates of {size} wells "
-                f"have, but its map '{path}' is of {on_map} wells and goes to {_farthest(listed)}: give the map of "
-                "this format",
-                "left_over",
-            )
+        notes += left.notes
+        if not (fields["experiment"] != "").any() and (joined["experiment"] != "").any():
+            notes.append("experiments are those of the plate map")
+        fields = joined
+    fields, told = _with_experiment(fields, experiment, index.folder.absolute().name)
+    return Mapped(fields, taken, notes + told, left)
 
 
-def _format(wells: np.ndarray) -> tuple[int, int]:
-    rows, columns = well_places(wells)
-    return next(shape for shape in FORMATS[_SMALLEST:] if rows.max() <= shape[0] and columns.max() <= shape[1])
+def _rxrx3_controls(path: Path | Sequence[Path]) -> dict[str, Any] | None:
+    """The negative controls of RxRx3: those of its treatments that mean nothing was done."""
+    if not isinstance(path, Path):
+        return None
+    there = set(read_table(path, "plate map", columns=["treatment"]).frame()["treatment"])
+    negative = [one for one in _RXRX3 if one in there]
+    return {"column": "treatment", "negative": negative} if negative else None
 
 
-def _farthest(wells: np.ndarray) -> str:
-    rows, columns = well_places(wells)
-    return str(wells[np.lexsort((columns, rows))[-1]])
+def _with_experiment(fields: pd.DataFrame, given: str | None, folder: str) -> tuple[pd.DataFrame, list[str]]:
+    """The fields with the experiment of each; and what was taken."""
+    lacks = (fields["experiment"] == "").to_numpy()
+    if not lacks.any():
+        if given is not None:
+            raise ConfigError(f"experiment '{given}' is given, but images or plate map tell it: leave it out")
+        return fields, []
+    if not lacks.all() and given is None:
+        plate = fields["plate"][int(np.argmax(lacks))]
+        raise DataError(f"plate '{plate}' has no experiment, and others have one: complete it", "experiment")
+    name = normal(folder if given is None else given)
+    told = [f"nothing tells experiments apart: all plates are of one, called '{name}' as the folder"]
+    return fields.assign(experiment=fields["experiment"].mask(lacks, name)), told if given is None else []
 
 
-def _lone(
-    joined: pd.DataFrame, known: np.ndarray, table: pd.DataFrame, on: list[str]
-) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
-    """Plate → wells of the map without images, imaged wells that the map lacks."""
-    by = on[:-1]
-    listed = {key: set(own["well"]) for key, own in table.groupby(by, sort=False)}
-    lone = {}
-    for plate, own in joined.assign(_known=known).groupby(list(PLATE), sort=False):
-        key = tuple(plate) if len(by) == 2 else (plate[1],)
-        without = sorted(listed.get(key, set()) - set(own["well"]), key=natural)
-        strange = sorted(own["well"][~own["_known"]].unique(), key=natural)
-        lone[plate[0], plate[1]] = (without, strange)
-    return lone
-
-
-def report(index: Index, fields: pd.DataFrame, lone: Mapping[tuple[str, str], tuple[list[str], list[str]]]) -> Any:
+def report(index: Index, mapped: Mapped) -> pd.DataFrame:
     """What every plate holds and lacks, a row a plate."""
+    fields = mapped.fields
+    without, strange = (_count_wells(one) for one in (mapped.left.map_wells, mapped.left.image_wells))
     faults = {kind: np.zeros(len(fields), bool) for kind in ("missing", "doubled", "unreadable")}
     for fault in index.faults:
         faults[fault.kind][fault.fields] = True
@@ -242,7 +171,6 @@ def report(index: Index, fields: pd.DataFrame, lone: Mapping[tuple[str, str], tu
         numbers = own.index.to_numpy()
         sites = own.groupby("well").size()
         there = [one for one in channels if channels[one].to_numpy()[numbers].any()]
-        without, strange = lone.get((experiment, plate), ([], []))
         lacking = index.uneven.get(tuple(before.iloc[numbers[0]]), (0, ""))[0]
         rows.append(
             {
@@ -253,12 +181,18 @@ def report(index: Index, fields: pd.DataFrame, lone: Mapping[tuple[str, str], tu
                 "sites": str(sites.min()) if sites.min() == sites.max() else f"{sites.min()}-{sites.max()}",
                 "sites lacking": lacking,
                 **{kind: int(rows_[numbers].sum()) for kind, rows_ in faults.items()},
-                "no images": len(without),
-                "not on map": len(strange),
-                "channels": "all" if len(there) == len(channels.columns) else ", ".join(there),
+                "no images": without.get((experiment, plate), without.get(("", plate), 0)),
+                "not on map": strange.get((experiment, plate), strange.get(("", plate), 0)),
+                "channels": "all" if len(there) == len(channels.columns) else ", ".join(map(str, there)),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _count_wells(wells: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Plate → how many of its wells are listed; the experiment is empty where it is not told."""
+    place = wells["experiment"] if "experiment" in wells else pd.Series("", wells.index)
+    return dict(pd.Series(list(zip(place, wells["plate"], strict=True)), dtype=object).value_counts())
 
 
 def write_manifest(
@@ -353,19 +287,24 @@ def _stamp_plates(index: Index, fields: pd.DataFrame) -> dict[str, str]:
         for column in index.images.values():
             digest.update("\n".join(str(column[row]) for row in rows).encode())
         digest.update(index.sizes[rows].tobytes() + index.changed[rows].tobytes())
-        found["\n".join(plate)] = digest.hexdigest()[:16]
+        found["\n".join(map(str, plate))] = digest.hexdigest()[:16]
     return found
 
 
 def _table(index: Index, fields: pd.DataFrame, about: Mapping[str, Any], out: Path) -> Any:
     """The rows of the manifest; paths as it has them."""
-    table = pa.table({name: pa.array(fields[name].astype(str), pa.string()) for name in fields})
+    table = pa.table({name: _column(fields[name]) for name in fields})
     image = about["image"]
     for channel, column in index.images.items():
         name = image if isinstance(image, str) else image[channel]
         kind = pa.list_(pa.string()) if column and isinstance(column[0], list) else pa.string()
         table = table.append_column(name, pa.array(column, kind))
     return table
+
+
+def _column(values: "pd.Series[Any]") -> Any:
+    numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return pa.array(values, from_pandas=True) if numbers else pa.array(values.astype(str), pa.string())
 
 
 def _grow(
@@ -402,9 +341,12 @@ def _grow(
     again = set(common) if replace else set()
     keep = pa.array([plate not in again for plate in keys[0]], pa.bool_())
     add = pa.array([plate not in there or plate in again for plate in keys[1]], pa.bool_())
-    columns = list(dict.fromkeys([*before.column_names, *table.column_names]))
-    parts = [_with_columns(part, columns) for part in (before.filter(keep), table.filter(add))]
-    merged = pa.concat_tables(parts, promote_options="permissive")
+    types = {one.name: one.type for one in before.schema}
+    for one in table.schema:
+        same = types.setdefault(one.name, one.type) == one.type
+        types[one.name] = one.type if same else pa.string()  # numbers on one map, and names on another
+    parts = [_with_columns(part, types) for part in (before.filter(keep), table.filter(add))]
+    merged = pa.concat_tables(parts)
     new = [plate for plate in plates if plate not in there]
     kept = [plate for plate in common if plate not in again]
     return merged, said, known | stamps, Written(len(merged), _plain(new), _plain(sorted(again)), _plain(kept))
@@ -424,11 +366,15 @@ def _differs(
     ).equals(rows[1].select(shared))
 
 
-def _with_columns(table: Any, columns: Sequence[str]) -> Any:
-    for column in columns:
-        if column not in table.column_names:
-            table = table.append_column(column, pa.array([""] * len(table), pa.string()))
-    return table.select(columns)
+def _with_columns(table: Any, types: Mapping[str, Any]) -> Any:
+    """The table with these columns, of these types; what it lacks is empty text, or no number."""
+    columns = {}
+    for name, kind in types.items():
+        if name in table.column_names:
+            columns[name] = table[name].cast(kind)
+        else:
+            columns[name] = pa.array([""] * len(table), kind) if kind == pa.string() else pa.nulls(len(table), kind)
+    return pa.table(columns)
 
 
 def _from_elsewhere(out: Path, table: Any, about: Mapping[str, Any], image_dir: str) -> Any:

@@ -21,7 +21,8 @@ class Unmatched:
     """What has no partner.
 
     Attributes:
-        map_wells: wells of maps without an image, on plates with images: columns ``plate, well, treatment``.
+        map_wells: wells of maps without an image, on plates with images: columns ``plate, well, treatment``, and
+            ``experiment`` before them where plates are not told apart without it.
         image_wells: wells with images that the map of their plate lacks: columns ``plate, well``, a row a well.
         map_plates: plates of maps of which there is no image.
         image_plates: plates with images that no map has.
@@ -43,12 +44,12 @@ class Unmatched:
 "1 plate of the map has no image: 'P2'"]
         """
         said = []
-        for plate, rows in self.map_wells.groupby("plate", sort=False):
+        for plate, rows in self.map_wells.groupby(_plates(self.map_wells), sort=False):
             empty = int((rows["treatment"] == "").sum())
             more = f", {empty} of them without a treatment" if empty else ""
             verb = "has" if len(rows) == 1 else "have"
             said.append(f"plate '{plate}': {_count(rows['well'], 'well')} of the map {verb} no image{_in(rows)}{more}")
-        for plate, rows in self.image_wells.groupby("plate", sort=False):
+        for plate, rows in self.image_wells.groupby(_plates(self.image_wells), sort=False):
             said.append(f"plate '{plate}': {_count(rows['well'], 'well')} with images not in the map{_in(rows)}")
         for plates, what in (
             (self.map_plates, "of the map has no image"),
@@ -106,17 +107,22 @@ def join_plate_map(fields: pd.DataFrame, maps: PlateMaps) -> tuple[pd.DataFrame,
         values = table[column].to_numpy()
         missing = np.nan if values.dtype.kind in "fiu" else ""
         joined[column] = np.where(at >= 0, values[at], missing) if (at < 0).any() else values[at]
-    there = set(keys["plate"])
-    lonely = table[~np.isin(own, imaged) & table["plate"].isin(there).to_numpy()]
-    strange = keys[(at < 0) & keys["plate"].isin(set(table["plate"])).to_numpy()].drop_duplicates()
+    here, listed = _plates(keys[on]), _plates(table[on])
+    lonely = table[~np.isin(own, imaged) & listed.isin(set(here)).to_numpy()]
+    strange = keys[(at < 0) & here.isin(set(listed)).to_numpy()].drop_duplicates()
     left = Unmatched(
-        lonely[["plate", "well", "treatment"]].reset_index(drop=True),
-        strange[["plate", "well"]].reset_index(drop=True),
-        [plate for plate in dict.fromkeys(table["plate"]) if plate not in there],
-        [plate for plate in dict.fromkeys(keys["plate"]) if plate not in set(table["plate"])],
+        lonely[[*on, "treatment"]].reset_index(drop=True),
+        strange[on].reset_index(drop=True),
+        [plate for plate in dict.fromkeys(listed) if plate not in set(here)],
+        [plate for plate in dict.fromkeys(here) if plate not in set(listed)],
         notes,
     )
     return joined, left
+
+
+def _plates(table: pd.DataFrame) -> "pd.Series[str]":
+    """What to call the plate of every row: with its experiment, where the table has one."""
+    return table["experiment"] + "/" + table["plate"] if "experiment" in table else table["plate"]
 
 
 def _with_experiments(fields: pd.DataFrame, keys: pd.DataFrame, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -193,7 +199,7 @@ def _why_nothing(keys: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def _in(rows: pd.DataFrame) -> str:
-    return f" ({_list(sorted(map(str, rows['well'].tolist()), key=_place))})"
+    return f" ({_list(sorted((str(one) for one in rows['well']), key=_place))})"
 
 
 def _place(well: str) -> tuple[int, str, int, str]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class Left(NamedTuple):
     """Files that are no images of the screen: why not, how many, and one of them."""
 
     why: str
-    count: int
+    files: int
     example: str
 
 
@@ -51,7 +52,7 @@ def find_files(folder: str | Path) -> Found:
     >>> for name in ("A01_w1.TIF", "._A01_w1.TIF", "Thumbs.db", "notes.txt", "A01_w1_thumb.TIF"):
     ...     _ = (folder / name).write_bytes(b"II*")
     >>> found = find_files(folder)
-    >>> found.images["path"].tolist(), found.others, [one.count for one in found.left]
+    >>> found.images["path"].tolist(), found.others, [one.files for one in found.left]
     (['A01_w1.TIF'], ['notes.txt'], [2, 1])
     """
     folder = Path(folder)
@@ -73,15 +74,15 @@ def find_files(folder: str | Path) -> Found:
     return Found(
         table[image & ~thumbs].reset_index(drop=True),
         table["path"][~image & ~system].tolist(),
-        [one for one in left if one.count],
+        [one for one in left if one.files],
     )
 
 
-def left_out(why: str, paths: "pd.Series[str] | list[str]") -> Left:
+def left_out(why: str, paths: Iterable[str]) -> Left:
     """What to say of files that are left out.
 
     >>> left_out("thumbnails", ["a_thumb.tif", "b_thumb.tif"])
-    Left(why='thumbnails', count=2, example='a_thumb.tif')
+    Left(why='thumbnails', files=2, example='a_thumb.tif')
     """
     listed = list(paths)
     return Left(why, len(listed), min(listed, default=""))

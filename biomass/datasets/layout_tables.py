@@ -90,8 +90,8 @@ def read_tables(layout: str, files: Sequence[Path]) -> Listed:
     found = [read(read_table(file, "table", advice="pattern")) for file in files]
     notes = list(dict.fromkeys(note for one in found for note in one.notes))
     order = list(dict.fromkeys(channel for one in found for channel in one.files["channel"].cat.categories))
-    files = pd.concat([one.files.astype({"channel": str}) for one in found], ignore_index=True).fillna("")
-    return Listed(files.assign(channel=pd.Categorical(files["channel"], order)), notes)
+    every = pd.concat([one.files.astype({"channel": str}) for one in found], ignore_index=True).fillna("")
+    return Listed(every.assign(channel=pd.Categorical(every["channel"], order)), notes)
 
 
 def _channels(columns: Sequence[str] | set[str]) -> dict[str, tuple[str, str]]:
@@ -171,7 +171,7 @@ def _long(table: TableFile, frame: pd.DataFrame, paths: Mapping[str, "pd.Series[
     taken = {"Metadata_Plate", "Metadata_Well", site, experiment, *used}
     other = [
         one
-        for one in frame
+        for one in table.columns
         if one not in taken and not re.match(r"(PathName|FileName|URL|Frame|Series)_", one)
         if one.removeprefix(_METADATA).lower() not in parts
     ]

@@ -242,8 +242,8 @@ def tidy_parts(layout: NamedFiles, parts: pd.DataFrame) -> tuple[pd.DataFrame, l
         parts["channel"] = pd.Categorical(parts["channel"].map(distinct), order)
         if layout.name in ("rxrx1", "rxrx3") and len(order) == len(RXRX_STAINS):
             parts["channel"] = parts["channel"].cat.rename_categories(dict(zip(order, RXRX_STAINS, strict=True)))
-    for name in set(parts) - {"well", "site", "z", "time", "channel"}:
-        parts[name] = names(parts[name], name)
+    for other in set(map(str, parts)) - {"well", "site", "z", "time", "channel"}:
+        parts[other] = names(parts[other], other)
     if layout.name == "phenix":
         notes.append("plates are called after their folders, without the time of the measurement")
     return parts, notes

@@ -211,7 +211,7 @@ def _load_data(folder: Path, files: pd.DataFrame) -> None:
         table.insert(0, "Metadata_Batch", _BATCH)
         place = folder / f"cpg9999-simulated/source_1/workspace/load_data_csv/{_BATCH}/{plate}"
         place.mkdir(parents=True)
-        illum = [column for column in table if "Illum" in column]
+        illum = [column for column in table if "Illum" in str(column)]
         table.drop(columns=illum).to_csv(place / "load_data.csv", index=False)
         table.to_csv(place / "load_data_with_illum.csv", index=False)
 
