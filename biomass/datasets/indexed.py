@@ -167,7 +167,8 @@ def report(index: Index, mapped: Mapped) -> pd.DataFrame:
     channels = pd.DataFrame({one: [bool(path) for path in column] for one, column in index.images.items()})
     rows = []
     before = index.fields.set_index(fields.index)[list(PLATE)]
-    for (experiment, plate), own in fields.groupby(list(PLATE), sort=False):
+    for _, own in fields.groupby(list(PLATE), sort=False):
+        experiment, plate = map(str, own[list(PLATE)].iloc[0])
         numbers = own.index.to_numpy()
         sites = own.groupby("well").size()
         there = [one for one in channels if channels[one].to_numpy()[numbers].any()]
