@@ -199,7 +199,8 @@ def _why_nothing(keys: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def _in(rows: pd.DataFrame) -> str:
-    return f" ({_list(sorted((str(one) for one in rows['well']), key=_place))})"
+    inside = sorted(map(str, rows["well"]), key=_place)
+    return f" ({_list(inside)})"
 
 
 def _place(well: str) -> tuple[int, str, int, str]:
