@@ -1,10 +1,11 @@
-"""Tables as labs write them: CSV, TSV and other separated text, also compressed with gzip, and Parquet.
+"""Tables as labs write them: CSV, TSV and other separated text, also compressed with gzip, Excel, and Parquet.
 
 What a file is, its contents say and not its ending. Of text, the separator (comma, semicolon, tab, ``|``), the encoding
 (UTF-8, UTF-16, Windows-1252), lines before the table and decimal commas are found out; whatever is not as in a plain
-CSV file is said in the log. All values are read as text, as they were written: what is a number and what is a name
-only the reader of a table knows. What cannot be read is an error that says what the file is, and which row is wrong.
-Rows are counted as a spreadsheet shows them: the first row of the file is row 1, and the header is mostly that row.
+CSV file is said in the log. A sheet of a workbook (``.xlsx``, ``.xls``, ``.ods``) is read as such a text would be. All
+values are read as text, as they were written: what is a number and what is a name only the reader of a table knows.
+What cannot be read is an error that says what the file is, and which row is wrong. Rows are counted as a spreadsheet
+shows them: the first row of the file is row 1, and the header is mostly that row.
 """
 
 import csv
@@ -17,7 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -29,8 +30,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from biomass.errors import DataError, one_line
-from biomass.identifiers import MISSING_WORDS, from_zero, is_missing
+from biomass.errors import DataError, did_you_mean, one_line
+from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
 _SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
@@ -39,8 +40,6 @@ _BLOCK = 1 << 24  # bytes; no row may be longer
 _SHOWN, _MANY = 3, 20  # rows, and columns, that a message lists
 
 _FOREIGN = (
-    (b"PK\x03\x04", "an Excel workbook or another zip archive", "save the sheet as CSV (UTF-8), or unpack it"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV (UTF-8)"),
     (b"BZh", "compressed with bzip2", "unpack it, or compress it with gzip"),
     (b"\xfd7zXZ", "compressed with xz", "unpack it, or compress it with gzip"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it, or compress it with gzip"),
@@ -63,6 +62,8 @@ _BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, and other zip archives
+_CELLS = 1 << 22  # bytes; a larger text is a table, no plate drawn as a matrix
 _HTML = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
 _NUMERIC = re.compile(r"\s*[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?\s*")
 _WHOLE_COMMA = r"^([+-]?\d+(,0+)?)?$"
@@ -81,12 +82,14 @@ class TableFile:
         arrow: its N rows; of text, columns of strings without nulls; of Parquet, columns of the file's own types.
         rows: (N,) int64, the number of every row as a spreadsheet shows it; None for Parquet.
         separator: between the values; empty for Parquet.
+        sheet: of a workbook that has several.
     """
 
     path: Path
     arrow: Any
     rows: np.ndarray | None
     separator: str
+    sheet: str = ""
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
@@ -104,7 +107,8 @@ class TableFile:
     def place(self, row: int) -> str:
         """How to call a row (from 0) in a message: ``row 5 of 'plates.csv'``, as a spreadsheet shows it."""
         where = from_zero(row) if self.rows is None else f"row {self.rows[row]}"
-        return f"{where} of '{self.path.name}'"
+        sheet = f"sheet '{self.sheet}' of " if self.sheet else ""
+        return f"{where} of {sheet}'{self.path.name}'"
 
     def require(self, columns: Iterable[str], what: str = "table", advice: str | None = None) -> None:
         """Make sure that the table has some columns.
@@ -166,8 +170,66 @@ class TableFile:
         return numbers
 
 
+class Cells(NamedTuple):
+    """The cells of a sheet, or those of a text if a certain sign separates them.
+
+    Attributes:
+        sheet: its name; empty for a text.
+        rows: the cells of every row, as text.
+        separator: the sign; empty for a sheet.
+    """
+
+    sheet: str
+    rows: list[list[str]]
+    separator: str
+
+
+def as_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column of text as numbers if all its values are, as :meth:`TableFile.frame` makes them; else as it is.
+
+    >>> as_numbers(pd.Series(["1", "NA", "3"])).tolist(), as_numbers(pd.Series(["0012", ""])).tolist()
+    ([1.0, nan, 3.0], ['0012', ''])
+    """
+    try:
+        text = pa.array(column, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # values of other types among it
+        return column
+    numbers, _ = _as_numbers(text, commas=False)
+    return column if numbers is text else pd.Series(numbers.to_pandas(), column.index, name=column.name)
+
+
+def read_cells(path: str | Path, what: str = "table", *, advice: str | None = None) -> list[Cells]:
+    """The cells of a file whose contents need not be a table: of every sheet of a workbook, or of a text by each sign.
+
+    Sheets without a value are left out. There are none of Parquet, and of texts longer than 4 MB: these are tables.
+
+    Raises:
+        DataError: as :func:`read_table`.
+
+    >>> file = getfixture("tmp_path") / "plate.csv"
+    >>> _ = file.write_text("dose\\n,1,2\\nA,0,5\\n")
+    >>> read_cells(file)[0].rows
+    [['dose'], ['', '1', '2'], ['A', '0', '5']]
+    """
+    path = Path(path)
+    name = f"{what} '{path}'"
+    raw = _read_bytes(path, name, advice)
+    if raw.startswith(_WORKBOOKS):
+        return [Cells(sheet, rows, "") for sheet, rows in _read_workbook(raw, name, advice).items()]
+    if raw.startswith(b"PAR1") or len(raw) > _CELLS:
+        return []
+    _check_kind(raw, name, advice)
+    text = _as_utf8(raw, name).decode()
+    return [Cells("", _records(text, separator, None)[0], separator) for separator in _SEPARATORS]
+
+
 def read_table(
-    path: str | Path, what: str = "table", *, columns: Sequence[str] | None = None, advice: str | None = None
+    path: str | Path,
+    what: str = "table",
+    *,
+    columns: Sequence[str] | None = None,
+    sheet: str | None = None,
+    advice: str | None = None,
 ) -> TableFile:
     """Read a table, whatever it is separated by and encoded in.
 
@@ -177,11 +239,13 @@ def read_table(
         path: the file.
         what: what to call it in messages.
         columns: those to read; all if left out.
+        sheet: of a workbook; may be left out if only one has values.
         advice: of the errors, see :class:`biomass.errors.BiomassError`.
 
     Raises:
         DataError: the file is not there, is not a table, is in no encoding that is known, has two columns of the same
-            name or not one of ``columns``, or a row has more or fewer values than the header.
+            name or not one of ``columns``, or a row has more or fewer values than the header; a workbook has several
+            sheets.
 
     >>> file = getfixture("tmp_path") / "plates.csv"
     >>> _ = file.write_text("Made on Monday\\n\\nplate;dose;x\\n0012;0,5;NA\\n")
@@ -194,12 +258,23 @@ def read_table(
     """
     path = Path(path)
     name = f"{what} '{path}'"
+    raw = _read_bytes(path, name, advice)
+    if raw.startswith(b"PAR1"):
+        return _read_parquet(path, name, columns, advice)
+    try:
+        if raw.startswith(_WORKBOOKS):
+            return _read_sheet(path, raw, name, sheet, columns, advice)
+        _check_kind(raw, name, advice)
+        return _read_text(path, name, _as_utf8(raw, name), columns)
+    except DataError as error:
+        raise DataError(str(error), advice) from error.__cause__
+
+
+def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
+    """The contents of a file, unpacked if they are compressed with gzip."""
     try:
         raw = path.read_bytes()
-        if raw.startswith(b"PAR1"):
-            return _read_parquet(path, name, columns, advice)
-        if raw.startswith(b"\x1f\x8b"):
-            raw = gzip.decompress(raw)
+        return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
     except FileNotFoundError:
         raise DataError(f"no {name}: correct its name, or put it there", advice) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -208,11 +283,52 @@ def read_table(
         ) from error
     except OSError as error:
         raise DataError(f"{name} cannot be read ({error.strerror or one_line(error)})", advice) from error
-    _check_kind(raw, name, advice)
+
+
+def _read_workbook(raw: bytes, name: str, advice: str | None) -> dict[str, list[list[str]]]:
+    """The cells of all sheets of a workbook that have a value, as text, by the names of the sheets."""
+    import python_calamine
+
     try:
-        return _read_text(path, name, _as_utf8(raw, name), columns)
-    except DataError as error:
-        raise DataError(str(error), advice) from error.__cause__
+        with python_calamine.load_workbook(io.BytesIO(raw)) as book:
+            found = {one: book.get_sheet_by_name(one).to_python(skip_empty_area=False) for one in book.sheet_names}
+    except python_calamine.PasswordError as error:
+        raise DataError(f"{name} is a workbook with a password: save it without, or as CSV (UTF-8)", advice) from error
+    except Exception as error:  # the library has no family of errors, and panics are none of Exception's
+        raise DataError(
+            f"{name} begins as an Excel workbook does, but cannot be read as one ({one_line(error)}): save the sheet "
+            "as CSV (UTF-8), or unpack it if it is an archive",
+            advice,
+        ) from error
+    sheets = {one: [list(map(_cell, row)) for row in rows] for one, rows in found.items()}
+    return {one: rows for one, rows in sheets.items() if any(any(map(str.strip, row)) for row in rows)}
+
+
+def _cell(value: Any) -> str:
+    """A cell of a workbook as text; numbers, which are all floats there, as they are shown."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return str(int(value))
+    return normal(value)
+
+
+def _read_sheet(
+    path: Path, raw: bytes, name: str, sheet: str | None, columns: Sequence[str] | None, advice: str | None
+) -> TableFile:
+    """The table of one sheet of a workbook, read as the text that would be saved from it."""
+    sheets = _read_workbook(raw, name, advice)
+    if not sheets:
+        raise DataError(f"{name} is empty: no sheet has a value")
+    if sheet is None and len(sheets) > 1:
+        raise DataError(f"{name} has {len(sheets)} sheets ({_list(sheets)}): keep one, or save one as CSV (UTF-8)")
+    chosen = next(iter(sheets)) if sheet is None else sheet
+    if chosen not in sheets:
+        raise DataError(f"{name} has no sheet '{chosen}' with values; {did_you_mean(chosen, sheets)}")
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter="\t", quoting=csv.QUOTE_ALL).writerows(sheets[chosen])
+    table = _read_text(path, name, text.getvalue().encode(), columns, "\t")
+    return replace(table, sheet=chosen if len(sheets) > 1 else "")
 
 
 class _Layout(NamedTuple):
@@ -300,14 +416,16 @@ def _utf_16(raw: bytes) -> str | None:
     return "utf-16-le" if second > 0.7 > 0.1 > first else "utf-16-be" if first > 0.7 > 0.1 > second else None
 
 
-def _read_text(path: Path, name: str, raw: bytes, columns: Sequence[str] | None) -> TableFile:
-    layout = _find_layout(raw, path)
+def _read_text(
+    path: Path, name: str, raw: bytes, columns: Sequence[str] | None, separator: str | None = None
+) -> TableFile:
+    layout = _find_layout(raw, path, separator)
     header = pa.table([[one] for one in layout.names], list(map(str, range(1, len(layout.names) + 1))))
     _check_breaks(header, [layout.header + 1], layout.separator, name)
     layout = layout._replace(names=[re.sub(r"\s*[\r\n]\s*", " ", one) for one in layout.names])
     _check_names([one for one in layout.names if one], columns, name)
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith((".tsv", ".txt")) else ","
-    if layout.separator != usual:
+    if separator is None and layout.separator != usual:
         log.info("%s is separated by %s", name, _SEPARATORS[layout.separator])
     if layout.header:
         log.warning("%s: its header is in row %d; the rows before it are left out", name, layout.header + 1)
@@ -413,33 +531,33 @@ def _check_names(there: Sequence[str], columns: Sequence[str] | None, name: str)
         raise DataError(f"{name} has no column '{missing[0]}'; it has: {_list(there, _MANY)}")
 
 
-def _find_layout(raw: bytes, path: Path) -> _Layout:
+def _find_layout(raw: bytes, path: Path, separator: str | None = None) -> _Layout:
     """Which separator gives the most rows of the same number of values, and where the header is."""
     end = raw.find(b"\n", _SAMPLE)
     sample = raw[: end + 1 if end > 0 else len(raw)].decode()
     told = re.match(r"sep=(.)\r?\n", sample)  # Excel's own hint
-    choices = [told[1]] if told and told[1] in _SEPARATORS else list(_SEPARATORS)
+    choices = [separator] if separator else [told[1]] if told and told[1] in _SEPARATORS else list(_SEPARATORS)
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     best, layout = (False, -1.0, False, 0), _Layout(usual, 0, 1, [])
-    for separator in sorted(choices, key=lambda one: one != usual):
-        records, lines = _records(sample, separator)
+    for choice in sorted(choices, key=lambda one: one != usual):
+        records, lines = _records(sample, choice)
         header = 1 if told and len(records) > 1 else _find_header(records)
         width = len(records[header])
         after = [record for record in records[header + 1 :] if record]
         share = sum(len(record) == width for record in after) / len(after) if after else 1.0
         score = (width > 1, share, header == 0, width)
         if score > best:
-            best, layout = score, _Layout(separator, header, lines[header], _names(records[header], after))
+            best, layout = score, _Layout(choice, header, lines[header], _names(records[header], after))
     return layout
 
 
-def _records(sample: str, separator: str) -> tuple[list[list[str]], list[int]]:
-    """The first rows of a text, split, and the number of the line where each ends."""
+def _records(sample: str, separator: str, count: int | None = _RECORDS) -> tuple[list[list[str]], list[int]]:
+    """The first rows of a text, or all, split, and the number of the line where each ends."""
     records: list[list[str]] = []
     lines: list[int] = []
     reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
     with suppress(csv.Error):  # a value longer than any, behind a quotation mark that is never closed
-        for record in islice(reader, _RECORDS):
+        for record in islice(reader, count):
             records.append(record)
             lines.append(reader.line_num)
     return records or [[sample]], lines or [1]

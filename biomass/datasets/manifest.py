@@ -4,7 +4,9 @@ Nothing has to be renamed: settings say which column of the table means what, wh
 which wells are controls. Names are compared in the one normal form of :mod:`biomass.identifiers`.
 """
 
+import json
 import logging
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,11 +22,16 @@ from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
 from biomass.pixels.files import check_present, check_unique, open_files
 from biomass.pixels.packed import packed_pixels
+from biomass.pixels.planes import Reading
 from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
 from biomass.table_files import TableFile, read_table
 
 REST = "rest"
 """The split that takes every image that no other split takes."""
+
+IMAGES_KEY = b"biomass.images"
+"""Where the schema of a Parquet manifest says how its images are read: JSON, with the arguments of
+:func:`load_manifest` that concern images; ``image_dir`` is relative to the manifest's folder."""
 
 _NOTHING = ("", "false")  # how a setting says, as text, that a column is to be left out
 
@@ -36,9 +43,13 @@ def load_manifest(
     *,
     root_dir: str | Path = "data",
     image_dir: str | Path | None = None,
-    image: str | Mapping[str, str] = "path",
+    image: str | Mapping[str, str] | None = None,
     channels: Sequence[str] | None = None,
     axes: str | None = None,
+    z: str | int | None = None,
+    time: int | None = None,
+    depths: str | None = None,
+    sizes: str | None = None,
     columns: Mapping[str, Any] | None = None,
     classes: Sequence[Any] | None = None,
     splits: Mapping[str, Any] | None = None,
@@ -51,6 +62,9 @@ def load_manifest(
     column is a class, in sorted order over the whole screen (sorted as numbers where all of them are whole numbers, so
     that ``0 … K-1`` stay what they are); rows whose label is missing are unlabelled.
 
+    A manifest that an index of a folder wrote says itself how its images are read (:data:`IMAGES_KEY`): ``image,
+    channels, axes, image_dir, z, time, depths`` and ``sizes`` are taken from it where they are left out.
+
     Args:
         path: the manifest, any table that :func:`biomass.table_files.read_table` reads; if relative, below
             ``root_dir``.
@@ -58,9 +72,14 @@ def load_manifest(
         image_dir: the folder that relative image paths refer to; if relative, below ``root_dir``; the manifest's own
             folder if left out.
         image: the column of image paths (PNG, TIFF or ``.npy``; 8 or 16 bit), or, with one file a channel, a mapping of
-            the channels' names to their columns.
+            the channels' names to their columns; ``path`` if left out. A value may be a list: files of z planes.
         channels: names of the channels where a file holds all of them.
-        axes: order of the dimensions in a file, ``HW``, ``HWC`` or ``CHW``; found out if left out.
+        axes: order of the dimensions in a file, such as ``HW``, ``HWC`` or ``ZCHW``; found out if left out.
+        z: what becomes of several z planes, see :class:`biomass.pixels.planes.Reading`; several are an error if left
+            out.
+        time: which of several points of time is read, from 0; several are an error if left out.
+        depths: ``error``, or ``scale`` images of other bit depths; ``error`` if left out.
+        sizes: ``error``, or ``crop`` or ``pad`` images of other sizes; ``error`` if left out.
         columns: what a canonical column (:data:`biomass.screen.COLUMNS`) is called in the manifest. One that is left
             out, or None, is the column of its own name (``well``, ``Well``) if there is one; the log says which are
             taken. False or an empty text leaves it out although the column is there. ``experiment`` and ``plate`` must
@@ -106,10 +125,19 @@ def load_manifest(
     _check_kinds(locals())
     root = Path(root_dir)
     file = root / path
-    folder = file.parent if image_dir is None else root / image_dir
     manifest = read_table(file, "manifest", advice="path")
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
+    stored = _stored_settings(manifest)
+    own_folder = Path(os.path.normpath(file.parent / stored.get("image_dir", "")))
+    folder = own_folder if image_dir is None else root / image_dir
+    if image is None:
+        image = stored.get("image", "path")
+        channels = stored.get("channels") if channels is None and not isinstance(image, Mapping) else channels
+    axes = stored.get("axes") if axes is None else axes
+    given = {"z": z, "time": time, "depths": depths, "sizes": sizes}
+    chosen: dict[str, Any] = {key: stored.get(key) if value is None else value for key, value in given.items()}
+    reading = Reading(**{key: value for key, value in chosen.items() if value is not None})
     image_columns = _image_columns(image, channels, manifest.columns)
     columns = dict(columns or {})
     if isinstance(columns.get("well"), Sequence) and not isinstance(columns["well"], str):
@@ -121,7 +149,7 @@ def load_manifest(
     check_unique(files, frame[own["label"]].to_numpy() if "label" in own else np.full(len(frame), ""))
     of_wells = {"well", own.get("well")}
     channel_names = list(image) if isinstance(image, Mapping) else channels
-    pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names))
+    pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names), reading)
     if pixels is None and on_bad_image == "error":
         check_present(folder, files, channel_names)
 
@@ -133,7 +161,21 @@ def load_manifest(
     if splits is not None:
         table["split"] = _splits(table, splits, of_wells)
     table["label"], class_names = _labels(table["label"], classes)
-    return make_screen(table, pixels or open_files(folder, files, channel_names, axes), class_names)
+    return make_screen(table, pixels or open_files(folder, files, channel_names, axes, reading), class_names)
+
+
+def _stored_settings(manifest: TableFile) -> dict[str, Any]:
+    """What the manifest says of its images, see :data:`IMAGES_KEY`."""
+    text = (manifest.arrow.schema.metadata or {}).get(IMAGES_KEY)
+    if text is None:
+        return {}
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"manifest '{manifest.path}' has damaged settings of its images ({error}): write it again", "path"
+        ) from error
+    return {key: value for key, value in stored.items() if value is not None}
 
 
 _TEXT, _LIST, _MAPPING = (str, Path), (Sequence, np.ndarray), (Mapping,)
@@ -157,7 +199,7 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
     for name, (kinds, said, advice) in _KINDS.items():
         value = arguments[name]
         wrong = not isinstance(value, kinds) or (kinds is _LIST and isinstance(value, str | bytes))
-        if wrong and (value is not None or name in ("path", "root_dir", "image")):
+        if wrong and (value is not None or name in ("path", "root_dir")):
             raise ConfigError(f"{name} is {value!r}: it must be {said}", advice)
     check_on_bad_image(arguments["on_bad_image"])
 
@@ -271,6 +313,10 @@ def _frame(
 
 def _tidy(paths: Any, folder: Path) -> Any:
     """Paths relative to the folder, as far as they lie in it, one spelling for one file."""
+    if pa.types.is_list(paths.type) or pa.types.is_large_list(paths.type):
+        lists = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
+        lists = lists.cast(pa.large_list(pa.large_string()))
+        return pa.LargeListArray.from_arrays(lists.offsets, _tidy(lists.values, folder))
     paths = pc.utf8_trim_whitespace(paths.cast(pa.large_string()))
     paths = pc.replace_substring(paths, "\\", "/")  # a manifest written on Windows
     paths = pc.replace_substring_regex(paths, r"/(\./|/)+", "/")

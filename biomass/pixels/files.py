@@ -1,13 +1,15 @@
-"""Pixels that lie in image files: PNG, TIFF or ``.npy``, one file an image or one file a channel.
+"""Pixels that lie in image files: PNG, TIFF or ``.npy``, one file an image, one a channel, or several planes a channel.
 
 :func:`open_files` looks at the first image, once, to learn how all of them are laid out; from then on a file that
-differs is an error that names it. No file stays open, and only paths are kept in memory.
+differs is an error that names it, unless a :class:`.Reading` says what becomes of it. No file stays open, and only
+paths are kept in memory.
 """
 
 import io
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,21 @@ import pyarrow.compute as pc
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
+from biomass.pixels.metadata import Axes, has_alpha, image_size, tiff_axes, used_bits, why_damaged
+from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")
-"""How a file may order its dimensions: channel, height, width."""
+"""How a file may order its dimensions: channel, height, width. Stacks have z planes (Z) and points of time (T), too."""
+
+PLANES = "\x1f"
+"""Stands between the names of files that are the planes of one channel."""
 
 _AGAIN = "copy or download it again"
 _TRIES = 100  # images that may be bad before nobody can say what a good one looks like
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
+_SIGNED = np.dtype(np.int16)
+
+log = logging.getLogger(__name__)
 
 
 def _read_png(path: Path) -> np.ndarray:
@@ -94,21 +104,33 @@ def _read_npy(path: Path) -> np.ndarray:
 _READERS = {".png": _read_png, ".tif": _read_tiff, ".tiff": _read_tiff, ".npy": _read_npy}
 
 
-def _decode(path: Path, row: int) -> np.ndarray:
-    """The array of a file, in its own order of dimensions and the byte order of this machine."""
+def _decode(path: Path, row: int, floats: bool = False) -> np.ndarray:
+    """The array of a file, in its own order of dimensions: uint8, uint16, or floating-point numbers if these may be."""
     read = _READERS[path.suffix.lower()]
     try:
         array = read(path)
     except FileNotFoundError:
         raise BadImageError(f"image '{path}' is missing: {_AGAIN}", row) from None
-    except UnidentifiedImageError as error:  # whose message is the address of an object
-        kind = path.suffix[1:].upper()
-        raise BadImageError(f"image '{path}' cannot be read (it is not a {kind}): {_AGAIN}", row) from error
     except Exception as error:  # decoders raise almost anything when a file is damaged
-        raise BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {_AGAIN}", row) from error
-    if array.dtype.newbyteorder("=") not in _DTYPES:
-        raise BadImageError(f"image '{path}' is of type {array.dtype}: save it as uint8 or uint16", row)
-    return array
+        why = why_damaged(path)
+        if why is None and isinstance(error, UnidentifiedImageError):  # whose message is the address of an object
+            why = f"it is not a {path.suffix[1:].upper()}"
+        raise BadImageError(f"image '{path}' cannot be read ({why or one_line(error)}): {_AGAIN}", row) from error
+    kind = array.dtype.newbyteorder("=")
+    if kind in _DTYPES or (floats and kind.kind == "f"):
+        return array
+    if kind == _SIGNED:
+        least = int(array.min())
+        if least >= 0:  # as uint16 would hold them, bit for bit
+            return array.view(array.dtype.str.replace("i", "u"))
+        raise BadImageError(
+            f"image '{path}' is of type int16 and holds negative numbers (down to {least}): save it as uint16", row
+        )
+    raise BadImageError(
+        f"image '{path}' is of type {array.dtype}: save it as uint8 or uint16",
+        row,
+        "depths" if kind.kind == "f" else "skip",
+    )
 
 
 def _channels_first(array: np.ndarray, axes: str) -> np.ndarray | None:
@@ -131,12 +153,15 @@ class FilePixels:
     Attributes:
         root: the folder that relative file names refer to.
         files: one column of file names (N,) where a file holds all channels, else one column a channel; Arrow arrays:
-            they take the bytes of their names and nothing else, and worker processes share them.
+            they take the bytes of their names and nothing else, and worker processes share them. Where a channel has
+            several planes in files of their own, :data:`PLANES` stands between their names.
         channels: names of the C channels.
         size: (H, W) of every image, pixels.
         dtype: of every image: uint8 or uint16.
-        axes: order of the dimensions in every file, see :data:`AXES`.
+        axes: order of the dimensions in every file: of H, W and, where there are any, C, Z and T.
         example: the file that the layout was learned from.
+        reading: what becomes of planes, depths and sizes.
+        shape: of the array of a file whose pages are several dimensions, as ``axes``; empty where it has them itself.
     """
 
     root: Path
@@ -146,6 +171,8 @@ class FilePixels:
     dtype: np.dtype
     axes: str
     example: str
+    reading: Reading = field(default_factory=Reading)
+    shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files[0])
@@ -166,26 +193,114 @@ class FilePixels:
         return images
 
     def name(self, row: int) -> str:
-        """The path of the image's file; of the first that there is, where there is one a channel."""
+        """The path of the image's file; of the first that there is, where there is one a channel or a plane."""
         names = (column[row].as_py() for column in self.files)
-        return str(self.root / next(filter(None, names), ""))
+        return str(self.root / next(filter(None, names), "").partition(PLANES)[0])
 
     def _fill(self, target: np.ndarray, row: int, column: int) -> None:
-        """Read one file into ``target`` (channels of the file, H, W)."""
-        file = self.files[column][row].as_py()
-        if not file:
+        """Read one channel, or all that a file holds, into ``target`` (C, H, W)."""
+        names = self.files[column][row].as_py()
+        if not names:
             raise BadImageError(_no_file(row, column, self.channels), row)
-        array = _decode(self.root / file, row)
-        found = _channels_first(array, self.axes)
+        files = names.split(PLANES)
+        path = self.root / files[0]
+        array = _decode(path, row, self.reading.depths == "scale")
+        found = _channels_first(array, self.axes) if len(files) == 1 else None
         if found is None or found.shape != target.shape or found.dtype.newbyteorder("=") != self.dtype:
-            shape = dict(zip("CHW", target.shape, strict=True))
-            expected = f"{' x '.join(str(shape[a]) for a in self.axes)} {self.dtype}"
+            found = self._fitted(array, files, row, target)
+        target[...] = found
+
+    def _fitted(self, array: np.ndarray, files: list[str], row: int, target: np.ndarray) -> np.ndarray:
+        """An image (C, H, W) that is not simply laid out as ``target``, of its first file and the further planes."""
+        shape, path = target.shape, self.root / files[0]
+        stack = [self._one_file(array, path, row, shape[0])]
+        for file in files[1:]:
+            again = _decode(self.root / file, row, self.reading.depths == "scale")
+            stack.append(self._one_file(again, self.root / file, row, shape[0]))
+            if stack[-1].shape != stack[0].shape:
+                raise BadImageError(
+                    f"image '{self.root / file}' is {_describe(again)}, and another plane of it, '{path}', "
+                    f"{_describe(array)}: save them alike",
+                    row,
+                )
+        image = stack[0] if len(stack) == 1 else _planes_to_one(np.stack(stack), self.reading, path, row)
+        found = image
+        if image.shape[1:] != self.size and self.reading.sizes != "error":
+            fitted = fit(image, self.size, self.reading.sizes)
+            found = image if fitted is None else fitted
+        if found.shape == shape and found.dtype == self.dtype:
+            return found
+        lengths = dict(zip("CHW", shape, strict=True))
+        order = [axis for axis in self.axes if axis in lengths]
+        advice = "sizes" if found.shape[1:] != shape[1:] else "depths" if found.shape == shape else "skip"
+        raise BadImageError(
+            f"image '{path}' is {_describe(array)}, expected {' x '.join(str(lengths[axis]) for axis in order)} "
+            f"{self.dtype} ({''.join(order)}) as in '{self.example}': save it like that",
+            row,
+            advice,
+        )
+
+    def _one_file(self, array: np.ndarray, path: Path, row: int, channels: int) -> np.ndarray:
+        """One file's image (C, H, W), its planes made one, without transparency, in the depth of all."""
+        axes, array = self.axes, _unfold(array, self.shape)
+        if array.ndim == 2 and axes in AXES:
+            axes = "HW"
+        elif array.ndim == 3 and axes == "HW" and array.shape[-1] == 2:
+            axes = "HWC"  # gray, with transparency
+        if array.ndim != len(axes):
             raise BadImageError(
-                f"image '{self.root / file}' is {_describe(array)}, expected {expected} ({self.axes}) as in "
-                f"'{self.example}': save it like that",
+                f"image '{path}' is {_describe(array)}, expected the dimensions {axes} as in '{self.example}': save it "
+                "like that",
                 row,
             )
-        target[...] = found
+        stack = canonical(array, axes)
+        image = _planes_to_one(_at_time(stack, self.reading, path, row), self.reading, path, row)
+        if len(image) == channels + 1 and axes[-1] == "C" and has_alpha(path):
+            image = image[:-1]
+        if self.reading.depths == "scale":
+            try:
+                image = to_16_bit(image, used_bits(path, 8 * array.dtype.itemsize))
+            except ValueError as error:
+                raise BadImageError(
+                    f"image '{path}' is of type {array.dtype}, and {error}: save it as uint16", row
+                ) from error
+        return image.astype(image.dtype.newbyteorder("="), copy=False)
+
+
+def _unfold(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """An array whose first dimension is all pages with as many dimensions as ``shape``; as it is where that fails."""
+    lead = tuple(shape[: len(shape) - array.ndim + 1])
+    if len(lead) > 1 and np.prod(lead, dtype=int) == array.shape[0]:
+        return array.reshape(*lead, *array.shape[1:])
+    return array
+
+
+def _at_time(stack: np.ndarray, reading: Reading, path: Path, row: int) -> np.ndarray:
+    """(T, Z, C, H, W) → (Z, C, H, W), at the point of time that is read."""
+    if reading.time is None and len(stack) > 1:
+        raise ConfigError(f"image '{path}' has {len(stack)} points of time: say which to read, from 0", "time")
+    at = reading.time or 0
+    if at >= len(stack):
+        raise BadImageError(f"image '{path}' has {len(stack)} points of time (from 0), and none has number {at}", row)
+    return np.asarray(stack[at])
+
+
+def _planes_to_one(planes: np.ndarray, reading: Reading, path: Path, row: int) -> np.ndarray:
+    """(Z, C, H, W) → (C, H, W), as ``reading`` says."""
+    if len(planes) == 1:
+        return np.asarray(planes[0])
+    if reading.z is None:
+        raise ConfigError(
+            f"image '{path}' is a stack of {len(planes)} z planes: say how they become one image: "
+            f"{', '.join(PROJECTIONS)}, or the number of a plane, from 0",
+            "z",
+        )
+    try:
+        return project(planes, reading.z)
+    except IndexError:
+        raise BadImageError(
+            f"image '{path}' has {len(planes)} z planes (from 0), and none has number {reading.z}", row, "z"
+        ) from None
 
 
 def _no_file(row: int, column: int, channels: Sequence[str]) -> str:
@@ -193,25 +308,37 @@ def _no_file(row: int, column: int, channels: Sequence[str]) -> str:
 
 
 def open_files(
-    root: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None, axes: str | None = None
+    root: str | Path,
+    files: Sequence[Any],
+    channels: Sequence[str] | None = None,
+    axes: str | None = None,
+    reading: Reading | None = None,
 ) -> FilePixels:
     """Learn the layout from the first image that can be read, and return the pixels of all.
 
     Args:
         root: the folder that relative file names refer to.
         files: one column of N file names where a file holds all channels, else one column a channel. A column is
-            anything that Arrow takes for an array of strings; an empty string stands for a file that is not there.
+            anything that Arrow takes for an array of strings, or of lists of strings: the planes of a stack; an empty
+            string stands for a file that is not there.
         channels: names of the C channels; ``channel_0 …`` if left out.
-        axes: order of the dimensions in every file, see :data:`AXES`; found out if left out: the dimension that is as
-            long as there are channels, or else the shorter of the first and the last.
+        axes: order of the dimensions in every file, such as HWC or ZCHW, see :data:`AXES`. If left out, a TIFF's
+            metadata say it, or else it is found out: the dimension that is as long as there are channels, or else the
+            shorter of the first and the last.
+        reading: what becomes of several planes, other depths and other sizes; all are errors if left out.
 
     Raises:
-        ConfigError: ``axes`` is unknown or cannot be found out.
+        ConfigError: ``axes`` is unknown or cannot be found out; there are several planes, and nothing says which to
+            read.
         DataError: a file has an unknown ending.
         BadImageError: none of the first images can be read, or they do not have as many channels as are named.
     """
-    if axes is not None and axes not in AXES:
-        raise ConfigError(f"axes '{axes}' is unknown; choose one of {', '.join(AXES)}")
+    if axes is not None and not _are_axes(axes):
+        raise ConfigError(
+            f"axes '{axes}' is unknown; choose one of {', '.join(AXES)}, or, with planes (Z) and points of time (T), "
+            "one such as ZHW, ZCHW, TZCHW",
+            "axes",
+        )
     columns = tuple(string_array(column) for column in files)
     for column in columns:
         _check_endings(column)
@@ -220,12 +347,16 @@ def open_files(
     first_error: BadImageError | None = None
     for row in range(min(len(columns[0]), _TRIES)):
         try:
-            return _learn(Path(root), columns, row, channels, axes)
+            return _learn(Path(root), columns, row, channels, axes, reading or Reading())
         except BadImageError as error:
             first_error = first_error or error
     if first_error is None:
         raise DataError(f"no images in '{root}': name at least one")
     raise none_readable(first_error)
+
+
+def _are_axes(axes: str) -> bool:
+    return len(set(axes)) == len(axes) and {*"HW"} <= set(axes) <= {*"TZCHW"} and axes.index("H") < axes.index("W")
 
 
 def none_readable(first: BadImageError) -> BadImageError:
@@ -234,24 +365,122 @@ def none_readable(first: BadImageError) -> BadImageError:
 
 
 def _learn(
-    root: Path, columns: tuple[Any, ...], row: int, channels: Sequence[str] | None, axes: str | None
+    root: Path,
+    columns: tuple[Any, ...],
+    row: int,
+    channels: Sequence[str] | None,
+    axes: str | None,
+    reading: Reading,
 ) -> FilePixels:
     """The pixels of all rows, laid out as the image of ``row``."""
-    file = columns[0][row].as_py()
-    if not file:
+    names = columns[0][row].as_py()
+    if not names:
         raise BadImageError(_no_file(row, 0, channels or ("channel_0",)), row)
-    array = _decode(root / file, row)
+    file = names.partition(PLANES)[0]
+    array = _decode(root / file, row, reading.depths == "scale")
     named = None if channels is None else len(channels)
     expected = named if len(columns) == 1 else 1
-    axes = axes or _find_axes(array, expected, file, row)
-    found = _channels_first(array, axes)
-    if found is None or (expected is not None and len(found) != expected):
-        raise _wrong_channels(array, expected, file, row, axes)
-    names = tuple(channels) if channels is not None else tuple(f"channel_{i}" for i in range(len(found)))
-    height, width = found.shape[1:]
-    pixels = FilePixels(root, columns, names, (height, width), array.dtype.newbyteorder("="), axes, file)
+    if array.ndim == 3 and array.shape[2] in (2, 4) and array.shape[2] != expected and has_alpha(root / file):
+        array = array[..., :-1]
+        log.info("the last channel of '%s' is its transparency (alpha): it is left out, here and in all", root / file)
+    layout = _layout(array, root / file, expected, row, axes)
+    number = layout.shape[layout.letters.index("C")] if "C" in layout.letters else 1
+    if expected is not None and number != expected:
+        raise _wrong_channels(array, expected, file, row, layout.letters)
+    _check_choice(reading, layout, columns, root / file)
+    called = tuple(channels) if channels is not None else tuple(f"channel_{i}" for i in range(number))
+    size = tuple(layout.shape[layout.letters.index(axis)] for axis in "HW")
+    if _is_signed(root / file):
+        log.info("'%s' is of type int16, without negative numbers: it is read as uint16, and so are all", root / file)
+    dtype = np.dtype(np.uint16) if reading.depths == "scale" else array.dtype.newbyteorder("=")
+    shape = layout.shape if array.ndim != len(layout.shape) else ()
+    pixels = FilePixels(root, columns, called, (size[0], size[1]), dtype, layout.letters, file, reading, shape)
+    if reading.sizes != "error":
+        pixels = replace(pixels, size=_common_size(pixels))
     pixels.read(np.array([row]))  # the files of the other channels agree
     return pixels
+
+
+def _is_signed(path: Path) -> bool:
+    """Whether a file that can be read holds numbers of 16 bits with a sign."""
+    return path.suffix.lower() != ".png" and _READERS[path.suffix.lower()](path).dtype.newbyteorder("=") == _SIGNED
+
+
+def _check_choice(reading: Reading, layout: Axes, columns: Sequence[Any], path: Path) -> None:
+    """Refuse the number of a plane, or of a point of time, where there is but one."""
+    planes = "Z" in layout.letters or any(pc.any(pc.match_substring(one, PLANES)).as_py() for one in columns)
+    for what, name, number, several in (
+        ("z plane", "z", reading.z, planes),
+        ("point of time", "time", reading.time, "T" in layout.letters),
+    ):
+        if isinstance(number, int) and number > 0 and not several:
+            raise ConfigError(f"image '{path}' has one {what}, number 0, and number {number} is to be read", name)
+
+
+def _layout(array: np.ndarray, path: Path, channels: int | None, row: int, axes: str | None) -> Axes:
+    """The order and the lengths of the dimensions of a file."""
+    tiff, told = path.suffix.lower() in (".tif", ".tiff"), None
+    if array.ndim > 2 and tiff:
+        try:
+            told = tiff_axes(path)
+        except ValueError as error:
+            raise BadImageError(f"image '{path}' cannot be read: {error}", row) from error
+        if told is not None and np.prod(told.shape) != array.size:  # of several images in one file
+            told = None
+    if axes is None and told is not None:
+        number = told.shape[told.letters.index("C")] if "C" in told.letters else 1
+        if channels is not None and number != channels:
+            raise BadImageError(
+                f"image '{path}' is {_describe(array)}, and its metadata call these dimensions {told.letters} (Z: "
+                f"planes, T: points of time): {number} channel(s), not {channels}; name as many channels as there are, "
+                "or say the true order of the dimensions",
+                row,
+                "channels",
+            )
+        return Axes("CHW", array.shape) if told.letters == "HW" and array.shape[0] == 1 else told
+    if axes is None:
+        if array.ndim == 3 and channels is None and tiff and not _is_color(path):
+            raise ConfigError(
+                f"image '{path}' has {array.shape[0]} pages ({_describe(array)}), and nothing in it says whether they "
+                "are channels, z planes or points of time: name the channels, or say the order of the dimensions, CHW, "
+                "ZHW or THW",
+                "axes",
+            )
+        return Axes(_find_axes(array, channels, str(path), row), array.shape)
+    if len(axes) == array.ndim:
+        return Axes(axes, array.shape)
+    if told is not None and sorted(told.letters) == sorted(axes):
+        return Axes(axes, tuple(told.shape[told.letters.index(axis)] for axis in axes))
+    present = "".join(axis for axis in axes if axis in "HW" or (axis == "C" and channels != 1))
+    if len(present) == array.ndim:  # a stack of one plane
+        return Axes(present, array.shape)
+    if len(axes) == array.ndim + 1 and "T" not in axes and channels and array.shape[0] % channels == 0:
+        lengths = {"C": channels, "Z": array.shape[0] // channels, "H": array.shape[-2], "W": array.shape[-1]}
+        return Axes(axes, tuple(lengths[axis] for axis in axes))
+    raise _wrong_channels(array, channels, str(path), row, axes)
+
+
+def _is_color(path: Path) -> bool:
+    """Whether the channels of a TIFF are the samples of its pixels."""
+    from tifffile import TiffFile
+
+    with TiffFile(path, is_ome=False) as tiff:
+        return len(tiff.pages) == 1 and bool(tiff.pages.first.samplesperpixel > 1)
+
+
+def _common_size(pixels: FilePixels) -> tuple[int, int]:
+    """The size that all images are brought to: the smallest, or the largest."""
+    log.info("looking at the sizes of %d files", len(pixels) * len(pixels.files))
+    names = [name for column in pixels.files for name in each_file(column)[0].to_pylist() if name]
+    sizes = [size for name in names if (size := image_size(pixels.root / name, pixels.axes)) is not None]
+    heights, widths = np.array([pixels.size, *sizes], np.int64).T
+    choose = np.min if pixels.reading.sizes == "crop" else np.max
+    size = int(choose(heights)), int(choose(widths))
+    others = len({*sizes, size}) - 1
+    if others:
+        verb = "cropped" if pixels.reading.sizes == "crop" else "padded"
+        log.info("images of %d other sizes are %s to %d x %d, about their centre", others, verb, *size)
+    return size
 
 
 def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> str:
@@ -278,14 +507,27 @@ def _wrong_channels(array: np.ndarray, channels: int | None, file: str, row: int
 
 
 def string_array(column: Any) -> Any:
-    """An Arrow array of strings without nulls, in one piece."""
+    """An Arrow array of strings without nulls, in one piece; lists become strings, with :data:`PLANES` between them."""
     if not isinstance(column, (pa.Array, pa.ChunkedArray)):
-        column = pa.array(column, pa.large_string())
+        lists = any(not isinstance(one, str | None) for one in column)
+        column = pa.array(column, pa.large_list(pa.large_string()) if lists else pa.large_string())
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = pc.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar(PLANES, pa.large_string()))
     column = pc.fill_null(column.cast(pa.large_string()), "")
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def each_file(column: Any) -> tuple[Any, np.ndarray]:
+    """The names of all files of a column (N,), planes one by one, (M,), and the row of each, (M,) int64."""
+    column = string_array(column)
+    if not pc.any(pc.match_substring(column, PLANES)).as_py():
+        return column, np.arange(len(column))
+    lists = pc.split_pattern(column, PLANES)
+    return pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy().astype(np.int64)
+
+
 def _check_endings(files: Any) -> None:
+    files, rows = each_file(files)
     known = pc.equal(files, "")
     lower = pc.utf8_lower(files)
     for ending in _READERS:
@@ -293,7 +535,7 @@ def _check_endings(files: Any) -> None:
     bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
     if len(bad):
         raise DataError(
-            f"image '{files[bad[0]].as_py()}' (row {bad[0]}, from 0) is of an unknown kind: "
+            f"image '{files[bad[0]].as_py()}' (row {rows[bad[0]]}, from 0) is of an unknown kind: "
             f"convert it to one of {', '.join(_READERS)}"
         )
 
@@ -303,7 +545,7 @@ def missing_files(root: str | Path, files: Any) -> np.ndarray:
 
     Every folder is listed once, which takes a small part of the time of asking for each file.
     """
-    files = string_array(files)
+    files, rows = each_file(files)
     folders = pc.dictionary_encode(pc.replace_substring_regex(files, r"[^/]*$", ""))
     names = pc.replace_substring_regex(files, r"(?s)^.*/", "")
     codes = folders.indices.to_numpy()
@@ -314,7 +556,7 @@ def missing_files(root: str | Path, files: Any) -> np.ndarray:
         inside = order[bounds[code] : bounds[code + 1]]
         present = pc.is_in(names.take(pa.array(inside)), pa.array(_listing(Path(root) / folder), pa.large_string()))
         there[inside] = present.to_numpy(zero_copy_only=False)
-    return np.flatnonzero(~there)
+    return np.unique(rows[~there])
 
 
 def _listing(folder: Path) -> list[str]:
@@ -335,7 +577,8 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
         missing = missing_files(root, column)
         if not len(missing):
             continue
-        file = column[missing[0]].as_py()
+        names = column[missing[0]].as_py().split(PLANES)
+        file = next((one for one in names if not (Path(root) / one).is_file()), names[0])
         if not file:
             raise DataError(_no_file(int(missing[0]), c, channels or ("channel_0",)))
         more = f", and {len(missing) - 1} more of {len(column)}" if len(missing) > 1 else ""
@@ -352,14 +595,15 @@ def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
     Raises:
         DataError: one is; names both rows, and both labels where they differ.
     """
-    every = pa.concat_arrays([string_array(column) for column in files])
+    split = [each_file(column) for column in files]
+    every, rows = pa.concat_arrays([names for names, _ in split]), np.concatenate([rows for _, rows in split])
     codes = pd.Series(pc.dictionary_encode(every).indices.to_numpy())
     again = codes.duplicated().to_numpy() & pc.not_equal(every, "").to_numpy(zero_copy_only=False)
     if not again.any():
         return
     place = int(np.argmax(again))
     file = every[place].as_py()
-    first, second = sorted((int(np.argmax(codes.to_numpy() == codes[place])) % len(labels), place % len(labels)))
+    first, second = sorted((int(rows[np.argmax(codes.to_numpy() == codes[place])]), int(rows[place])))
     one, other = labels[first], labels[second]
     how = f"twice, with the labels '{one}' and '{other}'" if one != other else "twice"
     raise DataError(f"image '{file}' is listed {how}, in rows {first} and {second} (from 0): remove one of them")

@@ -4,6 +4,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomass.pixels.files import string_array
+from biomass.pixels.files import PLANES, FilePixels, each_file, string_array
+from biomass.pixels.planes import Reading
 
 SEPARATOR = "\n"
-"""Stands between the names where an image was read from several files."""
+"""Stands between the names where an image has a file a channel; planes of a channel are told apart in each of these."""
 
 _SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
 _READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
@@ -75,11 +77,12 @@ def stamp_files(root: Path, files: Sequence[Any]) -> Stamps:
     there = np.ones(len(files[0]), bool)
     with ThreadPoolExecutor(_THREADS) as pool:
         for column in files:
-            chunks = pool.map(look, (column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK)))
+            names, rows = each_file(column)
+            chunks = pool.map(look, (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)))
             found = np.array([stamp for chunk in chunks for stamp in chunk], np.int64).reshape(-1, 2)
-            there &= found[:, 1] >= 0
-            sizes += found[:, 0]
-            np.maximum(times, found[:, 1], out=times)
+            there[rows[found[:, 1] < 0]] = False
+            np.add.at(sizes, rows, found[:, 0])
+            np.maximum.at(times, rows, found[:, 1])
     return Stamps(np.where(there, sizes, -1), np.where(there, times, -1))
 
 
@@ -99,29 +102,36 @@ def _checksum(file: Path) -> int | None:
         return None
 
 
-def describe_origin(store: Path, root: Path, files: Sequence[Any], axes: str) -> dict[str, Any]:
+def describe_origin(store: Path, pixels: FilePixels) -> dict[str, Any]:
     """What a store keeps of the files that it was packed from.
 
     Args:
         store: its folder.
-        root: the folder that relative file names refer to.
-        files: columns of N file names, Arrow arrays.
-        axes: order of the dimensions in every file.
+        pixels: the images that it holds.
 
     Returns:
         ``root``, relative to the folder that holds the store, so that both can be moved; ``place``, the same as it was
-        called then; ``axes``; ``sample``: name, size, time of the last change and checksum of a few hundred files.
+        called then; ``axes``; ``reading``; ``sample``: name, size, time of the last change and checksum of a few
+        hundred files.
     """
+    root, files = pixels.root, pixels.files
     rows = np.unique(np.linspace(0, len(files[0]) - 1, _SAMPLE).astype(np.int64))
     sample = []
     for number, row in enumerate(rows.tolist()):
-        name = files[number % len(files)][row].as_py()
+        planes = files[number % len(files)][row].as_py().split(PLANES)
+        name = planes[number % len(planes)]
         crc32 = _checksum(root / name) if name else None
         if crc32 is not None:
             sample.append([name, *_stamp(root, name), crc32])
     place = root.absolute()
     relative = os.path.relpath(place, store.absolute().parent)
-    return {"root": relative, "place": str(place), "axes": axes, "sample": sample}
+    about = {"axes": pixels.axes, "reading": asdict(pixels.reading)}
+    return {"root": relative, "place": str(place), **about, "sample": sample}
+
+
+def reading_of(origin: Mapping[str, Any] | None) -> Reading:
+    """How the files were read that a store was packed from; plainly, before there was a choice."""
+    return Reading(**(origin or {}).get("reading", {}))
 
 
 def find_root(store: Path, origin: Mapping[str, Any]) -> Path | None:

@@ -17,7 +17,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import read_npy_header
-from biomass.pixels.origin import SEPARATOR, find_changed_file, join_files
+from biomass.pixels.files import PLANES, read_npy_header
+from biomass.pixels.origin import SEPARATOR, find_changed_file, join_files, reading_of
+from biomass.pixels.planes import Reading
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
@@ -182,7 +183,7 @@ class PackedPixels:
         """The file that the image was read from when it was packed, relative to the source."""
         place = row if self.rows is None else int(self.rows[row])
         names = filter(None, str(self._names[place].as_py()).split(SEPARATOR))
-        return next(names, f"row {place} of {self.path}")
+        return next(names, f"row {place} of {self.path}").partition(PLANES)[0]
 
     def files(self) -> Any:
         """Arrow array (N,) of the files that the rows were read from."""
@@ -235,7 +236,10 @@ def packed_beside(source: str | Path) -> Path | None:
 
 
 def packed_pixels(
-    source: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None
+    source: str | Path,
+    files: Sequence[Any],
+    channels: Sequence[str] | None = None,
+    reading: Reading | None = None,
 ) -> PackedPixels | None:
     """The pixels of a screen from the store beside its source, if there is one that holds all of its images.
 
@@ -244,9 +248,11 @@ def packed_pixels(
         files: columns of N file names as :func:`biomass.pixels.files.open_files` takes them, relative as they were
             when the source was packed; the images come in this order.
         channels: names of the channels; those of the store if left out.
+        reading: how the files are to be read; however the store has read them if left out.
 
     Returns:
-        None where there is no store; also, with a warning, where it lacks an image or the source has changed since.
+        None where there is no store; also, with a warning, where it lacks an image, has read the files otherwise, or
+        the source has changed since.
 
     Raises:
         DataError: the store is incomplete, was cut off, or is of another version.
@@ -268,7 +274,13 @@ def packed_pixels(
             log.warning(message, path, len(absent), len(wanted), absent[0].as_py())
             return None
         rows = found.to_numpy().astype(np.int64)
-    changed = find_changed_file(path, Store.read(path).origin)
+    origin = Store.read(path).origin
+    if reading is not None and origin is not None and (packed := reading_of(origin)) != reading:
+        others = [f"{key}={value}" for key, value in asdict(packed).items() if value != getattr(reading, key)]
+        message = "'%s' is not used: its images were read with %s, which is not wanted; delete it and pack them again"
+        log.warning(message, path, " ".join(others))
+        return None
+    changed = find_changed_file(path, origin)
     if changed is not None:
         message = "'%s' is not used: '%s' has changed since it was packed; pack it again (biomass pack %s)"
         log.warning(message, path, changed, source)

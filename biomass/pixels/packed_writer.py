@@ -45,8 +45,17 @@ from tqdm import tqdm
 from biomass.atomic import whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import FilePixels, none_readable, open_files, read_npy_header
-from biomass.pixels.origin import Stamps, describe_origin, find_root, join_files, split_files, stamp_files
+from biomass.pixels.origin import (
+    Stamps,
+    describe_origin,
+    find_root,
+    join_files,
+    reading_of,
+    split_files,
+    stamp_files,
+)
 from biomass.pixels.packed import ABOUT, FILES, IMAGES, INDEX, PackedPixels, Store, open_packed, read_index, verify
+from biomass.pixels.planes import Reading
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 BLOCK_BYTES = 16 << 20
@@ -132,10 +141,19 @@ def _files(screen: Screen) -> Any:
     return pa.array((screen.pixels.name(row) for row in range(len(screen))), pa.large_string(), size=len(screen))
 
 
+def _reading(pixels: Pixels) -> Reading:
+    """How files became these images."""
+    if isinstance(pixels, FilePixels):
+        return pixels.reading
+    return reading_of(Store.read(pixels.path).origin) if isinstance(pixels, PackedPixels) else Reading()
+
+
 def _make_plan(screen: Screen, files: Any) -> _Plan:
     example = _example(screen)
     _, c, h, w = example.shape
     digest = hashlib.sha256(repr([example.shape[1:], example.dtype.str, list(screen.pixels.channels)]).encode())
+    if (reading := _reading(screen.pixels)) != Reading():
+        digest.update(repr(reading).encode())
     for start in range(0, len(files), 1 << 16):
         digest.update("\0".join(files[start : start + (1 << 16)].to_pylist()).encode())
     block = max(1, BLOCK_BYTES // example.nbytes)
@@ -177,7 +195,7 @@ def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
     message = "'%s' is packed again: %d of %d images have changed, such as '%s'"
     log.info(message, out, len(rows), len(stored), packed.name(int(rows[0])))
     if isinstance(pixels, PackedPixels):
-        return replace(screen, pixels=open_files(root, columns, pixels.channels, origin["axes"]))
+        return replace(screen, pixels=open_files(root, columns, pixels.channels, origin["axes"], reading_of(origin)))
     return screen
 
 
@@ -228,7 +246,7 @@ def _look_at_files(screen: Screen, out: Path) -> tuple[Stamps, dict[str, Any] | 
     pixels = screen.pixels
     if not isinstance(pixels, FilePixels):
         return Stamps.unknown(len(screen)), None
-    return stamp_files(pixels.root, pixels.files), describe_origin(out, pixels.root, pixels.files, pixels.axes)
+    return stamp_files(pixels.root, pixels.files), describe_origin(out, pixels)
 
 
 def _begin(part: Path, plan: _Plan) -> None:

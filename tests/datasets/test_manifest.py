@@ -358,7 +358,7 @@ def test_bad_manifest(
 
 def test_a_damaged_manifest_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match=r"manifest '.*a\.csv' is an Excel workbook") as caught:
+    with pytest.raises(DataError, match=r"manifest '.*a\.csv' begins as an Excel workbook") as caught:
         load_manifest("a.csv", root_dir=tmp_path)
     assert caught.value.advice == "path"
 

@@ -158,7 +158,7 @@ def test_the_tables_of_bbbc021(real_data) -> None:
         ("plate,well,compound\nP,A1,x\n", {"columns": {"plate": "barcode"}}, "'barcode'"),
         ("plate,well,compound\nP,A1,x\n", {"columns": {"dish": "plate"}}, "'dish'"),
         ("plate,well,compound\nP,A1,x\n", {"columns": "plate"}, "columns is 'plate'"),
-        ("plate,well,compound\nP,A1,x\n", {"control": {"negative": ["x"]}}, "'column' is needed"),
+        ("plate,well,compound\nP,A1,x\n", {"control": {"column": "compound"}}, "one of the last two is needed"),
         ("plate,well,compound\nP,A1,x\n", {"control": {"column": "compound", "negative": ["y"]}}, "'y'"),
         ("plate,well,compound\nP,A1,x\n", {"copies": 2}, "copies=2"),
         ("well,compound\nA1,x\n", {"copies": 0}, "copies=0"),
