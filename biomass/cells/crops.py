@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-from biomass.cells.fields import Nuclei
+from biomass.cells.fields import ROW_COLUMNS, Nuclei
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels.origin import Stamps
+from biomass.pixels.packed_writer import stamps_of
 from biomass.screen import Pixels, Screen, make_screen
 
 
@@ -120,23 +123,36 @@ class CropPixels:
             self._last = (row, self.fields.read(np.array([row]))[0])
         return self._last[1]
 
+    def stamps(self) -> Stamps:
+        """Of the fields' files."""
+        of_fields = stamps_of(self.fields, int(self.field.max(initial=-1)) + 1)
+        return Stamps(of_fields.sizes[self.field], of_fields.times[self.field])
+
     def name(self, row: int) -> str:
         """The field's name, and where the cell lies in it."""
         y, x = self.centres[row]
         return f"{self.fields.name(int(self.field[row]))} at y {y:.1f}, x {x:.1f}"
 
 
-def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
+def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48, *, alone: bool = False) -> Screen:
     """The cells of a screen: a row a nucleus whose crop lies inside its field, in the order of the fields.
 
-    The table has the columns of the fields' table, and ``image`` (row of the field in ``screen``), ``cell`` (number
-    within the field, from 0), ``x, y`` (centre) and ``area``. Fields without cells have no rows in it:
-    :func:`biomass.cells.fields.count_cells` tells which they are.
+    The table has the columns of the fields' table, and
+
+    * ``image`` (row of the field in ``screen``) and ``cell`` (number within the field, from 0),
+    * ``x, y`` (centre) and ``area`` of the nucleus, and how many other nuclei have their centre in the crop:
+      ``neighbours``,
+    * where the nucleus is in the table that it was read from: ``nucleus``, and other :data:`ROW_COLUMNS`; see
+      :func:`biomass.cells.tables.read_any_nuclei`. Of nuclei that were found, ``nucleus`` is the number within the
+      field, in the order in which they are kept.
+
+    Fields without cells have no rows in it: :func:`biomass.cells.fields.count_cells` tells which they are.
 
     Args:
         screen: the fields.
         nuclei: of the fields.
         size: height and width of a crop, pixels.
+        alone: leave out crops with neighbours.
 
     Raises:
         ConfigError: the crops are larger than the images.
@@ -144,7 +160,15 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
     """
     check_crop_size(screen, size)
     cells = nuclei.table.sort_values("image", kind="stable")
+    of_field = cells.groupby("image").cumcount().to_numpy(np.int64)
+    if "nucleus" not in cells:
+        cells = cells.assign(nucleus=of_field)
+    cells = cells.assign(neighbours=count_neighbours(cells["image"], cells[["y", "x"]], size))
     cells = cells[crops_inside(cells[["y", "x"]].to_numpy(np.float64), screen.pixels.size, size)]
+    if alone and len(cells):
+        cells = cells[cells["neighbours"] == 0]
+        if cells.empty:
+            raise DataError(f"every crop of {size} pixels holds more than one nucleus: cut smaller crops", "alone")
     if cells.empty:
         raise DataError(
             f"no crop of {size} pixels around one of the {len(nuclei.table)} nuclei lies inside its field: "
@@ -156,9 +180,38 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48) -> Screen:
     table["cell"] = cells.groupby("image").cumcount().to_numpy(np.int64)
     for column in ("x", "y", "area"):
         table[column] = cells[column].to_numpy(np.float32)
+    table["neighbours"] = cells["neighbours"].to_numpy()
+    for column in ROW_COLUMNS:
+        if column in cells:
+            table[column] = cells[column].to_numpy() if column == "nucleus" else cells[column].array
     centres = cells[["y", "x"]].to_numpy(np.float64)
     pixels = CropPixels(screen.pixels, image, centres, (size, size), screen.pixels.channels)
     return dataclasses.replace(make_screen(table, pixels, screen.classes), fields=screen)
+
+
+def count_neighbours(fields: object, centres: object, size: int) -> np.ndarray:
+    """How many other nuclei of the same field have their centre in the crop around each of N nuclei, (N,) int64.
+
+    Args:
+        fields: (N,) the field of every nucleus, a number.
+        centres: y and x, pixels, (N, 2).
+        size: height and width of a crop, pixels.
+
+    >>> count_neighbours([0, 0, 0, 1], [[10, 10], [10, 14], [30, 10], [10, 10]], 8).tolist()
+    [0, 1, 0, 0]
+    """
+    field, pixels = np.asarray(fields, np.int64), np.rint(np.asarray(centres, np.float64)).astype(np.int64)
+    counts = np.zeros(len(field), np.int64)
+    if not len(field):
+        return counts
+    # One tree for all fields: they lie apart along a third axis.
+    tree = cKDTree(np.column_stack([field * 2.0 * size, pixels]))
+    one, other = tree.query_pairs(size // 2, p=np.inf, output_type="ndarray").T
+    for a, b in ((one, other), (other, one)):
+        apart = pixels[b] - pixels[a] + size // 2
+        inside = ((apart >= 0) & (apart < size)).all(axis=1)  # a crop of even size has one pixel more above and left
+        counts += np.bincount(a[inside], minlength=len(field))
+    return counts
 
 
 def check_crop_size(screen: Screen, size: int) -> None:

@@ -1,10 +1,10 @@
 """Finding the nuclei of a whole screen, once: what was found is kept, and a search that was stopped goes on."""
 
-import hashlib
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,25 +14,26 @@ from tqdm import tqdm
 
 from biomass.atomic import check_writable
 from biomass.cells.fields import NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
-from biomass.cells.nuclei import DIAMETER, find_nuclei
+from biomass.cells.nuclei import DIAMETER, METHOD, find_nuclei
 from biomass.channels import match_channels
 from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.screen import FIELD, OnBadImage, Screen, check_on_bad_image
+from biomass.pixels.origin import Stamps
+from biomass.pixels.packed_writer import stamps_of
+from biomass.pixels.processes import as_they_end
+from biomass.screen import FIELD, OnBadImage, Pixels, Screen, check_on_bad_image
 
 log = logging.getLogger(__name__)
 
 
 def describe_search(screen: Screen, channel: str = "DAPI", diameter: float = DIAMETER) -> dict[str, Any]:
-    """What :func:`find_all_nuclei` depends on, as it is kept with the nuclei: two equal ones find the same nuclei.
+    """What :func:`find_all_nuclei` depends on, as it is kept with the nuclei: two equal ones find the same in a field.
 
     Raises:
         ConfigError: there is no such channel.
     """
     (position,) = match_channels([channel], screen.pixels.channels, "channel")
-    fields = hashlib.sha256(repr(tuple(screen.pixels.size)).encode())
-    for column in FIELD:
-        fields.update(pd.util.hash_pandas_object(screen.table[column].astype(str), index=False).to_numpy().tobytes())
-    return {"channel": screen.pixels.channels[position], "diameter": float(diameter), "fields": fields.hexdigest()}
+    names = {"channel": screen.pixels.channels[position], "diameter": float(diameter), "method": METHOD}
+    return names | {"size": list(map(int, screen.pixels.size))}
 
 
 def find_all_nuclei(
@@ -41,7 +42,7 @@ def find_all_nuclei(
     diameter: float = DIAMETER,
     *,
     on_bad_image: OnBadImage = "error",
-    workers: int = 2,
+    workers: int | None = 1,
     file: Path | None = None,
     keep: Literal["always", "if possible"] = "always",
 ) -> Nuclei:
@@ -50,8 +51,8 @@ def find_all_nuclei(
     Fields are searched a plate at a time. Where a ``file`` is given, the nuclei of a plate are written to a table of
     its own in ``<file>.part/`` as soon as the plate is finished, and those of all plates to ``file`` at the end. The
     next call reads both, and searches only the fields that neither of them lists: those of the plates that were not
-    finished, and those that could not be read then. What was kept of other fields, another channel or diameter counts
-    as not there.
+    finished, those that were not there yet, those that could not be read then, and those whose files have changed
+    since. What was kept of another channel, diameter or way of finding nuclei counts as not there.
 
     Args:
         screen: the fields.
@@ -59,7 +60,7 @@ def find_all_nuclei(
         diameter: of a typical nucleus, pixels.
         on_bad_image: ``error``, or ``skip``: a field that cannot be read, or has pixels that are not numbers, counts as
             not looked at.
-        workers: threads.
+        workers: processes; as many as there are cores if left out; with 0 or 1, this one searches.
         file: the table to keep the nuclei in, see :func:`biomass.cells.fields.save_nuclei`; None keeps none.
         keep: what to do where the nuclei cannot be kept: ``always`` is an error; ``if possible`` searches all the same,
             and says in the log that the next call will have to search again.
@@ -91,18 +92,19 @@ def find_all_nuclei(
     check_on_bad_image(on_bad_image)
     search = describe_search(screen, channel, diameter)
     position = screen.pixels.channels.index(search["channel"])
-    in_file, in_parts = (NONE, NONE) if file is None else _read_kept(file, search)
+    stamps = Stamps.unknown(len(screen)) if file is None else stamps_of(screen.pixels, len(screen))
+    in_file, in_parts = (NONE, NONE) if file is None else _read_kept(screen, file, search, stamps)
     found = join_nuclei(in_file, in_parts)
     if file is not None and keep == "if possible" and len(in_file.fields) < len(screen) and not _can_be_kept(file):
         file = None
     todo = np.setdiff1d(np.arange(len(screen)), found.fields)
     for nuclei in _search_plates(screen, todo, position, diameter, on_bad_image, workers):
         if file is not None and len(nuclei.fields):
-            save_nuclei(screen, nuclei, _parts(file) / f"{nuclei.fields[0]}.parquet", search)
+            save_nuclei(screen, nuclei, _parts(file) / f"{nuclei.fields[0]}.parquet", search, stamps)
         found = join_nuclei(found, nuclei)
     _report_unread(screen, found)
     if file is not None and len(found.fields) > len(in_file.fields):
-        save_nuclei(screen, found, file, search)
+        save_nuclei(screen, found, file, search, stamps)
         shutil.rmtree(_parts(file), ignore_errors=True)
     return found
 
@@ -112,19 +114,20 @@ def _parts(file: Path) -> Path:
     return file.with_name(f"{file.name}.part")
 
 
-def _read_kept(file: Path, search: Mapping[str, Any]) -> tuple[Nuclei, Nuclei]:
+def _read_kept(screen: Screen, file: Path, search: Mapping[str, Any], stamps: Stamps) -> tuple[Nuclei, Nuclei]:
     """What earlier calls have found: the nuclei in the file, and those of the plates that were finished since."""
-    whole = read_saved_nuclei(file, search)
+    whole = read_saved_nuclei(screen, file, search, stamps)
     if whole is None and file.is_file():
-        log.info("'%s' holds nuclei of other fields, or of another channel or diameter: they are searched again", file)
+        log.info("'%s' holds nuclei of another channel, diameter or method: they are searched again", file)
     in_file, in_parts = whole or NONE, NONE
     for path in sorted(_parts(file).glob("*.parquet")):
-        part = read_saved_nuclei(path, search)
+        part = read_saved_nuclei(screen, path, search, stamps)
         # Fields are there twice where a call was killed after it had written the file, before it had removed the parts.
         if part is not None and not np.isin(part.fields, [*in_file.fields, *in_parts.fields]).any():
             in_parts = join_nuclei(in_parts, part)
-    if len(in_file.fields) or len(in_parts.fields):
-        log.info("'%s' holds the nuclei of %d fields already", file, len(in_file.fields) + len(in_parts.fields))
+    found = len(in_file.fields) + len(in_parts.fields)
+    if found:
+        log.info("'%s' holds the nuclei of %d of %d fields already", file, found, len(screen))
     return in_file, in_parts
 
 
@@ -138,39 +141,56 @@ def _can_be_kept(file: Path) -> bool:
 
 
 def _search_plates(
-    screen: Screen, fields: np.ndarray, channel: int, diameter: float, on_bad_image: OnBadImage, workers: int
+    screen: Screen, fields: np.ndarray, channel: int, diameter: float, on_bad_image: OnBadImage, workers: int | None
 ) -> Iterator[Nuclei]:
     """The nuclei of some fields, (n,) int64, a plate at a time."""
     fields = fields[np.argsort(screen.plate_ids[fields], kind="stable")]
-    plates = np.split(fields, np.flatnonzero(np.diff(screen.plate_ids[fields])) + 1)
-    at_once = 4 * workers  # few images in memory, and all threads busy
-    before = len(screen) - len(fields)
-    bar = tqdm(desc="Finding nuclei", total=len(screen), initial=before, unit="field", disable=None)
-    with ThreadPoolExecutor(workers) as pool, bar:
-        for plate in plates:
-            looked_at: list[int] = []
-            found: list[tuple[np.ndarray, np.ndarray]] = []
-            for rows in np.split(plate, range(at_once, len(plate), at_once)):
-                images = {row: _read_channel(screen, row, channel, on_bad_image) for row in rows.tolist()}
-                good = {row: image for row, image in images.items() if image is not None}
-                looked_at += good
-                found += pool.map(lambda image: find_nuclei(image, diameter), good.values())
-                bar.update(len(rows))
-            yield _make_nuclei(looked_at, found)
+    left = Counter(screen.plate_ids[fields].tolist())
+    plates, total = len(left), dict(left)
+    found: dict[int, dict[int, tuple[np.ndarray, np.ndarray] | None]] = {}
+    search = _Search(screen.pixels, screen.table[list(FIELD)], channel, diameter, on_bad_image)
+    bar = tqdm(desc="Finding nuclei", total=len(screen), unit="field", disable=None)
+    bar.update(len(screen) - len(fields))
+    with bar, as_they_end(search, fields.tolist(), workers) as results:
+        for row, nuclei in results:
+            bar.update()
+            plate = int(screen.plate_ids[row])
+            found.setdefault(plate, {})[row] = nuclei
+            left[plate] -= 1
+            if left[plate]:
+                continue
+            of_plate = {one: each for one, each in sorted(found.pop(plate).items()) if each is not None}
+            left.pop(plate)
+            made = _make_nuclei(list(of_plate), list(of_plate.values()))
+            if bar.disable:
+                done = plates - len(left)
+                message = "plate %s: %d nuclei in %d fields (%d of %d plates)"
+                log.info(message, screen.plate_names[plate], len(made.table), total[plate], done, plates)
+            yield made
 
 
-def _read_channel(screen: Screen, row: int, channel: int, on_bad_image: OnBadImage) -> np.ndarray | None:
-    """One channel (H, W) of a field; None if it cannot be read, or is not all numbers, and is to be skipped."""
-    try:
-        image = screen.pixels.read(np.array([row]))[0]
-        if not np.isfinite(image).all():
-            name = f"{screen.pixels.name(row)} ({name_field(screen.table.iloc[row])})"
-            raise BadImageError(f"{name} has pixels that are not numbers: copy or download it again", row)
-        return image[channel]
-    except BadImageError:
-        if on_bad_image == "error":
-            raise
-        return None
+@dataclass(frozen=True)
+class _Search:
+    """Finds the nuclei of one field; runs in the worker processes."""
+
+    pixels: Pixels
+    names: pd.DataFrame
+    channel: int
+    diameter: float
+    on_bad_image: OnBadImage
+
+    def __call__(self, row: int) -> tuple[int, tuple[np.ndarray, np.ndarray] | None]:
+        """The row, and its nuclei; None if it cannot be read, or is not all numbers, and is to be skipped."""
+        try:
+            image = self.pixels.read(np.array([row]))[0]
+            if not np.isfinite(image).all():
+                name = f"{self.pixels.name(row)} ({name_field(self.names.iloc[row])})"
+                raise BadImageError(f"{name} has pixels that are not numbers: copy or download it again", row)
+            return row, find_nuclei(image[self.channel], self.diameter)
+        except BadImageError:
+            if self.on_bad_image == "error":
+                raise
+            return row, None
 
 
 def _make_nuclei(fields: Sequence[int], found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Nuclei:

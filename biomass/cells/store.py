@@ -3,8 +3,13 @@
 <store>                   the cells, see :mod:`biomass.pixels.packed`
 <store>.fields.csv        how many nuclei and cells every field has
 <store>.nuclei.parquet    the nuclei that the cells were cut around
+
+A store grows: cells of fields that it does not have are added, and those of fields whose files have changed (in size or
+time) are cut again; all others are copied. A store that has fields or cells that the screen lacks is of something else,
+and is refused.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomass.atomic import check_writable, whole_file
-from biomass.cells.crops import check_crop_size, crop_screen
-from biomass.cells.fields import Nuclei, count_cells, search_of
+from biomass.cells.crops import CropPixels, check_crop_size, crop_screen
+from biomass.cells.fields import Nuclei, count_cells, name_field, search_of
 from biomass.errors import DataError
-from biomass.pixels.packed import ABOUT, Store
-from biomass.pixels.packed_writer import pack
+from biomass.pixels.origin import Stamps
+from biomass.pixels.packed import ABOUT, Store, read_index, read_stamps
+from biomass.pixels.packed_writer import pack, stamps_of
 from biomass.screen import FIELD, OnBadImage, Screen
+
+log = logging.getLogger(__name__)
 
 
 def fields_file(store: str | Path) -> Path:
@@ -39,10 +47,11 @@ def pack_cells(
     out: str | Path,
     size: int = 48,
     *,
+    alone: bool = False,
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
 ) -> Path:
-    """Cut out the cells of a screen and write them to a packed store, a field at a time.
+    """Cut out the cells of a screen and write them to a packed store, a field at a time; see the module.
 
     Args:
         screen: the fields.
@@ -50,6 +59,7 @@ def pack_cells(
         out: the store's folder. Beside it :func:`fields_file` is written, see
             :func:`biomass.cells.fields.count_cells`.
         size: height and width of a crop, pixels.
+        alone: leave out crops with more than one nucleus.
         workers: processes; as many as there are cores if left out, 0 uses this one alone.
         on_bad_image: what to do with a field that cannot be read, see :func:`biomass.pixels.packed_writer.pack`.
 
@@ -60,12 +70,62 @@ def pack_cells(
         ConfigError, DataError: as :func:`biomass.cells.crops.crop_screen` and
             :func:`biomass.pixels.packed_writer.pack`.
     """
-    cells = crop_screen(screen, nuclei, size)
+    out = Path(out)
+    cells = crop_screen(screen, nuclei, size, alone=alone)
     counts = count_cells(screen, nuclei, cells)
-    out = pack(cells, out, workers=workers, on_bad_image=on_bad_image)
+    pack(cells, out, workers=workers, on_bad_image=on_bad_image, held=lambda: _held_cells(cells, out))
     with whole_file(fields_file(out)) as part:
         counts.to_csv(part, index=False)
     return out
+
+
+def _held_cells(cells: Screen, out: Path) -> np.ndarray:
+    """Which row of the store that is there each cell is, (N,) int64; -1 where it is none, or its field has changed."""
+    assert isinstance(cells.pixels, CropPixels)
+    assert cells.fields is not None
+    held = read_index(out)
+    keys = [*FIELD, "x", "y"]
+    if any(key not in held for key in keys):
+        raise _of_others(out, "no cells")
+    fields = cells.fields.table[list(FIELD)].astype(str)
+    field = _find_rows(held[list(FIELD)].astype(str), fields)
+    if (field < 0).any():
+        row = held.iloc[int(np.argmax(field < 0))]
+        what = f"cells of {len(held.loc[field < 0, list(FIELD)].drop_duplicates())} fields that are not listed here"
+        raise _of_others(out, f"{what}, the first: {name_field(row)}")
+    then, now = read_stamps(out, len(held)), stamps_of(cells.fields.pixels, len(cells.fields))
+    changed = Stamps(now.sizes[field], now.times[field]).changed_since(then)
+    places = _find_rows(_centres(field, held), _centres(cells.pixels.field, cells.table))
+    lost = (places < 0) & ~changed
+    if lost.any():
+        row = held.iloc[int(np.argmax(lost))]
+        centre = f"at y {row['y']:.1f}, x {row['x']:.1f} of {name_field(row)}"
+        raise _of_others(out, f"{lost.sum()} other cells, the first {centre}")
+    if changed.any():
+        first = name_field(held.iloc[int(np.argmax(changed))])
+        count = len(np.unique(field[changed]))
+        log.info("'%s': images of %d fields have changed, their cells are cut again; the first: %s", out, count, first)
+    rows = np.full(len(cells), -1, np.int64)
+    kept = np.flatnonzero(~changed)
+    rows[places[kept]] = kept
+    return rows
+
+
+def _centres(field: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
+    """What tells cells apart: the field, the centre, and which of several with the same centre it is."""
+    frame = pd.DataFrame({"field": field, "x": table["x"].to_numpy(), "y": table["y"].to_numpy()})
+    return frame.assign(again=frame.groupby(["field", "x", "y"]).cumcount())
+
+
+def _find_rows(wanted: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
+    """The row of ``known`` that is the same as each row of ``wanted``; -1 where there is none."""
+    columns = list(known)
+    both = pd.concat([known, wanted], ignore_index=True).groupby(columns, sort=False).ngroup().to_numpy(np.int64)
+    return pd.Index(both[: len(known)]).get_indexer(pd.Index(both[len(known) :])).astype(np.int64)
+
+
+def _of_others(out: Path, what: str) -> DataError:
+    return DataError(f"'{out}' is a store of other images ({what}): delete it, or choose another place", "store")
 
 
 def check_cells(
@@ -93,27 +153,32 @@ def check_cells(
     if not (out / ABOUT).is_file():
         raise DataError(f"'{out}' is there already, and is not a packed store: choose another place")
     store, own = Store.read(out), (tuple(screen.pixels.channels), size, size)
-    other = None
     if (store.channels, *store.shape[1:]) != own:
-        other = f"of {store.shape[1]} x {store.shape[2]} pixels and the channels {', '.join(store.channels)}"
-    elif search is not None and not _may_be_of(screen, search, out):
-        other = "cells of other fields or nuclei"
-    if other is not None:
-        raise DataError(f"'{out}' is a store of other images ({other}): delete it, or choose another place")
+        kind = f"of {store.shape[1]} x {store.shape[2]} pixels and the channels {', '.join(store.channels)}"
+        raise _of_others(out, kind)
+    held = read_index(out)
+    if any(column not in held for column in FIELD):
+        raise _of_others(out, "no cells")
+    fields = pd.concat([held[list(FIELD)].astype(str), _listed_fields(out)]).drop_duplicates()
+    absent = _find_rows(fields, screen.table[list(FIELD)].astype(str)) < 0
+    if absent.any():
+        row = fields.iloc[int(np.argmax(absent))]
+        raise _of_others(out, f"cells of {absent.sum()} fields that are not listed here, the first: {name_field(row)}")
+    if search is not None and not _may_be_of(search, out):
+        raise _of_others(out, "cells around nuclei that were found otherwise")
 
 
-def _may_be_of(screen: Screen, search: Mapping[str, Any], out: Path) -> bool:
-    """Whether a store may hold the cells of this search.
+def _listed_fields(out: Path) -> pd.DataFrame:
+    """The fields that the table beside a store lists, those without cells among them; none where it is lost."""
+    try:
+        return pd.read_csv(fields_file(out), dtype=str, keep_default_na=False)[list(FIELD)]
+    except (OSError, ValueError, KeyError):
+        return pd.DataFrame(columns=list(FIELD))
 
-    The table of nuclei beside the store says which search they are of. Where it is lost, the list of fields tells at
-    least whether the fields are the same. Without both, nothing speaks against it, and :func:`pack_cells` finds out.
-    """
+
+def _may_be_of(search: Mapping[str, Any], out: Path) -> bool:
+    """Whether a store may hold the cells of this search: the table of nuclei beside it says so, or is lost."""
     try:
         return bool(search_of(pq.read_schema(nuclei_file(out))) == search)
     except (OSError, ValueError, pa.ArrowException):  # not there, or damaged
-        pass
-    try:
-        fields = pd.read_csv(fields_file(out), dtype=str, keep_default_na=False)[list(FIELD)]
-    except (OSError, ValueError, KeyError):
         return True
-    return np.array_equal(fields.to_numpy(str), screen.table[list(FIELD)].to_numpy(str))

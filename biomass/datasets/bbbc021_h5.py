@@ -20,7 +20,9 @@ from biomass.errors import BadImageError, DataError, one_line
 from biomass.identifiers import check_once, find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
+from biomass.pixels.files import string_array
 from biomass.pixels.open_handles import Handles
+from biomass.pixels.origin import Stamps, stamp_files
 
 _REMEDY = "make it again with pybbbc, or leave the plate out"
 
@@ -191,6 +193,11 @@ class H5Pixels:
     def name(self, row: int) -> str:
         """The plate file and the image's number in it."""
         return f"image {self.index[row]} of '{self.files[self.file[row]]}'"
+
+    def stamps(self) -> Stamps:
+        """Of the plate files: the images of a plate change together."""
+        of_files = stamp_files(Path(), [string_array([str(file) for file in self.files])])
+        return Stamps(of_files.sizes[self.file], of_files.times[self.file])
 
     def take(self, rows: np.ndarray) -> "H5Pixels":
         """The pixels of some rows, in that order."""

@@ -25,8 +25,10 @@ from tqdm import tqdm
 from biomass.atomic import check_writable, whole_file
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
+from biomass.pixels.files import string_array
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
+from biomass.pixels.origin import Stamps, stamp_files
 
 _SIZES = 5  # images whose size is looked at
 _VERSION = 1  # of the measured corrections: raise it with every change of their values
@@ -213,6 +215,13 @@ class RawPixels:
     def name(self, row: int) -> str:
         """The path of the first channel's file."""
         return str(self.sources[self.plate[row]] / self.files[row, 0])
+
+    def stamps(self) -> Stamps:
+        """Of the TIFFs, or of the archive of their plate."""
+        packed = np.array([source.is_file() for source in self.sources])[self.plate]
+        folders = np.array([str(source) for source in self.sources], dtype=object)[self.plate]
+        paths = [np.where(packed, folders, folders + "/" + column.astype(object)) for column in self.files.T]
+        return stamp_files(Path(), [string_array(column.tolist()) for column in paths])
 
     def take(self, rows: np.ndarray) -> "RawPixels":
         """The pixels of some rows, in that order."""

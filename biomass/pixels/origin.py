@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,14 @@ class Stamps(NamedTuple):
         """
         there = (self.times >= 0) & (before.times >= 0)
         return there & ((self.sizes != before.sizes) | (self.times != before.times))
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """Pixels that know the files that they come from, whatever these are."""
+
+    def stamps(self) -> Stamps:
+        """What tells whether the file behind each of N images has changed."""
 
 
 def stamp_files(root: Path, files: Sequence[Any]) -> Stamps:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import PLANES, read_npy_header
-from biomass.pixels.origin import SEPARATOR, find_changed_file, join_files, reading_of
+from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
 
 SUFFIX = ".packed"
@@ -189,6 +189,11 @@ class PackedPixels:
         """Arrow array (N,) of the files that the rows were read from."""
         return self._names if self.rows is None else self._names.take(pa.array(self.rows))
 
+    def stamps(self) -> Stamps:
+        """What was noted of these files when they were packed."""
+        noted = read_stamps(self.path, self.images)
+        return noted if self.rows is None else Stamps(noted.sizes[self.rows], noted.times[self.rows])
+
 
 def open_packed(path: str | Path) -> PackedPixels:
     """The pixels of a store, in its own order.
@@ -214,6 +219,15 @@ def open_packed(path: str | Path) -> PackedPixels:
         if found != store.images:
             raise _unusable(path, f"was cut off: {name} has {found} rows, expected {store.images}")
     return PackedPixels(path, store.channels, store.shape[1:], dtype, offset, store.images, bad=store.bad)
+
+
+def read_stamps(path: Path, images: int) -> Stamps:
+    """What was noted of the files of a store's images; unknown in stores written before it was."""
+    try:
+        table = pq.read_table(path / FILES, columns=["bytes", "changed"])
+    except (OSError, pa.ArrowException):
+        return Stamps.unknown(images)
+    return Stamps(table["bytes"].to_numpy(), table["changed"].to_numpy())
 
 
 def read_index(path: Path) -> pd.DataFrame:

@@ -22,16 +22,10 @@ What a user can rely on, and why:
 import hashlib
 import json
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import signal
-import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +40,7 @@ from biomass.atomic import whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import FilePixels, none_readable, open_files, read_npy_header
 from biomass.pixels.origin import (
+    Stamped,
     Stamps,
     describe_origin,
     find_root,
@@ -54,8 +49,20 @@ from biomass.pixels.origin import (
     split_files,
     stamp_files,
 )
-from biomass.pixels.packed import ABOUT, FILES, IMAGES, INDEX, PackedPixels, Store, open_packed, read_index, verify
+from biomass.pixels.packed import (
+    ABOUT,
+    FILES,
+    IMAGES,
+    INDEX,
+    PackedPixels,
+    Store,
+    open_packed,
+    read_index,
+    read_stamps,
+    verify,
+)
 from biomass.pixels.planes import Reading
+from biomass.pixels.processes import as_they_end
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 BLOCK_BYTES = 16 << 20
@@ -67,11 +74,20 @@ _TRIES = 100  # images that may be bad before nobody can say what a good one loo
 log = logging.getLogger(__name__)
 
 
-def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_image: OnBadImage = "error") -> Path:
+def pack(
+    screen: Screen,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    held: Callable[[], np.ndarray] | None = None,
+) -> Path:
     """Write all images of a screen, bit for bit, and its table to a packed store.
 
     If the store is there already, with the same images, only its table and classes are brought up to date; if their
-    files have changed since (in size or time), they are packed again.
+    files have changed since (in size or time), they are packed again. Where ``held`` says so, a store with some of the
+    images grows: those that it holds are copied and not read again, and the new store takes the place of the old one
+    when it is complete. Both need room until then.
 
     Args:
         screen: any screen, of cells or fields of view.
@@ -79,6 +95,9 @@ def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_
         workers: processes that read; as many as there are cores if left out; with 0 or 1, this one reads.
         on_bad_image: ``error``, when all others are packed, or ``skip``: remember why the image cannot be read, so
             that reading it from the store is the same error as reading it from its file.
+        held: which row of the store that is there holds the image of each of the screen's rows, (N,) int64; -1 where it
+            holds none. It is called when no other process can write to the store. Without it, a store with other
+            images is refused.
 
     Returns:
         The store's folder.
@@ -95,14 +114,63 @@ def pack(screen: Screen, out: str | Path, *, workers: int | None = None, on_bad_
     with writing(out, "store", needed=plan.images * plan.image_bytes):
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(out.with_name(f".{out.name}.lock")):
-            changed = _changed(screen, files, out) if out.exists() else None
-            if changed is not None:
+            rows = held() if held is not None and out.exists() else None
+            changed = _changed(screen, files, out) if out.exists() and rows is None else None
+            if rows is not None and not np.array_equal(rows, np.arange(Store.read(out).images)):
+                store = Store.read(out)
+                if (store.shape, np.dtype(store.dtype)) != (plan.shape, plan.dtype):
+                    raise DataError(
+                        f"'{out}' holds images of another shape or type ({store.dtype}, not {plan.dtype.str}): delete "
+                        "it, or choose another place",
+                        "store",
+                    )
+                log.info("'%s' grows: it holds %d of %d images already", out, (rows >= 0).sum(), len(rows))
+                grown = replace(screen, pixels=_Grown(screen.pixels, open_packed(out), rows))
+                _write(grown, files, plan, out, workers, on_bad_image)
+            elif changed is not None:
                 _write(changed, files, _make_plan(changed, files), out, workers, on_bad_image)
             elif out.exists():
-                _update(screen, plan, out)
+                _update(screen, plan, out, same=rows is not None)
             else:
                 _write(screen, files, plan, out, workers, on_bad_image)
     return out
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """Images some of which a store holds already; implements :class:`biomass.screen.Pixels`."""
+
+    pixels: Pixels
+    store: PackedPixels
+    rows: np.ndarray
+    """(N,) int64, where in the store an image is; -1 where it is to be read."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(self.pixels.channels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.size
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)
+        places = self.rows[rows]
+        copied = (places >= 0) & ~np.isin(places, self.store._bad_rows)  # what could not be read is tried again
+        if not copied.any():
+            return self.pixels.read(rows)
+        kept = self.store.read(places[copied])
+        if copied.all():
+            return kept
+        images = np.empty((len(rows), *kept.shape[1:]), kept.dtype)
+        images[copied], images[~copied] = kept, self.pixels.read(rows[~copied])
+        return images
+
+    def name(self, row: int) -> str:
+        return self.pixels.name(row)
+
+    def stamps(self) -> Stamps:
+        return stamps_of(self.pixels, len(self.rows))
 
 
 @dataclass(frozen=True)
@@ -189,7 +257,7 @@ def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
         return None
     if root is None:
         return None
-    rows = np.flatnonzero(stamp_files(root, columns).changed_since(_read_stamps(out, len(stored))))
+    rows = np.flatnonzero(stamp_files(root, columns).changed_since(read_stamps(out, len(stored))))
     if not len(rows):
         return None
     message = "'%s' is packed again: %d of %d images have changed, such as '%s'"
@@ -199,10 +267,10 @@ def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
     return screen
 
 
-def _update(screen: Screen, plan: _Plan, out: Path) -> None:
-    """Bring the table and the classes of a store that is there up to date."""
+def _update(screen: Screen, plan: _Plan, out: Path, same: bool = False) -> None:
+    """Bring the table and the classes of a store that is there up to date; ``same``: its images are known to be."""
     store = Store.read(out)
-    if store.fingerprint != plan.fingerprint:
+    if store.fingerprint != plan.fingerprint and not same:
         raise DataError(f"'{out}' is a store of other images: delete it, or choose another place", "store")
     if not read_index(out).equals(screen.table):
         with whole_file(out / INDEX) as part:
@@ -245,8 +313,15 @@ def _look_at_files(screen: Screen, out: Path) -> tuple[Stamps, dict[str, Any] | 
     """Sizes and times of the files before they are read, and what the store keeps of them, if images are files."""
     pixels = screen.pixels
     if not isinstance(pixels, FilePixels):
-        return Stamps.unknown(len(screen)), None
-    return stamp_files(pixels.root, pixels.files), describe_origin(out, pixels)
+        return stamps_of(pixels, len(screen)), None
+    return stamps_of(pixels, len(screen)), describe_origin(out, pixels)
+
+
+def stamps_of(pixels: Pixels, n: int) -> Stamps:
+    """What tells whether the files of n images have changed; unknown where they are not files."""
+    if isinstance(pixels, FilePixels):
+        return stamp_files(pixels.root, pixels.files)
+    return pixels.stamps() if isinstance(pixels, Stamped) else Stamps.unknown(n)
 
 
 def _begin(part: Path, plan: _Plan) -> None:
@@ -290,20 +365,11 @@ def _without_changed(
     finished: dict[int, _Block], now: Stamps, part: Path, plan: _Plan
 ) -> tuple[dict[int, _Block], Stamps]:
     """The finished blocks whose files are still what they were when they were read, and what to note of all files."""
-    before = _read_stamps(part, plan.images)
+    before = read_stamps(part, plan.images)
     changed = set((np.flatnonzero(now.changed_since(before)) // plan.block).tolist())
     gone = now.times < 0  # those in finished blocks are not needed again: what was noted of them stays
     stamps = Stamps(np.where(gone, before.sizes, now.sizes), np.where(gone, before.times, now.times))
     return {number: block for number, block in finished.items() if number not in changed}, stamps
-
-
-def _read_stamps(store: Path, images: int) -> Stamps:
-    """What was noted of the files; unknown in stores written before it was."""
-    try:
-        table = pq.read_table(store / FILES, columns=["bytes", "changed"])
-    except (OSError, pa.ArrowException):
-        return Stamps.unknown(images)
-    return Stamps(table["bytes"].to_numpy(), table["changed"].to_numpy())
 
 
 def _write_blocks(
@@ -318,11 +384,17 @@ def _write_blocks(
     todo = [number for number in plan.blocks if number not in finished]
     bad: dict[int, str] = {}
     bar = tqdm(desc=f"Packing {part.stem}", total=plan.images, unit="image", disable=None)
-    bar.update(plan.images - sum(len(plan.rows(number)) for number in todo))
-    with bar, (part / _JOURNAL).open("a") as journal, _as_they_end(writer, todo, workers) as blocks:
+    done = plan.images - sum(len(plan.rows(number)) for number in todo)
+    bar.update(done)
+    with bar, (part / _JOURNAL).open("a") as journal, as_they_end(writer, todo, workers) as blocks:
         journal.write("\n")  # ends the line that was being written when an earlier call was stopped
+        tenth = done * 10 // plan.images
         for block in blocks:
             bar.update(len(plan.rows(block.number)))
+            done += len(plan.rows(block.number))
+            if bar.disable and done * 10 // plan.images > tenth:
+                tenth = done * 10 // plan.images
+                log.info("packing '%s': %d of %d images", part.stem, done, plan.images)
             bad |= block.bad
             if block.crc32 is not None:
                 finished[block.number] = block
@@ -397,43 +469,3 @@ class _BlockWriter:
             except BadImageError as error:
                 bad[int(row)] = str(error)
         return images, bad
-
-
-_writer: _BlockWriter | None = None  # of this worker process: sent to it once, not with every block
-
-
-def _start_worker(writer: _BlockWriter) -> None:
-    global _writer
-    _writer = writer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets us finish our block
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _write_block(number: int) -> _Block:
-    assert _writer is not None
-    return _writer(number)
-
-
-@contextmanager
-def _as_they_end(writer: _BlockWriter, numbers: Sequence[int], workers: int | None) -> Iterator[Iterator[_Block]]:
-    """The blocks as they are finished, in any order; after an error those that were not begun are not."""
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(workers, len(numbers))
-    if count < 2:
-        yield map(writer, numbers)
-        return
-    with ProcessPoolExecutor(count, initializer=_start_worker, initargs=(writer,)) as pool:
-        try:
-            jobs = [pool.submit(_write_block, number) for number in numbers]
-            yield (job.result() for job in as_completed(jobs))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
