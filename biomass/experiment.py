@@ -252,7 +252,7 @@ def open_model(cfg: Config, tool: str) -> Opened:
     """
     if cfg.model_path is None:
         raise ConfigError(f"{tool} needs a network, and none is named", "network")
-    fabric = training.make_fabric(cfg.device, cfg.precision)
+    fabric = training.make_fabric(cfg.device, cfg.precision, cfg.get("devices", 1))
     path = training.find_checkpoint(cfg.model_path)
     network, architecture, origin = training.load_network(path, cfg.model.key)
     screen = build(cfg.dataloaders.source)

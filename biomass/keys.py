@@ -80,6 +80,7 @@ KEYS = {
     "seed": NATURAL,
     "resume": NAME._replace(what="auto, a checkpoint").or_null().may_change(),
     "device": WORD.may_change(),
+    "devices": COUNT.may_change(),
     "precision": PRECISION,
     # the network
     "model_path": NAME.or_null().may_change(),  # a probe compares the weights instead
@@ -131,6 +132,7 @@ KEYS = {
     "train_batch_size": COUNT.or_null(),
     "eval_batch_size": COUNT.or_null().may_change(),
     "encode_batch_size": COUNT.or_null(),
+    "rows": WORD.or_null(),
     # statistics of batch norm
     "statistics": SECTION,
     "statistics.train": WORD.or_null().means_method(),
@@ -281,7 +283,7 @@ ADVICE = {
     "tune": Advice("run biomass tune {key}=…, which measures and stores them", ("model_path", "run_name")),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
     "penalty": Advice("set {key}", ("objective.penalty",)),
-    "devices": Advice("set {key}=1", ("trainer.devices",)),
+    "devices": Advice("set {key}=1", ("trainer.devices", "devices")),
     "loss_rows": Advice("set {key}", ("objective.loss_rows",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
