@@ -168,6 +168,14 @@ KEYS = {
     "trainer.max_steps": NATURAL.or_null().may_change(),
     "trainer.monitor": WORD.may_change(),
     "trainer.measure_plates": NATURAL.may_change(),
+    # profiles
+    "postprocess": SECTION,
+    "postprocess.how": WORD,
+    "postprocess.controls": WORD,
+    "postprocess.fit_on": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
+    "postprocess.by": WORDS.or_null(),
+    "postprocess.epsilon": POSITIVE.or_null(),
+    "postprocess.load": NAME.or_null(),
     # tuning
     "train_split": NAME,
     "measure_plates": COUNT,
@@ -282,6 +290,7 @@ ADVICE = {
     ),
     "tune": Advice("run biomass tune {key}=…, which measures and stores them", ("model_path", "run_name")),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
+    "postprocess": Advice("set {key}", ("postprocess",)),
     "penalty": Advice("set {key}", ("objective.penalty",)),
     "devices": Advice("set {key}=1", ("trainer.devices", "devices")),
     "loss_rows": Advice("set {key}", ("objective.loss_rows",)),

@@ -27,7 +27,7 @@ from torch import Tensor
 from biomass.atomic import whole_file
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation.tables import METADATA
-from biomass.screen import FIELD, PLATE, UNLABELLED, Screen
+from biomass.screen import FIELD, KINDS, PLATE, UNLABELLED, Screen
 
 NAMES: Mapping[str, str] = {
     "experiment": f"{METADATA}Batch",
@@ -36,6 +36,9 @@ NAMES: Mapping[str, str] = {
     "site": f"{METADATA}Site",
 }
 """The columns of a Screen whose names in a profile table are those of CellProfiler and JUMP."""
+
+CONTROL = f"{METADATA}control"
+"""The column that says what a well is a control of: negative, positive or nothing."""
 
 COUNT_CELLS, COUNT_FIELDS = f"{METADATA}Count_Cells", f"{METADATA}Count_Fields"
 """How many cells a field or a well has, and how many fields a well, that its profile is made of."""
@@ -70,6 +73,11 @@ class Description:
     def levels(self) -> tuple[str, ...]:
         """The profile tables that there will be."""
         return LEVELS[LEVELS.index(self.row_level) :]
+
+    def well_table(self) -> pd.DataFrame:
+        """A row for each well, with the columns that wells will have."""
+        first = np.unique(self.wells, return_index=True)[1]
+        return self.table[self.columns["wells"]].iloc[first].reset_index(drop=True)
 
     def schema(self, level: str, features: Sequence[str], counted: bool) -> pa.Schema:
         """The columns of the file of a level, with their types.
@@ -348,6 +356,11 @@ class Parts:
                         writer.write_table(table)
                         rows += len(table)
         return rows
+
+    def controls(self, kind: str, without: Sequence[int] = ()) -> pd.DataFrame:
+        """The profiles of the control wells of a kind, see :data:`biomass.screen.KINDS`."""
+        only = [(CONTROL, "in", list(KINDS[kind]))]
+        return pd.concat([pd.read_parquet(file, filters=only) for file in self.files("wells", without)], ignore_index=True)
 
     def skipped(self) -> list[str]:
         """The names of all images that could not be read."""
