@@ -13,21 +13,25 @@ single image of such a plate has the same profile next week.
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from biomass import training
 from biomass.atomic import whole_file
-from biomass.config import Config, script
-from biomass.errors import CheckpointError, ConfigError, DataError
+from biomass.cells.measure import measures_of
+from biomass.config import Config, build, script
+from biomass.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from biomass.evaluation import checks, encode, postprocess, profiles
+from biomass.evaluation.h5ad import check_anndata, write_h5ad
+from biomass.evaluation.measured import measured_plates
 from biomass.evaluation.parts import fingerprints, plate_files
 from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.identifiers import find
@@ -48,59 +52,43 @@ log = logging.getLogger(__name__)
 
 @script("profile")
 def main(cfg: Config) -> float | None:
-    """Encode what is missing plate by plate, join the plates, and say where the files are."""
-    data = cfg.dataloaders
+    """Make what is missing plate by plate, join the plates, and say where the files are."""
     folder = tool_folder(cfg, "profile")
-    fabric, path, network, architecture, channels, screen = open_model(cfg, "profile")
-    encoder = encode.Encoder(network.encoder, channels, architecture.key)
-    checks.run_once(encoder, screen)
-    statistics = _statistics(cfg, encoder.network, screen)
-    known = profiles.describe(screen, cfg.rows)
-    log.info("the %d images are taken for %s", len(screen), known.row_level)
-    groups = screen.groups(statistics.by)
-    profiles.check_groups(known, groups, statistics.by)
-    stored = _stored(cfg, encoder.network, path, statistics, screen, folder)
-
-    transform = compose(cfg.transforms.eval)
-    options: dict[str, Any] = {"normalize": cfg.normalize, "batch_size": cfg.encode_batch_size}
-    about = [fabric.strategy.precision.precision, statistics.label, statistics.by, options["normalize"], channels]
-    about += [repr(transform), known.row_level, stored.measuring.label if stored else ""]
-    about += [options["batch_size"]] if statistics.blocks or not statistics.by_group else []
-    settings = [digest(encoder.network), repr(tuning_state(network)) if statistics.tuned else "", repr(about)]
-    options |= {"num_workers": data.num_workers, "on_bad_image": data.on_bad_image, "transform": transform}
+    if cfg.features not in MAKERS:
+        raise ConfigError(f"features '{cfg.features}' are unknown; {did_you_mean(cfg.features, MAKERS)}")
+    if cfg.anndata:
+        check_anndata()
+    maker = MAKERS[cfg.features](cfg, folder)
+    known, screen, stored = maker.known, maker.screen, maker.stored
+    groups, names = screen.groups(maker.by), screen.group_names(maker.by)
+    log.info("%d images, which are taken for %s, of %d plates", len(screen), known.row_level, len(names))
+    profiles.check_groups(known, groups, maker.by)
     parts = profiles.Parts(
         known,
-        [file.with_suffix("") for file in plate_files(screen, groups, statistics.by, folder / "plates")],
-        fingerprints(screen, groups, known.table, *settings),
+        [file.with_suffix("") for file in plate_files(screen, groups, maker.by, folder / "plates")],
+        fingerprints(screen, groups, known.table, *maker.settings, known.row_level),
         stored.held if stored else {},
     )
-    correction = _Correction.asked(cfg, known, " ".join([settings[0], (stored.measuring if stored else statistics).label]))
+    correction = _Correction.asked(cfg, known, maker.origin)
+    anndata = cfg.anndata
     cfg.check_all_read()
 
     # from here on the tool writes
-    with training.RunLogger(folder, cfg.to_dict(), enabled=fabric.is_global_zero):
+    first, rank, world = maker.fabric.is_global_zero, maker.fabric.global_rank, maker.fabric.world_size
+    with training.RunLogger(folder, cfg.to_dict(), enabled=first):
         missing = parts.missing()
-        mine = [group for group in missing if group % fabric.world_size == fabric.global_rank]
-        log.info("%d of %d plates are encoded now", len(missing), len(parts.folders))
+        mine = [group for group in missing if group % world == rank]
+        log.info("%d of %d plates are there already", len(names) - len(missing), len(names))
         if stored is not None:
             stored.say(missing)
-            options["held"] = stored.held.keys()
-            ran = stored.measuring
-        else:
-            ran = statistics
-        plates = encode.encoded_plates(fabric, encoder, screen, mine, ran, **options)
-        parts.write(_shown(plates, statistics.names or (), len(mine)), None, screen.pixels.name)
-        fabric.barrier()
-        if not fabric.is_global_zero:
+        parts.write(_shown(maker.stream(mine), names, len(mine)), maker.features, screen.pixels.name)
+        maker.fabric.barrier()
+        if not first:
             return None
         unread = parts.missing()
-        _say_skipped(parts, unread, statistics.names or (), folder)
-        there = [group for group in range(len(parts.folders)) if group not in set(unread)]
+        _say_left_out(parts, unread, names, folder)
         if stored is not None:
-            moments = [parts.moments(group) for group in there]
-            stacked = {name: torch.stack([one[name] for one in moments], 1) for name in moments[0]}
-            names = [(statistics.names or ())[group] for group in there]
-            training.add_plates(encoder.network, folder / CALIBRATION, stored.measuring, names, stacked)
+            stored.save(parts, unread, folder)
         change = correction.fitted(parts, unread, folder)
         for level in known.levels:
             file = folder / f"profiles_{level}.parquet"
@@ -112,7 +100,116 @@ def main(cfg: Config) -> float | None:
         else:
             parts.join("wells", raw, unread)
             print(f"{raw}: the same wells before {correction.how}")
+        if anndata:
+            write_h5ad(pd.read_parquet(file), file.with_suffix(".h5ad"))
+            print(f"{file.with_suffix('.h5ad')}: the same wells for scanpy")
     return None
+
+
+class _Maker(NamedTuple):
+    """What makes vectors of the images of a screen.
+
+    Attributes:
+        fabric: its device.
+        screen: the images,
+        known: and what is known of them.
+        by: columns that make a plate.
+        stream: from numbers of plates to their vectors.
+        features: names of the features; None: ``emb_0000…``.
+        settings: what the vectors depend on.
+        origin: the part of it without which a post-processing is of no use.
+        stored: the moments of plates, where they are taken.
+    """
+
+    fabric: Fabric
+    screen: Screen
+    known: profiles.Description
+    by: tuple[str, ...]
+    stream: Callable[[Sequence[int]], Iterator[profiles.PlateVectors]]
+    features: list[str] | None
+    settings: list[str]
+    origin: str
+    stored: "_Stored | None" = None
+
+
+def _encoding(cfg: Config, folder: Path) -> _Maker:
+    """By the encoder of a trained network."""
+    normalize, batch_size = cfg.normalize, cfg.encode_batch_size
+    workers, on_bad_image = cfg.dataloaders.num_workers, cfg.dataloaders.on_bad_image
+    fabric, path, network, architecture, channels, screen = open_model(cfg, "profile")
+    encoder = encode.Encoder(network.encoder, channels, architecture.key)
+    checks.run_once(encoder, screen)
+    statistics = _statistics(cfg, encoder.network, screen)
+    stored = _stored(cfg, encoder.network, path, statistics, screen, folder)
+    ran = stored.measuring if stored else statistics
+    transform = compose(cfg.transforms.eval)
+    about = [fabric.strategy.precision.precision, statistics.label, ran.label, statistics.by, normalize, channels]
+    about += [repr(transform), batch_size if statistics.blocks or not statistics.by_group else None]
+    weights = digest(encoder.network)
+    tuning = repr(tuning_state(network)) if statistics.tuned else ""
+
+    def stream(plates: Sequence[int]) -> Iterator[profiles.PlateVectors]:
+        return encode.encoded_plates(
+            fabric,
+            encoder,
+            screen,
+            plates,
+            ran,
+            transform=transform,
+            held=stored.held if stored else None,
+            normalize=normalize,
+            batch_size=batch_size,
+            num_workers=workers,
+            on_bad_image=on_bad_image,
+        )
+
+    known = profiles.describe(screen, cfg.rows)
+    settings = [weights, tuning, repr(about)]
+    _pass_over(cfg.classical, ("channel", "diameter"))
+    return _Maker(fabric, screen, known, ran.by, stream, None, settings, f"{weights} {ran.label}", stored)
+
+
+def _classical(cfg: Config, folder: Path) -> _Maker:
+    """By what scikit-image measures on nuclei."""
+    workers, on_bad_image = cfg.dataloaders.num_workers, cfg.dataloaders.on_bad_image
+    for key in ("model_path", "calibration"):
+        if getattr(cfg, key) is not None:
+            raise ConfigError(f"classical features take no network, and {key} names one; leave it out")
+    if chosen_words(cfg)[1] is not None:
+        raise ConfigError("classical features take no statistics; standardize them afterwards", "postprocess")
+    for section in (cfg.model, cfg.transforms):
+        _pass_over(section, section.to_dict())
+    _pass_over(cfg, ("device", "devices", "precision", "normalize", "encode_batch_size"))
+    screen = build(cfg.dataloaders.source)
+    known = profiles.describe(screen, cfg.rows)
+    cells = known.row_level == "cells"
+    measure = measures_of(screen.pixels.channels, known.row_level, cfg.classical.channel, cfg.classical.diameter)
+    groups = screen.groups(PLATE)
+
+    def stream(plates: Sequence[int]) -> Iterator[profiles.PlateVectors]:
+        return measured_plates(
+            screen,
+            groups,
+            plates,
+            measure,
+            batch_size=64 if cells else 1,
+            num_workers=workers,
+            on_bad_image=on_bad_image,
+            counted=not cells,
+        )
+
+    settings = ["classical", repr(measure)]
+    return _Maker(training.make_fabric("cpu"), screen, known, PLATE, stream, measure.features, settings, " ".join(settings))
+
+
+def _pass_over(section: Config, keys: Iterable[str]) -> None:
+    """Keys that mean something for other features: these need no reader."""
+    for key in keys:
+        section.get(key)
+
+
+MAKERS: Mapping[str, Callable[[Config, Path], _Maker]] = {"encoder": _encoding, "classical": _classical}
+"""What features may be, by the word for it."""
 
 
 class _Correction(NamedTuple):
@@ -228,16 +325,26 @@ class _Stored(NamedTuple):
     """The moments of plates, for ``calibrated``.
 
     Attributes:
+        network: that they belong to.
         file: that they were read from; None where there is none.
         measuring: the statistics that other plates are measured by,
         held: the moments of the plates of the screen that are in the file, by number.
         images: of each plate.
     """
 
+    network: nn.Module
     file: Path | None
     measuring: Statistics
     held: dict[int, dict[str, Tensor]]
     images: np.ndarray
+
+    def save(self, parts: profiles.Parts, without: Sequence[int], folder: Path) -> None:
+        """Write the moments of all plates, stored before or measured now, into the folder of the run."""
+        groups = [group for group in range(len(parts.folders)) if group not in set(without)]
+        moments = [parts.moments(group) for group in groups]
+        stacked = {name: torch.stack([one[name] for one in moments], 1) for name in moments[0]}
+        names = [(self.measuring.names or ())[group] for group in groups]
+        training.add_plates(self.network, folder / CALIBRATION, self.measuring, names, stacked)
 
     def say(self, missing: Sequence[int]) -> None:
         """What is taken from the file, and what is measured."""
@@ -289,7 +396,7 @@ def _stored(
         label = calibration.label
     measuring = Statistics.labelled(label, statistics.by, statistics.names, statistics.controls)
     training.check_calibration(network, folder / CALIBRATION, measuring)
-    return _Stored(file if held else None, measuring, held, images)
+    return _Stored(network, file if held else None, measuring, held, images)
 
 
 def _shown(
@@ -304,13 +411,13 @@ def _shown(
                 log.info("plate %d of %d, '%s': %d images", number, total, names[plate.group], len(plate.rows))
 
 
-def _say_skipped(parts: profiles.Parts, unread: Sequence[int], names: Sequence[str], folder: Path) -> None:
-    """What could not be read, in the log and in ``skipped_images.txt``."""
+def _say_left_out(parts: profiles.Parts, unread: Sequence[int], names: Sequence[str], folder: Path) -> None:
+    """What has no profile, in the log; and what cannot be read in ``skipped_images.txt``, too."""
     if len(unread) == len(parts.folders):
-        raise DataError("no image of any plate can be read")
+        raise DataError(f"no image of the {len(names)} plates has a profile: none can be read, or none has a nucleus")
     if unread:
-        log.warning("plate '%s' (%d in all) has no image that can be read", names[unread[0]], len(unread))
-    skipped = parts.skipped()
+        log.warning("plate '%s' (%d in all) has no image that has a profile", names[unread[0]], len(unread))
+    skipped = parts.skipped(unread)
     if skipped:
         file = folder / "skipped_images.txt"
         with whole_file(file) as part:

@@ -362,9 +362,9 @@ class Parts:
         only = [(CONTROL, "in", list(KINDS[kind]))]
         return pd.concat([pd.read_parquet(file, filters=only) for file in self.files("wells", without)], ignore_index=True)
 
-    def skipped(self) -> list[str]:
-        """The names of all images that could not be read."""
-        return [name for file in self.files("wells") for name in read_about(file).get("skipped", ())]
+    def skipped(self, without: Sequence[int] = ()) -> list[str]:
+        """The names of all images that could not be read, but for those of some plates."""
+        return [name for file in self.files("wells", without) for name in read_about(file).get("skipped", ())]
 
 
 def _digest(moments: Mapping[str, Tensor]) -> str:
