@@ -229,6 +229,8 @@ class Correction:
         Raises:
             DataError: a group has fewer than two controls (it is named), or the features are not those of the fit.
         """
+        if controls.empty:
+            return self
         rows, steps = self._matrix(controls), []
         for kind, step in zip(CORRECTIONS[self.how], self.steps, strict=True):
             groups = group_names(controls, self.by or STEPS[kind].by)
