@@ -278,7 +278,7 @@ def open_model(cfg: Config, tool: str, from_checkpoint: bool = False) -> Opened:
     if not given and (from_checkpoint or (pretrained is None and not is_own_code(model.key))):
         what = "checkpoint" if from_checkpoint else "network"
         raise ConfigError(f"{tool} needs a {what}, and none is named", what)
-    fabric = training.make_fabric(cfg.device, cfg.precision)
+    fabric = training.make_fabric(cfg.device, cfg.precision, cfg.get("devices", 1))
     return Opened(fabric, *(_of_checkpoint(cfg) if given else _untrained(cfg, seed)))
 
 

@@ -1,7 +1,8 @@
 """Running a network over a split, plate by plate, with the statistics that a word asks for."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from biomass.errors import ConfigError
 from biomass.loader import Batch, Loader, SkippedImages
-from biomass.norms import PlateBatchNorm, Statistics, calibrate, whole_plate_forward
+from biomass.norms import PlateBatchNorm, Statistics, calibrate, measured_forward, whole_plate_forward
 
 Transform = Callable[..., Tensor]
 
@@ -24,7 +25,7 @@ def infer(
     statistics: Statistics,
     skipped: SkippedImages,
     classifies: bool = False,
-) -> Iterator[tuple[Batch, Tensor]]:
+) -> Generator[tuple[Batch, Tensor]]:
     """Run the network over all batches of a loader, without gradients and without moving a buffer.
 
     Where statistics come from all rows of a group that are at hand, consecutive batches of the same group are
@@ -89,6 +90,51 @@ def calibrate_plates(
             ),
             names=statistics.names,
         )
+
+
+def infer_calibrated(
+    fabric: Fabric,
+    network: nn.Module,
+    loader: Loader,
+    transform: Transform,
+    statistics: Statistics,
+    held: Collection[int],
+    skipped: SkippedImages,
+) -> Generator[tuple[Batch, Tensor, dict[str, Tensor]]]:
+    """As :func:`infer` under ``calibrated``, but plates whose moments are not stored are measured first, in one pass.
+
+    Args:
+        fabric, network, loader, transform, skipped: as in :func:`infer`; no batch has rows of two plates.
+        statistics: which rows of a plate it is measured on.
+        held: the plates whose moments the network has.
+
+    Yields:
+        Each batch, the network's output, and with the first batch of a plate that was measured its moments, as
+        :func:`biomass.norms.measured_forward` gives them; else nothing.
+    """
+    stored = replace(statistics, word="calibrated")
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode(), fabric.autocast():
+            for plate, batches in itertools.groupby(_readable(loader, skipped), key=lambda one: int(one.groups[0])):
+                if plate in held:
+                    for batch in batches:
+                        yield batch, run_plate(network, [batch], transform, stored, fabric.device)[0], {}
+                    continue
+                chunks = list(batches)
+                weights = statistics.mixture(network, torch.cat([chunk.controls for chunk in chunks])).weights
+                outputs, moments = measured_forward(
+                    network,
+                    (transform(chunk.to(fabric.device).images) for chunk in chunks),
+                    weights=None if weights is None else weights.split([len(chunk) for chunk in chunks]),
+                    plate=statistics.names[plate] if statistics.names else str(plate),
+                )
+                for chunk, output in zip(chunks, outputs, strict=True):
+                    yield chunk, output, moments
+                    moments = {}
+    finally:
+        network.train(was_training)
 
 
 def _plates(loader: Loader, statistics: Statistics, skipped: SkippedImages) -> Iterator[list[Batch]]:

@@ -80,6 +80,7 @@ KEYS = {
     "seed": NATURAL,
     "resume": NAME._replace(what="auto, a checkpoint").or_null().may_change(),
     "device": WORD.may_change(),
+    "devices": COUNT.may_change(),
     "precision": PRECISION,
     # the network
     "model_path": NAME.or_null().may_change(),  # a probe compares the weights instead
@@ -135,6 +136,7 @@ KEYS = {
     "train_batch_size": COUNT.or_null(),
     "eval_batch_size": COUNT.or_null().may_change(),
     "encode_batch_size": COUNT.or_null(),
+    "rows": WORD.or_null(),
     # statistics of batch norm
     "statistics": SECTION,
     "statistics.train": WORD.or_null().means_method(),
@@ -170,6 +172,19 @@ KEYS = {
     "trainer.max_steps": NATURAL.or_null().may_change(),
     "trainer.monitor": WORD.may_change(),
     "trainer.measure_plates": NATURAL.may_change(),
+    # profiles
+    "features": WORD,
+    "classical": SECTION,
+    "classical.channel": NAME,
+    "classical.diameter": POSITIVE.or_null(),
+    "anndata": FLAG,
+    "postprocess": SECTION,
+    "postprocess.how": WORD,
+    "postprocess.controls": WORD,
+    "postprocess.fit_on": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
+    "postprocess.by": WORDS.or_null(),
+    "postprocess.epsilon": POSITIVE.or_null(),
+    "postprocess.load": NAME.or_null(),
     # tuning
     "train_split": NAME,
     "measure_plates": COUNT,
@@ -295,8 +310,10 @@ ADVICE = {
     ),
     "tune": Advice("run biomass tune {key}=…, which measures and stores them", ("model_path", "run_name")),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
+    "anndata": Advice("set {key}=false", ("anndata",)),
+    "postprocess": Advice("set {key}", ("postprocess",)),
     "penalty": Advice("set {key}", ("objective.penalty",)),
-    "devices": Advice("set {key}=1", ("trainer.devices",)),
+    "devices": Advice("set {key}=1", ("trainer.devices", "devices")),
     "loss_rows": Advice("set {key}", ("objective.loss_rows",)),
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),

@@ -90,7 +90,7 @@ def check_cells(
         _check_groups(statistics[word], cells)
         if encoder.channels is not None:
             match_channels(encoder.channels, cells.pixels.channels)
-        _run_once(encoder, cells)
+        run_once(encoder, cells)
     corrections = [POSTPROCESSINGS[how] for how in postprocessings]
     for correction in corrections:
         _check_control_wells(correction, cells)
@@ -110,8 +110,12 @@ def _check_groups(statistics: Statistics, cells: Screen) -> None:
         )
 
 
-def _run_once(encoder: Encoder, cells: Screen) -> None:
-    """The network takes two black images of the size of the cells."""
+def run_once(encoder: Encoder, cells: Screen) -> None:
+    """Make sure that a network takes the images of a screen: it is given two black ones of their size.
+
+    Raises:
+        ConfigError: it does not.
+    """
     network = encoder.network
     shape = (len(cells.pixels.channels if encoder.channels is None else encoder.channels), *cells.pixels.size)
     was_training = network.training
@@ -121,8 +125,8 @@ def _run_once(encoder: Encoder, cells: Screen) -> None:
             network(torch.zeros(2, *shape, device=next(network.parameters()).device))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"network '{encoder.key}' does not take cells of {shape[1]} x {shape[2]} pixels and {shape[0]} channels "
-            f"({textwrap.shorten(one_line(error), 120)}); choose another network, or crops of another size"
+            f"network '{encoder.key}' does not take images of {shape[1]} x {shape[2]} pixels and {shape[0]} channels "
+            f"({textwrap.shorten(one_line(error), 120)}); choose another network, or images of another size"
         ) from error
     finally:
         network.train(was_training)

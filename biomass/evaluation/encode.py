@@ -7,25 +7,26 @@ and goes on where it was stopped, see :func:`image_profiles`.
 import hashlib
 import itertools
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
-from urllib.parse import quote
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from biomass.atomic import whole_file
 from biomass.channels import match_channels
-from biomass.errors import BadImageError, DataError
+from biomass.errors import DataError
+from biomass.evaluation.parts import fingerprints, plate_files, read_fingerprint, write_profiles
 from biomass.evaluation.pooling import Profiles, mean_profiles
+from biomass.evaluation.profiles import PlateVectors
 from biomass.evaluation.transfer import COLUMNS, TREATMENT
-from biomass.inference import Transform, infer
+from biomass.inference import Transform, infer, infer_calibrated
 from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import digest
 from biomass.norms import WORDS, Statistics, calibration_state, tuning_state
@@ -99,11 +100,13 @@ def image_profiles(
     group_of_field = groups[first]
     number = pd.Series(group_of_field).groupby(group_of_field).cumcount().to_numpy(np.int64)  # within the group
 
-    files = _files(cells, groups, statistics.by, folder)
+    files = plate_files(cells, groups, statistics.by, folder)
     about = [fabric.strategy.precision.precision, statistics.label, statistics.by, normalize, channels, repr(transform)]
     about += [batch_size] if statistics.blocks else []
-    prints = _fingerprints(cells, groups, digest(network), _moments(network, statistics), repr(about))
-    todo = [group for group, file in enumerate(files) if _fingerprint(file) != prints[group]]
+    about = [digest(network), _moments(network, statistics), repr(about)]
+    columns = [column for column in (*COLUMNS, "cell", "x", "y") if column in cells.table]
+    prints = fingerprints(cells, groups, cells.table[columns], *about)
+    todo = [group for group, file in enumerate(files) if read_fingerprint(file) != prints[group]]
     if todo:
         log.info("%s: encoding %d of %d plates", statistics.word, len(todo), len(files))
         rows = np.flatnonzero(np.isin(groups, todo))
@@ -112,7 +115,7 @@ def image_profiles(
         loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
         skipped = SkippedImages(cells)
         outputs = infer(fabric, network.to(fabric.device), loader, selected, statistics, skipped)
-        with closing(cast("Generator[tuple[Batch, Tensor]]", outputs)):  # an error here ends its inference mode, too
+        with closing(outputs):  # an error here ends its inference mode, too
             for group, of_group in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
                 images = first[group_of_field == group]
                 table = _table(cells, images, mean_profiles(of_group, len(images), normalize), statistics)
@@ -120,10 +123,77 @@ def image_profiles(
         if skipped.rows:
             folder.mkdir(parents=True, exist_ok=True)
             skipped.report(folder)
-    there = [file for file, print_ in zip(files, prints, strict=True) if _fingerprint(file) == print_]
+    there = [file for file, print_ in zip(files, prints, strict=True) if read_fingerprint(file) == print_]
     if not there:
         raise DataError(f"none of the {len(cells)} cells can be read; they are listed in {folder}/skipped_images.txt")
     return pd.concat([pd.read_parquet(file) for file in there], ignore_index=True)
+
+
+def encoded_plates(
+    fabric: Fabric,
+    encoder: Encoder,
+    screen: Screen,
+    plates: Sequence[int],
+    statistics: Statistics,
+    *,
+    transform: Transform,
+    held: Collection[int] | None = None,
+    normalize: bool = False,
+    batch_size: int | None = 256,
+    num_workers: int = 0,
+    on_bad_image: OnBadImage = "error",
+) -> Iterator[PlateVectors]:
+    """Encode all rows of some plates of a screen, one plate in memory.
+
+    Args:
+        fabric, encoder, transform, normalize, batch_size, num_workers, on_bad_image: as in :func:`image_profiles`.
+        screen: of cells or of fields.
+        plates: numbers of plates, or whatever the groups of ``statistics`` are.
+        statistics: where batch norm takes its statistics from.
+        held: the plates whose moments the network has, and takes; the others are measured by ``statistics``, on all
+            their rows, and their moments are handed on. None: nothing is measured.
+
+    Yields:
+        The vectors of each plate; none for a plate of which nothing can be read.
+
+    Raises:
+        ConfigError, DataError, BadImageError: as in :func:`image_profiles`.
+    """
+    if not len(plates):
+        return
+    network = encoder.network.to(fabric.device)
+    groups = screen.groups(statistics.by)
+    rows = np.flatnonzero(np.isin(groups, plates))
+    keys = screen.keys(statistics.by)
+    members = {group: part.to_numpy() for group, part in pd.Series(rows).groupby(groups[rows])}
+    batches = PlateBatches(rows, groups[rows], batch_size=batch_size, shuffle=False)
+    reader, skipped = BatchReader(screen, groups, on_bad_image), SkippedImages(screen)
+    loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+    selected = select_channels(encoder.channels, screen, transform)
+    outputs: Generator[tuple[Batch, Tensor, Mapping[str, Tensor]]]
+    if held is None:
+        plain = infer(fabric, network, loader, selected, statistics, skipped)
+        outputs = ((batch, output, {}) for batch, output in plain)
+    else:
+        outputs = infer_calibrated(fabric, network, loader, selected, statistics, held, skipped)
+    with closing(outputs):  # an error here ends its inference mode, too
+        for group, of_group in itertools.groupby(outputs, lambda one: int(one[0].groups[0])):
+            numbers, vectors, moments = [], [], {}
+            for batch, output, measured in of_group:
+                output = F.normalize(output.float(), dim=1) if normalize else output.float()
+                numbers.append(batch.rows.numpy())
+                vectors.append(output.cpu().numpy())
+                moments |= measured
+            read, found = np.concatenate(numbers), np.concatenate(vectors)
+            names = partial(_field_name, screen, read)
+            whole = replace(statistics, word="plate") if moments else statistics
+            check_finite(found, names, "/".join(map(str, keys.iloc[read[0]])), whole)
+            left_out = np.setdiff1d(members[group], read)
+            yield PlateVectors(group, read, found, moments=moments, skipped=left_out.tolist())
+
+
+def _field_name(screen: Screen, rows: np.ndarray, place: int) -> str:
+    return "/".join(map(str, screen.table.iloc[rows[place]][list(FIELD)]))
 
 
 def select_channels(channels: Sequence[str] | None, screen: Screen, transform: Transform) -> Transform:
@@ -176,41 +246,37 @@ def images_without_cells(fields: Screen, images: pd.DataFrame) -> pd.DataFrame:
     return absent
 
 
-def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> None:
-    """Write a profile table as Parquet; it appears under its name when it is complete, and not before.
+def check_finite(vectors: np.ndarray, name: Callable[[int], str], plate: str, statistics: Statistics) -> None:
+    """Make sure that an encoder gave numbers.
 
     Args:
-        table: as the functions here give it.
-        file: where to; its folder is made.
-        fingerprint: what it was made from, kept in the file.
+        vectors: (N, D) of one plate.
+        name: of each of the N images, for the error.
+        plate: its name.
+        statistics: that the encoder ran under.
 
     Raises:
-        ConfigError: the file cannot be written.
+        DataError: a value is not finite; names the image, or the plate where no image is better than another.
+
+    >>> check_finite(np.array([[1.0], [np.nan]]), ["A01/1", "A01/2"].__getitem__, "P1", Statistics("running"))
+    Traceback (most recent call last):
+    biomass.errors.DataError: the encoder's output for image 'A01/2' is not finite; look for NaN in the checkpoint's
+        weights and in the image, or compute in 32 bits
     """
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"fingerprint": fingerprint.encode()})
-    with whole_file(file) as part:
-        pq.write_table(arrow, part)
-
-
-def _files(cells: Screen, groups: np.ndarray, by: Sequence[str], folder: Path) -> list[Path]:
-    """Where the profiles of each group are kept: a folder for each column but the last, which names the file."""
-    names = cells.keys(by).iloc[np.unique(groups, return_index=True)[1]].astype(str).to_numpy()
-    quoted = [[quote(name, safe="") for name in row] for row in names]
-    return [folder.joinpath(*row[:-1], f"{row[-1]}.parquet") for row in quoted]
-
-
-def _fingerprints(cells: Screen, groups: np.ndarray, *settings: str) -> list[str]:
-    """What the profiles of each group depend on: settings, its table, and the pixels of a few of its cells."""
-    common = "\n".join([*settings, repr((cells.pixels.channels, cells.pixels.size))]).encode()
-    columns = [c for c in (*COLUMNS, "cell", "x", "y") if c in cells.table]
-    hashes = pd.util.hash_pandas_object(cells.table[columns], index=False).to_numpy()
-    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
-    samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in members]
-    return [
-        hashlib.sha256(common + hashes[rows].tobytes() + _pixels(cells, sample)).hexdigest()
-        for rows, sample in zip(members, samples, strict=True)
-    ]
+    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(bad) == len(vectors) and statistics.whole_groups:
+        raise DataError(
+            f"the encoder's output is not finite for any image of plate '{plate}'; the cause may be NaN in any image "
+            "that its statistics are taken from, which carry it into all, or in the checkpoint's weights: running "
+            "averages alone name the image, or its first one if it is the weights",
+            advice="statistics",
+        )
+    if len(bad):
+        raise DataError(
+            f"the encoder's output for image '{name(int(bad[0]))}' is not finite; look for NaN in the checkpoint's weights "
+            "and in the image, or compute in 32 bits",
+            advice="precision",
+        )
 
 
 def _moments(network: nn.Module, statistics: Statistics) -> str:
@@ -223,23 +289,6 @@ def _moments(network: nn.Module, statistics: Statistics) -> str:
     return hashlib.sha256(b"".join(moments[name].numpy().tobytes() for name in sorted(moments))).hexdigest()
 
 
-def _pixels(cells: Screen, rows: np.ndarray) -> bytes:
-    """The pixels of some cells; nothing for those that cannot be read."""
-    try:
-        return np.ascontiguousarray(cells.read(rows)).tobytes()
-    except BadImageError:
-        return b"".join(_pixels(cells, row) for row in np.split(rows, len(rows))) if len(rows) > 1 else b""
-
-
-def _fingerprint(file: Path) -> str | None:
-    """What the profiles in a file were made from; None where there is no file that can be read."""
-    try:
-        metadata = pq.read_schema(file).metadata or {}
-    except (OSError, pa.ArrowException):
-        return None
-    return metadata.get(b"fingerprint", b"").decode()
-
-
 def _table(cells: Screen, images: np.ndarray, profiles: Profiles, statistics: Statistics) -> pd.DataFrame:
     """The profiles of the images of one plate, each described by its first cell (a row of ``cells``)."""
     there = np.flatnonzero(profiles.counts)
@@ -248,21 +297,7 @@ def _table(cells: Screen, images: np.ndarray, profiles: Profiles, statistics: St
         about[column] = about[column].astype(object)
     about["Metadata_cells"] = profiles.counts[there]
     vectors = profiles.vectors[there]
-    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if len(bad) == len(vectors) and statistics.whole_groups:
-        plate = "/".join(map(str, cells.keys(statistics.by).iloc[images[0]]))
-        raise DataError(
-            f"the encoder's output is not finite for any image of plate '{plate}'; the cause may be NaN in any image "
-            "that its statistics are taken from, which carry it into all, or in the checkpoint's weights: running "
-            "averages alone name the image, or its first one if it is the weights",
-            advice="statistics",
-        )
-    if len(bad):
-        where = "/".join(map(str, about.loc[bad[0], [COLUMNS[c] for c in FIELD]]))
-        raise DataError(
-            f"the encoder's output for image '{where}' is not finite; look for NaN in the checkpoint's weights and "
-            "in the image, or compute in 32 bits",
-            advice="precision",
-        )
+    keys = about[[COLUMNS[c] for c in FIELD]]
+    check_finite(vectors, lambda row: "/".join(map(str, keys.iloc[row])), "/".join(map(str, cells.keys(statistics.by).iloc[images[0]])), statistics)
     names = [f"emb_{i:04d}" for i in range(vectors.shape[1])]
     return pd.concat([about, pd.DataFrame(vectors, columns=names)], axis=1)

@@ -351,19 +351,40 @@ def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str])
     matrix = feature_matrix(profiles).astype(np.float64)
     mask = control_rows(profiles, controls)
     numbers, titles = group_numbers(profiles, by)
-    count = np.bincount(numbers[mask], minlength=len(titles))
+    mean, spread = control_moments(matrix[mask], numbers[mask], titles)
+    matrix -= mean[numbers]
+    matrix /= spread[numbers]
+    return cast("pd.DataFrame", like(profiles, matrix))
+
+
+def control_moments(controls: np.ndarray, numbers: np.ndarray, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (divisor n - 1) of the controls of each plate, as :func:`normalize` takes them.
+
+    Args:
+        controls: (n, D) float64.
+        numbers: (n,) the plate of each, one of M.
+        titles: (M,) names of the plates.
+
+    Returns:
+        Both (M, D); a spread of 1 where all controls of a plate have the same value of a feature.
+
+    Raises:
+        DataError: a plate has fewer than two controls; it is named.
+
+    >>> mean, spread = control_moments(np.array([[1.0], [3.0], [5.0], [5.0]]), np.array([0, 0, 1, 1]), ["P1", "P2"])
+    >>> mean.tolist(), spread.round(3).tolist()
+    ([[2.0], [5.0]], [[1.414], [1.0]])
+    """
+    count = np.bincount(numbers, minlength=len(titles))
     if (count < 2).any():
         plate = int(np.flatnonzero(count < 2)[0])
         raise DataError(
             f"plate '{titles[plate]}' has {count[plate]} control rows, and a mean and a spread need two; "
             "drop the plate or normalize without controls"
         )
-    grouped = pd.DataFrame(matrix[mask]).groupby(numbers[mask], sort=True)
+    grouped = pd.DataFrame(controls).groupby(numbers, sort=True)
     mean, spread = grouped.mean().to_numpy(), grouped.std(ddof=1).to_numpy()
-    spread = np.where(spread <= _ROUNDING * np.abs(mean), 1.0, spread)
-    matrix -= mean[numbers]
-    matrix /= spread[numbers]
-    return cast("pd.DataFrame", like(profiles, matrix))
+    return mean, np.where(spread <= _ROUNDING * np.abs(mean), 1.0, spread)
 
 
 def replicate_correlation(profiles: pd.DataFrame, by: str | Sequence[str], replicates: int = 3) -> pd.Series:

@@ -7,8 +7,8 @@ n - 1) of n control rows of D features. They are applied through the singular ve
 matrix D x D, so that few controls and many features cost little: fitting takes a time of n D min(n, D).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -161,29 +161,92 @@ def align(
     >>> align(spread, [True] * 4, ["week 1", "week 1", "week 2", "week 2"], 1e-9).ravel().round(2).tolist()
     [-2.94, 2.94, -2.94, 2.94]
     """
-    _check_lambda(regularization)
-    if regularization == 0:
-        raise ConfigError("regularization=0 cannot align batches, whose few controls leave directions without variance")
     matrix = feature_matrix(features)
     mask = control_rows(features, controls)
     numbers, names = _batches(features, batches)
     count = np.bincount(numbers[mask], minlength=len(names))
     if (count < 2).any():
-        batch = int(np.flatnonzero(count < 2)[0])
-        raise DataError(
-            f"batch '{names[batch]}' has {count[batch]} control rows, and aligning needs two; "
-            "leave the batch out or only whiten"
-        )
-    centre, target_variances, target_directions = _spectrum(matrix[mask])
-    out = np.empty_like(matrix)
-    order = np.argsort(numbers, kind="stable")
-    for members in np.split(order, np.cumsum(np.bincount(numbers))[:-1]):
-        _, variances, directions = _spectrum(matrix[members[mask[members]]])
-        for start in range(0, len(members), _ROWS):
-            part = members[start : start + _ROWS]
-            rows = _power(matrix[part].astype(np.float64) - centre, variances, directions, regularization, -0.5)
-            out[part] = centre + _power(rows, target_variances, target_directions, regularization, 0.5)
-    return like(features, out)
+        raise _too_few(names[int(np.flatnonzero(count < 2)[0])], int(count[count < 2][0]))
+    named = np.array(names, dtype=object)[numbers]
+    fit = fit_alignment(matrix[mask], regularization).with_batches(matrix[mask], named[mask])
+    return like(features, fit.apply(matrix, named))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The alignment of :func:`align`, fitted.
+
+    Attributes:
+        centre: mean of all controls, (D,).
+        variances: the K nonzero eigenvalues of their covariance S, descending, (K,),
+        directions: and their eigenvectors, (K, D).
+        regularization: eta.
+        batches: the same two of the controls of each batch, by its name.
+    """
+
+    centre: np.ndarray
+    variances: np.ndarray
+    directions: np.ndarray
+    regularization: float
+    batches: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def with_batches(self, controls: np.ndarray, batches: np.ndarray) -> "Alignment":
+        """The same, which also knows the batches that it does not know yet, by their own controls.
+
+        Args:
+            controls: (n, D).
+            batches: (n,) names of their batches.
+
+        Raises:
+            DataError: such a batch has fewer than two controls; it is named.
+        """
+        known = dict(self.batches)
+        for name, rows in pd.Series(np.arange(len(batches))).groupby(batches):
+            if name in self.batches:
+                continue
+            if len(rows) < 2:
+                raise _too_few(str(name), len(rows))
+            known[str(name)] = _spectrum(controls[rows])[1:]
+        return replace(self, batches=known)
+
+    def apply(self, rows: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        """Align rows (N, D) of these batches (N,), which are known: an array of the same floating type."""
+        out = np.empty_like(rows)
+        for name, members in pd.Series(np.arange(len(batches))).groupby(batches):
+            for start in range(0, len(members), _ROWS):
+                part = members.to_numpy()[start : start + _ROWS]
+                centred = rows[part].astype(np.float64) - self.centre
+                flat = _power(centred, *self.batches[str(name)], self.regularization, -0.5)
+                out[part] = self.centre + _power(flat, self.variances, self.directions, self.regularization, 0.5)
+        return out
+
+
+def fit_alignment(controls: np.ndarray, regularization: float = 1.0) -> Alignment:
+    """What batches are aligned to: mean and covariance of all controls.
+
+    Args:
+        controls: (n, D), n >= 2.
+        regularization: eta > 0, see :func:`align`.
+
+    Raises:
+        ConfigError: eta is not positive.
+
+    >>> spread = np.array([[-1.0], [1.0], [-5.0], [5.0]])
+    >>> weeks = np.array(["week 1", "week 1", "week 2", "week 2"])
+    >>> fit = fit_alignment(spread, 1e-9).with_batches(spread, weeks)
+    >>> fit.apply(np.array([[2.0]]), np.array(["week 1"])).round(2)  # as far out as the controls of all weeks
+    array([[5.89]])
+    """
+    _check_lambda(regularization)
+    if regularization == 0:
+        raise ConfigError("regularization=0 cannot align batches, whose few controls leave directions without variance")
+    return Alignment(*_spectrum(controls), float(regularization))
+
+
+def _too_few(batch: str, count: int) -> DataError:
+    return DataError(
+        f"batch '{batch}' has {count} control rows, and aligning needs two; leave the batch out or only whiten"
+    )
 
 
 def tvn(

@@ -474,6 +474,10 @@ class WholePlate:
         parts = _parts(self.weights, self.lengths, self.depot.device, self.plate)
         for segment, following in itertools.pairwise(self.plan.segments):
             self._advance(segment, following[0], parts)
+        return self.moments()
+
+    def moments(self) -> dict[str, Tensor]:
+        """Mean and biased variance (2, C) of every norm that the chunks have passed, float64, by its name."""
         return {_path(node): torch.stack([pool.mean, pool.var]) for node, pool in self.pools.items()}
 
     def to_the_end(self) -> list[Any]:

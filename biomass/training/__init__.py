@@ -1,6 +1,13 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
-from biomass.training.calibrations import calibration_file, check_calibration, save_calibration, use_calibration
+from biomass.training.calibrations import (
+    add_plates,
+    calibration_file,
+    check_calibration,
+    read_calibration,
+    save_calibration,
+    use_calibration,
+)
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
 from biomass.training.device import make_fabric, set_up
@@ -25,6 +32,7 @@ __all__ = [
     "Training",
     "TrainingPlates",
     "adam",
+    "add_plates",
     "build_probe",
     "calibration_file",
     "check_calibration",
@@ -44,6 +52,7 @@ __all__ = [
     "measure_run",
     "probed_part",
     "profile_loader",
+    "read_calibration",
     "read_whole",
     "sampler_columns",
     "save_calibration",

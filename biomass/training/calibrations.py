@@ -1,13 +1,13 @@
 """Calibrated statistics on disk: the moments of plates, beside the checkpoint that they were computed with."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from biomass.errors import CheckpointError, DataError
 from biomass.models import digest
@@ -64,15 +64,67 @@ def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> 
     """
     assert statistics.names is not None
     state = calibration_state(encoder)
-    about = _about(encoder, statistics)
     names = [statistics.names[plate] for plate in state.pop("plates").tolist()]
+    return add_plates(encoder, file, statistics, names, state)
+
+
+def add_plates(
+    encoder: nn.Module, file: Path, statistics: Statistics, names: list[str], moments: Mapping[str, Tensor]
+) -> list[str]:
+    """Write the moments of plates; other plates that the file holds with these weights stay.
+
+    Args:
+        encoder: that the moments belong to.
+        file: written whole or not at all.
+        statistics: the word and the columns that the plates were measured with.
+        names: of the P plates.
+        moments: (2, P, C) of each norm, by its name in :func:`biomass.norms.calibration_state`.
+
+    Returns:
+        The names of all plates in the file.
+
+    Raises:
+        CheckpointError: the file belongs to another word or other columns.
+    """
     old = _kept(encoder, file, statistics)
     if old is not None:
         kept = [place for place, name in enumerate(old["plates"]) if name not in names]
         names = [*(old["plates"][place] for place in kept), *names]
-        state = {key: torch.cat([old["moments"][key][:, kept], value], 1) for key, value in state.items()}
-    save_checkpoint({**about, "plates": names, "moments": state}, file)
+        moments = {key: torch.cat([old["moments"][key][:, kept], value], 1) for key, value in moments.items()}
+    save_checkpoint({**_about(encoder, statistics), "plates": names, "moments": dict(moments)}, file)
     return names
+
+
+class Calibration(NamedTuple):
+    """What a file of calibrated statistics holds.
+
+    Attributes:
+        label: of the statistics that the plates were measured with, see :attr:`biomass.norms.Statistics.label`.
+        plates: their names.
+        moments: (2, P, C) of each norm.
+    """
+
+    label: str
+    plates: list[str]
+    moments: dict[str, Tensor]
+
+    def of(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The moments of those groups, by their ``names``, that are among the plates, for ``load_calibration``."""
+        place = {name: position for position, name in enumerate(self.plates)}
+        groups = [group for group, name in enumerate(names) if name in place]
+        where = [place[names[group]] for group in groups]
+        return {"plates": torch.tensor(groups, dtype=torch.long)} | {k: v[:, where] for k, v in self.moments.items()}
+
+
+def read_calibration(encoder: nn.Module, file: Path, by: Sequence[str]) -> Calibration:
+    """The calibrated statistics of an encoder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or belongs to other weights or other columns.
+    """
+    state = load_checkpoint(file)
+    _check_same(state, {"by": list(by), "encoder": digest(encoder)}, file)
+    return Calibration(state["word"], state["plates"], state["moments"])
 
 
 def use_calibration(
@@ -103,22 +155,18 @@ def use_calibration(
     assert statistics.names is not None
     if not file.is_file():
         raise CheckpointError(f"there are no calibrated statistics '{file}'; calibrate the plates first", "calibrate")
-    state = load_checkpoint(file)
-    _check_same(state, {"by": list(statistics.by), "encoder": digest(encoder)}, file)
-    place = {name: position for position, name in enumerate(state["plates"])}
+    known = read_calibration(encoder, file, statistics.by)
     rows = screen.table["split"].isin(splits).to_numpy() if splits else slice(None)
-    used = np.unique(screen.groups(statistics.by)[rows])
-    missing = [statistics.names[group] for group in used if statistics.names[group] not in place]
+    names = [statistics.names[group] for group in np.unique(screen.groups(statistics.by)[rows])]
+    held = set(known.plates)
+    missing = [name for name in names if name not in held]
     if missing:
         others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise DataError(
-            f"plate '{missing[0]}'{others} is not among the {len(place)} plates of '{file}'; calibrate it, too",
+            f"plate '{missing[0]}'{others} is not among the {len(held)} plates of '{file}'; calibrate it, too",
             "calibrate",
         )
-    groups = [group for group, name in enumerate(statistics.names) if name in place]
-    where = [place[statistics.names[group]] for group in groups]
-    moments = {key: value[:, where] for key, value in state["moments"].items()}
-    load_calibration(encoder, {"plates": torch.tensor(groups), **moments})
+    load_calibration(encoder, known.of(statistics.names))
 
 
 def _about(encoder: nn.Module, statistics: Statistics) -> dict[str, object]:

@@ -795,9 +795,9 @@ def test_a_second_run_of_the_same_name_goes_on(run):
         (
             ["model.key=vit_tiny_patch16_224", "normalizations=[running]"],
             ConfigError,
-            "network 'vit_tiny_patch16_224' does not take cells of 48 x 48 pixels and 3 channels",
+            "network 'vit_tiny_patch16_224' does not take images of 48 x 48 pixels and 3 channels",
         ),
-        (["model.key=inception_v3"], ConfigError, "network 'inception_v3' does not take cells of 48 x 48 pixels"),
+        (["model.key=inception_v3"], ConfigError, "network 'inception_v3' does not take images of 48 x 48 pixels"),
         (["metric=l1"], ConfigError, "metric 'l1' is unknown"),
         (["dataloaders=bbbc021", "dataloaders.root_dir=nowhere"], DataError, "no BBBC021 below 'nowhere'"),
         (["channels=[nuclei,ER,mito]"], ConfigError, "no channel 'mito'"),

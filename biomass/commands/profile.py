@@ -1,0 +1,429 @@
+"""Make profiles of cells, fields and wells, which other tools read.
+
+    biomass profile model_path=my_run dataloaders=manifest dataloaders.root_dir=my_screen
+
+Below runs/<run name>/ it writes profiles_cells.parquet (where images are of cells), profiles_fields.parquet and
+profiles_wells.parquet: Metadata_* columns, Metadata_Count_Cells, and features emb_0000 …. A run that was stopped goes
+on with the plates that are missing if it is started again under the same run_name; so does one whose screen has grown.
+
+Every plate is normalized with its own moments (calibrated): those that `biomass calibrate` stored, or else they are
+measured now, on all images of the plate, and kept in runs/<run name>/calibration.pt. With calibration=<run name> a
+single image of such a plate has the same profile next week.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from biomass import training
+from biomass.atomic import whole_file
+from biomass.cells.measure import measures_of
+from biomass.config import Config, build, script
+from biomass.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from biomass.evaluation import checks, encode, postprocess, profiles
+from biomass.evaluation.h5ad import check_anndata, write_h5ad
+from biomass.evaluation.measured import measured_plates
+from biomass.evaluation.parts import fingerprints, plate_files
+from biomass.experiment import chosen_words, compose, open_model, tool_folder
+from biomass.identifiers import find
+from biomass.models import digest
+from biomass.norms import Method, PlateBatchNorm, Statistics, load_calibration, tuning_state
+from biomass.screen import KINDS, PLATE, Screen, control_numbers
+
+PLACE = 65
+
+CALIBRATION = "calibration.pt"
+"""The moments of all plates of a run, in its folder."""
+
+POSTPROCESS = "postprocess.npz"
+"""The post-processing of a run, fitted, in its folder."""
+
+log = logging.getLogger(__name__)
+
+
+@script("profile")
+def main(cfg: Config) -> float | None:
+    """Make what is missing plate by plate, join the plates, and say where the files are."""
+    folder = tool_folder(cfg, "profile")
+    if cfg.features not in MAKERS:
+        raise ConfigError(f"features '{cfg.features}' are unknown; {did_you_mean(cfg.features, MAKERS)}")
+    if cfg.anndata:
+        check_anndata()
+    maker = MAKERS[cfg.features](cfg, folder)
+    known, screen, stored = maker.known, maker.screen, maker.stored
+    groups, names = screen.groups(maker.by), screen.group_names(maker.by)
+    log.info("%d images, which are taken for %s, of %d plates", len(screen), known.row_level, len(names))
+    profiles.check_groups(known, groups, maker.by)
+    parts = profiles.Parts(
+        known,
+        [file.with_suffix("") for file in plate_files(screen, groups, maker.by, folder / "plates")],
+        fingerprints(screen, groups, known.table, *maker.settings, known.row_level),
+        stored.held if stored else {},
+    )
+    correction = _Correction.asked(cfg, known, maker.origin)
+    anndata = cfg.anndata
+    cfg.check_all_read()
+
+    # from here on the tool writes
+    first, rank, world = maker.fabric.is_global_zero, maker.fabric.global_rank, maker.fabric.world_size
+    with training.RunLogger(folder, cfg.to_dict(), enabled=first):
+        missing = parts.missing()
+        mine = [group for group in missing if group % world == rank]
+        log.info("%d of %d plates are there already", len(names) - len(missing), len(names))
+        if stored is not None:
+            stored.say(missing)
+        parts.write(_shown(maker.stream(mine), names, len(mine)), maker.features, screen.pixels.name)
+        maker.fabric.barrier()
+        if not first:
+            return None
+        unread = parts.missing()
+        _say_left_out(parts, unread, names, folder)
+        if stored is not None:
+            stored.save(parts, unread, folder)
+        change = correction.fitted(parts, unread, folder)
+        for level in known.levels:
+            file = folder / f"profiles_{level}.parquet"
+            rows = parts.join(level, file, unread, change if level == "wells" else None)
+            print(f"{file}: {rows:,} {level}")
+        raw = folder / "profiles_wells_raw.parquet"
+        if change is None:
+            raw.unlink(missing_ok=True)
+        else:
+            parts.join("wells", raw, unread)
+            print(f"{raw}: the same wells before {correction.how}")
+        if anndata:
+            write_h5ad(pd.read_parquet(file), file.with_suffix(".h5ad"))
+            print(f"{file.with_suffix('.h5ad')}: the same wells for scanpy")
+    return None
+
+
+class _Maker(NamedTuple):
+    """What makes vectors of the images of a screen.
+
+    Attributes:
+        fabric: its device.
+        screen: the images,
+        known: and what is known of them.
+        by: columns that make a plate.
+        stream: from numbers of plates to their vectors.
+        features: names of the features; None: ``emb_0000…``.
+        settings: what the vectors depend on.
+        origin: the part of it without which a post-processing is of no use.
+        stored: the moments of plates, where they are taken.
+    """
+
+    fabric: Fabric
+    screen: Screen
+    known: profiles.Description
+    by: tuple[str, ...]
+    stream: Callable[[Sequence[int]], Iterator[profiles.PlateVectors]]
+    features: list[str] | None
+    settings: list[str]
+    origin: str
+    stored: "_Stored | None" = None
+
+
+def _encoding(cfg: Config, folder: Path) -> _Maker:
+    """By the encoder of a trained network."""
+    normalize, batch_size = cfg.normalize, cfg.encode_batch_size
+    workers, on_bad_image = cfg.dataloaders.num_workers, cfg.dataloaders.on_bad_image
+    fabric, path, network, architecture, channels, screen = open_model(cfg, "profile")
+    encoder = encode.Encoder(network.encoder, channels, architecture.key)
+    checks.run_once(encoder, screen)
+    statistics = _statistics(cfg, encoder.network, screen)
+    stored = _stored(cfg, encoder.network, path, statistics, screen, folder)
+    ran = stored.measuring if stored else statistics
+    transform = compose(cfg.transforms.eval)
+    about = [fabric.strategy.precision.precision, statistics.label, ran.label, statistics.by, normalize, channels]
+    about += [repr(transform), batch_size if statistics.blocks or not statistics.by_group else None]
+    weights = digest(encoder.network)
+    tuning = repr(tuning_state(network)) if statistics.tuned else ""
+
+    def stream(plates: Sequence[int]) -> Iterator[profiles.PlateVectors]:
+        return encode.encoded_plates(
+            fabric,
+            encoder,
+            screen,
+            plates,
+            ran,
+            transform=transform,
+            held=stored.held if stored else None,
+            normalize=normalize,
+            batch_size=batch_size,
+            num_workers=workers,
+            on_bad_image=on_bad_image,
+        )
+
+    known = profiles.describe(screen, cfg.rows)
+    settings = [weights, tuning, repr(about)]
+    _pass_over(cfg.classical, ("channel", "diameter"))
+    return _Maker(fabric, screen, known, ran.by, stream, None, settings, f"{weights} {ran.label}", stored)
+
+
+def _classical(cfg: Config, folder: Path) -> _Maker:
+    """By what scikit-image measures on nuclei."""
+    workers, on_bad_image = cfg.dataloaders.num_workers, cfg.dataloaders.on_bad_image
+    for key in ("model_path", "calibration"):
+        if getattr(cfg, key) is not None:
+            raise ConfigError(f"classical features take no network, and {key} names one; leave it out")
+    if chosen_words(cfg)[1] is not None:
+        raise ConfigError("classical features take no statistics; standardize them afterwards", "postprocess")
+    for section in (cfg.model, cfg.transforms):
+        _pass_over(section, section.to_dict())
+    _pass_over(cfg, ("device", "devices", "precision", "normalize", "encode_batch_size"))
+    screen = build(cfg.dataloaders.source)
+    known = profiles.describe(screen, cfg.rows)
+    cells = known.row_level == "cells"
+    measure = measures_of(screen.pixels.channels, known.row_level, cfg.classical.channel, cfg.classical.diameter)
+    groups = screen.groups(PLATE)
+
+    def stream(plates: Sequence[int]) -> Iterator[profiles.PlateVectors]:
+        return measured_plates(
+            screen,
+            groups,
+            plates,
+            measure,
+            batch_size=64 if cells else 1,
+            num_workers=workers,
+            on_bad_image=on_bad_image,
+            counted=not cells,
+        )
+
+    settings = ["classical", repr(measure)]
+    return _Maker(training.make_fabric("cpu"), screen, known, PLATE, stream, measure.features, settings, " ".join(settings))
+
+
+def _pass_over(section: Config, keys: Iterable[str]) -> None:
+    """Keys that mean something for other features: these need no reader."""
+    for key in keys:
+        section.get(key)
+
+
+MAKERS: Mapping[str, Callable[[Config, Path], _Maker]] = {"encoder": _encoding, "classical": _classical}
+"""What features may be, by the word for it."""
+
+
+class _Correction(NamedTuple):
+    """The post-processing that is asked for.
+
+    Attributes:
+        how: its name.
+        controls: which controls it is fitted on.
+        fit_on: the plates whose controls whitening is fitted on; None for all.
+        by: columns that make a group; None: those of the steps.
+        epsilon: of the steps.
+        loaded: what was fitted before, where it is to be applied.
+        origin: what the profiles are made by.
+    """
+
+    how: str
+    controls: str
+    fit_on: list[str] | None
+    by: list[str] | None
+    epsilon: float | None
+    loaded: postprocess.Correction | None
+    origin: str
+
+    @classmethod
+    def asked(cls, cfg: Config, known: profiles.Description, origin: str) -> "_Correction":
+        """What the configuration says, after a look at the wells that there will be."""
+        asked = cfg.postprocess
+        how, fit_on, loaded = asked.how, asked.fit_on, None
+        postprocess.check_how(how)
+        controls, by, epsilon = asked.controls, asked.by, asked.epsilon
+        if asked.load is not None:
+            file = Path(asked.load)
+            loaded = postprocess.Correction.load(file if file.is_file() else Path("runs") / asked.load / POSTPROCESS)
+            if loaded.origin != origin:
+                raise ConfigError(
+                    f"'{asked.load}' was fitted on profiles by other weights or other statistics; fit it on these",
+                    "postprocess",
+                )
+            if how not in ("none", loaded.how) or fit_on is not None:
+                raise ConfigError(
+                    f"'{asked.load}' is fitted already, to {loaded.how}; leave out what it is to be fitted on",
+                    "postprocess",
+                )
+            how, controls, by = loaded.how, loaded.controls, None if loaded.by is None else list(loaded.by)
+        control_numbers(controls)
+        wells = known.well_table()
+        if fit_on is not None:
+            names = wells[profiles.NAMES["plate"]].astype(str)
+            whole = postprocess.group_names(wells, (postprocess.BATCH, postprocess.PLATE))
+            fit_on = find(fit_on, [*names, *whole], "plate that post-processing is fitted on", advice="postprocess")
+        if how != "none":
+            if profiles.CONTROL not in wells:
+                raise DataError("some wells hold controls and treated images, so that nothing can be fitted on controls")
+            mask = wells[profiles.CONTROL].isin(KINDS[controls]).to_numpy()
+            postprocess.check_controls(wells, mask, how, by, loaded)
+        return cls(how, controls, fit_on, by, epsilon, loaded, origin)
+
+    def fitted(
+        self, parts: profiles.Parts, without: Sequence[int], folder: Path
+    ) -> Callable[[pd.DataFrame], pd.DataFrame] | None:
+        """Fit it, or learn the new plates, and save it; None where nothing is to be done.
+
+        Args:
+            parts: hold the profiles of wells,
+            without: but not of these plates.
+            folder: of the run.
+        """
+        file = folder / POSTPROCESS
+        if self.how == "none":
+            file.unlink(missing_ok=True)
+            return None
+        controls = parts.controls(self.controls, without)
+        if self.loaded is not None:
+            done = self.loaded.learn(controls)
+            anew = [postprocess.STEPS[one].anew for one in postprocess.CORRECTIONS[self.how]]
+            log.info("%s: applied as it was fitted before; fitted anew: %s", self.how, "; ".join(anew))
+        else:
+            plates = controls[profiles.NAMES["plate"]]
+            whole = postprocess.group_names(controls, (postprocess.BATCH, postprocess.PLATE))
+            chosen = np.ones(len(controls), bool)
+            if self.fit_on is not None:
+                chosen = (plates.isin(self.fit_on) | np.isin(whole, self.fit_on)).to_numpy()
+            log.info("%s: fitted on %d control wells of %d plates", self.how, chosen.sum(), len(set(whole[chosen])))
+            done = postprocess.fit(
+                controls,
+                self.how,
+                fit_on=chosen,
+                by=self.by,
+                epsilon=self.epsilon,
+                kind=self.controls,
+                origin=self.origin,
+            )
+        done.save(file)
+        return done.apply
+
+
+def _statistics(cfg: Config, network: nn.Module, screen: Screen) -> Statistics:
+    """Where batch norm takes its statistics from."""
+    method = Method("running", "calibrated", PLATE, PLATE).override(*chosen_words(cfg))
+    if cfg.statistics.eval is None and not any(isinstance(module, PlateBatchNorm) for module in network.modules()):
+        log.info("the network has no batch norm of plates: its profiles do not depend on other images (running)")
+        method = method._replace(eval="running")
+    method._replace(train="running").check_network(network)
+    statistics = Statistics.over(screen, method.eval, method.eval_by, method.controls)
+    if statistics.adapts:
+        raise ConfigError(f"statistics '{statistics.word}' adapt a classifier, and profiles come from its encoder")
+    statistics.passes(network)  # raises an error where it does not know its training plates
+    statistics.check(screen)
+    return statistics
+
+
+class _Stored(NamedTuple):
+    """The moments of plates, for ``calibrated``.
+
+    Attributes:
+        network: that they belong to.
+        file: that they were read from; None where there is none.
+        measuring: the statistics that other plates are measured by,
+        held: the moments of the plates of the screen that are in the file, by number.
+        images: of each plate.
+    """
+
+    network: nn.Module
+    file: Path | None
+    measuring: Statistics
+    held: dict[int, dict[str, Tensor]]
+    images: np.ndarray
+
+    def save(self, parts: profiles.Parts, without: Sequence[int], folder: Path) -> None:
+        """Write the moments of all plates, stored before or measured now, into the folder of the run."""
+        groups = [group for group in range(len(parts.folders)) if group not in set(without)]
+        moments = [parts.moments(group) for group in groups]
+        stacked = {name: torch.stack([one[name] for one in moments], 1) for name in moments[0]}
+        names = [(self.measuring.names or ())[group] for group in groups]
+        training.add_plates(self.network, folder / CALIBRATION, self.measuring, names, stacked)
+
+    def say(self, missing: Sequence[int]) -> None:
+        """What is taken from the file, and what is measured."""
+        assert self.measuring.names is not None
+        if self.held:
+            log.info("calibrated: %d plates have moments in '%s'", len(self.held), self.file)
+        now = [group for group in missing if group not in self.held]
+        if now:
+            rows = "all their images" if self.measuring.word == "plate" else f"their images ({self.measuring.label})"
+            first = self.measuring.names[now[0]]
+            log.info(
+                "calibrated: %d plates are measured now, on %s (%d to %d; the first is '%s')",
+                len(now),
+                rows,
+                self.images[now].min(),
+                self.images[now].max(),
+                first,
+            )
+
+
+def _stored(
+    cfg: Config, network: nn.Module, path: Path, statistics: Statistics, screen: Screen, folder: Path
+) -> _Stored | None:
+    """What is known of plates that statistics are taken from; None where they are not ``calibrated``."""
+    named = cfg.calibration
+    if statistics.word != "calibrated":
+        return None
+    assert statistics.names is not None
+    images = np.bincount(screen.groups(statistics.by), minlength=len(statistics.names))
+    file = training.calibration_file(path, named)
+    if named is not None and not file.is_file():
+        file = Path("runs") / named / CALIBRATION
+        if not file.is_file():
+            raise CheckpointError(f"calibration '{named}' is neither a file nor a run with {CALIBRATION}")
+    held: dict[int, dict[str, Tensor]] = {}
+    label = "plate"
+    try:
+        calibration = training.read_calibration(network, file, statistics.by) if file.is_file() else None
+    except CheckpointError as error:
+        if named is not None:
+            raise
+        log.warning("%s; it is left alone, and all plates are measured", error)
+        calibration = None
+    if calibration is not None:
+        state = calibration.of(statistics.names)
+        load_calibration(network, state)
+        numbers = state.pop("plates").tolist()
+        held = {group: {k: v[:, i] for k, v in state.items()} for i, group in enumerate(numbers)}
+        label = calibration.label
+    measuring = Statistics.labelled(label, statistics.by, statistics.names, statistics.controls)
+    training.check_calibration(network, folder / CALIBRATION, measuring)
+    return _Stored(network, file if held else None, measuring, held, images)
+
+
+def _shown(
+    plates: Iterator[profiles.PlateVectors], names: Sequence[str], total: int
+) -> Iterator[profiles.PlateVectors]:
+    """The same plates, with a bar that counts them, or a line in the log for each where there is no terminal."""
+    with tqdm(total=total, unit="plate", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for number, plate in enumerate(plates, 1):
+            yield plate  # the caller writes it
+            bar.update()
+            if bar.disable:
+                log.info("plate %d of %d, '%s': %d images", number, total, names[plate.group], len(plate.rows))
+
+
+def _say_left_out(parts: profiles.Parts, unread: Sequence[int], names: Sequence[str], folder: Path) -> None:
+    """What has no profile, in the log; and what cannot be read in ``skipped_images.txt``, too."""
+    if len(unread) == len(parts.folders):
+        raise DataError(f"no image of the {len(names)} plates has a profile: none can be read, or none has a nucleus")
+    if unread:
+        log.warning("plate '%s' (%d in all) has no image that has a profile", names[unread[0]], len(unread))
+    skipped = parts.skipped(unread)
+    if skipped:
+        file = folder / "skipped_images.txt"
+        with whole_file(file) as part:
+            part.write_text("".join(f"{name}\n" for name in skipped))
+        log.warning("left out %d images that cannot be read; they are listed in %s", len(skipped), file)
+
+
+if __name__ == "__main__":
+    main()
