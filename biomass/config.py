@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from yaml import YAMLError
 
 from biomass.atomic import check_place, check_writable
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
-from biomass.keys import KEYS, SECTION, Kind, advice_where
+from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
 
 OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
@@ -83,6 +84,10 @@ class Config:
         """The value of ``key``, or ``default`` where the key is absent or null."""
         value = getattr(self, key) if key in self._node else None
         return default if value is None else value
+
+    def explain(self, error: BiomassError) -> str:
+        """The message of an error, or of a warning that has the form of one, with the key of this script to set."""
+        return explain(error, advice_where(functools.partial(_has, self._node)))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration as plain, resolved values."""
@@ -497,6 +502,35 @@ def _rank() -> int:
     """Which of the processes of one run this is, as torchrun, Lightning and Slurm number them."""
     known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return int(next((rank for rank in known if rank), 0))
+
+
+def overrides() -> list[str]:
+    """What the command line, or a sweep, gives this job; nothing where it was not started by Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def is_given(key: str) -> bool:
+    """Whether the command line, or a sweep, gives this job a value of a key."""
+    return any(text.lstrip("+").partition("=")[0] == key for text in overrides())
+
+
+def next_commands(job: str, name: str) -> list[list[str]]:
+    """What to type after a run, with its name and its images: the words of each command, as a shell takes them.
+
+    Args:
+        job: the script.
+        name: of the run.
+
+    >>> next_commands("train_classifier", "probe")
+    [['biomass', 'compare', 'runs/probe']]
+    """
+    # what holds = or , stands in quotes within the quotes of the shell
+    run = f"""'"{name}"'""" if re.search("[=,]", name) else name
+    data = [shlex.quote(text) for text in data_overrides(overrides())]
+    return [
+        [*command.format(run=run).split(), *(data if job != "train_classifier" else ())]
+        for command in NEXT.get(job, ())
+    ]
 
 
 def run_name(name: str | None, job: str) -> str:

@@ -496,7 +496,9 @@ def test_sweeps_of_one_second_have_folders_of_their_own(toy, tmp_path):
     started = [toy("-m", "value=1,2") for _ in range(3)]
     assert [process.communicate()[1] for process in started] == [""] * 3
     (day,) = (tmp_path / "outputs").iterdir()
-    assert names(tmp_path / "runs") == sorted(f"toy-{day.name}-{name}-{n}_value-{n + 1}" for name in names(day) for n in (0, 1))
+    assert names(tmp_path / "runs") == sorted(
+        f"toy-{day.name}-{name}-{n}_value-{n + 1}" for name in names(day) for n in (0, 1)
+    )
     assert all({"0", "1", "multirun.yaml"} <= set(names(folder)) for folder in day.iterdir())
 
 
