@@ -362,7 +362,10 @@ class Experiment:
         folder = Path("runs") / self.name
         logged = read_log(folder)
         screen = evaluate.screen if isinstance(evaluate, training.SplitEvaluation) else None
-        lines = overview.lines_of_results(logged, self.plan, screen, {n: one.level for n, one in chances.items()})
+        levels = {name: chance.level for name, chance in chances.items()}
+        lines: list[tuple[str, str | Sequence[str]]] = [
+            *overview.lines_of_results(logged, self.plan, screen, levels),
+        ]
         files = [name for name in ("metrics.jsonl", "plates.csv", "config.yaml") if (folder / name).exists()]
         lines.append(("files", f"{folder}: {', '.join(files)}; curves and images: tensorboard --logdir runs"))
         commands = next_commands(self.job, self.name)

@@ -203,15 +203,15 @@ EVAL_SPLITS = {
 
 
 NEXT = {
-    "train_erm": ("biomass predict model_path={run}{data}", "biomass profile model_path={run}{data}"),
-    "train_simclr": ("python train_classifier.py model_path={run}{data}", "biomass profile model_path={run}{data}"),
+    "train_erm": ("biomass predict model_path={run}", "biomass profile model_path={run}"),
+    "train_simclr": ("python train_classifier.py model_path={run}", "biomass profile model_path={run}"),
     "train_supervised_cell": (
-        "python train_classifier.py sup_model_path={run}{data}",
-        "biomass predict model_path={run}{data}",
+        "python train_classifier.py sup_model_path={run}",
+        "biomass predict model_path={run}",
     ),
     "train_classifier": ("biomass compare runs/{run}",),
 }
-"""What users of a script type next: ``{run}`` is the name of its run, ``{data}`` says where the images are."""
+"""What users of a script type next: ``{run}`` is the name of its run; where its images are follows."""
 
 _DATA = re.compile(r"dataloaders(=|\.(root_dir|store|img_dir|summary_file|metadata_file|cache_dir|plates|source\.))")
 

@@ -53,7 +53,7 @@ def rows_seen(batches: BatchSource) -> tuple[int, int] | None:
 
 
 def lines_of_run(
-    screen: Screen, batches: BatchSource, splits: Sequence[str], method: Method, noun: str = "images"
+    screen: Screen, batches: BatchSource, splits: Sequence[str], method: Method, probe: bool = False
 ) -> list[tuple[str, str]]:
     """What a run reads and how it is normalized: pairs of a heading and what stands behind it.
 
@@ -62,7 +62,7 @@ def lines_of_run(
         batches: of training, on this device.
         splits: those that are evaluated.
         method: where its statistics come from.
-        noun: what a batch is made of.
+        probe: batches are of fields of view, whose cells a frozen network has seen.
     """
     height, width = screen.pixels.size
     fields = _count(screen, FIELD)
@@ -77,15 +77,15 @@ def lines_of_run(
         ("channels", f"{len(channels)}: {', '.join(channels)}"),
         ("classes", _classes(screen, train)),
         ("splits", "; ".join(_split(screen, split) for split in dict.fromkeys(["train", *splits]))),
-        ("batches", _batches(batches, noun)),
+        ("batches", _batches(batches, "fields of view" if probe else "images")),
     ]
     if (seen := rows_seen(batches)) is not None:
         lines.append(("an epoch", f"sees {seen[0]:,} of {seen[1]:,} cells ({100 * seen[0] / seen[1]:.2g} %)"))
-    return [
-        *lines,
-        ("statistics", f"in training {_statistics(method.train, method.train_by, method.controls)}"),
-        ("", f"at inference {_statistics(method.eval, method.eval_by, method.controls)}"),
-    ]
+    at_inference = _statistics(method.eval, method.eval_by, method.controls)
+    if probe:
+        return [*lines, ("statistics", f"of the frozen encoder: {at_inference}")]
+    in_training = _statistics(method.train, method.train_by, method.controls)
+    return [*lines, ("statistics", f"in training: {in_training}"), ("", f"at inference: {at_inference}")]
 
 
 def _count(screen: Screen, columns: Sequence[str]) -> int:
@@ -121,7 +121,7 @@ def _batches(batches: BatchSource, noun: str) -> str:
 def _statistics(word: str, by: Sequence[str], controls: str) -> str:
     groups = f" by {', '.join(by)}" if WORDS[word].by_group else ""
     kind = f" ({controls} controls)" if word in ("controls", "joint", "balanced", "shrunk") else ""
-    return f"'{word}'{groups}{kind}: {WORDS[word].meaning}"
+    return f"{word}{groups}{kind}, that is {WORDS[word].meaning}"
 
 
 def _percent(share: float) -> str:
@@ -169,24 +169,33 @@ def lines_of_results(
     return lines
 
 
-def block(title: str, lines: Iterable[tuple[str, str]]) -> str:
-    """Headings and what stands behind them, in two columns.
+def block(title: str, lines: Iterable[tuple[str, str | Sequence[str]]]) -> str:
+    """Headings and what stands behind them, in two columns: a text, or the words of a command, to be copied.
 
-    >>> print(block("run 'a'", [("images", "12"), ("device", "cpu")]))
+    >>> print(block("run 'a'", [("images", "12"), ("next", ["biomass", "compare", "runs/a"])]))
     run 'a'
       images      12
-      device      cpu
+      next        biomass compare runs/a
     """
-    indent = " " * 14
-    wrapped = (
-        textwrap.fill(
-            text,
-            WIDTH,
-            initial_indent=f"  {heading:<12}",
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for heading, text in lines
-    )
-    return "\n".join([title, *wrapped])
+    shown = [title]
+    for heading, text in lines:
+        first, indent = f"  {heading:<12}", " " * 14
+        if isinstance(text, str):
+            wrapper = textwrap.TextWrapper(WIDTH, initial_indent=first, subsequent_indent=indent)
+            wrapper.break_long_words = wrapper.break_on_hyphens = False
+            shown += wrapper.wrap(text)
+        else:
+            shown += _command(text, first, f"{indent}  ")
+    return "\n".join(shown)
+
+
+def _command(words: Sequence[str], first: str, indent: str) -> list[str]:
+    """The words of a command on as many lines as they need, which a shell takes for one."""
+    lines = [first + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 > WIDTH:
+            lines[-1] += " \\"
+            lines.append(indent + word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
