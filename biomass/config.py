@@ -526,7 +526,10 @@ def next_commands(job: str, name: str) -> list[list[str]]:
     """
     # what holds = or , stands in quotes within the quotes of the shell
     run = f"""'"{name}"'""" if re.search("[=,]", name) else name
-    data = [shlex.quote(text) for text in data_overrides(overrides())]
+    given = [text for text in overrides() if not text.startswith("dataloaders=")]
+    if HydraConfig.initialized():  # by a preset, perhaps
+        given.insert(0, f"dataloaders={HydraConfig.get().runtime.choices.get('dataloaders')}")
+    data = [shlex.quote(text) for text in data_overrides(given)]
     return [
         [*command.format(run=run).split(), *(data if job != "train_classifier" else ())]
         for command in NEXT.get(job, ())

@@ -20,7 +20,7 @@ from biomass.config import Config, build, is_given, next_commands, run_name
 from biomass.errors import BiomassError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
-from biomass.keys import EVAL_SPLITS
+from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED
 from biomass.loader import BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network
 from biomass.norms import Method, Statistics
@@ -125,7 +125,7 @@ class Experiment:
         Raises:
             ConfigError, DataError: as :func:`biomass.training.choose_splits` and :func:`biomass.training.check_labels`.
         """
-        named = asked != EVAL_SPLITS[self.job] or is_given("dataloaders.eval_splits")
+        named = asked != EVAL_SPLITS[self.job] or is_given(EVALUATED)
         splits, notes = training.choose_splits(screen, asked, named, d_out is not None)
         if d_out is not None:
             notes += training.check_labels(screen, splits, d_out, advice)
@@ -134,7 +134,7 @@ class Experiment:
         if asked and not splits:
             self.warn(ConfigError("no split is left to evaluate: the run trains without evaluation"))
         left_out = set(asked) - set(splits)
-        if splits and (self.plan.monitor or "").partition("/")[0] in left_out and not is_given("trainer.monitor"):
+        if splits and (self.plan.monitor or "").partition("/")[0] in left_out and not is_given(MONITORED):
             self.warn(
                 ConfigError(
                     f"'{self.plan.monitor}' is not measured therefore, and the last checkpoint counts as the best",

@@ -193,6 +193,9 @@ KEYS = {
 """Every key of the scripts and tools. What is below a ``_target_`` is the business of that target."""
 
 
+EVALUATED, MONITORED = "dataloaders.eval_splits", "trainer.monitor"
+"""The keys of which it matters whether a user set them, or nobody did."""
+
 EVAL_SPLITS = {
     "train_erm": ["val", "test", "id_test"],
     "train_simclr": ["val"],
