@@ -23,9 +23,8 @@ def method_of(cfg: Config) -> Method:
     columns = training.sampler_columns(cfg.dataloaders.sampler)
     word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
     method = Method("running", word, by, by).override(*chosen_words(cfg))
-    return Method(
-        "running", method.eval, eval_by=method.eval_by, controls=method.controls
-    )  # how the encoder was trained, its checkpoint knows
+    # how the encoder was trained, its checkpoint knows
+    return Method("running", method.eval, eval_by=method.eval_by, controls=method.controls)
 
 
 @script("train_classifier")
@@ -42,7 +41,9 @@ def main(cfg: Config) -> float | None:
     # the cells, and where batch norm takes its statistics from
     cells = build(data.source)
     training.check_channels(trained, origin, cells, path)
-    method, splits = method_of(cfg), list(dict.fromkeys(["train", *data.eval_splits]))
+    d_out = cfg.out_features if cfg.out_features is not None else len(cells.classes)
+    evaluated = experiment.splits(cells, data.eval_splits, d_out, "out_features")
+    method, splits = method_of(cfg), list(dict.fromkeys(["train", *evaluated]))
     _, statistics = method.statistics(cells)
     statistics.check(cells, *splits)
     groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
@@ -66,13 +67,12 @@ def main(cfg: Config) -> float | None:
     )
 
     # the probe; what stands in the way is known before anything is encoded
-    d_out = cfg.out_features if cfg.out_features is not None else len(cells.classes)
-    training.check_labels(cells, data.eval_splits, d_out, "out_features")
-    experiment.plan.check_monitor(data.eval_splits, training.SplitEvaluation.measured)
+    experiment.plan.check_monitor(evaluated, training.SplitEvaluation.measured)
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
     about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
-    about = experiment.settle(method_of, encoder, cells, encoder=digest(encoder), **about)
+    like = profiler.batches_like(batch_size)
+    about = experiment.settle(method_of, encoder, cells, like, evaluated, augment, encoder=digest(encoder), **about)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes
@@ -80,7 +80,7 @@ def main(cfg: Config) -> float | None:
     again = None if augment == standardize else partial(profiler.profiles, ["train"], augment)
     loader = training.profile_loader(fields, batches, again)
     reader = BatchReader(fields, fields.plate_ids)
-    eval_loaders = training.evaluation_loaders(experiment.fabric, fields, reader, data.eval_splits, False, batch_size)
+    eval_loaders = training.evaluation_loaders(experiment.fabric, fields, reader, evaluated, False, batch_size)
     optimized = experiment.optimize(probe, len(batches))
     nothing, plain = compose([]), Statistics("running", names=fields.plate_names)
     return experiment.train(

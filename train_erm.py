@@ -41,8 +41,8 @@ def main(cfg: Config) -> float | None:
     rows, groups = screen.rows("train"), screen.groups(method.train_by)
     in_training, at_inference = method.statistics(screen)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
-    training.check_labels(screen, data.eval_splits, d_out)
-    at_inference.check(screen, *data.eval_splits)
+    splits = experiment.splits(screen, data.eval_splits, d_out)
+    at_inference.check(screen, *splits)
 
     # rows → batches of raw images
     batches = PlateBatches(
@@ -63,7 +63,7 @@ def main(cfg: Config) -> float | None:
         fabric,
         screen,
         eval_reader,
-        data.eval_splits,
+        splits,
         by_plate=data.eval_plate_sampler or at_inference.by_group,
         batch_size=cfg.eval_batch_size,
         num_workers=data.num_workers,
@@ -80,7 +80,7 @@ def main(cfg: Config) -> float | None:
     most, at_once = experiment.most_plates, cfg.eval_batch_size
     plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, at_once)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict())
+    about = experiment.settle(method_of, network, screen, batches, splits, augment, architecture=architecture.to_dict())
 
     # from here on the run writes
     return experiment.train(

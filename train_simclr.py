@@ -35,9 +35,10 @@ def main(cfg: Config) -> float | None:
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
     in_training, at_inference = method.statistics(screen)
-    at_inference.check(screen, *data.eval_splits)
+    splits = experiment.splits(screen, data.eval_splits)
+    at_inference.check(screen, *splits)
     groups, instances = screen.groups(method.train_by), screen.groups(data.instance)
-    training.check_instances(screen, instances, groups, ["train", *data.eval_splits])
+    training.check_instances(screen, instances, groups, ["train", *splits])
     reader = BatchReader(screen, groups, data.on_bad_image, instances)
 
     # fields of view → views → batches of raw images
@@ -59,9 +60,9 @@ def main(cfg: Config) -> float | None:
             seed=cfg.seed,
             num_workers=data.num_workers,
         )
-        for split in ("train", *data.eval_splits)
+        for split in ("train", *splits)
     )
-    eval_loaders = dict(zip(data.eval_splits, others, strict=True))
+    eval_loaders = dict(zip(splits, others, strict=True))
     training.check_negatives({"train": loader, **eval_loaders})
     experiment.plan.check_monitor(eval_loaders, training.LossEvaluation.measured)
 
@@ -73,7 +74,8 @@ def main(cfg: Config) -> float | None:
     optimized = experiment.optimize(network, len(loader))
     augment, objective = compose(cfg.transforms.train), Contrastive(cfg.temperature, cfg.gather)
     evaluate = training.LossEvaluation(objective, eval_loaders, augment, at_inference, cfg.seed)
-    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict())
+    about = {"architecture": architecture.to_dict()}
+    about = experiment.settle(method_of, network, screen, loader.batches, splits, augment, **about)
 
     # from here on the run writes
     return experiment.train(

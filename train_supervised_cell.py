@@ -33,9 +33,9 @@ def main(cfg: Config) -> float | None:
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
     in_training, at_inference = method.statistics(screen)
-    at_inference.check(screen, *data.eval_splits)
     d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
-    training.check_labels(screen, data.eval_splits, d_out)
+    splits = experiment.splits(screen, data.eval_splits, d_out)
+    at_inference.check(screen, *splits)
     groups, instances = screen.groups(method.train_by), screen.groups(data.instance)
     training.check_instances(screen, instances, groups, ["train"])
 
@@ -61,7 +61,7 @@ def main(cfg: Config) -> float | None:
         fabric,
         screen,
         eval_reader,
-        data.eval_splits,
+        splits,
         by_plate=at_inference.by_group,
         batch_size=cfg.eval_batch_size,
         num_workers=data.num_workers,
@@ -78,7 +78,8 @@ def main(cfg: Config) -> float | None:
     most = experiment.most_plates
     plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict())
+    about = {"architecture": architecture.to_dict()}
+    about = experiment.settle(method_of, network, screen, loader.batches, splits, augment, **about)
 
     # from here on the run writes
     return experiment.train(

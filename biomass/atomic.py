@@ -124,6 +124,30 @@ def check_writable(folder: Path, place: Path | None = None, advice: str | None =
             pass
 
 
+def check_place(folder: Path, advice: str | None = None) -> None:
+    """Make sure that a folder could be made, or written to where it is there, and leave no trace of that.
+
+    Args:
+        folder: where something will be written.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
+
+    Raises:
+        ConfigError: it could not; names what is in the way.
+    """
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        why = "it is not a folder" if not above.is_dir() else error.strerror or one_line(error)
+        shown = folder if above == folder.absolute() else above
+        raise ConfigError(
+            f"cannot write to '{folder}' ({f'{shown}: ' if shown != folder else ''}{why}); start where you may write, "
+            "or make room there",
+            advice,
+        ) from error
+
+
 def leftovers(path: Path) -> list[Path]:
     """What processes that were killed left behind of ``path``."""
     return sorted(path.parent.glob(f".{path.name}.*.part"))

@@ -6,6 +6,7 @@ object from a node with a ``_target_``.
 """
 
 import copy
+import errno
 import functools
 import hashlib
 import inspect
@@ -16,6 +17,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -32,14 +35,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from biomass.atomic import check_place, check_writable
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
-from biomass.keys import KEYS, SECTION, Kind, advice_where
+from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
 
-OUTCOME = "outcome.txt"
+OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
+"""What a job of a sweep leaves in its folder: its value or error, and the name of its run; and the sweep's table."""
 _LONGEST = 120
 """Characters of a run's name; a longer one is cut, and a digest of it is put behind."""
 _TRACEBACKS = "HYDRA_FULL_ERROR"
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+"""Why a file cannot be written, where the user can do something about it."""
 
 
 class Config:
@@ -77,6 +84,10 @@ class Config:
         """The value of ``key``, or ``default`` where the key is absent or null."""
         value = getattr(self, key) if key in self._node else None
         return default if value is None else value
+
+    def explain(self, error: BiomassError) -> str:
+        """The message of an error, or of a warning that has the form of one, with the key of this script to set."""
+        return explain(error, advice_where(functools.partial(_has, self._node)))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration, or a section with all its keys, as plain, resolved values."""
@@ -335,8 +346,14 @@ def _one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
         raise SystemExit(f"error: {_cannot_write(error)}") from None
+    except ValueError as error:  # so logging says that it cannot open its file
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise SystemExit(f"error: {_cannot_write(error.__cause__)}") from None
 
 
 def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
@@ -350,6 +367,8 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
     if _rank() > 0:
         logging.disable(logging.WARNING)
+    elif outcome is not None:
+        _record(settings)
     try:
         _check_devices(node, settings)
         value = main(Config(node))
@@ -385,7 +404,14 @@ def _has(node: DictConfig, key: str) -> bool:
 
 
 class Folders(Callback):
-    """Hydra's folders ``outputs/<date>/<time>``: no two runs share one; and the outcomes of a sweep's jobs in them."""
+    """Hydra's folders ``outputs/<date>/<time>``: no two runs share one; and the outcomes of a sweep's jobs in them.
+
+    Args:
+        swept: the keys that a sweep varies, which its jobs have from here.
+    """
+
+    def __init__(self, swept: Sequence[str] = ()) -> None:
+        self.swept = list(swept)
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this run; of several processes only the first writes there."""
@@ -403,17 +429,47 @@ class Folders(Callback):
             logging.disable(logging.WARNING)
             config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         folder = config.hydra.sweep.dir = _own_folder(config, "sweep")
-        config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')  # every job is composed again
-        for outcome in Path(folder).rglob(OUTCOME):
-            outcome.unlink()
+        self.swept = _swept(config)
+        config.hydra.overrides.hydra += [  # every job is composed again
+            f'hydra.sweep.dir="{folder}"',
+            f"++hydra.callbacks.folders.swept={json.dumps(self.swept, separators=(',', ':'))}",
+        ]
+        for left in itertools.chain(Path(folder).rglob(OUTCOME), Path(folder).rglob(NAMED)):
+            left.unlink()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Count the jobs that ended in an error; the exit code is 1 if there are any."""
+        """Print the table of the sweep, and count the jobs that ended in an error: the exit code is 1 if any did."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
+        if _rank() == 0 and len(outcomes) > 1:
+            _print_sweep(folder)
         failed = sum(text.startswith("error: ") for text in outcomes)
         if failed:
             raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")
+
+
+def _swept(config: DictConfig) -> list[str]:
+    """The keys that a sweep varies: those with several values on the command line, and those of a preset's sweeper."""
+    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    given = [override.get_key_element().lstrip("+") for override in parsed if override.is_sweep_override()]
+    preset = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    return list(dict.fromkeys([*given, *(str(key).lstrip("+") for key in preset)]))
+
+
+def _print_sweep(folder: Path) -> None:
+    """The jobs of a sweep as a table, and all that they measured in ``sweep.csv``."""
+    from biomass.evaluation.sweep import Job, sweep_table, table_text
+
+    jobs = []
+    for outcome in folder.rglob(OUTCOME):
+        file = outcome.with_name(NAMED)
+        named = json.loads(file.read_text()) if file.exists() else {"name": "", "short": "", "differs": {}}
+        name = outcome.parent.name  # the job's number, unless the user named its folder otherwise
+        jobs.append(Job(int(name) if name.isdecimal() else -1, **named, outcome=one_line(outcome.read_text())))
+    jobs.sort(key=lambda job: (job.number, job.name))
+    table = sweep_table(jobs)
+    table.to_csv(folder / TABLE, index=False)
+    print(f"\n{table_text(table, jobs)}\nAll metrics: {folder / TABLE}. The runs are in runs/.")
 
 
 def _own_folder(config: DictConfig, mode: str) -> str:
@@ -424,7 +480,10 @@ def _own_folder(config: DictConfig, mode: str) -> str:
     for name in names:
         try:
             Path(name).mkdir(parents=True, exist_ok=given)
+            check_writable(Path(name))
             return name
+        except ConfigError as error:
+            raise SystemExit(f"error: {error}") from None
         except FileExistsError as error:
             if given or not Path(name).exists():
                 raise SystemExit(f"error: {_cannot_write(error)}") from None
@@ -447,17 +506,50 @@ def _rank() -> int:
     return int(next((rank for rank in known if rank), 0))
 
 
+def overrides() -> list[str]:
+    """What the command line, or a sweep, gives this job; nothing where it was not started by Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def is_given(key: str) -> bool:
+    """Whether the command line, or a sweep, gives this job a value of a key."""
+    return any(text.lstrip("+").partition("=")[0] == key for text in overrides())
+
+
+def next_commands(job: str, name: str) -> list[list[str]]:
+    """What to type after a run, with its name and its images: the words of each command, as a shell takes them.
+
+    Args:
+        job: the script.
+        name: of the run.
+
+    >>> next_commands("train_classifier", "probe")
+    [['biomass', 'compare', 'runs/probe']]
+    """
+    # what holds = or , stands in quotes within the quotes of the shell
+    run = f"""'"{name}"'""" if re.search("[=,]", name) else name
+    given = [text for text in overrides() if not text.startswith("dataloaders=")]
+    if HydraConfig.initialized():  # by a preset, perhaps
+        given.insert(0, f"dataloaders={HydraConfig.get().runtime.choices.get('dataloaders')}")
+    data = [shlex.quote(text) for text in data_overrides(given)]
+    return [
+        [*command.format(run=run).split(), *(data if job != "train_classifier" else ())]
+        for command in NEXT.get(job, ())
+    ]
+
+
 def run_name(name: str | None, job: str) -> str:
     """The name that a run's folders share, distinct for every job of a sweep.
 
     Args:
         name: the user's choice; without one it is ``job`` and the time that ``outputs/`` shows for this run. In a sweep
-            the job's number is put behind it, unless it holds the job's overrides (``${hydra:job.override_dirname}``).
+            the job's number is put behind it, and what differs between the jobs, unless it holds the job's overrides
+            (``${hydra:job.override_dirname}``).
         job: the script's name.
 
     Raises:
-        ConfigError: the name cannot name a folder; or this is one of several processes that were started apart, which
-            cannot agree on a time.
+        ConfigError: the name cannot name a folder, or that folder cannot be made; or this is one of several processes
+            that were started apart, which cannot agree on a time.
     """
     settings = HydraConfig.get() if HydraConfig.initialized() else None
     sweep = settings is not None and settings.mode == RunMode.MULTIRUN
@@ -469,9 +561,51 @@ def run_name(name: str | None, job: str) -> str:
         name = f"{job}-{datetime.now():%Y-%m-%d-%H-%M-%S}"
     if not re.fullmatch(r"[\w,=+-][\w.,=+-]*", name):
         raise ConfigError(f"run_name '{name}' cannot name a folder; use letters, digits and . , = + - _")
-    overrides = settings.job.override_dirname if sweep and settings is not None else ""
-    if sweep and settings is not None and not (overrides and overrides in name):
-        return f"{name}-{settings.job.num}"
-    if len(name) > _LONGEST:  # of overrides, mostly
-        return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if settings is not None and sweep:
+        name = _name_of_job(name, settings)
+    elif len(name) > _LONGEST:
+        name = _cut(name)
+    check_place(Path("runs") / name)
     return name
+
+
+def _name_of_job(name: str, settings: Any) -> str:
+    """The name of a job's run, which the end of the sweep finds in the job's folder."""
+    overrides, short = settings.job.override_dirname, name
+    if not (overrides and overrides in name):
+        short = f"{name}-{settings.job.num}"
+        name = "_".join([short, *(f"{key}-{_for_files(value)}" for key, value in _differs(settings).items())])
+    if len(name) > _LONGEST:  # of overrides, mostly
+        name = _cut(name)
+    if _rank() == 0:
+        _record(settings, name, short if len(short) < len(name) else name)
+    return name
+
+
+def _record(settings: Any, name: str = "", short: str = "") -> None:
+    """Leave in the folder of a job what differs from the other jobs, and what its run is called where it is known."""
+    record = {"name": name, "short": short, "differs": _differs(settings)}
+    (Path(settings.runtime.output_dir) / NAMED).write_text(json.dumps(record))
+
+
+def _differs(settings: Any) -> dict[str, str]:
+    """What a sweep varies, with the values of this job: by the last part of a key where no other key ends so."""
+    swept = list(settings.callbacks.folders.get("swept", ()))
+    ends = [re.split(r"[./@]", key)[-1] for key in swept]
+    shown = {key: end if ends.count(end) == 1 else key for key, end in zip(swept, ends, strict=True)}
+    given = (text.lstrip("+").partition("=") for text in settings.overrides.task)
+    values = {key: {"True": "true", "False": "false"}.get(value, value.strip("'\"")) for key, _, value in given}
+    return {shown[key]: values[key] for key in swept if key in values}
+
+
+def _for_files(value: str) -> str:
+    """A value as a part of a folder's name, which a shell and Hydra take without quotes.
+
+    >>> _for_files("[val,test]"), _for_files("data/my screen"), _for_files("")
+    ('val-test', 'data-my-screen', 'none')
+    """
+    return re.sub(r"[^\w.+-]+", "-", value).strip("-.") or "none"
+
+
+def _cut(name: str) -> str:
+    return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +16,19 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from biomass import training
-from biomass.config import Config, build, run_name
-from biomass.errors import ConfigError
+from biomass.atomic import check_place
+from biomass.config import Config, build, is_given, next_commands, run_name
+from biomass.errors import BiomassError, ConfigError
+from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
-from biomass.loader import Loader, SkippedImages
+from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED
+from biomass.loader import BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
-from biomass.objectives import Classification, Objective, with_penalty
+from biomass.objectives import Classification, Contrastive, Objective, with_penalty
+from biomass.run_files import read_log
 from biomass.screen import Screen
+from biomass.training import overview, verdicts
 from biomass.transforms import Compose
 
 log = logging.getLogger(__name__)
@@ -45,12 +51,19 @@ class Optimized(NamedTuple):
     lr_schedule: LRScheduler
 
 
-@dataclass(frozen=True)
+_LARGE = 600
+"""Pixels along an image, in the network, from which on one may wonder whether it is meant."""
+_FEW = 0.02
+"""Share of the cells from which downwards it is said how few an epoch sees."""
+
+
+@dataclass
 class Experiment:
     """A run before it trains.
 
     Attributes:
         cfg: its configuration.
+        job: the script.
         name: of its folders below ``runs/`` and ``checkpoints/``.
         fabric: its device and precision.
         plan: how long it trains, and what it does how often.
@@ -61,6 +74,7 @@ class Experiment:
     """
 
     cfg: Config
+    job: str
     name: str
     fabric: Fabric
     plan: training.Plan
@@ -96,7 +110,45 @@ class Experiment:
         fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
         resume = checkpoints.to_resume(cfg.resume)
-        return cls(cfg, name, fabric, plan, recipe, checkpoints, resume, trainer.measure_plates)
+        if cfg.save_model:
+            check_place(checkpoints.folder)
+        return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, trainer.measure_plates)
+
+    def splits(self, screen: Screen, asked: list[str], d_out: int | None = None, advice: str = "d_out") -> list[str]:
+        """The splits to evaluate. The script's defaults that the screen lacks are left out, and the log says so.
+
+        Args:
+            screen: where the splits are.
+            asked: what the configuration names.
+            d_out: number of outputs of a network that classifies: its labels are looked at, too.
+            advice: of an error about outputs.
+
+        Raises:
+            ConfigError, DataError: as :func:`biomass.training.choose_splits` and :func:`biomass.training.check_labels`.
+        """
+        named = asked != EVAL_SPLITS[self.job] or is_given(EVALUATED)
+        splits, notes = training.choose_splits(screen, asked, named, d_out is not None)
+        if d_out is not None:
+            notes += training.check_labels(screen, splits, d_out, advice)
+        for note in notes:
+            self.warn(note)
+        if asked and not splits:
+            self.warn(ConfigError("no split is left to evaluate: the run trains without evaluation"))
+        left_out = set(asked) - set(splits)
+        if splits and (self.plan.monitor or "").partition("/")[0] in left_out and not is_given(MONITORED):
+            self.warn(
+                ConfigError(
+                    f"'{self.plan.monitor}' is not measured therefore, and the last checkpoint counts as the best",
+                    "monitor",
+                )
+            )
+            self.plan = replace(self.plan, monitor=None)
+        return splits
+
+    def warn(self, error: BiomassError) -> None:
+        """Say something that is no reason to stop, in the words of an error; once, on the first rank."""
+        if self.fabric.is_global_zero:
+            log.warning(self.cfg.explain(error))
 
     def architecture(self, screen: Screen, head: Sequence[int]) -> Architecture:
         """What network is asked for: its key, its norms, the channels of the screen, and the widths of the head."""
@@ -155,16 +207,26 @@ class Experiment:
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 
     def settle(
-        self, method_of: Callable[[Config], Method], network: nn.Module, screen: Screen, **about: Any
+        self,
+        method_of: Callable[[Config], Method],
+        network: nn.Module,
+        screen: Screen,
+        batches: BatchSource,
+        splits: Sequence[str],
+        transform: Compose,
+        **about: Any,
     ) -> dict[str, Any]:
         """The last look before anything is written: every key was read, and the run to go on from was like this one.
 
-        Where the statistics do not fit the plates of the screen, the log says so in one line.
+        The log says what the run is made of, and what looks like a mistake in it.
 
         Args:
             method_of: from a configuration to its method, which is compared in place of the keys that say it.
             network: what runs under the statistics of the method.
             screen: what the run reads.
+            batches: of training.
+            splits: those that are evaluated.
+            transform: of the images in training.
             about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
 
         Returns:
@@ -184,10 +246,50 @@ class Experiment:
             config = {"objective": {"penalty": None}} | config
             before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
         training.check_resume(before, about)
-        said = warning(screen, method.eval, method.eval_by, method.controls) if self.fabric.is_global_zero else None
+        if self.fabric.is_global_zero:
+            self._introduce(method, screen, batches, splits, transform)
+        return about
+
+    def _introduce(
+        self, method: Method, screen: Screen, batches: BatchSource, splits: Sequence[str], transform: Compose
+    ) -> None:
+        """Say what the run is made of, and what may be wrong with it."""
+        probe = self.job == "train_classifier"
+        rounds = f"{self.plan.num_epochs:,} epochs"
+        if self.plan.max_steps is not None:
+            rounds += f", and {self.plan.max_steps:,} steps at most"
+        devices, precision = self.fabric.world_size, self.cfg.trainer.precision
+        device = f"{devices} x {self.fabric.device.type}" if devices > 1 else str(self.fabric.device)
+        lines = [
+            *overview.lines_of_run(screen, batches, splits, method, probe),
+            ("device", f"{device}, {precision} bit floats; {rounds}"),
+            ("folders", f"runs/{self.name}" + (f", {self.checkpoints.folder}" if self.checkpoints.enabled else "")),
+        ]
+        metrics = ("loss",) if self.job == "train_simclr" else ("accuracy", "treatments", "by_class", "top5", "loss")
+        if splits:
+            lines += [("measured" if n == 0 else "", f"{m}: {MEANINGS[m]}") for n, m in enumerate(metrics)]
+            monitor = self.plan.monitor
+            lines.append(("", f"the best checkpoint by {monitor}" if monitor else "the last checkpoint is the best"))
+        log.info("%s", overview.block(f"{self.job}: run '{self.name}'", lines))
+        said = warning(screen, method.eval, method.eval_by, method.controls)
         if said is not None:
             log.warning(said)
-        return about
+        self._check_images(screen, batches, splits, transform)
+
+    def _check_images(self, screen: Screen, batches: BatchSource, splits: Sequence[str], transform: Compose) -> None:
+        seen = overview.rows_seen(batches)
+        if seen is not None and seen[0] < _FEW * seen[1]:
+            share = f"{100 * seen[0] / seen[1]:.2g} %"
+            self.warn(ConfigError(f"an epoch sees {share} of the cells", "seen"))
+        for error in training.constant_channels(screen, ["train", *splits]):
+            self.warn(error)
+        height, width = screen.pixels.size
+        if max(height, width) > _LARGE:
+            blank = torch.zeros(1, len(screen.pixels.channels), height, width)
+            after = transform(blank, torch.Generator().manual_seed(0)).shape[2:]
+            if max(after) > _LARGE:
+                size = f"{height} x {width} pixels"
+                self.warn(ConfigError(f"images of {size} go into the network as they are, which takes long", "large"))
 
     def _check_alone(self) -> None:
         """Raise an error where a run of the same name, started at the same time, has written since ``begin``."""
@@ -231,13 +333,65 @@ class Experiment:
                 skipped=skipped,
                 about=about,
             )
-            plates = None
+            plates, chances = None, self._chances(evaluate, objective, loader)
+            judge = self._judge(evaluate, chances)
             if isinstance(evaluate, training.SplitEvaluation):
                 plates, evaluate = evaluate.plates, evaluate if evaluate.loaders else None
-            best = training.fit(run, self.plan, evaluate, self.resume, self.cfg.seed).best
+            watched = evaluate and verdicts.Watched(evaluate, self.plan, partial(judge, so_far=True), self.warn)
+            progress = training.fit(run, self.plan, watched, self.resume, self.cfg.seed)
             if plates is not None and self.checkpoints.enabled:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
-            return best
+        if self.fabric.is_global_zero:
+            self._conclude(progress, evaluate, chances)
+            found = judge(overview.last_metrics(read_log(folder))) if progress.step else None
+            if found is not None:
+                self.warn(found)
+        return progress.best
+
+    def _chances(
+        self, evaluate: training.Evaluate | None, objective: Objective, loader: Loader
+    ) -> dict[str, verdicts.Chance]:
+        """The chance level of a contrastive loss on what is evaluated, or in training; nothing of other objectives."""
+        if not isinstance(objective, Contrastive):
+            return {}
+        others = evaluate.loaders if isinstance(evaluate, training.LossEvaluation) else {}
+        loaders = {"train": loader, **others}
+        return {name: verdicts.chance_level(one.batches, objective.temperature) for name, one in loaders.items()}
+
+    def _judge(
+        self, evaluate: training.Evaluate | None, chances: Mapping[str, verdicts.Chance]
+    ) -> Callable[..., BiomassError | None]:
+        """What says whether a run learned anything, from its metrics."""
+        if isinstance(evaluate, training.SplitEvaluation):
+            return partial(verdicts.judge_accuracy, evaluate.screen, list(evaluate.loaders))
+        return partial(verdicts.judge_loss, chances)
+
+    def _conclude(
+        self,
+        progress: training.Progress,
+        evaluate: training.Evaluate | None,
+        chances: Mapping[str, verdicts.Chance],
+    ) -> None:
+        """Say what the run came to, where its files are, and what to type next."""
+        folder = Path("runs") / self.name
+        logged = read_log(folder)
+        screen = evaluate.screen if isinstance(evaluate, training.SplitEvaluation) else None
+        levels = {name: chance.level for name, chance in chances.items()}
+        lines: list[tuple[str, str | Sequence[str]]] = [
+            *overview.lines_of_results(logged, self.plan, screen, levels),
+        ]
+        files = [name for name in ("metrics.jsonl", "plates.csv", "config.yaml") if (folder / name).exists()]
+        lines.append(("files", f"{folder}: {', '.join(files)}; curves and images: tensorboard --logdir runs"))
+        commands = next_commands(self.job, self.name)
+        if self.checkpoints.enabled:
+            kept = [path.name for path in (self.checkpoints.last, self.checkpoints.best) if path.exists()]
+            lines.append(("", f"{self.checkpoints.folder}: {', '.join(kept)}"))
+        before = self.resume is not None and self.resume["progress"]["step"] == progress.step
+        state = "was finished before, and nothing is left to do" if before else "is finished"
+        title = f"run '{self.name}' {state}: {progress.epoch:,} epochs, {progress.step:,} steps"
+        if self.checkpoints.enabled:
+            lines += [("next" if n == 0 else "", command) for n, command in enumerate(commands)]
+        log.info("%s", overview.block(title, lines))
 
 
 class Opened(NamedTuple):

@@ -8,7 +8,7 @@ takes three edits: the YAML, a line in :data:`KEYS`, and the script that reads i
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, NamedTuple
 
@@ -212,6 +212,41 @@ KEYS = {
 """Every key of the scripts and tools. What is below a ``_target_`` is the business of that target."""
 
 
+EVALUATED, MONITORED = "dataloaders.eval_splits", "trainer.monitor"
+"""The keys of which it matters whether a user set them, or nobody did."""
+
+EVAL_SPLITS = {
+    "train_erm": ["val", "test", "id_test"],
+    "train_simclr": ["val"],
+    "train_supervised_cell": ["val", "test", "iid_val"],
+    "train_classifier": ["val", "test", "iid_val"],
+}
+"""What a script evaluates if nobody says otherwise: of these splits, one that a screen lacks is left out."""
+
+
+NEXT = {
+    "train_erm": ("biomass predict model_path={run}", "biomass profile model_path={run}"),
+    "train_simclr": ("python train_classifier.py model_path={run}", "biomass profile model_path={run}"),
+    "train_supervised_cell": (
+        "python train_classifier.py sup_model_path={run}",
+        "biomass predict model_path={run}",
+    ),
+    "train_classifier": ("biomass compare runs/{run}",),
+}
+"""What users of a script type next: ``{run}`` is the name of its run; where its images are follows."""
+
+_DATA = re.compile(r"dataloaders(=|\.(root_dir|store|img_dir|summary_file|metadata_file|cache_dir|plates|source\.))")
+
+
+def data_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of some overrides that say where images are.
+
+    >>> data_overrides(["dataloaders=manifest", "dataloaders.sampler=plate", "dataloaders.root_dir=my_screen"])
+    ['dataloaders=manifest', 'dataloaders.root_dir=my_screen']
+    """
+    return [text for text in overrides if _DATA.match(text.lstrip("+"))]
+
+
 def may_change(key: str) -> bool:
     """Whether a resumed run may have another value of a key, or of an argument of a target.
 
@@ -264,6 +299,7 @@ ADVICE = {
     "path": Advice("the table is {key}, relative to dataloaders.root_dir", (f"{_SOURCE}.path",)),
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
     "splits": Advice("those used are in {key}", ("dataloaders.eval_splits", f"{_SOURCE}.splits")),
+    "label": Advice("the labels are {key}", (f"{_SOURCE}.columns.label",)),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
     "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),
     "plates": Advice("the plates are {key}", ("dataloaders.plates", f"{_SOURCE}.plates")),
@@ -304,6 +340,13 @@ ADVICE = {
     "own_code": Advice("its arguments are model.options, its name {key}", ("model.key",)),
     "model_key": Advice("set {key} to the network it belongs to", ("model.key",)),
     "transforms": Advice("take it out of {key}", ("transforms.eval",)),
+    "large": Advice(
+        "take transforms=large (random crops of 512 pixels) or transforms=resized, or change {key}",
+        ("transforms.train",),
+    ),
+    "seen": Advice("raise {key} and num_views, or take more epochs", ("dataloaders.num_img",)),
+    "evaluate_every": Advice("set {key}", ("trainer.evaluate_every",)),
+    "learning": Advice("look at {key}, the labels and the images that TensorBoard shows", ("learning_rate",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
     "statistics": Advice(
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")

@@ -496,7 +496,9 @@ def test_sweeps_of_one_second_have_folders_of_their_own(toy, tmp_path):
     started = [toy("-m", "value=1,2") for _ in range(3)]
     assert [process.communicate()[1] for process in started] == [""] * 3
     (day,) = (tmp_path / "outputs").iterdir()
-    assert names(tmp_path / "runs") == sorted(f"toy-{day.name}-{name}-{job}" for name in names(day) for job in (0, 1))
+    assert names(tmp_path / "runs") == sorted(
+        f"toy-{day.name}-{name}-{n}_value-{n + 1}" for name in names(day) for n in (0, 1)
+    )
     assert all({"0", "1", "multirun.yaml"} <= set(names(folder)) for folder in day.iterdir())
 
 
@@ -558,7 +560,7 @@ def test_every_launcher_goes_on_after_a_job_that_fails(toy, tmp_path, launcher):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert errors.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
-    assert names(tmp_path / "runs") == ["s-1"]
+    assert names(tmp_path / "runs") == ["s-1_fail-false"]
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert (folder / "0" / "outcome.txt").read_text().startswith("error: no pixels")
     assert (folder / "1" / "outcome.txt").read_text() == "2\n"
@@ -628,7 +630,7 @@ def test_a_sweep_of_training_with_reading_processes(tmp_path, data_root):
     process = start(tmp_path, data_root, "-m", *TINY, *workers, "trainer.max_steps=1", "run_name=sweep", "seed=0,1")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert names(tmp_path / "checkpoints") == ["sweep-0", "sweep-1"]
+    assert names(tmp_path / "checkpoints") == ["sweep-0_seed-0", "sweep-1_seed-1"]
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(tmp_path, data_root):
@@ -643,7 +645,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(tmp_path, data_root
         'error: job 2: learning_rate is "abc"; it must be a number of at least 0',
     ]
     assert last.startswith("error: 2 of 3 jobs failed")
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["sweep-1"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["sweep-1_learning_rate-0.001"]
 
 
 def test_a_sweep_goes_on_after_the_last_job_of_a_batch_failed(tmp_path, data_root):
@@ -660,7 +662,7 @@ def test_a_sweep_goes_on_after_the_last_job_of_a_batch_failed(tmp_path, data_roo
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
-    assert (tmp_path / "checkpoints" / "sweep-1" / "last.pt").exists()
+    assert (tmp_path / "checkpoints" / "sweep-1_seed-0" / "last.pt").exists()
 
 
 def test_an_interruption_is_one_line_that_says_how_to_go_on(tmp_path, data_root):

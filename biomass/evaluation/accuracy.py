@@ -9,6 +9,30 @@ from biomass.screen import Screen
 MEASURED = ("accuracy", "top5", "treatments", "by_class", "cell_type/")
 """What :func:`accuracy_summary` gives; after ``cell_type/`` stands a name."""
 
+MEANINGS = {
+    "accuracy": "share of images whose class is answered right, controls included",
+    "top5": "share of images whose class is among the five likeliest",
+    "treatments": "accuracy on treated wells alone: neither negative nor positive controls",
+    "by_class": "mean of the accuracies of all classes of treated wells, each counted alike",
+    "cell_type/": "accuracy on the images of one cell type, controls included",
+    "loss": "what is minimized, as a mean over images; less is better",
+    "mixing": "share of negative controls whose nearest one is of their own experiment; less is better",
+    "mixing_expected": "the same where experiments are mixed perfectly",
+    "gradient_norm": "length of the gradient before it is clipped",
+    "learning_rate": "of the step",
+}
+"""What each metric measures; after ``cell_type/`` stands a name."""
+
+
+def meaning(name: str) -> str:
+    """What a metric measures, by its name in the log; empty where nobody knows.
+
+    >>> meaning("test/cell_type/U2OS")
+    'accuracy on the images of one cell type, controls included'
+    """
+    own = name.partition("/")[2]
+    return MEANINGS.get(own) or MEANINGS.get(own.partition("/")[0] + "/", "")
+
 
 def accuracy_summary(screen: Screen, rows: np.ndarray, ranks: np.ndarray) -> dict[str, float]:
     """Top-1 and top-5 accuracy over images, on treatments only, and by cell type.

@@ -96,6 +96,17 @@ class CellBatches(Sampler[np.ndarray]):
                 num_img,
             )
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are to choose from."""
+        return len(self._rows)
+
+    @property
+    def num_seen(self) -> int:
+        """How many different rows an epoch of all processes sees, at most."""
+        counts = self._counts[self._places(np.unique(self.batches.rows))]
+        return int(np.minimum(counts, self.num_img if self.mode == "random" else 1).sum())
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch and its first batch, see :meth:`PlateBatches.set_epoch`."""
         self.batches.set_epoch(epoch, start)

@@ -9,7 +9,14 @@ from biomass.training.calibrations import (
     use_calibration,
 )
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
-from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
+from biomass.training.checks import (
+    check_channels,
+    check_instances,
+    check_labels,
+    check_negatives,
+    choose_splits,
+    constant_channels,
+)
 from biomass.training.device import make_fabric, set_up
 from biomass.training.evaluations import LossEvaluation, SplitEvaluation
 from biomass.training.loaders import evaluation_loaders, sampler_columns, view_loader
@@ -41,6 +48,8 @@ __all__ = [
     "check_labels",
     "check_negatives",
     "check_resume",
+    "choose_splits",
+    "constant_channels",
     "encoder_path",
     "evaluation_loaders",
     "find_checkpoint",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from biomass.errors import ConfigError
+from biomass.evaluation.accuracy import meaning
 from biomass.training.checkpoint import METRICS
 
 PACKAGES = ("biomass", "torch", "torchvision", "timm", "lightning-fabric", "hydra-core", "wilds", "numpy", "pandas")
@@ -67,6 +68,7 @@ class RunLogger:
             self._began = time.monotonic()
             self._lines = (folder / METRICS).open("a")
             self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self._described: set[str] = set()
         except Timeout as error:
             raise ConfigError(
                 f"another process is writing '{folder}'; wait for it, or choose another run_name"
@@ -88,7 +90,20 @@ class RunLogger:
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
         for name, value in values.items():
+            self._point(name, value, step)
+
+    def _point(self, name: str, value: float, step: int) -> None:
+        """A point in TensorBoard; the first of each name says what the metric measures."""
+        if name in self._described or not meaning(name):
             self._board.add_scalar(name, value, step)
+            return
+        from torch.utils.tensorboard.summary import scalar
+
+        summary = scalar(name, value)
+        summary.value[0].metadata.summary_description = meaning(name)
+        assert self._board.file_writer is not None
+        self._board.file_writer.add_summary(summary, step)
+        self._described.add(name)
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         """A distribution, for example of the accuracy over plates."""

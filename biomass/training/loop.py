@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from biomass.training.logger import RunLogger
 
 log = logging.getLogger(__name__)
 
+_LONG = 5.0
+"""Seconds of a first step from which on its time is told at once."""
+
 Evaluate = Callable[["Training", int, int], dict[str, float]]
 """From (run, epoch, step) to the metrics of all evaluation splits, named ``<split>/<metric>``."""
 
@@ -41,7 +45,7 @@ class Plan:
         max_steps: stop after so many steps in all, to try things out; None for no such bound. With 0 the untrained
             network is evaluated and saved.
         monitor: the metric that names the best checkpoint and that a sweep may optimize, ``<split>/<metric>``;
-            larger is better, or smaller where the name ends in ``loss``.
+            larger is better, or smaller where the name ends in ``loss``. None: the last checkpoint is the best.
     """
 
     num_epochs: int
@@ -50,7 +54,7 @@ class Plan:
     log_every: int = 50
     evaluate_every: int = 1
     max_steps: int | None = None
-    monitor: str = "val/accuracy"
+    monitor: str | None = "val/accuracy"
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "accumulate", "log_every", "evaluate_every"):
@@ -66,6 +70,8 @@ class Plan:
             splits: those that are evaluated.
             metrics: what is measured on them; a name that ends in ``/`` stands for all that begin with it.
         """
+        if self.monitor is None:
+            return
         split, _, metric = self.monitor.partition("/")
         if splits and split not in splits:
             raise ConfigError(f"monitor '{self.monitor}' names none of the splits {', '.join(splits)}", "monitor")
@@ -81,7 +87,7 @@ class Plan:
         """Whether ``value`` of the monitored metric beats ``best``."""
         if best is None:
             return value == value
-        return value < best if self.monitor.endswith("loss") else value > best
+        return value < best if (self.monitor or "").endswith("loss") else value > best
 
 
 @dataclass(kw_only=True)
@@ -173,10 +179,11 @@ def fit(
                 log.info("nothing is left to do: %d steps are taken, of %d", progress.step, plan.max_steps)
         elif plan.reached(0):
             _close(run, plan, progress, 0, evaluate)
-        for epoch in range(progress.epoch, plan.num_epochs):
+        began = progress.epoch
+        for epoch in range(began, plan.num_epochs):
             if plan.reached(progress.step):
                 break
-            _train_epoch(run, plan, progress, epoch, seed)
+            _train_epoch(run, plan, progress, epoch, seed, timed=epoch == began)
             finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
             due = progress.epoch % plan.evaluate_every == 0 or finished
             _close(run, plan, progress, epoch + 1, evaluate, due)
@@ -192,16 +199,17 @@ def _close(
     if evaluate is not None and due:
         metrics = evaluate(run, epoch, progress.step)
         run.logger.scalars(progress.step, epoch, metrics)
-        progress.monitored = _monitored(metrics, plan.monitor)
-        is_best = plan.better(progress.monitored, progress.best)
-        progress.best = progress.monitored if is_best else progress.best
+        if plan.monitor is not None:
+            progress.monitored = _monitored(metrics, plan.monitor)
+            is_best = plan.better(progress.monitored, progress.best)
+            progress.best = progress.monitored if is_best else progress.best
         shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
         log.info("epoch %d/%d  %s", epoch, plan.num_epochs, _format(shown))
     if run.fabric.is_global_zero:
-        run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None)
+        run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None or plan.monitor is None)
 
 
-def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed: int) -> None:
+def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed: int, timed: bool) -> None:
     run.network.train()
     run.loader.batches.set_epoch(epoch, progress.batch)
     generator = torch.Generator(run.fabric.device)
@@ -210,6 +218,7 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
     waiting = 0  # batches whose gradients wait for the step
     watched = sys.stderr.isatty() and run.fabric.is_global_zero
     bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not watched)
+    pace = Pace(run.fabric.device, -(-len(run.loader) // plan.accumulate)) if timed else None
     for batch in bar:
         if plan.reached(progress.step):
             break
@@ -234,6 +243,8 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         waiting = 0
+        if pace is not None and pace.goes_on:
+            pace.stepped()
         if logged:
             values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
             values["train/learning_rate"] = float(run.lr_schedule.get_last_lr()[0])
@@ -269,6 +280,50 @@ def _clip(run: Training, clip: float | None, logged: bool) -> Tensor | None:
         return None
     bound = float("inf") if clip is None else clip
     return run.fabric.clip_gradients(run.network, run.optimizer, max_norm=bound, error_if_nonfinite=False)
+
+
+class Pace:
+    """Says how long the first step took, and how long an epoch will by the second, which starts nothing up.
+
+    Args:
+        device: waited for after both.
+        steps: of the epoch.
+    """
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.steps = device, steps
+        self.times = [time.monotonic()]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another step is of interest."""
+        return len(self.times) <= 2
+
+    def stepped(self) -> None:
+        """Call this after a step."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.monotonic())
+        first, *later = np.diff(self.times).tolist()
+        if not later and (self.steps == 1 or first > _LONG):
+            log.info("the first step took %s, start-up included", duration(first))
+        if later:
+            total = first + later[0] * (self.steps - 1)
+            log.info(
+                "the first step took %s, the second %s: an epoch of %s steps will take about %s",
+                *(duration(first), duration(later[0]), f"{self.steps:,}", duration(total)),
+            )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> duration(0.0421), duration(42.1), duration(600), duration(9000)
+    ('0.042 s', '42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Window:

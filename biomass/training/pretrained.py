@@ -33,7 +33,8 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path:
     """The file that ``model_path`` means: a file, the name of a run below ``folder``, or the ``latest`` encoder there.
 
-    The last checkpoint of a run is taken. ``latest`` passes over linear probes, which hold no encoder.
+    The last checkpoint of a run is taken. ``latest`` passes over linear probes, which hold no encoder. A job of a sweep
+    may be named without what differs between the jobs: ``sweep-3`` for ``sweep-3_seed-0``.
 
     Raises:
         CheckpointError: there is no such file or run; names the runs that are there.
@@ -48,6 +49,10 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
             return latest
     if (folder / model_path / LAST).is_file():
         return folder / model_path / LAST
+    jobs = [path for path in runs if path.parent.name.startswith(f"{model_path}_")]
+    if len(jobs) == 1 and re.search(r"-\d+$", model_path):
+        log.info("'%s' is the run '%s'", model_path, jobs[0].parent.name)
+        return jobs[0]
     known = ", ".join(path.parent.name for path in runs[-5:]) or "none"
     raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; runs in {folder}/: {known}")
 

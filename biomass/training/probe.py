@@ -122,6 +122,14 @@ class Profiler:
             self.cells, self.reader.instances, self._encode(splits, transform, epoch), self.pooler, self.normalize
         )
 
+    def batches_like(self, batch_size: int | None) -> PlateBatches:
+        """Batches as many and as large as those of the training profiles will be, before anything is encoded.
+
+        Args:
+            batch_size: fields of view in one, at most.
+        """
+        return PlateBatches(np.unique(self.reader.instances[self.cells.rows("train")]), batch_size=batch_size)
+
     def _encode(self, splits: list[str], transform: Transform, epoch: int | None) -> Iterator[tuple[Batch, Tensor]]:
         rows = self._rows(splits)
         groups = self.reader.groups

@@ -9,21 +9,27 @@ images.
 from biomass.transforms.compose import Compose, Transform
 from biomass.transforms.intensity import ColorJitter, Standardize
 from biomass.transforms.spatial import (
+    CenterCrop,
     GaussianBlur,
+    RandomCrop,
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomRotate90,
     RandomVerticalFlip,
+    Resize,
 )
 
 __all__ = [
+    "CenterCrop",
     "ColorJitter",
     "Compose",
     "GaussianBlur",
+    "RandomCrop",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "RandomRotate90",
     "RandomVerticalFlip",
+    "Resize",
     "Standardize",
     "Transform",
 ]

@@ -1,8 +1,8 @@
 """Transforms that move pixels: rotations, flips, crops, blur.
 
 Each draws a *warp* for every sample: a :class:`Turn` puts pixels in other places, a :class:`Stretch` multiplies the
-image with a matrix from either side. Warps of one kind multiply, so that a chain of them costs a single pass over the
-pixels: :class:`~biomass.transforms.Compose` merges neighbours before it applies them.
+image with a matrix from either side, a :class:`Window` cuts a part out. Warps of one kind multiply, so that a chain of
+them costs a single pass over the pixels: :class:`~biomass.transforms.Compose` merges neighbours before it applies them.
 
 Where float32 products may have reduced precision (TF32), a stretch keeps 3 digits of the pixel values.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import log, prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from biomass.errors import ConfigError
@@ -105,7 +106,44 @@ class Stretch:
         return stretched
 
 
-Warp = Turn | Stretch
+@dataclass(frozen=True)
+class Window:
+    """For each of N samples a window of one size.
+
+    Attributes:
+        top: (N,) int64, its first row.
+        left: (N,) int64, its first column.
+        size: its height and width.
+    """
+
+    top: Tensor
+    left: Tensor
+    size: Size
+
+    def then(self, other: "Warp") -> "Window | None":
+        """This window first, ``other`` in it second; None if ``other`` is not a window."""
+        if not isinstance(other, Window):
+            return None
+        return Window(self.top + other.top, self.left + other.left, other.size)
+
+    def size_after(self, size: Size) -> Size:
+        """Height and width of the result for images of ``size``."""
+        return self.size
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Cut the windows out of ``images`` (N, C, H, W)."""
+        height, width = self.size
+        rows = self.top[:, None] + torch.arange(height, device=images.device)
+        columns = self.left[:, None] + torch.arange(width, device=images.device)
+        places = (rows[:, :, None] * images.shape[3] + columns[:, None]).flatten(1)
+        cut = images.new_empty(*images.shape[:2], height, width)
+        for part in _parts(images):
+            source = places[part, None].expand(-1, images.shape[1], -1)
+            torch.gather(images[part].flatten(2), 2, source, out=cut[part].flatten(2))
+        return cut
+
+
+Warp = Turn | Stretch | Window
 
 
 class SpatialTransform(ABC):
@@ -168,6 +206,80 @@ class RandomVerticalFlip(SpatialTransform):
         flipped = uniform(images, generator) < self.p
         never = torch.zeros_like(flipped)
         return Turn(flip_rows=flipped, flip_columns=never, transpose=never)
+
+
+@dataclass(frozen=True)
+class RandomCrop(SpatialTransform):
+    """Cut out a window at a random place, as it is; every place is equally likely.
+
+    Args:
+        size: side of the window, or its height and width, in pixels. An image must be as large (else ConfigError).
+    """
+
+    size: int | Sequence[int]
+
+    def __post_init__(self) -> None:
+        _sides(self.size, "RandomCrop")
+
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+        window = _inside(_sides(self.size, "RandomCrop"), size, "RandomCrop")
+        place = uniform(images, generator, 2)
+        top, left = ((place[:, axis] * (size[axis] - window[axis] + 1)).long() for axis in (0, 1))
+        return Window(top, left, window)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """Cut out the window in the middle, as it is: what evaluation does where training has :class:`RandomCrop`.
+
+    Args:
+        size: side of the window, or its height and width, in pixels. An image must be as large (else ConfigError).
+
+    >>> CenterCrop([1, 2])(torch.arange(12.0).view(1, 1, 3, 4))
+    tensor([[[[5., 6.]]]])
+    """
+
+    size: int | Sequence[int]
+
+    def __post_init__(self) -> None:
+        _sides(self.size, "CenterCrop")
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Cut ``images`` (N, C, H, W); the generator is not used."""
+        size = (images.shape[2], images.shape[3])
+        height, width = _inside(_sides(self.size, "CenterCrop"), size, "CenterCrop")
+        top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+        return images[:, :, top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resize to another number of pixels, bilinear and antialiased. Computed in float32 or better.
+
+    Args:
+        size: of the shorter side, the other in proportion; or height and width; in pixels.
+
+    >>> Resize(2)(torch.zeros(1, 3, 4, 6)).shape
+    torch.Size([1, 3, 2, 3])
+    """
+
+    size: int | Sequence[int]
+
+    def __post_init__(self) -> None:
+        _sides(self.size, "Resize")
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Resize ``images`` (N, C, H, W); the generator is not used."""
+        height, width = images.shape[2:]
+        if isinstance(self.size, int):
+            shorter = min(height, width)
+            wanted = (self.size * height // shorter, self.size * width // shorter)
+        else:
+            wanted = _sides(self.size, "Resize")
+        pixels = images.to(_precise(images))
+        if wanted == (height, width):
+            return pixels
+        return F.interpolate(pixels, wanted, mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True)
@@ -269,6 +381,32 @@ class GaussianBlur(SpatialTransform):
         kernel = (kernel / kernel.sum(1, keepdim=True)).to(_precise(images))
         rows = _convolve(kernel, size[0])
         return Stretch(rows, rows if size[0] == size[1] else _convolve(kernel, size[1]))
+
+
+def _sides(size: int | Sequence[int], name: str) -> Size:
+    """Height and width by one number or two.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ConfigError(f"{name}(size={size}): give one number of pixels, or [height, width], of at least 1")
+    return sides[0], sides[1]
+
+
+def _inside(window: Size, size: Size, name: str) -> Size:
+    """The window.
+
+    Raises:
+        ConfigError: it does not fit into images of ``size``.
+    """
+    if window[0] > size[0] or window[1] > size[1]:
+        raise ConfigError(
+            f"{name}: a window of {window[0]} x {window[1]} pixels does not fit into images of {size[0]} x {size[1]}; "
+            "choose a smaller size, or resize them first"
+        )
+    return window
 
 
 def _parts(images: Tensor) -> Iterator[slice]:

@@ -396,7 +396,7 @@ def test_a_sweep_gives_every_job_its_own_name(tmp_path, data_root):
         "dataloaders.eval_splits=[val]",
     )
     assert done.returncode == 0, done.stderr
-    for job in ("sweep-0", "sweep-1"):
+    for job in ("sweep-0_seed-0", "sweep-1_seed-1"):
         assert (tmp_path / "runs" / job / "metrics.jsonl").exists()
         assert (tmp_path / "checkpoints" / job / "last.pt").exists()
     assert len(list((tmp_path / "outputs").glob("*/*/[01]/.hydra/config.yaml"))) == 2

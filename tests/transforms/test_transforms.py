@@ -17,13 +17,16 @@ from torchvision.transforms.v2 import functional as F
 from biomass.config import build
 from biomass.errors import ConfigError
 from biomass.transforms import (
+    CenterCrop,
     ColorJitter,
     Compose,
     GaussianBlur,
+    RandomCrop,
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomRotate90,
     RandomVerticalFlip,
+    Resize,
     Standardize,
 )
 
@@ -43,12 +46,14 @@ RANDOM = [
     RandomHorizontalFlip(),
     RandomVerticalFlip(),
     RandomResizedCrop(20),
+    RandomCrop(17),
     GaussianBlur(7, [0.1, 2.0]),
     ColorJitter(0.4, 0.4, maximum=1.0),
     Compose([RandomRotate90(), RandomHorizontalFlip(), RandomResizedCrop(24), GaussianBlur(9), Standardize()]),
+    Compose([Resize(22), RandomCrop(20), RandomCrop([15, 15]), RandomRotate90(), Standardize()]),
     Compose([RandomResizedCrop(16), RandomVerticalFlip(), ColorJitter(0.4, 0.4, maximum=1.0), RandomRotate90()]),
 ]
-ALL = [*RANDOM, Standardize()]
+ALL = [*RANDOM, Standardize(), CenterCrop(11), Resize(15)]
 
 
 def name(transform):
@@ -273,6 +278,52 @@ def test_a_crop_of_everything_at_its_own_size_is_the_image():
 # ---- blur
 
 
+def test_windows_are_parts_of_their_image_and_every_place_is_equally_likely():
+    images = torch.arange(20.0).view(1, 1, 4, 5) + 100 * torch.arange(6000.0).view(-1, 1, 1, 1)
+    cut = RandomCrop([3, 4])(images, seeded())
+    corners = (cut[:, 0, 0, 0] % 100).long()
+    steps = torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8], [10, 11, 12, 13]])
+    assert torch.equal(cut[:, 0], 100 * torch.arange(6000.0).view(-1, 1, 1) + corners.view(-1, 1, 1) + steps)
+    counts = Counter(corners.tolist())
+    assert sorted(counts) == [0, 1, 5, 6]
+    assert stats.chisquare(list(counts.values())).pvalue > LIKELY
+
+
+def test_a_window_of_a_window_is_one_cut():
+    images = noise(5, h=20, w=23)
+    chain = [RandomCrop([15, 12]), RandomCrop(7)]
+    generator = seeded(3)
+    expected = chain[1](chain[0](images, generator), generator)
+    assert torch.equal(Compose(chain)(images, seeded(3)), expected)
+    assert expected.shape == (5, 3, 7, 7)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (25, 32), (24, 31)])
+@pytest.mark.parametrize("size", [11, [10, 17], 24])
+def test_the_middle_is_that_of_torchvision(height, width, size):
+    images = noise(2, h=height, w=width)
+    assert torch.equal(CenterCrop(size)(images), F.center_crop(images, size))
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (25, 38), (41, 24)])
+@pytest.mark.parametrize("size", [11, [10, 17], 24, 50])
+def test_resizing_equals_torchvision(height, width, size):
+    images = noise(2, h=height, w=width)
+    wanted = [size] if isinstance(size, int) else size
+    expected = F.resize(images, wanted, antialias=True)
+    assert torch.allclose(Resize(size)(images), expected, atol=1e-6)
+    assert Resize(size)(images).shape == expected.shape
+
+
+@pytest.mark.parametrize("preset", ["large", "resized"])
+def test_presets_for_large_fields_end_in_squares_of_512(preset):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        chosen = compose("train_erm", [f"transforms={preset}"]).transforms
+    images = noise(2, c=1, h=1080, w=1300)
+    for stage in ("train", "eval"):
+        assert Compose([build(node) for node in chosen[stage]])(images, seeded()).shape == (2, 1, 512, 512)
+
+
 @pytest.mark.parametrize(("kernel_size", "sigma"), [(1, 1.0), (3, 0.4), (25, 0.1), (25, 0.5), (25, 3.0), (47, 20.0)])
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (31, 40)])
 def test_blur_equals_torchvision(kernel_size, sigma, height, width):
@@ -470,6 +521,11 @@ def test_brightness_and_contrast_of_any_number_of_channels():
         (lambda: ColorJitter(saturation=[1], maximum=1), ["[1]"]),
         (lambda: ColorJitter(hue=0.6, maximum=1), ["hue=0.6"]),
         (lambda: ColorJitter(maximum=0), ["maximum=0"]),
+        (lambda: RandomCrop([0, 3]), ["size=[0, 3]"]),
+        (lambda: CenterCrop([1, 2, 3]), ["size=[1, 2, 3]"]),
+        (lambda: Resize(0), ["size=0"]),
+        (lambda: RandomCrop(9)(noise(2, h=8, w=30), seeded()), ["9 x 9", "8 x 30"]),
+        (lambda: CenterCrop([9, 40])(noise(2, h=9, w=30)), ["9 x 40", "9 x 30"]),
         (lambda: RandomRotate90()(noise(2, h=4, w=5), seeded()), ["4 x 5", "square"]),
         (lambda: GaussianBlur(25)(noise(2, h=12, w=30), seeded()), ["kernel_size=25", "12 x 30", "at most 23"]),
         (lambda: ColorJitter(hue=0.1, maximum=1)(noise(2, c=5), seeded()), ["hue", "3 channels", "5"]),
