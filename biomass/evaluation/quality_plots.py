@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from biomass.evaluation.plots import natural
 from biomass.evaluation.quality import STANDS_OUT, Measured
 from biomass.screen import Screen
 
 PLAIN, ODD = "#0072B2", "#D55E00"
-"""Blue and vermilion of the palette for colour-blind readers (Okabe & Ito 2008); odd plates have another marker, too."""
+"""Blue and vermilion, for colour-blind readers (Okabe & Ito 2008); plates that stand out have another marker, too."""
 
 _MOST_EXAMPLES = 48
 _TILE = 128
@@ -24,9 +25,9 @@ def overview(table: pd.DataFrame, plates: Sequence[str]) -> Figure:
 
     Args:
         table: as :func:`biomass.evaluation.quality.summarize` gives it.
-        plates: names of all plates, in their order: experiments lie side by side.
+        plates: names of all plates.
     """
-    channels = list(dict.fromkeys(table["channel"]))
+    plates, channels = sorted(plates, key=natural), list(dict.fromkeys(table["channel"]))
     width = float(np.clip(0.16 * len(plates), 3.0, 8.5))
     figure = Figure(figsize=(2 * width + 1.6, 1.75 * len(channels) + 1.5), layout="constrained")
     axes = figure.subplots(len(channels), 2, squeeze=False, sharex=True)
@@ -96,14 +97,13 @@ def _name_plates(ax: Axes, plates: Sequence[str]) -> None:
     """Names below the axis: of plates where there is room, else of experiments."""
     borders = _borders(plates)
     if len(plates) <= 24 or len(borders) == 1:
-        step = -(-len(plates) // 48)
-        ticks = range(0, len(plates), step)
-        names = [plates[i] if len(borders) > 1 else plates[i].rpartition("/")[2] for i in ticks]
+        ticks = [float(i) for i in range(0, len(plates), -(-len(plates) // 48))]
+        names = [plates[int(i)] if len(borders) > 1 else plates[int(i)].rpartition("/")[2] for i in ticks]
     else:
         step = -(-len(borders) // 40)
         ticks = [(first + last - 1) / 2 for _, first, last in borders[::step]]
         names = [name for name, _, _ in borders[::step]]
-    ax.set_xticks(list(ticks), names, rotation=90, fontsize=7)
+    ax.set_xticks(ticks, names, rotation=90, fontsize=7)
 
 
 def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
@@ -113,6 +113,7 @@ def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
     are shown, spread evenly.
     """
     plates = np.unique(screen.plate_ids[found.rows])
+    plates = np.array(sorted(plates, key=lambda plate: natural(screen.plate_names[plate])))
     shown = plates[np.unique(np.linspace(0, len(plates) - 1, _MOST_EXAMPLES).round().astype(int))]
     rows = [_typical(found, np.flatnonzero(screen.plate_ids[found.rows] == plate)) for plate in shown]
     channels = screen.pixels.channels
@@ -122,11 +123,8 @@ def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
     ]
     across = max(1, min(len(shown), round(15 / (len(channels) + 0.4) / 1.1)))
     down = -(-len(shown) // across)
-    figure = Figure(
-        figsize=(across * (len(channels) * 1.1 + 0.35) + 0.2, down * 1.36 + 0.75),
-        layout="constrained",
-        facecolor="white",
-    )
+    size = (across * (len(channels) * 1.1 + 0.35) + 0.2, down * 1.36 + 0.75)
+    figure = Figure(figsize=size, layout="constrained")
     blocks = figure.subfigures(down, across, squeeze=False, wspace=0.02, hspace=0.02)
     for number, (plate, row) in enumerate(zip(shown, rows, strict=True)):
         block = blocks[number // across, number % across]
