@@ -31,6 +31,9 @@ IMAGES = (12, 256)
 SATURATED = 0.002
 """Share of the pixels of a plate that have the highest value of all, from which on it is taken for a ceiling."""
 
+_LEVELS = 64
+"""Counts between the darkest and the brightest pixels below which the brightest ones are many without any ceiling."""
+
 STANDS_OUT = 5.0
 """From how many robust standard deviations on a plate stands out (a normal distribution has 6 in 10 million beyond)."""
 
@@ -319,10 +322,10 @@ def _pixels(screen: Screen, table: pd.DataFrame, found: Measured) -> Iterator[Fi
             )
         partly = rows[(rows["constant"] > 0) & (rows["constant"] < rows["images"])]
         if len(partly):
-            number, total = partly["constant"].sum(), partly["images"].sum()
+            some, total = partly["constant"].sum(), partly["images"].sum()
             yield Finding(
                 "constant_images",
-                f"channel {channel} has one value all over {number} of {total} images on {_where(partly['plate'])}",
+                f"channel {channel} has one value all over {some} of {total} images on {_where(partly['plate'])}",
                 "look at these wells; failed acquisitions belong out of the table",
                 tuple(partly["plate"]),
                 str(channel),
@@ -337,13 +340,14 @@ def _pixels(screen: Screen, table: pd.DataFrame, found: Measured) -> Iterator[Fi
                 tuple(faint["plate"]),
                 str(channel),
             )
-        full = rows[rows["saturated"] >= SATURATED].sort_values("saturated", ascending=False)
+        levels = (rows["highest"] <= 1) | (rows["highest"] - rows["p1"] >= _LEVELS)  # scaled to 0…1, or counts
+        full = rows[(rows["saturated"] >= SATURATED) & levels].sort_values("saturated", ascending=False)
         if len(full):
-            worst = full.iloc[0]
+            worst, highest = full["saturated"].iloc[0], full["highest"].iloc[0]
             yield Finding(
                 "saturated",
-                f"channel {channel} is saturated on {_where(full['plate'])}: up to {100 * worst['saturated']:.2g} % of "
-                f"pixels have the highest value, {worst['highest']:g}{_depth(worst['highest'])}",
+                f"channel {channel} is saturated on {_where(full['plate'])}: up to {100 * worst:.2g} % of "
+                f"pixels have the highest value, {highest:g}{_depth(highest)}",
                 "a shorter exposure next time; intensities of these plates are cut off",
                 tuple(full["plate"]),
                 str(channel),
@@ -392,7 +396,8 @@ def _duplicates(screen: Screen, found: Measured) -> Iterator[Finding]:
         first = " and ".join(f"'{screen.pixels.name(row)}'" for row in sets[0][:2])
         yield Finding(
             "duplicates",
-            f"{len({row for rows in sets for row in rows})} images hold the same bytes as another one, such as {first}",
+            f"{len({row for rows in sets for row in rows})} images on {_where(plates)} hold the same bytes as another "
+            f"one, such as {first}",
             "keep one of each, or an image is counted, and may be trained on and tested on, twice",
             plates,
         )
