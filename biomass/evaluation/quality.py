@@ -22,7 +22,7 @@ from biomass.screen import CONTROLS, FIELD, PLATE, UNLABELLED, OnBadImage, Scree
 PERCENTILES = (1, 25, 50, 75, 99)
 """Of the pixels of a channel of an image."""
 
-PIXELS = 1 << 25
+PIXELS = 1 << 24
 """Pixels of a plate (a channel of them) that are read, at most, unless these are fewer than :data:`IMAGES` images."""
 
 IMAGES = (12, 256)
