@@ -443,17 +443,16 @@ def _of_checkpoint(cfg: Config) -> _Found:
     """The network of ``model_path``; that of other code is adapted to the channels of the screen if a key says how."""
     model, path = cfg.model, training.find_checkpoint(cfg.model_path)
     network, architecture, origin = training.load_network(path, model.key)
-    word, as_trained, expects = model.get("channels"), model.get("as_trained"), model.get("expects")
-    asked = word or ("as_trained" if as_trained else None)
+    word, expects = model.get("channels"), model.get("expects")
+    flags: dict[str, Any] = {name: True for name in ("as_trained", "standardize") if model.get(name)}
+    asked = word or next(iter(flags), None)
     if asked and origin:
-        raise ConfigError(
-            f"'{path}' knows its images, and '{asked}' is for weights of other code; leave it out", "widen"
-        )
+        raise ConfigError(f"'{path}' knows its images, and '{asked}' is for weights of other code; leave it out")
     screen = build(cfg.dataloaders.source)
     channels = expects or origin.get("channels")
     number = len(channels or screen.pixels.channels)
     if asked:
-        wanted = replace(architecture, as_trained=as_trained is True)
+        wanted = replace(architecture, **flags)
         if word:
             head = () if word == "each" else architecture.head
             wanted = replace(wanted, in_channels=number, channels=word, head=head)
@@ -476,7 +475,7 @@ def _untrained(cfg: Config, seed: int) -> _Found:
     screen = build(cfg.dataloaders.source)
     plain = None if options is None else options.to_dict()
     number = len(expects or screen.pixels.channels)
-    architecture = Architecture(key, number, (), channels=word, as_trained=as_trained, options=plain)
+    architecture = Architecture(key, number, (), "batch", model.get("standardize", False), word, as_trained, plain)
     network = build_network(architecture, pretrained is True, seed)
     if is_own_code(key):
         kind, said = "own", "as its own code gives it"

@@ -119,6 +119,7 @@ def scaled(images):
         ((RANDOM, "model.channels=some"), "channels 'some'", "widen"),
         ((RANDOM, "model.key=resnet18x"), "'resnet18x' is neither", None),
         ((RANDOM, "model.key=test_resnet", "model.options={depth: 3}"), "'depth'", "own_code"),
+        ((RANDOM, "model.key=test_vit"), "no plate-aware batch norm", "statistics"),
         (("model.key=stand_in:load", "model.channels=each"), "'each'", "widen"),
         (("model.key=stand_in:load", "model.options={size: 3}"), "failed with size .*TypeError", "own_code"),
         (("model.key=stand_in:fails", "model.options={weights: none.pt}"), "none.pt", "own_code"),
@@ -193,6 +194,17 @@ def test_weights_of_others_can_see_images_as_they_were_trained(opened):
         torch.testing.assert_close(one.network.eval()(images), whole(2 * scaled(images) - 1))
 
 
+@pytest.mark.parametrize("source", ["checkpoint", "random"])
+def test_a_transformer_takes_statistics_of_plates_behind_it(run, source):
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), "vit.pth")
+    given = "model_path=vit.pth" if source == "checkpoint" else RANDOM
+    run("calibrate", *SCREEN, given, "model.key=test_vit", "model.standardize=true", "run_name=c")
+    file = "vit.calibrated.pt" if source == "checkpoint" else "checkpoints/test_vit-random-0/frozen.calibrated.pt"
+    moments = torch.load(file, weights_only=True)["moments"]
+    assert [value.shape for value in moments.values()] == [(2, 8, 64)]
+
+
 def test_one_channel_at_a_time_needs_a_network_of_three(run):
     of_others(channels=1)
     with pytest.raises(ConfigError, match="of 1 channels") as caught:
@@ -212,6 +224,17 @@ def test_checkpoints_carry_how_channels_are_seen_and_know_their_images(run, open
     with pytest.raises(ConfigError, match="several places"):
         run("calibrate", *SCREEN, "model_path=net", "run_name=c")
     run("stress", *SCREEN, "model_path=net", "words=[running,plate]", "axes.wells=[2]", "repeats=1", "run_name=s")
+
+
+def test_ones_own_code_is_trained_and_opened_again_by_its_name(run, opened, own_code):
+    own = ("model.key=stand_in:load", "model.options={bins: 3}")
+    run("train_erm", *TINY_SCREEN, *TINY_RUN, *own, "+method=vanilla", "num_epochs=1", "run_name=net")
+    one = opened(*SCREEN, "model_path=net", "model.key=stand_in:load")
+    assert one.architecture.options == {"bins": 3}
+    assert one.network.num_features == 9
+    with pytest.raises(CheckpointError, match="stand_in:load") as caught:
+        run("calibrate", *SCREEN, "model_path=net")
+    assert caught.value.advice == "model_key"
 
 
 def test_a_classifier_is_needed_where_classes_are_predicted(run):

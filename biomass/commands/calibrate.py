@@ -35,6 +35,7 @@ def main(cfg: Config) -> float | None:
     statistics = Statistics.over(screen, method.eval, method.eval_by, method.controls)
     if statistics.word not in ("plate", "controls"):
         raise ConfigError(f"statistics '{statistics.word}' are not measured on plates; calibrate plate or controls")
+    method.check_network(encoder)
     statistics.check(screen)
     groups = screen.groups(statistics.by)
     rows = groups.argsort(kind="stable")

@@ -1,10 +1,10 @@
-"""Look at a screen before anything is trained on it: counts, intensities, focus, and what is odd; no model is needed.
+"""Look at the images of a screen before anything is trained: counts, intensities, focus, and what is odd.
 
     biomass check <source> [--set key=value ...] [--out folder]
 
 ``<source>`` is a manifest, a packed store, a folder of cropped cells, a root of RxRx1-WILDS, or BBBC021, whose options
-are given as in the YAML (``--set columns.label=moa``). Of every plate a sample is read, spread over its wells; images
-that cannot be read are counted, unless ``--on-bad-image error`` stops at the first.
+are given as in the YAML (``--set columns.label=moa``). No model is needed. Of every plate a sample is read, spread over
+its wells; images that cannot be read are counted, unless ``--on-bad-image error`` stops at the first.
 
 What is odd is said in a line each, with what to do: channels that are constant, faint or saturated, plates that stand
 out in intensity, contrast or focus, images that are there twice, plates without controls, labels on one plate alone.

@@ -71,7 +71,7 @@ def scatter_grid(
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, (meaning, values) in enumerate(labels.items()):
         of_point = np.asarray(values, dtype=str)
-        loud = sorted(set(of_point) - set(muted), key=_natural)
+        loud = sorted(set(of_point) - set(muted), key=natural)
         greys = zip(muted, _GREYS, strict=False)
         styles = {label: (grey, "o", 8, 1) for label, grey in greys if label in of_point}
         styles |= {label: (_COLOURS[k % 9], _MARKERS[k // 9 % 4], 16, 2) for k, label in enumerate(loud)}
@@ -256,6 +256,6 @@ def stress_curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _natural(label: str) -> list[tuple[int, str]]:
+def natural(label: str) -> list[tuple[int, str]]:
     """Sorts Week2 before Week10."""
     return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", label))]

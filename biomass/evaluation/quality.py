@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,14 +15,14 @@ import scipy.fft
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from biomass.errors import BiomassError, DataError
+from biomass.errors import BadImageError, BiomassError, DataError
 from biomass.loader import BatchReader
 from biomass.screen import CONTROLS, FIELD, PLATE, UNLABELLED, OnBadImage, Screen
 
 PERCENTILES = (1, 25, 50, 75, 99)
 """Of the pixels of a channel of an image."""
 
-PIXELS = 1 << 25
+PIXELS = 1 << 24
 """Pixels of a plate (a channel of them) that are read, at most, unless these are fewer than :data:`IMAGES` images."""
 
 IMAGES = (12, 256)
@@ -30,6 +30,9 @@ IMAGES = (12, 256)
 
 SATURATED = 0.002
 """Share of the pixels of a plate that have the highest value of all, from which on it is taken for a ceiling."""
+
+_LEVELS = 64
+"""Counts between the darkest and the brightest pixels below which the brightest ones are many without any ceiling."""
 
 STANDS_OUT = 5.0
 """From how many robust standard deviations on a plate stands out (a normal distribution has 6 in 10 million beyond)."""
@@ -210,29 +213,31 @@ def count_plates(screen: Screen) -> pd.DataFrame:
     by = table["plate_id"]
     well = table.groupby(["plate_id", "well"], observed=True).ngroup()
     field = screen.groups(FIELD)
-    control = pd.Series(screen.controls)
     labelled = table["label"].where(table["label"] != UNLABELLED)
-    counts = {
-        "wells": well.groupby(by).nunique(),
-        "fields": pd.Series(field).groupby(by).nunique(),
-        "images": by.groupby(by).size(),
-        **{f"{name}_wells": well.where(control == CONTROLS.index(name)).groupby(by).nunique() for name in CONTROLS[1:]},
-        "classes": labelled.groupby(by).nunique(),
-        "unlabelled": labelled.isna().groupby(by).sum(),
-        **{f"split_{split}": (table["split"] == split).groupby(by).sum() for split in screen.splits},
-    }
+    counts = pd.DataFrame(
+        {
+            "name": screen.plate_names,
+            "wells": well.groupby(by).nunique(),
+            "fields": pd.Series(field).groupby(by).nunique(),
+            "images": by.groupby(by).size(),
+            **{f"{kind}_wells": well[screen.reference(kind)].groupby(by).nunique() for kind in CONTROLS[1:]},
+            "classes": labelled.groupby(by).nunique(),
+            "unlabelled": labelled.isna().groupby(by).sum(),
+            **{f"split_{split}": (table["split"] == split).groupby(by).sum() for split in screen.splits},
+        }
+    ).fillna(0)
     names = table.drop_duplicates("plate_id").set_index("plate_id")[list(PLATE)].sort_index().astype(str)
-    return names.assign(name=list(screen.plate_names), **counts).reset_index(drop=True)
+    whole = counts.drop(columns="name").astype(np.int64)
+    return pd.concat([names, counts[["name"]], whole], axis=1).reset_index(drop=True)
 
 
 def count_labels(screen: Screen) -> pd.DataFrame:
     """A row a class that has images: on how many plates, in how many wells and images."""
     table = screen.table.assign(well_number=screen.groups([*PLATE, "well"]))
-    found = table[table["label"] != UNLABELLED].groupby("label")
-    counts = found.agg(plates=("plate_id", "nunique"), wells=("well_number", "nunique"), images=("plate_id", "size"))
-    return counts.assign(label=[screen.classes[label] for label in counts.index])[
-        ["label", "plates", "wells", "images"]
-    ]
+    by = table[table["label"] != UNLABELLED].groupby("label")
+    counts = by.agg(plates=("plate_id", "nunique"), wells=("well_number", "nunique"), images=("plate_id", "size"))
+    counts.insert(0, "label", np.array(screen.classes, dtype=object)[counts.index.to_numpy(np.int64)])
+    return counts.reset_index(drop=True)
 
 
 def count_pairs(screen: Screen) -> pd.DataFrame:
@@ -267,14 +272,12 @@ def summarize(screen: Screen, found: Measured) -> pd.DataFrame:
     by = long.groupby(["plate_id", "channel"])
     ceiling = by["highest"].transform("max")
     long["saturated"] = long["at_highest"].where((long["highest"] == ceiling) & ~long["constant"], 0.0)
-    middle = {name: (name, "median") for name in (*(f"p{p}" for p in PERCENTILES), "focus")}
-    table = by.agg(
-        images=("constant", "size"),
-        constant=("constant", "sum"),
-        highest=("highest", "max"),
-        saturated=("saturated", "mean"),
-        **middle,  # type: ignore[arg-type]
-    ).reset_index()
+    table = by[[*(f"p{p}" for p in PERCENTILES), "focus"]].median()
+    table.insert(0, "images", by.size())
+    table.insert(1, "constant", by["constant"].sum())
+    table.insert(2, "highest", by["highest"].max())
+    table.insert(3, "saturated", by["saturated"].mean())
+    table = table.reset_index()
     table["intensity"], table["contrast"] = table["p50"], table["p99"] - table["p1"]
     for name, least in _LEAST.items():
         values = table[name] if name == "focus" else np.log10(table[name].clip(lower=0).replace(0, np.nan))
@@ -299,13 +302,13 @@ def find_oddities(screen: Screen, plates: pd.DataFrame, table: pd.DataFrame, fou
 
 def _pixels(screen: Screen, table: pd.DataFrame, found: Measured) -> Iterator[Finding]:
     if len(found.skipped):
-        names = [screen.pixels.name(int(row)) for row in found.skipped]
-        plates = _plates(screen.plate_names[plate] for plate in screen.plate_ids[found.skipped])
+        number = len(found.skipped)
         yield Finding(
             "unreadable",
-            f"{len(names)} of {len(names) + len(found.rows)} images cannot be read: {_some(names)}",
-            "copy them again, or leave them out with on_bad_image skip",
-            plates,
+            f"{number} of {number + len(found.rows)} images cannot be read; the first: "
+            f"{_reason(screen, int(found.skipped[0]))}",
+            "copy them again, or leave them out in training: on_bad_image skip",
+            _plates(screen.plate_names[plate] for plate in screen.plate_ids[found.skipped]),
         )
     for channel, rows in table.groupby("channel", sort=False):
         dark = rows[rows["constant"] == rows["images"]]
@@ -319,10 +322,10 @@ def _pixels(screen: Screen, table: pd.DataFrame, found: Measured) -> Iterator[Fi
             )
         partly = rows[(rows["constant"] > 0) & (rows["constant"] < rows["images"])]
         if len(partly):
-            number, total = partly["constant"].sum(), partly["images"].sum()
+            some, total = partly["constant"].sum(), partly["images"].sum()
             yield Finding(
                 "constant_images",
-                f"channel {channel} has one value all over {number} of {total} images on {_where(partly['plate'])}",
+                f"channel {channel} has one value all over {some} of {total} images on {_where(partly['plate'])}",
                 "look at these wells; failed acquisitions belong out of the table",
                 tuple(partly["plate"]),
                 str(channel),
@@ -337,17 +340,27 @@ def _pixels(screen: Screen, table: pd.DataFrame, found: Measured) -> Iterator[Fi
                 tuple(faint["plate"]),
                 str(channel),
             )
-        full = rows[rows["saturated"] >= SATURATED].sort_values("saturated", ascending=False)
+        levels = (rows["highest"] <= 1) | (rows["highest"] - rows["p1"] >= _LEVELS)  # scaled to 0…1, or counts
+        full = rows[(rows["saturated"] >= SATURATED) & levels].sort_values("saturated", ascending=False)
         if len(full):
-            worst = full.iloc[0]
+            worst, highest = full["saturated"].iloc[0], full["highest"].iloc[0]
             yield Finding(
                 "saturated",
-                f"channel {channel} is saturated on {_where(full['plate'])}: up to {100 * worst['saturated']:.2g} % of "
-                f"pixels have the highest value, {worst['highest']:g}{_depth(worst['highest'])}",
+                f"channel {channel} is saturated on {_where(full['plate'])}: up to {100 * worst:.2g} % of "
+                f"pixels have the highest value, {highest:g}{_depth(highest)}",
                 "a shorter exposure next time; intensities of these plates are cut off",
                 tuple(full["plate"]),
                 str(channel),
             )
+
+
+def _reason(screen: Screen, row: int) -> str:
+    """Why an image cannot be read."""
+    try:
+        screen.read(np.array([row]))
+    except BadImageError as error:
+        return str(error)
+    return screen.pixels.name(row)  # it can be by now
 
 
 def _duplicates(screen: Screen, found: Measured) -> Iterator[Finding]:
@@ -363,54 +376,69 @@ def _duplicates(screen: Screen, found: Measured) -> Iterator[Finding]:
     twice = places[places.duplicated("digest", keep=False)]
     if twice.empty:
         return
-    of_image = twice.groupby(["digest", "row"]).size()
-    inside = twice[(of_image > 1).reindex(pd.MultiIndex.from_frame(twice[["digest", "row"]])).to_numpy()]
-    for pair, group in inside.groupby(["digest", "row"])["channel"].agg(tuple).reset_index().groupby("channel"):
+    inside: dict[tuple[int, ...], list[int]] = {}
+    for _, of_image in twice.groupby(["digest", "row"]):
+        if len(of_image) > 1:
+            inside.setdefault(tuple(of_image["channel"]), []).append(of_image["row"].iloc[0])
+    for pair, rows in inside.items():
         names = " and ".join(screen.pixels.channels[channel] for channel in pair)
-        plates = _plates(screen.plate_names[plate] for plate in screen.plate_ids[group["row"]])
+        plates = _plates(screen.plate_names[plate] for plate in screen.plate_ids[rows])
         yield Finding(
             "same_channels",
-            f"channels {names} are the same, byte for byte, in {len(group)} images on {_where(plates)}",
+            f"channels {names} are the same, byte for byte, in {len(rows)} images on {_where(plates)}",
             "a file is named for two channels: correct the table",
             plates,
         )
-    between = twice.groupby("digest")["row"].agg(lambda rows: tuple(sorted(set(rows))))
+    between = (tuple(sorted(set(of_digest["row"]))) for _, of_digest in twice.groupby("digest"))
     sets = [rows for rows in dict.fromkeys(between) if len(rows) > 1]
     if sets:
         plates = _plates(screen.plate_names[screen.plate_ids[row]] for rows in sets for row in rows)
         first = " and ".join(f"'{screen.pixels.name(row)}'" for row in sets[0][:2])
         yield Finding(
             "duplicates",
-            f"{len({row for rows in sets for row in rows})} images hold the same bytes as another one, such as {first}",
+            f"{len({row for rows in sets for row in rows})} images on {_where(plates)} hold the same bytes as another "
+            f"one, such as {first}",
             "keep one of each, or an image is counted, and may be trained on and tested on, twice",
             plates,
         )
 
 
 _WORDS = {
-    "intensity": ("brighter", "darker", "check exposure, staining and background there"),
-    "contrast": ("richer in contrast", "poorer in contrast", "check exposure, staining and cell number there"),
-    "focus": ("sharper", "more blurred", "check its focus, and look at it in examples.png"),
+    ("intensity", 1): ("brighter", "check exposure, staining and background there"),
+    ("intensity", -1): ("darker", "check exposure and staining there; empty images? see examples.png"),
+    ("contrast", 1): ("richer in contrast", "check exposure, staining and cell number there"),
+    ("contrast", -1): (
+        "poorer in contrast",
+        "check staining and cell number; empty images? see examples.png",
+    ),
+    ("focus", 1): ("sharper, or nearer to noise", "empty images? see examples.png"),
+    ("focus", -1): ("more blurred", "check the focus there, and look at it in examples.png"),
 }
+"""By what is measured, and whether it is above or below the median plate: how a plate is, and what to do."""
 
 
 def _outliers(table: pd.DataFrame) -> Iterator[Finding]:
-    for name, (more, less, remedy) in _WORDS.items():
-        odd = table[table[f"z_{name}"].abs() >= STANDS_OUT]
-        for (channel, sign), rows in odd.groupby(["channel", np.sign(odd[f"z_{name}"])], sort=False):
-            middle = table.loc[table["channel"] == channel, name].median()
-            worst = rows.loc[rows[f"z_{name}"].abs().idxmax(), name]
-            how = (
-                f"slope {worst:.1f}, {middle:.1f} elsewhere" if name == "focus" else f"{worst:g}, {middle:g} elsewhere"
-            )
+    for (name, sign), (how, remedy) in _WORDS.items():
+        alike: dict[tuple[str, ...], list[str]] = {}
+        odd = table[table[f"z_{name}"] * sign >= STANDS_OUT]
+        for channel, rows in odd.groupby("channel", sort=False):
+            alike.setdefault(tuple(rows["plate"]), []).append(str(channel))
+        for plates, channels in alike.items():
+            numbers = [_against(table[table["channel"] == channel], plates, name) for channel in channels]
             yield Finding(
                 name,
-                f"{_where(rows['plate'])} stand{'s' * (len(rows) == 1)} out: channel {channel} is "
-                f"{more if sign > 0 else less} (up to {how})",
+                f"{_where(plates)} stand{'s' * (len(plates) == 1)} out: {how} in {', '.join(numbers)}",
                 remedy,
-                tuple(rows["plate"]),
-                str(channel),
+                plates,
+                channels[0] if len(channels) == 1 else "",
             )
+
+
+def _against(rows: pd.DataFrame, plates: Sequence[str], name: str) -> str:
+    """A channel, its value on the oddest of some plates, and that of the median plate."""
+    some = rows[rows["plate"].isin(plates)]
+    value = some[name].iloc[int(some[f"z_{name}"].abs().argmax())]
+    return f"{rows['channel'].iloc[0]} ({value:.4g}, on the median plate {rows[name].median():.4g})"
 
 
 def _design(screen: Screen, plates: pd.DataFrame) -> Iterator[Finding]:
@@ -464,7 +492,7 @@ def _depth(value: float) -> str:
     return f" ({bits[int(value)]} bits)" if value in bits else ""
 
 
-def _plates(names: Iterable[str]) -> tuple[str, ...]:
+def _plates(names: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 

@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from biomass.evaluation.plots import natural
 from biomass.evaluation.quality import STANDS_OUT, Measured
 from biomass.screen import Screen
 
 PLAIN, ODD = "#0072B2", "#D55E00"
-"""Blue and vermilion of the palette for colour-blind readers (Okabe & Ito 2008); odd plates have another marker, too."""
+"""Blue and vermilion, for colour-blind readers (Okabe & Ito 2008); plates that stand out have another marker, too."""
 
 _MOST_EXAMPLES = 48
-_TILE = 128
+_DPI = 150
 
 
 def overview(table: pd.DataFrame, plates: Sequence[str]) -> Figure:
@@ -24,11 +25,11 @@ def overview(table: pd.DataFrame, plates: Sequence[str]) -> Figure:
 
     Args:
         table: as :func:`biomass.evaluation.quality.summarize` gives it.
-        plates: names of all plates, in their order: experiments lie side by side.
+        plates: names of all plates.
     """
-    channels = list(dict.fromkeys(table["channel"]))
-    width = float(np.clip(0.16 * len(plates), 3.0, 8.5))
-    figure = Figure(figsize=(2 * width + 1.6, 1.75 * len(channels) + 1.5), layout="constrained")
+    plates, channels = sorted(plates, key=natural), list(dict.fromkeys(table["channel"]))
+    width = float(np.clip(0.16 * len(plates), 2.6, 8.5))
+    figure = Figure(figsize=(2 * width + 1.6, 1.75 * len(channels) + 1.6), layout="constrained")
     axes = figure.subplots(len(channels), 2, squeeze=False, sharex=True)
     place = {name: number for number, name in enumerate(plates)}
     for channel, (left, right) in zip(channels, axes, strict=True):
@@ -39,12 +40,11 @@ def overview(table: pd.DataFrame, plates: Sequence[str]) -> Figure:
         _spread(left, x, rows, odd)
         _points(right, x, rows["focus"].to_numpy(), blurred)
         left.set_ylabel(channel, fontweight="bold")
-        if blurred.any() or rows["focus"].notna().any():
-            right.set_ylabel("slope")
+        right.set_ylabel("slope of the spectrum", fontsize=8)
         for ax in (left, right):
             _experiments(ax, plates)
-    axes[0, 0].set_title("Intensities: counts, median image of a plate")
-    axes[0, 1].set_title("Focus: slope of the spectrum, lower is more blurred")
+    axes[0, 0].set_title("Intensities of the median image", fontsize=10)
+    axes[0, 1].set_title("Focus: lower is more blurred", fontsize=10)
     for ax in axes[-1]:
         _name_plates(ax, plates)
     handles = [
@@ -53,7 +53,8 @@ def overview(table: pd.DataFrame, plates: Sequence[str]) -> Figure:
         Line2D([], [], color="black", marker="_", linestyle="", markersize=7, label="median"),
         Line2D([], [], color=ODD, marker="D", linestyle="", markersize=5, label="stands out"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    columns = 4 if len(plates) > 24 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
@@ -86,24 +87,26 @@ def _borders(plates: Sequence[str]) -> list[tuple[str, int, int]]:
 
 def _experiments(ax: Axes, plates: Sequence[str]) -> None:
     """Every other experiment on a grey ground."""
-    for number, (_, first, last) in enumerate(_borders(plates)):
-        if number % 2 == 0:
-            ax.axvspan(first - 0.5, last - 0.5, color="0.93", zorder=0, linewidth=0)
-    ax.set_xlim(-0.6, len(plates) - 0.4)
+    borders = _borders(plates)
+    for _, first, last in borders[::2] if len(borders) > 1 else []:
+        ax.axvspan(first - 0.5, last - 0.5, color="0.93", zorder=0, linewidth=0)
+    beside = max(0.0, (8 - len(plates)) / 2)  # a few plates need not fill the picture
+    ax.set_xlim(-0.6 - beside, len(plates) - 0.4 + beside)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=8)
 
 
 def _name_plates(ax: Axes, plates: Sequence[str]) -> None:
     """Names below the axis: of plates where there is room, else of experiments."""
     borders = _borders(plates)
     if len(plates) <= 24 or len(borders) == 1:
-        step = -(-len(plates) // 48)
-        ticks = range(0, len(plates), step)
-        names = [plates[i] if len(borders) > 1 else plates[i].rpartition("/")[2] for i in ticks]
+        ticks = [float(i) for i in range(0, len(plates), -(-len(plates) // 48))]
+        names = [plates[int(i)] if len(borders) > 1 else plates[int(i)].rpartition("/")[2] for i in ticks]
     else:
         step = -(-len(borders) // 40)
         ticks = [(first + last - 1) / 2 for _, first, last in borders[::step]]
         names = [name for name, _, _ in borders[::step]]
-    ax.set_xticks(list(ticks), names, rotation=90, fontsize=7)
+    ax.set_xticks(ticks, names, rotation=90, fontsize=7)
 
 
 def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
@@ -113,6 +116,7 @@ def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
     are shown, spread evenly.
     """
     plates = np.unique(screen.plate_ids[found.rows])
+    plates = np.array(sorted(plates, key=lambda plate: natural(screen.plate_names[plate])))
     shown = plates[np.unique(np.linspace(0, len(plates) - 1, _MOST_EXAMPLES).round().astype(int))]
     rows = [_typical(found, np.flatnonzero(screen.plate_ids[found.rows] == plate)) for plate in shown]
     channels = screen.pixels.channels
@@ -120,26 +124,30 @@ def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
         (float(of["p1"].quantile(0.1)), float(max(of["p99"].quantile(0.9), of["p1"].quantile(0.1) + 1e-9)))
         for of in (table[table["channel"] == channel] for channel in channels)
     ]
-    across = max(1, min(len(shown), round(15 / (len(channels) + 0.4) / 1.1)))
+    tile = next(inches for most, inches in ((2, 2.6), (8, 1.7), (_MOST_EXAMPLES, 1.1)) if len(shown) <= most)
+    across = max(1, min(len(shown), round(15 / (len(channels) * tile + 0.4))))
     down = -(-len(shown) // across)
-    figure = Figure(
-        figsize=(across * (len(channels) * 1.1 + 0.35) + 0.2, down * 1.36 + 0.75),
-        layout="constrained",
-        facecolor="white",
-    )
-    blocks = figure.subfigures(down, across, squeeze=False, wspace=0.02, hspace=0.02)
-    for number, (plate, row) in enumerate(zip(shown, rows, strict=True)):
-        block = blocks[number // across, number % across]
-        image = screen.read(np.array([row]))[0]
-        panels = block.subplots(1, len(channels), squeeze=False)[0]
-        for channel, ax, (low, high) in zip(range(len(channels)), panels, limits, strict=True):
-            step = max(1, min(image.shape[1:]) // _TILE)
-            ax.imshow(image[channel, ::step, ::step], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(channels[channel], fontsize=7, labelpad=2)
-        block.suptitle(screen.plate_names[plate], fontsize=8)
-    which = "an image of every plate" if len(shown) == len(plates) else f"{len(shown)} of {len(plates)} plates"
-    figure.suptitle(f"Examples: {which}; one scale of grey for each channel", fontsize=10)
+    height = tile * min(1.5, screen.pixels.size[0] / screen.pixels.size[1])
+    size = (max(4.0, across * (len(channels) * tile + 0.15)), down * (height + 0.45) + 0.35)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    step = max(1, int(min(screen.pixels.size) / (_DPI * tile)))
+    for plate, row, ax in zip(shown, rows, panels, strict=False):
+        image = screen.read(np.array([row]))[0][:, ::step, ::step].astype(np.float32)
+        scaled = [(plane - low) / (high - low) for plane, (low, high) in zip(image, limits, strict=True)]
+        gap = max(1, image.shape[2] // 24)
+        strip = np.concatenate([np.pad(plane.clip(0, 1), ((0, 0), (0, gap)), constant_values=1) for plane in scaled], 1)
+        ax.imshow(strip[:, :-gap], cmap="gray", vmin=0, vmax=1)
+        middles = (image.shape[2] + gap) * np.arange(len(channels)) + image.shape[2] / 2
+        ax.set_xticks(middles, channels, fontsize=7)
+        ax.tick_params(length=0, pad=2)
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+        ax.set_title(screen.plate_names[plate], fontsize=8, pad=3)
+    for ax in panels[len(shown) :]:
+        ax.set_axis_off()
+    which = "An image of every plate" if len(shown) == len(plates) else f"{len(shown)} of {len(plates)} plates"
+    figure.suptitle(f"{which}, one grey scale a channel", fontsize=9)
     return figure
 
 

@@ -108,7 +108,8 @@ def adapt(network: Network, architecture: Architecture, wanted: Architecture) ->
     Args:
         network: of weights made elsewhere; its first convolution may be changed in place.
         architecture: of ``network``, as its first convolution says.
-        wanted: the same but for ``in_channels``, ``channels`` and ``as_trained``, and, for ``each``, without a head.
+        wanted: the same but for ``in_channels``, ``channels``, ``as_trained`` and ``standardize``, and, for ``each``,
+            without a head.
 
     Raises:
         ConfigError: the network does not see three channels, which ``each`` needs.
@@ -122,7 +123,8 @@ def adapt(network: Network, architecture: Architecture, wanted: Architecture) ->
             "widen",
         )
     new = build_network(wanted)
-    inner = new.encoder.net if isinstance(new.encoder, Adapted) else new.encoder
+    inner = new.encoder[0] if isinstance(new.encoder, nn.Sequential) and wanted.standardize else new.encoder
+    inner = inner.net if isinstance(inner, Adapted) else inner
     inner.load_state_dict(network.encoder.state_dict())
     if wanted.head:
         new.head.load_state_dict(network.head.state_dict())
