@@ -23,13 +23,14 @@ from pathlib import Path
 import pandas as pd
 
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.datasets.index import PROJECTIONS, Index, index_folder
+from biomass.datasets.index import Index, index_folder, try_reading
 from biomass.datasets.indexed import Mapped, find_map, join_map, report, write_manifest
 from biomass.datasets.layout_tables import TABLES
 from biomass.datasets.layouts import PRESETS
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.design import plate_format
 from biomass.evaluation.page import draw_plate
+from biomass.pixels.planes import DEPTHS, PROJECTIONS, SIZES
 
 PLACE = 10
 
@@ -61,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--place", action="append", default=[], metavar="PATH=FOLDER", help="such as s3://bucket=/data")
     parser.add_argument("--z", help=f"of several focal planes: {', '.join(PROJECTIONS)}, or the number of one")
     parser.add_argument("--time", type=int, help="of several time points: the number of one")
-    parser.add_argument("--depths", choices=("error", "scale"), default="error", help="images of several bit depths")
-    parser.add_argument("--sizes", choices=("error", "crop", "pad"), default="error", help="images of several sizes")
+    parser.add_argument("--depths", choices=DEPTHS, default="error", help="images of several bit depths")
+    parser.add_argument("--sizes", choices=SIZES, default="error", help="images of several sizes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the plate map")
     parser.add_argument("--allow-left-over", action="store_true", help="plates may be missing on the plate map")
     parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip: leave the field out")
@@ -104,10 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep = ~index.bad
         if not keep.any():
             raise DataError(f"no field of '{args.folder}' can be read, the first: {index.faults[0].message}")
-        fields = mapped.fields[keep].reset_index(drop=True)
+        fields, good = mapped.fields[keep].reset_index(drop=True), index.without_bad()
+        try_reading(good, args.depths, args.sizes)
         written = write_manifest(
             out,
-            index.without_bad(),
+            good,
             fields,
             depths=args.depths,
             sizes=args.sizes,

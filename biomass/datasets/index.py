@@ -31,14 +31,13 @@ from biomass.datasets.layouts import (
 from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean, one_line
 from biomass.identifiers import normal
 from biomass.pixels.files import open_files
-
-PROJECTIONS = ("max", "focus", "middle")
-"""What to make of several focal planes."""
+from biomass.pixels.planes import PROJECTIONS, Reading
 
 _FIELD = ("experiment", "plate", "well", "site")
 _MOST = 0.5  # share of files of one size by which images are not compressed, and of wells with a site
 _SMALL = 0.5  # of the median: a compressed file below it is looked at
 _OPENED = 400  # files that are opened at most because of their size
+_TRIED = 200  # plates of which a field is read
 _RECENT = 600  # seconds: a file that changed since may still be written
 _SHOWN = 3
 
@@ -206,7 +205,7 @@ def _find_layout(
         if layout not in there:
             raise DataError(f"no table of layout {layout} in '{root}': name the folder that holds it", "pattern")
         return None, layout, there[layout]
-    if not tables and not len(images):
+    if not there and not len(images):
         raise DataError(f"no image in '{root}'{_instead(root)}: an image ends in {', '.join(IMAGES)}")
     names = fitting(images.tolist(), above) if not tables else []
     fit = [*(one.name for one in names), *there]
@@ -552,10 +551,8 @@ def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
     if not problem:
         try:
             open_files(folder, [[path]])
-        except BiomassError as error:
+        except BiomassError as error:  # what is laid out otherwise than others is another matter, see try_reading
             problem = one_line(error).partition(" cannot be read ")[2].rpartition("): ")[0].lstrip("(")
-            if not problem:
-                return "" if "axes" in str(error.advice) else one_line(error)
     if not problem:
         return ""
     since = clock.time() - changed / 1e9
@@ -567,16 +564,37 @@ def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
     return f"image '{path}' cannot be read ({problem}): copy it again"
 
 
+def try_reading(index: Index, depths: str, sizes: str) -> None:
+    """Read one field of every plate as a screen will, before a training finds out that it cannot.
+
+    Args:
+        index: without fields that are known to be bad.
+        depths: what to do about images of several bit depths, see :class:`.Reading`.
+        sizes: what to do about images of several sizes, likewise.
+
+    Raises:
+        ConfigError: images have several planes or time points, and nothing says which to read.
+        BadImageError: one cannot be read, or is of another depth or size than others.
+    """
+    first = np.unique(_ranked(index.fields["experiment"] + "\0" + index.fields["plate"]), return_index=True)[1]
+    some = np.sort(first)[:_TRIED]
+    columns = [[column[row] for row in some] for column in index.images.values()]
+    channels = None if list(index.images) == [""] else list(index.images)
+    reading = Reading(index.z, index.time, depths, sizes)
+    open_files(index.folder, columns, channels, reading=reading).read(np.arange(len(some)))
+
+
 def _uneven(fields: pd.DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
     """Sites that most wells of a plate have and some lack: plate → how many, and the first."""
     found = {}
     for plate, own in fields[[*_FIELD]].drop_duplicates().groupby(["experiment", "plate"], sort=False):
-        counts = own.groupby("site")["well"].nunique()
+        counts: pd.Series[int] = own.groupby("site")["well"].nunique()
         wells = own["well"].unique()
         usual = counts.index[counts.to_numpy() >= _MOST * len(wells)]
         have = pd.MultiIndex.from_frame(own[["well", "site"]])
         lack = pd.MultiIndex.from_product([wells, usual]).difference(have)
-        for well, site in lack[:1]:
+        if len(lack):
+            well, site = lack.tolist()[0]
             found[str(plate[0]), str(plate[1])] = (len(lack), f"well {well}, site {site}")
     return found
 
