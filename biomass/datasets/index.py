@@ -259,7 +259,8 @@ def _from_tables(
     files, notes = listed.files, list(listed.notes)
     empty = (files["name"] == "").to_numpy()
     beside = [(root / one).parent for one in tables]
-    folders, more = find_folders(list(files["folder"][~empty].unique()), root, list(dict.fromkeys(beside)), places)
+    inside = {str(one): own.tolist() for one, own in files[~empty].groupby("folder", sort=False)["name"]}
+    folders, more = find_folders(inside, root, list(dict.fromkeys(beside)), places)
     stamps = {one: _stamps(place) for one, place in folders.items()}
     here = {one: _relative(place, root) for one, place in folders.items()}
     rows = [
@@ -587,15 +588,15 @@ def try_reading(index: Index, depths: str, sizes: str) -> None:
 def _uneven(fields: pd.DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
     """Sites that most wells of a plate have and some lack: plate → how many, and the first."""
     found = {}
-    for plate, own in fields[[*_FIELD]].drop_duplicates().groupby(["experiment", "plate"], sort=False):
+    for _, own in fields[[*_FIELD]].drop_duplicates().groupby(["experiment", "plate"], sort=False):
         counts: pd.Series[int] = own.groupby("site")["well"].nunique()
         wells = own["well"].unique()
         usual = counts.index[counts.to_numpy() >= _MOST * len(wells)]
         have = pd.MultiIndex.from_frame(own[["well", "site"]])
         lack = pd.MultiIndex.from_product([wells, usual]).difference(have)
         if len(lack):
-            well, site = lack.tolist()[0]
-            found[str(plate[0]), str(plate[1])] = (len(lack), f"well {well}, site {site}")
+            experiment, plate = own.iloc[0][["experiment", "plate"]]
+            found[experiment, plate] = (len(lack), "well {}, site {}".format(*lack.tolist()[0]))
     return found
 
 

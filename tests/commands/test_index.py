@@ -467,6 +467,14 @@ def test_a_table_can_be_named_in_place_of_its_folder(made, tmp_path) -> None:
     assert load_manifest("n.parquet", root_dir=tmp_path).read(np.arange(36)).shape == (36, 3, 48, 48)
 
 
+def test_one_load_data_table_of_a_gallery_finds_its_images_above_it(gallery, tmp_path) -> None:
+    file = next(gallery.images.rglob("BR00117002/load_data.csv"))
+    table = index(gallery._replace(images=file), tmp_path / "m.parquet")
+    assert set(table["plate"]) == {"BR00117002"}
+    assert len(table) == 12
+    assert load_manifest("m.parquet", root_dir=tmp_path).read(np.arange(2)).shape == (2, 3, 48, 48)
+
+
 def test_an_index_of_harmony_that_is_cut(made, tmp_path) -> None:
     lab = made("phenix")
     shutil.copytree(lab.images, tmp_path / "screen")
