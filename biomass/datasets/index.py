@@ -602,5 +602,5 @@ def _uneven(fields: pd.DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
 
 def _called(fields: pd.DataFrame, row: int) -> str:
     one = fields.iloc[int(row)]
-    more = [f"{column} {one[column]}" for column in fields if column not in _FIELD]
+    more = [f"{column} {one[column]}" for column in map(str, fields) if column not in _FIELD]
     return ", ".join([f"well {one['well']}", f"site {one['site']}", *more, f"plate '{one['plate']}'"])
