@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from biomass.datasets.splits import check_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
 from biomass.pixels.files import check_present, check_unique, open_files
@@ -160,6 +161,8 @@ def load_manifest(
         table["control"] = control_kinds(frame, control, of_wells)
     if splits is not None:
         table["split"] = _splits(table, splits, of_wells)
+    for note in check_splits(table):
+        log.warning("'%s': %s", file, note)
     table["label"], class_names = _labels(table["label"], classes)
     return make_screen(table, pixels or open_files(folder, files, channel_names, axes, reading), class_names)
 

@@ -249,6 +249,11 @@ class _Part:
     matrices: list[Matrix]
 
     @property
+    def stem(self) -> str:
+        """The name of the file without its ending."""
+        return self.path.name.removesuffix(".gz").rpartition(".")[0]
+
+    @property
     def called(self) -> str:
         return f"'{self.path.name}'" + (f", sheet '{self.sheet}'" if self.sheet else "")
 
@@ -434,7 +439,8 @@ def _put_together(
 ) -> MapTable:
     """One table of all maps; with a column ``plate`` where it is not a column of theirs that says it."""
     targets = list(dict.fromkeys([*(known or ()), *([] if codes is None else [*codes["plate"], *codes["map"]])]))
-    pieces = [piece for part in maps for piece in _pieces(part, columns, targets)]
+    pieces = [_table_piece(part, columns) for part in maps if part.table is not None]
+    pieces += _drawn_pieces([part for part in maps if part.table is None], targets)
     if not pieces:
         raise DataError(f"'{where}' holds tables of barcodes or compounds, but no plate map: name it, too")
     if codes is None and pieces[0].own and {piece.own for piece in pieces} == {pieces[0].own}:
@@ -449,48 +455,60 @@ def _put_together(
     return _on_plates(where, pieces, codes, known, targets, notes)
 
 
-def _pieces(part: _Part, columns: Mapping[str, Any], targets: Sequence[str]) -> list[_Piece]:
-    """The rows of a part, by plate where it is drawn."""
-    name = part.sheet or part.path.name.removesuffix(".gz").rpartition(".")[0]
-    if part.table is None:
-        return _drawn_pieces(part, name, targets)
+def _table_piece(part: _Part, columns: Mapping[str, Any]) -> _Piece:
+    """The rows of a table."""
+    assert part.table is not None
     given = columns.get("plate")
     own = usual_column(part.table.columns, "plate") if given is None else None
     if given is not None and given is not False and given != "":
         own = find(given, part.table.columns, "column for 'plate'", advice="columns")[0]
-    return [_Piece(part.called, part.table.frame(), part.table.place, name, own=own)]
+    return _Piece(part.called, part.table.frame(), part.table.place, part.sheet or part.stem, own=own)
 
 
-def _drawn_pieces(part: _Part, name: str, targets: Sequence[str]) -> list[_Piece]:
-    """The rows of drawn plates: a row a well, a column for each that its matrices show."""
-    read = [[_read_title(text, targets) for text in one.texts] for one in part.matrices]
-    sheet = _read_title(part.sheet, targets) if part.sheet else _Title()
-    shown = any(title.variable for titles in read for title in titles)
-    plates = len(read) > 1 and not shown and (not targets or any(t.plate for titles in read for t in titles))
-    plate, by_plate = sheet.plate, dict[str, dict[str, dict[str, str]]]()
-    sizes: dict[str, int] = {}
-    for matrix, titles in zip(part.matrices, read, strict=True):
-        variable = ""
-        for title in titles:
-            plate = title.plate or (title.text if plates and not title.variable else plate)
-            variable = title.variable or variable or ("" if plates or title.plate else title.text)
-        variable = variable or sheet.variable or ("" if sheet.plate or _named(name, targets) else sheet.text)
-        variable = variable or "treatment"
-        columns = by_plate.setdefault(plate, {})
-        if variable in columns:
-            of = f" of plate '{plate}'" if plate else ""
-            raise DataError(
-                f"{part.called}: the matrix in row {matrix.row} is the second for '{variable}'{of}: write in a line "
-                "above each matrix what it shows, such as treatment or concentration, or which plate it is"
-            )
-        columns[variable] = dict(zip(matrix.wells, matrix.values, strict=True))
-        sizes[plate] = max(sizes.get(plate, 0), matrix.size)
+def _drawn_pieces(parts: Sequence[_Part], targets: Sequence[str]) -> list[_Piece]:
+    """The rows of drawn plates: a row a well, a column for each of the things that their matrices show.
+
+    Matrices of the same plate belong together, wherever they are drawn: below each other, on sheets, in several files.
+    """
+    by_plate: dict[tuple[str, bool], dict[str, dict[str, str]]] = {}
+    called: dict[tuple[str, bool], str] = {}
+    sizes: dict[tuple[str, bool], int] = {}
+    for path in dict.fromkeys(part.path for part in parts):
+        own = [part for part in parts if part.path == path]
+        stem = _read_title(own[0].stem, targets)
+        read = [
+            [_read_title(text, targets) for text in filter(None, (part.sheet, *matrix.texts))]
+            for part in own
+            for matrix in part.matrices
+        ]
+        shown = any(title.variable for titles in read for title in titles)
+        plates = len(read) > 1 and not shown and (not targets or any(t.plate for titles in read for t in titles))
+        every = iter(read)
+        for part in own:
+            plate = ""
+            for matrix in part.matrices:
+                variable = ""
+                for title in next(every):
+                    plate = title.plate or (title.text if plates else plate)
+                    variable = title.variable or variable or ("" if plates or title.plate else title.text)
+                variable = variable or stem.variable or "treatment"
+                key = (plate, True) if plate else (stem.plate or ("" if stem.variable else stem.text), False)
+                columns = by_plate.setdefault(key, {})
+                if variable in columns:
+                    raise DataError(
+                        f"{part.called}: the matrix in row {matrix.row} is the second for '{variable}'"
+                        f"{f' of plate {plate!r}' if plate else ''}: write in a line above each matrix what it shows, "
+                        "such as treatment or concentration, or which plate it is"
+                    )
+                columns[variable] = dict(zip(matrix.wells, matrix.values, strict=True))
+                called.setdefault(key, part.called)
+                sizes[key] = max(sizes.get(key, 0), matrix.size)
     pieces = []
-    for plate, columns in by_plate.items():
+    for key, columns in by_plate.items():
         order = list(dict.fromkeys(one for values in columns.values() for one in values))
         frame = pd.DataFrame({"well": order} | {v: [one.get(w, "") for w in order] for v, one in columns.items()})
-        place = _DrawnPlace(order, part.called)
-        pieces.append(_Piece(part.called, frame, place, plate or name, bool(plate), None, sizes[plate]))
+        place = _DrawnPlace(order, called[key])
+        pieces.append(_Piece(called[key], frame, place, key[0], key[1], None, sizes[key]))
     return pieces
 
 
@@ -596,8 +614,20 @@ def _stack(frames: Sequence[pd.DataFrame], places: Sequence[Place]) -> tuple[pd.
         i = bisect_right(starts, row) - 1
         return places[i](row - starts[i])
 
+    frames = _alike(frames)
     columns = list(dict.fromkeys(column for frame in frames for column in frame))
     return pd.concat([frame.reindex(columns=columns, fill_value="") for frame in frames], ignore_index=True), place
+
+
+def _alike(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Frames in which treatments, doses and so on are called as in the first that has them."""
+    called: dict[str, str] = {}
+    result = []
+    for frame in frames:
+        usual = {kind: usual_column(list(map(str, frame)), kind) for kind in USUAL if kind != "plate"}
+        new = {own: called.setdefault(kind, own) for kind, own in usual.items() if own is not None}
+        result.append(frame.rename(columns={own: name for own, name in new.items() if name not in frame}))
+    return result
 
 
 def _on_plates(
