@@ -27,6 +27,7 @@ from biomass.datasets.index import Index, index_folder, try_reading
 from biomass.datasets.indexed import Mapped, find_map, join_map, report, write_manifest
 from biomass.datasets.layout_tables import TABLES
 from biomass.datasets.layouts import PRESETS
+from biomass.datasets.splits import BY
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.design import plate_format
 from biomass.evaluation.page import draw_plate
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the plate map")
     parser.add_argument("--allow-left-over", action="store_true", help="plates may be missing on the plate map")
     parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip: leave the field out")
+    parser.add_argument("--splits", choices=(*BY, "none"), help="divide into training, validation and test by these")
     parser.add_argument("--replace", action="store_true", help="index plates again that are in the manifest")
     args = parser.parse(arguments, needs_out=True)
     skip = args.on_bad_image == "skip"
@@ -114,8 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             depths=args.depths,
             sizes=args.sizes,
             replace=args.replace,
-            page=page + "\n",
+            splits=args.splits,
+            page=page,
         )
+        print("\n".join(f"note: {one}" for one in written.notes))
         for what, plates in (("added", written.new), ("replaced", written.replaced), ("there already", written.kept)):
             if plates:
                 print(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")

@@ -207,6 +207,38 @@ def test_what_is_no_manifest_is_not_overwritten(content, lab, tmp_path) -> None:
     assert out.read_bytes() == content
 
 
+# --- splits and training ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_manifest_is_divided_by_plates_and_one_that_grows_stays_as_it_is(lab, tmp_path, capsys) -> None:
+    out = tmp_path / "manifest.parquet"
+    whole = index(lab, tmp_path / "whole.parquet")
+    assert whole.groupby("plate")["split"].nunique().tolist() == [1, 1, 1]
+    assert set(whole["split"]) == {"train", "val", "test"}
+    shutil.move(lab.images / "24383", tmp_path / "later")
+    assert "split" not in index(lab, out, "--splits", "none")
+    assert set(index(lab, out, "--splits", "plate")["split"]) == {"train", "test"}
+    shutil.move(tmp_path / "later", lab.images / "24383")
+    capsys.readouterr()
+    table = index(lab, out)
+    assert set(table.loc[table["plate"] == "24383", "split"]) == {""}
+    assert "1 of the plates are in no split" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(index(lab, out, "--splits", "plate"), whole)
+    before = whole.set_index(["plate", "well", "site"])["split"]
+    for path in (lab.images / "24382").rglob("*_D06_s2_*"):
+        path.unlink()
+    again = index(lab, out, "--replace").set_index(["plate", "well", "site"])["split"]
+    assert (again == before[again.index]).all()
+
+
+def test_a_network_is_trained_on_it_without_further_keys(made, tmp_path, run) -> None:
+    lab = made("imagexpress", sites=2)
+    index(lab, tmp_path / "my_screen" / "manifest.parquet")
+    source = ("dataloaders=manifest", f"dataloaders.root_dir={tmp_path / 'my_screen'}", "model.d_out=null")
+    tiny = ("model.key=test_resnet", "model.pretrained=false", "device=cpu", "num_epochs=1", "num_warmup_epochs=0")
+    run("train_erm", *source, *tiny, "dataloaders.num_workers=0", "dataloaders.eval_splits=[val,test]")
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
