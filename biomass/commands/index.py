@@ -156,7 +156,7 @@ def render(index: Index, mapped: Mapped) -> list[str]:
     lines += [f"{fault.kind}: {fault.message}" for fault in index.faults]
     lines += [f"sites lacking on plate {plate[1]}: {n}, the first: {one}" for plate, (n, one) in index.uneven.items()]
     lines += [f"unmatched: {one}" for one in mapped.left.lines()]
-    lines += [f"left out: {one.files} {one.why}, such as '{one.example}'" for one in index.left]
+    lines += [f"left out: {one.why}: {one.files}, such as '{one.example}'" for one in index.left]
     return [*lines, "", *_drawing(mapped)]
 
 

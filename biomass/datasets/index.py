@@ -6,6 +6,7 @@ Which file is which channel of which site is told by the names of files or by a 
 
 import os
 import time as clock
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from biomass.datasets.lab_files import IMAGES, Left, find_files, left_out
 from biomass.datasets.layout_tables import HARMONY, TABLES, find_folders, find_tables, read_harmony, read_tables
@@ -264,7 +266,7 @@ def _from_tables(
     stamps = {one: _stamps(place) for one, place in folders.items()}
     here = {one: _relative(place, root) for one, place in folders.items()}
     rows = [
-        (f"{here[folder]}{name}", *stamps[folder].get(name, (-1, -1))) if name else ("", -1, -1)
+        _stamped(here[folder], name, stamps[folder]) if name else ("", -1, -1)
         for folder, name in zip(files["folder"], files["name"], strict=True)
     ]
     found = pd.DataFrame(rows, columns=["path", "size", "changed"])
@@ -275,10 +277,21 @@ def _from_tables(
     return files, notes + more + [f"read {len(tables)} table{'s' * (len(tables) != 1)}, such as '{tables[0]}'"], left
 
 
-def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of the files of one folder, by their names."""
+def _stamps(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Name, size and time of the files of one folder, by their names, and by these without case and composed."""
     with os.scandir(folder) as entries:
-        return {one.name: (one.stat().st_size, one.stat().st_mtime_ns) for one in entries if one.is_file()}
+        there = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in entries if one.is_file()]
+    return {_caseless(one[0]): one for one in there} | {one[0]: one for one in there}
+
+
+def _stamped(place: str, name: str, there: Mapping[str, tuple[str, int, int]]) -> tuple[str, int, int]:
+    """Path, size and time of a file that a table lists."""
+    found, size, changed = there.get(name) or there.get(_caseless(name)) or (name, -1, -1)
+    return f"{place}{found}", size, changed
+
+
+def _caseless(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _relative(place: Path, root: Path) -> str:
@@ -532,11 +545,9 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
         usual = values[counts.argmax()]
         small = size[mine] < (usual if counts.max() >= _MOST * len(mine) else _SMALL * np.median(size[mine]))
         look[mine[small][:_OPENED]] = True
-    plates = _ranked(table.fields["experiment"] + "\0" + table.fields["plate"])
-    first = np.unique(plates, return_index=True)[1]
-    look |= np.isin(number, first) & (size > 0)
+    look |= np.isin(number, _first_of_plates(table.fields)) & (size > 0)
     bad: dict[int, str] = {}
-    for row in np.flatnonzero(look):
+    for row in tqdm(np.flatnonzero(look), "Opening some images", disable=None):
         why = _why_unreadable(table.folder, str(files["path"][row]), int(size[row]), int(files["changed"][row]))
         if why:
             bad[int(row)] = why
@@ -565,6 +576,12 @@ def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
     return f"image '{path}' cannot be read ({problem}): copy it again"
 
 
+def _first_of_plates(fields: pd.DataFrame) -> np.ndarray:
+    """The first field of every plate; of very many plates, of the first of them."""
+    first = np.unique(_ranked(fields["experiment"] + "\0" + fields["plate"]), return_index=True)[1]
+    return np.asarray(np.sort(first)[:_TRIED])
+
+
 def try_reading(index: Index, depths: str, sizes: str) -> None:
     """Read one field of every plate as a screen will, before a training finds out that it cannot.
 
@@ -577,8 +594,7 @@ def try_reading(index: Index, depths: str, sizes: str) -> None:
         ConfigError: images have several planes or time points, and nothing says which to read.
         BadImageError: one cannot be read, or is of another depth or size than others.
     """
-    first = np.unique(_ranked(index.fields["experiment"] + "\0" + index.fields["plate"]), return_index=True)[1]
-    some = np.sort(first)[:_TRIED]
+    some = _first_of_plates(index.fields)
     columns = [[column[row] for row in some] for column in index.images.values()]
     channels = None if list(index.images) == [""] else list(index.images)
     reading = Reading(index.z, index.time, depths, sizes)

@@ -108,7 +108,7 @@ def join_map(
     taken: dict[str, str] = {}
     if path is None:
         notes.append("without a plate map nothing is known of the wells")
-        fields = fields.assign(treatment="", label="", control="")
+        fields = fields.assign(**{one: "" for one in ("treatment", "label", "control") if one not in fields})
         left = Unmatched(fields[:0], fields[:0], [], [], [])
     else:
         if index.layout == "rxrx3" and columns is None and control is None:
@@ -361,7 +361,13 @@ def _grow(
     if said["image_dir"] != about["image_dir"]:
         table = _from_elsewhere(out, table, about, said["image_dir"])
     common = [plate for plate in plates if plate in there]
-    changed = [plate for plate in common if _differs(before, table, keys, plate, known, stamps)]
+    rows = [pd.Series(range(len(own))).groupby(pd.Index(own, tupleize_cols=False)).indices for own in keys]
+    changed = [
+        plate
+        for plate in common
+        if known.get("\n".join(plate)) != stamps["\n".join(plate)]
+        or _differs(before.take(rows[0][plate]), table.take(rows[1][plate]))
+    ]
     if changed and not replace:
         raise DataError(
             f"plate '{_plain(changed)[0]}' is in '{out}' already, and its images or its plate map have changed since"
@@ -395,18 +401,11 @@ def _keep_splits(merged: Any, before: Any) -> Any:
     return merged.set_column(place, "split", pa.array(split.tolist(), pa.string()))
 
 
-def _differs(
-    before: Any, table: Any, keys: Sequence[Sequence[tuple[str, str]]], plate: tuple[str, str], known: Any, stamps: Any
-) -> bool:
-    """Whether a plate of the manifest is another one now: its files, or what is in its wells."""
-    name = "\n".join(plate)
-    if known.get(name) != stamps[name]:
-        return True
-    rows = [one.filter(pa.array([key == plate for key in own])) for one, own in zip((before, table), keys, strict=True)]
-    shared = [column for column in table.column_names if column in before.column_names and column != "split"]
-    return bool(set(table.column_names) - set(before.column_names)) or not rows[0].select(shared).cast(
-        rows[1].select(shared).schema
-    ).equals(rows[1].select(shared))
+def _differs(before: Any, now: Any) -> bool:
+    """Whether there is something else in the wells of a plate; in which split it is does not matter."""
+    shared = [column for column in now.column_names if column in before.column_names and column != "split"]
+    same_columns = set(now.column_names) <= set(before.column_names)
+    return not same_columns or before.select(shared).to_pylist() != now.select(shared).to_pylist()
 
 
 def _with_columns(table: Any, types: Mapping[str, Any]) -> Any:

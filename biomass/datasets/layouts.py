@@ -42,6 +42,7 @@ EXAMPLES = {"well": "A01", "row": "A", "column": "1", "site": "1", "channel": "1
 """What a part may look like."""
 
 _OTHER = r"[^/]+?"
+_TAKEN = ("path", "size", "changed")  # what is known of every file
 _TOKEN = re.compile(
     r"\{(?P<part>[^{}]*(?:\{[\d,]+\}[^{}]*)*)\}|(?P<deep>\*\*/?)|(?P<any>\*)|(?P<text>[^*{]+)|(?P<odd>\{)"
 )
@@ -178,6 +179,10 @@ def _check_parts(seen: Sequence[str], pattern: str) -> None:
     if not seen:
         raise ConfigError(f"pattern '{pattern}' has no parts, such as {{plate}} and {{well}}: write them in", "pattern")
     for name in seen:
+        if name in _TAKEN:
+            raise ConfigError(
+                f"pattern '{pattern}' has a part {{{name}}}, which is taken: call it otherwise", "pattern"
+            )
         near = difflib.get_close_matches(name.lower(), [one for one in PARTS if one not in seen], 1, 0.8)
         if name not in PARTS and near:
             raise ConfigError(f"pattern '{pattern}' has a part {{{name}}}: did you mean {{{near[0]}}}?", "pattern")

@@ -387,9 +387,9 @@ def test_leftovers_among_images_are_counted(lab, tmp_path, capsys) -> None:
     (lab.images / "overview.png").write_bytes(b"png")
     assert len(index(lab, tmp_path / "m.parquet")) == 72
     page = capsys.readouterr().out
-    assert "left out: 2 files of an operating system" in page
-    assert "left out: 216 thumbnails" in page
-    assert "left out: 1 images whose names do not fit, such as 'overview.png'" in page
+    assert "left out: files of an operating system: 2" in page
+    assert "left out: thumbnails: 216" in page
+    assert "left out: images whose names do not fit: 1, such as 'overview.png'" in page
 
 
 def test_spaces_brackets_equals_signs_and_decomposed_letters(lab, tmp_path) -> None:
