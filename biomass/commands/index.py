@@ -10,8 +10,10 @@ anything within a name, ** also for folders; {site:[a-d]} says what a part may b
 
 What was found is one table, printed and written beside the manifest as <name>.report.txt: fields, wells and channels
 of every plate; what is missing, doubled, unreadable, or not on the plate map; what was left out. Fields that cannot be
-read are an error, or left out with --on-bad-image skip. The manifest is written whole, or not at all. A second call
-adds new plates; plates that have changed need --replace.
+read are an error, or left out with --on-bad-image skip. --z and --time take a number as the names of files have it,
+or from 0 where one file holds several planes or time points. Whole plates (--splits) go to training, validation and
+test. The manifest is written whole, or not at all. A second call adds new plates; those that have changed need
+--replace.
 
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen model.d_out=null
 """
@@ -42,6 +44,7 @@ _OWN = {
     "time": "give --time with the number of one",
     "depths": "or give --depths scale",
     "sizes": "or give --sizes crop or --sizes pad",
+    "columns": "name columns with --set columns.<column>=…, and plates with --plate or --barcodes",
     "left_over": "or give --allow-left-over to leave it without labels",
 }
 """What advice means here and not in the other tools."""

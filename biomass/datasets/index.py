@@ -141,8 +141,9 @@ def index_folder(
         channels: what to call channels; an empty text leaves one out. Others keep their names.
         plate: the name of the plate, where names do not tell it.
         places: beginning of a path in a table → the folder that stands for it here.
-        z: what to make of several focal planes: one of :data:`PROJECTIONS`, or the number of one.
-        time: the number of the time point to take, where there are several.
+        z: what to make of several focal planes: one of :data:`.PROJECTIONS`, or the number of one: as the names of
+            files have it where planes are files, from 0 within files.
+        time: the number of the time point to take, where there are several, likewise.
 
     Raises:
         ConfigError: the layout cannot be found out, or a setting does not fit the images.
@@ -346,13 +347,12 @@ def _rename_channels(files: pd.DataFrame, channels: Mapping[str, str]) -> tuple[
 
 
 def _choose_time(files: pd.DataFrame, time: int | None, notes: list[str]) -> tuple[pd.DataFrame, int | None]:
-    """The files of one time point; and which one to take within files (from 0)."""
-    inside = None if time is None else max(time - 1, 0)
+    """The files of one time point; and which one to take within files."""
     if "time" not in files:
-        return files, inside
+        return files, time
     there = _in_order(files["time"])
     if len(there) == 1:
-        return files.drop(columns="time"), inside
+        return files.drop(columns="time"), time
     if time is None:
         raise ConfigError(f"the images are of {len(there)} time points ({_some(there)}): choose one", "time")
     if str(time) not in there:
@@ -363,15 +363,14 @@ def _choose_time(files: pd.DataFrame, time: int | None, notes: list[str]) -> tup
 
 
 def _choose_plane(files: pd.DataFrame, z: str | int | None, notes: list[str]) -> tuple[pd.DataFrame, str | int | None]:
-    """The files of one plane, or of all of them; and what to make of planes (from 0)."""
+    """The files of one plane, or of all of them; and what to make of planes."""
     if isinstance(z, str) and z not in PROJECTIONS:
         raise ConfigError(f"planes '{z}' are unknown; choose {', '.join(PROJECTIONS)}, or the number of one", "z")
-    inside = max(z - 1, 0) if isinstance(z, int) else z
     if "z" not in files:
-        return files, inside
+        return files, z
     there = _in_order(files["z"])
     if len(there) == 1:
-        return files.drop(columns="z"), inside
+        return files.drop(columns="z"), z
     if z is None:
         raise ConfigError(f"the images are of {len(there)} focal planes ({_some(there)}): choose what to take", "z")
     if isinstance(z, str):
@@ -570,8 +569,8 @@ def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
     since = clock.time() - changed / 1e9
     if 0 <= since < _RECENT:
         return (
-            f"image '{path}' cannot be read ({problem}); it changed {since:.0f} s ago, and may still be written: wait "
-            "until the plate is complete, and index again"
+            f"image '{path}' cannot be read ({problem}), and changed {since:.0f} s ago: wait until the plate is "
+            "complete, and index again"
         )
     return f"image '{path}' cannot be read ({problem}): copy it again"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from tifffile import imwrite
+from tifffile import imread, imwrite
 
 from biomass.commands.index import main
 from biomass.datasets.manifest import load_manifest
@@ -115,6 +115,20 @@ def test_channels_are_renamed_and_left_out(made, tmp_path, capsys) -> None:
     assert "'w1', 'w2'" in (said := fails(lab, tmp_path / "b.parquet", "--channels", "w9=DNA")) or "w1" in said
 
 
+@pytest.mark.parametrize("layout", ["imagexpress", "phenix", "cellvoyager"])
+def test_planes_in_files_of_their_own_become_one_image(layout, made, tmp_path) -> None:
+    lab = made(layout, planes=3)
+    for z in ("max", "focus", "middle"):
+        table = index(lab, tmp_path / f"{z}.parquet", "--z", z)
+    screen = {z: load_manifest(f"{z}.parquet", root_dir=tmp_path).read(np.arange(3)) for z in ("max", "middle")}
+    np.testing.assert_array_equal(screen["middle"], lab.screen.read(np.arange(3)))
+    files = table[[column for column in table if column.startswith("image_")]].iloc[0]
+    highest = [np.max([imread(lab.images / path) for path in planes], axis=0) for planes in files]
+    np.testing.assert_array_equal(screen["max"][0], highest)
+    focus = load_manifest("focus.parquet", root_dir=tmp_path).read(np.arange(3))
+    assert (focus == screen["middle"]).all(axis=(2, 3)).mean() > 0.9
+
+
 def test_planes_and_times_in_files_of_their_own(made, tmp_path) -> None:
     lab = made("cellvoyager", planes=3, times=2)
     assert "--z" in fails(lab, tmp_path / "a.parquet", "--time", "1")
@@ -147,6 +161,23 @@ def test_further_columns_of_map_and_pattern_are_kept(made, tmp_path) -> None:
     lab = made("deepprofiler")
     table = index(lab, tmp_path / "b.parquet", "--pattern", "{folder}/{plate}/{well}_{site}_{channel}.png")
     assert set(table["folder"]) == {"images"}
+
+
+def test_stacks_and_several_depths_and_sizes_within_files(tmp_path) -> None:
+    lab = LabFolder(tmp_path / "screen", tmp_path / "screen" / "none.csv", None)
+    stack = np.arange(5 * 64, dtype=np.uint16).reshape(5, 8, 8)
+    for plate, image in (("P1", stack), ("P2", (stack // 2).astype(np.uint8)), ("P3", stack[:, :6, :6])):
+        (lab.images / plate).mkdir(parents=True)
+        imwrite(lab.images / plate / "A01.tif", image, imagej=True, metadata={"axes": "ZYX"})
+    pattern = ("--pattern", "{plate}/{well}.tif")
+    assert "--z max" in fails(lab, tmp_path / "m.parquet", *pattern)
+    assert "P2" in (said := fails(lab, tmp_path / "m.parquet", *pattern, "--z", "max"))
+    assert "--depths scale" in said
+    assert "P3" in (said := fails(lab, tmp_path / "m.parquet", *pattern, "--z", "max", "--depths", "scale"))
+    assert "--sizes crop" in said
+    index(lab, tmp_path / "m.parquet", *pattern, "--z", "1", "--depths", "scale", "--sizes", "crop")
+    read = load_manifest("m.parquet", root_dir=tmp_path).read(np.arange(3))
+    np.testing.assert_array_equal(read[2, 0], stack[1, :6, :6])
 
 
 # --- a manifest that grows --------------------------------------------------------------------------------------------
@@ -322,7 +353,7 @@ def test_an_empty_a_cut_and_a_foreign_file(content, word, lab, tmp_path, capsys)
 def test_a_file_that_is_still_being_written(lab, tmp_path) -> None:
     file = some_file(lab, "*24382/*/*_C05_s1_w2*")
     file.write_bytes(file.read_bytes()[:3000])
-    assert "may still be written" in fails(lab, tmp_path / "m.parquet")
+    assert "wait until the plate is complete" in fails(lab, tmp_path / "m.parquet")
 
 
 def test_wells_without_a_partner_on_either_side(lab, tmp_path, capsys) -> None:
