@@ -340,11 +340,8 @@ def _read_parts(path: Path) -> list[_Part]:
             table = None if matrices else read_table(path, "plate map", sheet=cells.sheet)
             parts.append(_Part(path, cells.sheet if several else "", table, matrices, True))
         return parts
-    drawn, separator = max(
-        ((find_matrices(cells.rows), cells.separator) for cells in ways),
-        key=lambda way: _drawn(way[0]),
-        default=([], ""),
-    )
+    found = [(find_matrices(cells.rows), cells.separator) for cells in ways]
+    drawn, separator = max(found, key=lambda way: sum(len(one.wells) for one in way[0]), default=([], ""))
     table = None if drawn else read_table(path, "plate map")
     return [_Part(path, "", table, drawn, separator != "," if table is None else table.commas)]
 
