@@ -78,7 +78,7 @@ def make_splits(table: pd.DataFrame, by: str = "plate", shares: Mapping[str, flo
         raise ConfigError(f"the shares of the splits are {dict(shares)}: each must be greater than 0", "splits")
     columns = list(BY[by])
     group = table.groupby(columns, sort=True).ngroup().to_numpy()
-    names = _names(table[columns].drop_duplicates().sort_values(columns))
+    names = _names(table[columns].drop_duplicates().sort_values(columns), table)
     if len(names) < 2:
         raise ConfigError(
             f"there is one {by}, {_list(names)}, and none is divided, as its images are too much alike to test each "
@@ -133,7 +133,7 @@ def check_splits(table: pd.DataFrame) -> list[str]:
     for name in splits:
         rows = table[table["split"] == name]
         own = rows[list(PLATE)].drop_duplicates()
-        shared = _names(own[[key in plates for key in own.itertuples(index=False, name=None)]])
+        shared = _names(own[[key in plates for key in own.itertuples(index=False, name=None)]], table)
         if shared:
             notes.append(
                 f"train and {name} share {_count(len(shared), 'plate')} ({_list(shared)}): what is measured on "
@@ -148,9 +148,9 @@ def check_splits(table: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _names(keys: pd.DataFrame) -> list[str]:
-    """What plates or experiments are called; with the experiment where there are several."""
-    if keys.shape[1] > 1 and len(set(keys.iloc[:, 0])) == 1:
+def _names(keys: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """What plates or experiments of a table are called; plates with their experiment where there are several."""
+    if keys.shape[1] > 1 and len(set(table[PLATE[0]])) == 1:
         keys = keys.iloc[:, 1:]
     return ["/".join(filter(None, map(str, key))) for key in keys.itertuples(index=False, name=None)]
 

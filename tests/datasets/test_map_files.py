@@ -155,7 +155,7 @@ def test_a_file_a_plate(tmp_path: Path) -> None:
 
 def test_barcodes_say_which_map_a_plate_has(tmp_path: Path) -> None:
     (tmp_path / "barcode_platemap.csv").write_text(
-        "Assay_Plate_Barcode,Plate_Map_Name,Batch\nB1,M1,W1\nB2,M2,W1\nB3,M1,W2\nB4,M9,W2\n"
+        "Assay_Plate_Barcode,Plate_Map_Name,Batch\nB1,M1,W1\nB2,M2.txt,W1\nB3,M1,W2\nB4,M9,W2\n"
     )
     (tmp_path / "platemap").mkdir()
     for name in ("M1", "M2"):
@@ -204,6 +204,23 @@ def test_an_empty_sample_is_no_control_unless_someone_says_so(tmp_path: Path) ->
     told = read_plate_maps(tmp_path / "map.csv", plates=["P1"], control={"negative": [""]})
     assert table(told, "treatment", "control") == [("B1", ""), ("DMSO", "negative")]
     assert "'DMSO'" in told.columns["control"]
+
+
+def test_what_a_compound_does_may_depend_on_its_dose(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("well,compound,concentration\nA1,x,0.003\nA2,x,3\nA3,DMSO,0\n")
+    (tmp_path / "moa.csv").write_text("compound,concentration,moa\nx,3e-3,m\nx,3.0,n\nDMSO,0.0,DMSO\n")
+    maps = read_plate_maps(tmp_path, plates=["P1"])
+    assert maps.table["label"].tolist() == ["m", "n", "DMSO"]
+
+
+def test_decimal_commas_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("well;compound;dose\nA1;x;0,5\nA2;x;1,0\nA3;DMSO;\n")
+    maps = read_plate_maps(tmp_path / "map.csv", plates=["P1"])
+    assert maps.table["treatment"].tolist() == ["x 0.5", "x 1", "DMSO"]
+    assert maps.table["dose"].tolist()[:2] == [0.5, 1]
+    (tmp_path / "map.csv").write_text("compound\n;1;2\nA;x;y\nB;z;DMSO\n\ndose\n;1;2\nA;0,5;1,5\nB;2;\n")
+    maps = read_plate_maps(tmp_path / "map.csv", plates=["P1"])
+    assert maps.table["treatment"].tolist() == ["x 0.5", "y 1.5", "z 2", "DMSO"]
 
 
 @pytest.mark.parametrize("wells", ["A1 b2", "A01 B02", "a01 B2", "r01c01 R2C2"])
@@ -309,6 +326,16 @@ def test_names_that_do_not_meet_are_said() -> None:
 
 
 # --- as they were published -------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_bbbc021(real_data: Path) -> None:
+    """A row an image, and mechanisms by compound and concentration; columns are called otherwise in each."""
+    files = [real_data / "bbbc021_profiles" / f"BBBC021_v1_{name}" for name in ("image.csv.gz", "moa.csv")]
+    maps = read_plate_maps(files, plates=["Week2_24381"])
+    moa = maps.table[maps.table["moa"] != ""]
+    assert len(maps.table) == 3300
+    assert moa.loc[moa["control"] == "", ["Compound", "Concentration"]].drop_duplicates().shape[0] == 103
+    assert moa["label"].nunique() == 13  # twelve mechanisms, and DMSO
 
 
 def test_published_maps_metadata_and_barcodes(real_data: Path) -> None:
