@@ -2,14 +2,16 @@
 
 import gzip
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from workbooks import write_workbook
 
 from biomass.errors import DataError
-from biomass.table_files import read_table
+from biomass.table_files import read_cells, read_table
 
 PLAIN = "path,plate,dose,note\na.png,0012,0.5,x\nb.png,13,1e-3,NA\n"
 RECORDS = [
@@ -250,3 +252,45 @@ def test_a_column_with_a_name_that_looks_like_a_number_stays_text(tmp_path, name
     table = read_table(tmp_path / "a.csv", "table").frame(numbers=["batch", "dose"])
     assert table["batch"].tolist() == [name, "100000", "16"]
     assert table["dose"].tolist() == [1e-3, 250.0, 7.0]
+
+
+# --- workbooks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sheet_is_read_as_the_text_that_would_be_saved_from_it(tmp_path: Path) -> None:
+    header = ["path", "plate", "dose", "note"]
+    rows = [["Plate report"], [], header, ["a.png", "0012", 0.5, "x"], ["b.png", 13, 1e-3, "NA"]]
+    table = read_table(write_workbook(tmp_path / "t.csv", {"Data": rows, "Empty": [[None]]}))  # whatever it is called
+    frame = table.frame(numbers=["dose"])
+    assert frame["plate"].tolist() == ["0012", "13"]
+    assert frame["dose"].tolist() == [0.5, 0.001]
+    assert table.place(1) == "row 5 of 't.csv'"
+    with pytest.raises(DataError, match="no column 'moa'; it has: path, plate, dose, note"):
+        read_table(tmp_path / "t.csv", columns=["moa"])
+
+
+def test_of_several_sheets_one_has_to_be_named(tmp_path: Path) -> None:
+    file = write_workbook(tmp_path / "t.xlsx", {"P1": [["a", "b"], [1, 2]], "P2": [["a", "b"], [3, 4]]})
+    with pytest.raises(DataError, match=r"2 sheets \(P1, P2\)"):
+        read_table(file)
+    assert read_table(file, sheet="P2").frame()["b"].tolist() == ["4"]
+    assert read_table(file, sheet="P2").place(0) == "row 2 of sheet 'P2' of 't.xlsx'"
+    with pytest.raises(DataError, match="no sheet 'P3'"):
+        read_table(file, sheet="P3")
+    assert [cells.rows for cells in read_cells(file)] == [[["a", "b"], ["1", "2"]], [["a", "b"], ["3", "4"]]]
+
+
+def test_numbers_that_lost_digits_in_excel_are_refused(tmp_path: Path) -> None:
+    file = write_workbook(tmp_path / "t.xlsx", {"S": [["plate", "x"], [12345678901234567890, 1]]})
+    with pytest.raises(DataError, match="cannot hold all its digits"):
+        read_table(file)
+
+
+def test_an_archive_is_no_workbook(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:
+        archive.writestr("a.txt", "x")
+    with pytest.raises(DataError, match="cannot be read as one") as caught:
+        read_table(tmp_path / "t.xlsx")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="no sheet has a value"):
+        read_table(write_workbook(tmp_path / "t.xlsx", {"S": [[None, " "]]}))

@@ -10,8 +10,10 @@ anything within a name, ** also for folders; {site:[a-d]} says what a part may b
 
 What was found is one table, printed and written beside the manifest as <name>.report.txt: fields, wells and channels
 of every plate; what is missing, doubled, unreadable, or not on the plate map; what was left out. Fields that cannot be
-read are an error, or left out with --on-bad-image skip. The manifest is written whole, or not at all. A second call
-adds new plates; plates that have changed need --replace.
+read are an error, or left out with --on-bad-image skip. --z and --time take a number as the names of files have it,
+or from 0 where one file holds several planes or time points. Whole plates (--splits) go to training, validation and
+test. The manifest is written whole, or not at all. A second call adds new plates; those that have changed need
+--replace.
 
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen model.d_out=null
 """
@@ -23,13 +25,15 @@ from pathlib import Path
 import pandas as pd
 
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.datasets.index import PROJECTIONS, Index, index_folder
+from biomass.datasets.index import Index, index_folder, try_reading
 from biomass.datasets.indexed import Mapped, find_map, join_map, report, write_manifest
 from biomass.datasets.layout_tables import TABLES
 from biomass.datasets.layouts import PRESETS
+from biomass.datasets.splits import BY
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.design import plate_format
 from biomass.evaluation.page import draw_plate
+from biomass.pixels.planes import DEPTHS, PROJECTIONS, SIZES
 
 PLACE = 10
 
@@ -40,6 +44,7 @@ _OWN = {
     "time": "give --time with the number of one",
     "depths": "or give --depths scale",
     "sizes": "or give --sizes crop or --sizes pad",
+    "columns": "name columns with --set columns.<column>=…, and plates with --plate or --barcodes",
     "left_over": "or give --allow-left-over to leave it without labels",
 }
 """What advice means here and not in the other tools."""
@@ -61,11 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--place", action="append", default=[], metavar="PATH=FOLDER", help="such as s3://bucket=/data")
     parser.add_argument("--z", help=f"of several focal planes: {', '.join(PROJECTIONS)}, or the number of one")
     parser.add_argument("--time", type=int, help="of several time points: the number of one")
-    parser.add_argument("--depths", choices=("error", "scale"), default="error", help="images of several bit depths")
-    parser.add_argument("--sizes", choices=("error", "crop", "pad"), default="error", help="images of several sizes")
+    parser.add_argument("--depths", choices=DEPTHS, default="error", help="images of several bit depths")
+    parser.add_argument("--sizes", choices=SIZES, default="error", help="images of several sizes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the plate map")
     parser.add_argument("--allow-left-over", action="store_true", help="plates may be missing on the plate map")
     parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip: leave the field out")
+    parser.add_argument("--splits", choices=(*BY, "none"), help="divide into training, validation and test by these")
     parser.add_argument("--replace", action="store_true", help="index plates again that are in the manifest")
     args = parser.parse(arguments, needs_out=True)
     skip = args.on_bad_image == "skip"
@@ -104,16 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep = ~index.bad
         if not keep.any():
             raise DataError(f"no field of '{args.folder}' can be read, the first: {index.faults[0].message}")
-        fields = mapped.fields[keep].reset_index(drop=True)
+        fields, good = mapped.fields[keep].reset_index(drop=True), index.without_bad()
+        try_reading(good, args.depths, args.sizes)
         written = write_manifest(
             out,
-            index.without_bad(),
+            good,
             fields,
             depths=args.depths,
             sizes=args.sizes,
             replace=args.replace,
-            page=page + "\n",
+            splits=args.splits,
+            page=page,
         )
+        print("\n".join(f"note: {one}" for one in written.notes))
         for what, plates in (("added", written.new), ("replaced", written.replaced), ("there already", written.kept)):
             if plates:
                 print(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")
@@ -150,7 +159,7 @@ def render(index: Index, mapped: Mapped) -> list[str]:
     lines += [f"{fault.kind}: {fault.message}" for fault in index.faults]
     lines += [f"sites lacking on plate {plate[1]}: {n}, the first: {one}" for plate, (n, one) in index.uneven.items()]
     lines += [f"unmatched: {one}" for one in mapped.left.lines()]
-    lines += [f"left out: {one.files} {one.why}, such as '{one.example}'" for one in index.left]
+    lines += [f"left out: {one.why}: {one.files}, such as '{one.example}'" for one in index.left]
     return [*lines, "", *_drawing(mapped)]
 
 

@@ -6,6 +6,7 @@ Which file is which channel of which site is told by the names of files or by a 
 
 import os
 import time as clock
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from biomass.datasets.lab_files import IMAGES, Left, find_files, left_out
 from biomass.datasets.layout_tables import HARMONY, TABLES, find_folders, find_tables, read_harmony, read_tables
@@ -31,14 +33,13 @@ from biomass.datasets.layouts import (
 from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean, one_line
 from biomass.identifiers import normal
 from biomass.pixels.files import open_files
-
-PROJECTIONS = ("max", "focus", "middle")
-"""What to make of several focal planes."""
+from biomass.pixels.planes import PROJECTIONS, Reading
 
 _FIELD = ("experiment", "plate", "well", "site")
 _MOST = 0.5  # share of files of one size by which images are not compressed, and of wells with a site
 _SMALL = 0.5  # of the median: a compressed file below it is looked at
 _OPENED = 400  # files that are opened at most because of their size
+_TRIED = 200  # plates of which a field is read
 _RECENT = 600  # seconds: a file that changed since may still be written
 _SHOWN = 3
 
@@ -140,8 +141,9 @@ def index_folder(
         channels: what to call channels; an empty text leaves one out. Others keep their names.
         plate: the name of the plate, where names do not tell it.
         places: beginning of a path in a table → the folder that stands for it here.
-        z: what to make of several focal planes: one of :data:`PROJECTIONS`, or the number of one.
-        time: the number of the time point to take, where there are several.
+        z: what to make of several focal planes: one of :data:`.PROJECTIONS`, or the number of one: as the names of
+            files have it where planes are files, from 0 within files.
+        time: the number of the time point to take, where there are several, likewise.
 
     Raises:
         ConfigError: the layout cannot be found out, or a setting does not fit the images.
@@ -206,7 +208,7 @@ def _find_layout(
         if layout not in there:
             raise DataError(f"no table of layout {layout} in '{root}': name the folder that holds it", "pattern")
         return None, layout, there[layout]
-    if not tables and not len(images):
+    if not there and not len(images):
         raise DataError(f"no image in '{root}'{_instead(root)}: an image ends in {', '.join(IMAGES)}")
     names = fitting(images.tolist(), above) if not tables else []
     fit = [*(one.name for one in names), *there]
@@ -260,11 +262,12 @@ def _from_tables(
     files, notes = listed.files, list(listed.notes)
     empty = (files["name"] == "").to_numpy()
     beside = [(root / one).parent for one in tables]
-    folders, more = find_folders(list(files["folder"][~empty].unique()), root, list(dict.fromkeys(beside)), places)
+    inside = {str(one): own.tolist() for one, own in files[~empty].groupby("folder", sort=False)["name"]}
+    folders, more = find_folders(inside, root, list(dict.fromkeys(beside)), places)
     stamps = {one: _stamps(place) for one, place in folders.items()}
     here = {one: _relative(place, root) for one, place in folders.items()}
     rows = [
-        (f"{here[folder]}{name}", *stamps[folder].get(name, (-1, -1))) if name else ("", -1, -1)
+        _stamped(here[folder], name, stamps[folder]) if name else ("", -1, -1)
         for folder, name in zip(files["folder"], files["name"], strict=True)
     ]
     found = pd.DataFrame(rows, columns=["path", "size", "changed"])
@@ -275,10 +278,21 @@ def _from_tables(
     return files, notes + more + [f"read {len(tables)} table{'s' * (len(tables) != 1)}, such as '{tables[0]}'"], left
 
 
-def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of the files of one folder, by their names."""
+def _stamps(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Name, size and time of the files of one folder, by their names, and by these without case and composed."""
     with os.scandir(folder) as entries:
-        return {one.name: (one.stat().st_size, one.stat().st_mtime_ns) for one in entries if one.is_file()}
+        there = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in entries if one.is_file()]
+    return {_caseless(one[0]): one for one in there} | {one[0]: one for one in there}
+
+
+def _stamped(place: str, name: str, there: Mapping[str, tuple[str, int, int]]) -> tuple[str, int, int]:
+    """Path, size and time of a file that a table lists."""
+    found, size, changed = there.get(name) or there.get(_caseless(name)) or (name, -1, -1)
+    return f"{place}{found}", size, changed
+
+
+def _caseless(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _relative(place: Path, root: Path) -> str:
@@ -333,13 +347,12 @@ def _rename_channels(files: pd.DataFrame, channels: Mapping[str, str]) -> tuple[
 
 
 def _choose_time(files: pd.DataFrame, time: int | None, notes: list[str]) -> tuple[pd.DataFrame, int | None]:
-    """The files of one time point; and which one to take within files (from 0)."""
-    inside = None if time is None else max(time - 1, 0)
+    """The files of one time point; and which one to take within files."""
     if "time" not in files:
-        return files, inside
+        return files, time
     there = _in_order(files["time"])
     if len(there) == 1:
-        return files.drop(columns="time"), inside
+        return files.drop(columns="time"), time
     if time is None:
         raise ConfigError(f"the images are of {len(there)} time points ({_some(there)}): choose one", "time")
     if str(time) not in there:
@@ -350,15 +363,14 @@ def _choose_time(files: pd.DataFrame, time: int | None, notes: list[str]) -> tup
 
 
 def _choose_plane(files: pd.DataFrame, z: str | int | None, notes: list[str]) -> tuple[pd.DataFrame, str | int | None]:
-    """The files of one plane, or of all of them; and what to make of planes (from 0)."""
+    """The files of one plane, or of all of them; and what to make of planes."""
     if isinstance(z, str) and z not in PROJECTIONS:
         raise ConfigError(f"planes '{z}' are unknown; choose {', '.join(PROJECTIONS)}, or the number of one", "z")
-    inside = max(z - 1, 0) if isinstance(z, int) else z
     if "z" not in files:
-        return files, inside
+        return files, z
     there = _in_order(files["z"])
     if len(there) == 1:
-        return files.drop(columns="z"), inside
+        return files.drop(columns="z"), z
     if z is None:
         raise ConfigError(f"the images are of {len(there)} focal planes ({_some(there)}): choose what to take", "z")
     if isinstance(z, str):
@@ -532,11 +544,9 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
         usual = values[counts.argmax()]
         small = size[mine] < (usual if counts.max() >= _MOST * len(mine) else _SMALL * np.median(size[mine]))
         look[mine[small][:_OPENED]] = True
-    plates = _ranked(table.fields["experiment"] + "\0" + table.fields["plate"])
-    first = np.unique(plates, return_index=True)[1]
-    look |= np.isin(number, first) & (size > 0)
+    look |= np.isin(number, _first_of_plates(table.fields)) & (size > 0)
     bad: dict[int, str] = {}
-    for row in np.flatnonzero(look):
+    for row in tqdm(np.flatnonzero(look), "Opening some images", disable=None):
         why = _why_unreadable(table.folder, str(files["path"][row]), int(size[row]), int(files["changed"][row]))
         if why:
             bad[int(row)] = why
@@ -552,36 +562,60 @@ def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
     if not problem:
         try:
             open_files(folder, [[path]])
-        except BiomassError as error:
+        except BiomassError as error:  # what is laid out otherwise than others is another matter, see try_reading
             problem = one_line(error).partition(" cannot be read ")[2].rpartition("): ")[0].lstrip("(")
-            if not problem:
-                return "" if "axes" in str(error.advice) else one_line(error)
     if not problem:
         return ""
     since = clock.time() - changed / 1e9
     if 0 <= since < _RECENT:
         return (
-            f"image '{path}' cannot be read ({problem}); it changed {since:.0f} s ago, and may still be written: wait "
-            "until the plate is complete, and index again"
+            f"image '{path}' cannot be read ({problem}), and changed {since:.0f} s ago: wait until the plate is "
+            "complete, and index again"
         )
     return f"image '{path}' cannot be read ({problem}): copy it again"
+
+
+def _first_of_plates(fields: pd.DataFrame) -> np.ndarray:
+    """The first field of every plate; of very many plates, of the first of them."""
+    first = np.unique(_ranked(fields["experiment"] + "\0" + fields["plate"]), return_index=True)[1]
+    return np.asarray(np.sort(first)[:_TRIED])
+
+
+def try_reading(index: Index, depths: str, sizes: str) -> None:
+    """Read one field of every plate as a screen will, before a training finds out that it cannot.
+
+    Args:
+        index: without fields that are known to be bad.
+        depths: what to do about images of several bit depths, see :class:`.Reading`.
+        sizes: what to do about images of several sizes, likewise.
+
+    Raises:
+        ConfigError: images have several planes or time points, and nothing says which to read.
+        BadImageError: one cannot be read, or is of another depth or size than others.
+    """
+    some = _first_of_plates(index.fields)
+    columns = [[column[row] for row in some] for column in index.images.values()]
+    channels = None if list(index.images) == [""] else list(index.images)
+    reading = Reading(index.z, index.time, depths, sizes)
+    open_files(index.folder, columns, channels, reading=reading).read(np.arange(len(some)))
 
 
 def _uneven(fields: pd.DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
     """Sites that most wells of a plate have and some lack: plate → how many, and the first."""
     found = {}
-    for plate, own in fields[[*_FIELD]].drop_duplicates().groupby(["experiment", "plate"], sort=False):
-        counts = own.groupby("site")["well"].nunique()
+    for _, own in fields[[*_FIELD]].drop_duplicates().groupby(["experiment", "plate"], sort=False):
+        counts: pd.Series[int] = own.groupby("site")["well"].nunique()
         wells = own["well"].unique()
         usual = counts.index[counts.to_numpy() >= _MOST * len(wells)]
         have = pd.MultiIndex.from_frame(own[["well", "site"]])
         lack = pd.MultiIndex.from_product([wells, usual]).difference(have)
-        for well, site in lack[:1]:
-            found[str(plate[0]), str(plate[1])] = (len(lack), f"well {well}, site {site}")
+        if len(lack):
+            experiment, plate = own.iloc[0][["experiment", "plate"]]
+            found[experiment, plate] = (len(lack), "well {}, site {}".format(*lack.tolist()[0]))
     return found
 
 
 def _called(fields: pd.DataFrame, row: int) -> str:
     one = fields.iloc[int(row)]
-    more = [f"{column} {one[column]}" for column in fields if column not in _FIELD]
+    more = [f"{column} {one[column]}" for column in map(str, fields) if column not in _FIELD]
     return ", ".join([f"well {one['well']}", f"site {one['site']}", *more, f"plate '{one['plate']}'"])

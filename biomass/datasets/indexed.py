@@ -1,8 +1,7 @@
 """The manifest of an indexed folder: joined with its plate map, written whole, and extended by further plates.
 
-A manifest of this kind says itself how its images are read: the metadata of its Parquet schema hold, under
-:data:`IMAGES`, which columns are channels, where the paths begin, and what to make of planes, time points, depths and
-sizes; and under :data:`PLATES`, what tells whether the files of a plate have changed since.
+A manifest of this kind says itself how its images are read, see :data:`.IMAGES_KEY`, and what its files were, see
+:data:`PLATES`.
 """
 
 import hashlib
@@ -15,19 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from biomass.atomic import whole_files
 from biomass.datasets.index import Index
 from biomass.datasets.join_maps import Unmatched, join_plate_map
+from biomass.datasets.manifest import IMAGES_KEY
 from biomass.datasets.plate_map import read_plate_maps
+from biomass.datasets.splits import default_split, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import normal
 from biomass.screen import PLATE
 from biomass.table_files import read_table
 
-IMAGES, PLATES = b"biomass.images", b"biomass.plates"
-"""Where the schema of a manifest says how its images are read, and which files they were."""
+PLATES = b"biomass.plates"
+"""Where the schema of a manifest says what tells whether the files of a plate have changed since."""
 
 _RXRX3 = ("EMPTY_control", "CRISPR_control")  # negative controls of RxRx3, among its treatments
 _RXRX3_COLUMNS = {"well": "address", "experiment": "experiment_name", "treatment": "treatment"}
@@ -57,12 +59,14 @@ class Written(NamedTuple):
         new: plates that were added.
         replaced: plates that were indexed again.
         kept: plates that were there already, and have not changed.
+        notes: how plates were divided, a sentence each.
     """
 
     rows: int
     new: list[str]
     replaced: list[str]
     kept: list[str]
+    notes: list[str]
 
 
 def find_map(folder: Path, layout: str) -> Path | None:
@@ -104,7 +108,7 @@ def join_map(
     taken: dict[str, str] = {}
     if path is None:
         notes.append("without a plate map nothing is known of the wells")
-        fields = fields.assign(treatment="", label="", control="")
+        fields = fields.assign(**{one: "" for one in ("treatment", "label", "control") if one not in fields})
         left = Unmatched(fields[:0], fields[:0], [], [], [])
     else:
         if index.layout == "rxrx3" and columns is None and control is None:
@@ -204,6 +208,7 @@ def write_manifest(
     depths: str = "error",
     sizes: str = "error",
     replace: bool = False,
+    splits: str | None = None,
     page: str = "",
 ) -> Written:
     """Write the manifest of an index, or add its plates to one that is there.
@@ -215,6 +220,8 @@ def write_manifest(
         depths: what to do about images of several bit depths, ``error`` or ``scale``.
         sizes: what to do about images of several sizes, ``error``, ``crop`` or ``pad``.
         replace: put plates that have changed in place of those that are there.
+        splits: divide the screen by ``plate`` or ``experiment``, see :func:`.make_splits`; ``none``: not at all. If
+            left out, a new manifest is divided by what there is enough of, and one that grows stays as it is.
         page: the report.
 
     Raises:
@@ -227,15 +234,38 @@ def write_manifest(
     table = _table(index, fields, about, out)
     if old is None:
         new = list(dict.fromkeys(fields[list(PLATE)].itertuples(index=False, name=None)))
-        written = Written(len(fields), _plain(new), [], [])
+        written = Written(len(fields), _plain(new), [], [], [])
     else:
         table, about, stamps, written = _grow(out, old, table, about, stamps, replace)
-    schema = {IMAGES: json.dumps(about).encode(), PLATES: json.dumps(stamps).encode()}
+    table, notes = _divide(table, splits, old is not None)
+    schema = {IMAGES_KEY: json.dumps(about).encode(), PLATES: json.dumps(stamps).encode()}
     arrow = table.replace_schema_metadata(schema)
     buffer = pa.BufferOutputStream()
     pyarrow.parquet.write_table(arrow, buffer)
+    page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
     whole_files({out: buffer.getvalue().to_pybytes(), out.with_suffix(".report.txt"): page.encode()}, "manifest")
-    return written
+    return written._replace(notes=notes)
+
+
+def _divide(table: Any, splits: str | None, grown: bool) -> tuple[Any, list[str]]:
+    """The table with a column ``split``, and what was done."""
+    frame = table.select([*PLATE, "label"]).to_pandas()
+    there = "split" in table.column_names and pc.any(pc.not_equal(table["split"], "")).as_py()
+    if splits == "none" or (there and splits is None):
+        lacks = pc.equal(table["split"], "") if there else None
+        plates = frame[list(PLATE)][lacks.to_numpy()].drop_duplicates() if lacks is not None else frame[:0]
+        more = ": to divide all plates again, say by what" if grown else ""
+        return table, [f"{len(plates)} of the plates are in no split{more}"] if len(plates) else []
+    by = splits or default_split(frame)
+    if by is None:
+        return table, ["there are too few plates for a training, a validation and a test: no split is written"]
+    made = make_splits(frame, by)
+    column = pa.array(made.split.tolist(), pa.string())
+    if "split" in table.column_names:
+        table = table.set_column(table.column_names.index("split"), "split", column)
+    else:
+        table = table.append_column("split", column)
+    return table, made.notes
 
 
 def _plain(plates: Sequence[tuple[str, ...]]) -> list[str]:
@@ -250,7 +280,7 @@ def _read_old(out: Path) -> tuple[Any, dict[str, Any], dict[str, str]] | None:
         table = pyarrow.parquet.read_table(out)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"'{out}' is there, and is no Parquet file: choose another place, or remove it") from error
-    about = (table.schema.metadata or {}).get(IMAGES)
+    about = (table.schema.metadata or {}).get(IMAGES_KEY)
     if about is None:
         raise DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
     return table, json.loads(about), json.loads((table.schema.metadata or {}).get(PLATES, b"{}"))
@@ -331,7 +361,13 @@ def _grow(
     if said["image_dir"] != about["image_dir"]:
         table = _from_elsewhere(out, table, about, said["image_dir"])
     common = [plate for plate in plates if plate in there]
-    changed = [plate for plate in common if _differs(before, table, keys, plate, known, stamps)]
+    rows = [pd.Series(range(len(own))).groupby(pd.Index(own, tupleize_cols=False)).indices for own in keys]
+    changed = [
+        plate
+        for plate in common
+        if known.get("\n".join(plate)) != stamps["\n".join(plate)]
+        or _differs(before.take(rows[0][plate]), table.take(rows[1][plate]))
+    ]
     if changed and not replace:
         raise DataError(
             f"plate '{_plain(changed)[0]}' is in '{out}' already, and its images or its plate map have changed since"
@@ -348,23 +384,28 @@ def _grow(
         types[one.name] = one.type if same else pa.string()  # numbers on one map, and names on another
     parts = [_with_columns(part, types) for part in (before.filter(keep), table.filter(add))]
     merged = pa.concat_tables(parts)
+    if again and "split" in before.column_names:
+        merged = _keep_splits(merged, before)
     new = [plate for plate in plates if plate not in there]
     kept = [plate for plate in common if plate not in again]
-    return merged, said, known | stamps, Written(len(merged), _plain(new), _plain(sorted(again)), _plain(kept))
+    return merged, said, known | stamps, Written(len(merged), _plain(new), _plain(sorted(again)), _plain(kept), [])
 
 
-def _differs(
-    before: Any, table: Any, keys: Sequence[Sequence[tuple[str, str]]], plate: tuple[str, str], known: Any, stamps: Any
-) -> bool:
-    """Whether a plate of the manifest is another one now: its files, or what is in its wells."""
-    name = "\n".join(plate)
-    if known.get(name) != stamps[name]:
-        return True
-    rows = [one.filter(pa.array([key == plate for key in own])) for one, own in zip((before, table), keys, strict=True)]
-    shared = [column for column in table.column_names if column in before.column_names and column != "split"]
-    return bool(set(table.column_names) - set(before.column_names)) or not rows[0].select(shared).cast(
-        rows[1].select(shared).schema
-    ).equals(rows[1].select(shared))
+def _keep_splits(merged: Any, before: Any) -> Any:
+    """Plates that were indexed again stay in their splits."""
+    columns = [*PLATE, "split"]
+    was = before.select(columns).to_pandas().drop_duplicates(list(PLATE))
+    now = merged.select(columns).to_pandas().merge(was, "left", list(PLATE), suffixes=("", "_was"))
+    split = now["split"].where(now["split"] != "", now["split_was"].fillna(""))
+    place = merged.column_names.index("split")
+    return merged.set_column(place, "split", pa.array(split.tolist(), pa.string()))
+
+
+def _differs(before: Any, now: Any) -> bool:
+    """Whether there is something else in the wells of a plate; in which split it is does not matter."""
+    shared = [column for column in now.column_names if column in before.column_names and column != "split"]
+    same_columns = set(now.column_names) <= set(before.column_names)
+    return not same_columns or before.select(shared).to_pylist() != now.select(shared).to_pylist()
 
 
 def _with_columns(table: Any, types: Mapping[str, Any]) -> Any:

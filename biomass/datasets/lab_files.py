@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from biomass.errors import DataError, one_line
 
@@ -61,9 +62,11 @@ def find_files(folder: str | Path) -> Found:
     rows: list[tuple[str, int, int]] = []
     hidden: list[str] = []
     waiting, listed = [""], set[tuple[int, int]]()
-    while waiting:
-        place = waiting.pop()
-        _list_one(folder, place, rows, hidden, waiting, listed)
+    with tqdm(desc=f"Listing {folder}", unit=" files", disable=None) as bar:
+        while waiting:
+            before = len(rows)
+            _list_one(folder, waiting.pop(), rows, hidden, waiting, listed)
+            bar.update(len(rows) - before)
     table = pd.DataFrame(rows, columns=["path", "size", "changed"]).sort_values("path", ignore_index=True)
     paths = table["path"].tolist()
     system = np.array([bool(_SYSTEM.search(path)) for path in paths], bool)

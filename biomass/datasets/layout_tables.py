@@ -8,7 +8,7 @@ beginning; as it is, absolute or below the table or the folder; or by its end, w
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ _METADATA = "Metadata_"
 _SITES = ("Metadata_Site", "Metadata_FieldID", "Metadata_Field")
 _EXPERIMENTS = ("Metadata_Batch", "Metadata_Experiment")
 _ROWS = ("Metadata_Row", "Metadata_Col")
+_UP = 8  # folders above a table below which images are looked for
 _REMOTE = re.compile(r"^([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _DRIVE = re.compile(r"^[A-Za-z]:(/|$)")
 
@@ -187,12 +188,12 @@ def _long(table: TableFile, frame: pd.DataFrame, paths: Mapping[str, "pd.Series[
 
 
 def find_folders(
-    listed: Sequence[str], folder: Path, beside: Sequence[Path], places: Mapping[str, str]
+    listed: Mapping[str, Collection[str]], folder: Path, beside: Sequence[Path], places: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[str]]:
     """Where the folders that tables name are here, see the module.
 
     Args:
-        listed: the folders as the tables have them.
+        listed: the folders as the tables have them, and the names of the files in each.
         folder: that is indexed.
         beside: the folders of the tables.
         places: beginning of a path → the folder that stands for it here.
@@ -205,11 +206,13 @@ def find_folders(
 
     >>> root = getfixture("tmp_path")
     >>> (root / "images" / "P1").mkdir(parents=True)
-    >>> found, notes = find_folders(["s3://bucket/x/images/P1"], root, [], {})
+    >>> _ = (root / "images" / "P1" / "a.tif").write_bytes(b"")
+    >>> found, notes = find_folders({"s3://bucket/x/images/P1": ["a.tif"]}, root, [], {})
     >>> found["s3://bucket/x/images/P1"] == root / "images/P1"
     True
     """
     roots = [*dict.fromkeys([*beside, folder, *(one.parent / "images" for one in beside), folder / "images"])]
+    above = [*dict.fromkeys([folder, *(up for one in beside for up in [one, *one.absolute().parents][:_UP])])]
     found: dict[str, Path] = {}
     ways: dict[tuple[str, str], None] = {}
     beginnings = sorted(((_plain(one), Path(to)) for one, to in places.items()), key=lambda pair: -len(pair[0]))
@@ -223,7 +226,7 @@ def find_folders(
         else:
             way = _as_it_is(one, roots)
             if way is None:
-                way = _by_its_end(one, roots)
+                way = _by_its_end(one, above, set(listed[one]))
                 if way is None:
                     raise DataError(_nowhere(one, folder), "place")
                 ways[_differ(one, way.as_posix())] = None
@@ -243,15 +246,15 @@ def _as_it_is(path: str, roots: Sequence[Path]) -> Path | None:
     return next((root / path for root in roots if (root / path).is_dir()), None)
 
 
-def _by_its_end(path: str, roots: Sequence[Path]) -> Path | None:
-    """The folder below one of the roots that has the longest end of a path."""
+def _by_its_end(path: str, roots: Sequence[Path], names: Collection[str]) -> Path | None:
+    """The folder below one of the roots that has the longest end of a path, and one of these files."""
     parts = [one for one in _DRIVE.sub("", _REMOTE.sub("", path)).split("/") if one not in ("", ".", "..")]
-    for start in range(len(parts)):
+    for start in range(len(parts) + 1):
         for root in roots:
             place = root.joinpath(*parts[start:])
-            if place.is_dir():
+            if place.is_dir() and any(one.name in names for one in place.iterdir()):
                 return place
-    return next((root for root in roots if parts and root.name == parts[-1]), None)
+    return None
 
 
 def _differ(one: str, other: str) -> tuple[str, str]:

@@ -6,11 +6,12 @@ A pattern is a path in which parts in braces stand for what differs from file to
 - ``plate``, ``experiment``, ``well``, ``row`` and ``column`` (in place of the well), ``site``, ``channel``, ``z`` and
   ``time`` are what they are called; any other name, such as ``{cell}``, becomes a column of the table, and tells two
   images apart.
-- ``*`` stands for anything within a name, ``**`` also for several folders.
+- ``*`` stands for anything within a name, ``**`` also for any number of folders.
 - A part ends where the next character of the pattern stands. Where that is not enough, a regular expression says what
   a part may be: ``{site:[a-d]}``.
 - Everything else stands for itself, whatever its case; ``/`` and ``\`` both separate folders. Folders above those of
-  the pattern do not matter, and the folder that is indexed may be the first of the pattern.
+  the pattern do not matter, and the folder that is indexed may be the first of the pattern; but a pattern with ``**``
+  describes the whole path below that folder.
 """
 
 import difflib
@@ -42,6 +43,7 @@ EXAMPLES = {"well": "A01", "row": "A", "column": "1", "site": "1", "channel": "1
 """What a part may look like."""
 
 _OTHER = r"[^/]+?"
+_TAKEN = ("path", "size", "changed")  # what is known of every file
 _TOKEN = re.compile(
     r"\{(?P<part>[^{}]*(?:\{[\d,]+\}[^{}]*)*)\}|(?P<deep>\*\*/?)|(?P<any>\*)|(?P<text>[^*{]+)|(?P<odd>\{)"
 )
@@ -60,6 +62,7 @@ class NamedFiles(NamedTuple):
         example: a path that fits.
         channel: what to call a channel by its number.
         preset: whether it is one.
+        whole: whether it describes whole paths below the folder, and not only their ends.
     """
 
     name: str
@@ -67,6 +70,7 @@ class NamedFiles(NamedTuple):
     example: str
     channel: Callable[[str], str]
     preset: bool = True
+    whole: bool = False
 
 
 def _numbered(before: str, digits: int = 0) -> Callable[[str], str]:
@@ -81,7 +85,7 @@ PRESETS: tuple[NamedFiles, ...] = (
     _preset(
         "imagexpress",
         r"(?P<plate>(?!TimePoint_\d+/|ZStep_\d+/)[^/]+)/(?:TimePoint_(?P<time>\d+)/)?(?:ZStep_(?P<z>\d+)/)?"
-        r"(?:[^/]*_)?(?P<well>[A-Z]{1,2}\d{2})(?=_[sw]\d)(?:_s(?P<site>\d+))?(?:_w(?P<channel>\d{1,2}?))?"
+        r"(?:[^/]*?_)??(?P<well>[A-Z]{1,2}\d{2})(?=_[sw]\d)(?:_s(?P<site>\d+))?(?:_w(?P<channel>\d{1,2}?))?"
         rf"(?:(?:{_GUID})?\.tiff?|{_GUID}\.png)",
         "P1/TimePoint_1/Screen_A01_s1_w1<GUID>.tif",
         _numbered("w"),
@@ -149,11 +153,12 @@ def compile_pattern(pattern: str) -> NamedFiles:
             pieces.append(_part(token["part"], seen, pattern))
     _check_parts(seen, pattern)
     try:
-        expression = re.compile(rf"(?:.*/)?{''.join(pieces)}", re.IGNORECASE | re.DOTALL)
+        whole = "**" in text
+        expression = re.compile(("" if whole else r"(?:.*/)?") + "".join(pieces), re.IGNORECASE | re.DOTALL)
     except re.error as error:
         raise ConfigError(f"pattern '{pattern}' is no valid expression ({error}): correct it", "pattern") from error
     example = _TOKEN.sub(lambda found: _example(found, seen), text)
-    return NamedFiles(pattern, expression, example, _numbered("w"), False)
+    return NamedFiles(pattern, expression, example, _numbered("w"), False, whole)
 
 
 def _part(inside: str, seen: list[str], pattern: str) -> str:
@@ -178,6 +183,10 @@ def _check_parts(seen: Sequence[str], pattern: str) -> None:
     if not seen:
         raise ConfigError(f"pattern '{pattern}' has no parts, such as {{plate}} and {{well}}: write them in", "pattern")
     for name in seen:
+        if name in _TAKEN:
+            raise ConfigError(
+                f"pattern '{pattern}' has a part {{{name}}}, which is taken: call it otherwise", "pattern"
+            )
         near = difflib.get_close_matches(name.lower(), [one for one in PARTS if one not in seen], 1, 0.8)
         if name not in PARTS and near:
             raise ConfigError(f"pattern '{pattern}' has a part {{{name}}}: did you mean {{{near[0]}}}?", "pattern")
@@ -201,7 +210,7 @@ def match_names(layout: NamedFiles, paths: Sequence[str], above: str) -> tuple[n
         (N,) bool; and a row for each path that fits, a column a part, text, empty where a part is not there.
     """
     match = layout.expression.fullmatch
-    found = [match(_composed(f"{above}/{path}")) for path in paths]
+    found = [match(_composed(path if layout.whole else f"{above}/{path}")) for path in paths]
     parts, wanted = list(layout.expression.groupindex), [i - 1 for i in layout.expression.groupindex.values()]
     rows = [one.groups("") for one in found if one]
     if len(parts) < layout.expression.groups:  # a part's own expression has groups

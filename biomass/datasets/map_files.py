@@ -18,7 +18,7 @@ import pandas as pd
 
 from biomass.errors import ConfigError, DataError
 from biomass.identifiers import Place, check_once, find, names, normal, well
-from biomass.table_files import TableFile, read_cells, read_table
+from biomass.table_files import TableFile, as_numbers, read_cells, read_table
 
 USUAL: Mapping[str, tuple[str, ...]] = {
     "experiment": ("experiment", "batch", "week", "batch_number", "experiment_id", "run"),
@@ -63,6 +63,7 @@ FORMATS = {6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16,
 """Wells of a plate: how many rows and columns it has."""
 
 _ENDINGS = (".csv", ".tsv", ".txt", ".tab", ".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".parquet")
+_COMMA = r"([+-]?\d+(,\d+)?([eE][+-]?\d+)?)?"
 _LETTERS = re.compile(r"[A-Z]|A[A-F]", re.IGNORECASE)
 _NUMBER = re.compile(r"0*([1-9]\d?)(\.0+)?")
 _SHOWN = 3
@@ -239,6 +240,12 @@ def wells_fit(values: Sequence[str]) -> int:
 # --- from files to one table ------------------------------------------------------------------------------------------
 
 
+def _without_ending(name: str) -> str:
+    """The name of a file without its ending, if it has one that a table has."""
+    short = name.removesuffix(".gz")
+    return next((short[: -len(one)] for one in _ENDINGS if short.lower().endswith(one)), name)
+
+
 @dataclass
 class _Part:
     """What one sheet of one file holds: a table, or drawn plates."""
@@ -247,6 +254,13 @@ class _Part:
     sheet: str
     table: TableFile | None
     matrices: list[Matrix]
+    commas: bool
+    """Whether a comma may stand for a decimal point."""
+
+    @property
+    def stem(self) -> str:
+        """The name of the file without its ending."""
+        return _without_ending(self.path.name)
 
     @property
     def called(self) -> str:
@@ -324,14 +338,12 @@ def _read_parts(path: Path) -> list[_Part]:
         for cells in ways:
             matrices = find_matrices(cells.rows)
             table = None if matrices else read_table(path, "plate map", sheet=cells.sheet)
-            parts.append(_Part(path, cells.sheet if several else "", table, matrices))
+            parts.append(_Part(path, cells.sheet if several else "", table, matrices, True))
         return parts
-    drawn = max((find_matrices(cells.rows) for cells in ways), key=_drawn, default=[])
-    return [_Part(path, "", None if drawn else read_table(path, "plate map"), drawn)]
-
-
-def _drawn(matrices: Sequence[Matrix]) -> int:
-    return sum(len(one.wells) for one in matrices)
+    found = [(find_matrices(cells.rows), cells.separator) for cells in ways]
+    drawn, separator = max(found, key=lambda way: sum(len(one.wells) for one in way[0]), default=([], ""))
+    table = None if drawn else read_table(path, "plate map")
+    return [_Part(path, "", table, drawn, separator != "," if table is None else table.commas)]
 
 
 def _sort_parts(
@@ -394,7 +406,8 @@ def _read_barcodes(parts: Sequence[_Part], notes: list[str]) -> pd.DataFrame | N
         plate, layout = found
         frame = part.table.frame()
         made = {"plate": names(frame[plate], plate, place=part.table.place, needed=True)}
-        made["map"] = names(frame[layout], layout, place=part.table.place, needed=True)
+        maps = names(frame[layout], layout, place=part.table.place, needed=True)
+        made["map"] = np.array([_without_ending(name) for name in maps], dtype=object)
         frames.append(pd.DataFrame(made).join(frame.drop(columns=[plate])))
         check_once(frames[-1], ["plate"], "plates", place=part.table.place)
         notes.append(f"which map a plate has is said by {part.called}: '{plate}' and '{layout}'")
@@ -434,7 +447,8 @@ def _put_together(
 ) -> MapTable:
     """One table of all maps; with a column ``plate`` where it is not a column of theirs that says it."""
     targets = list(dict.fromkeys([*(known or ()), *([] if codes is None else [*codes["plate"], *codes["map"]])]))
-    pieces = [piece for part in maps for piece in _pieces(part, columns, targets)]
+    pieces = [_table_piece(part, columns) for part in maps if part.table is not None]
+    pieces += _drawn_pieces([part for part in maps if part.table is None], targets)
     if not pieces:
         raise DataError(f"'{where}' holds tables of barcodes or compounds, but no plate map: name it, too")
     if codes is None and pieces[0].own and {piece.own for piece in pieces} == {pieces[0].own}:
@@ -449,48 +463,71 @@ def _put_together(
     return _on_plates(where, pieces, codes, known, targets, notes)
 
 
-def _pieces(part: _Part, columns: Mapping[str, Any], targets: Sequence[str]) -> list[_Piece]:
-    """The rows of a part, by plate where it is drawn."""
-    name = part.sheet or part.path.name.removesuffix(".gz").rpartition(".")[0]
-    if part.table is None:
-        return _drawn_pieces(part, name, targets)
+def _table_piece(part: _Part, columns: Mapping[str, Any]) -> _Piece:
+    """The rows of a table."""
+    assert part.table is not None
     given = columns.get("plate")
     own = usual_column(part.table.columns, "plate") if given is None else None
     if given is not None and given is not False and given != "":
         own = find(given, part.table.columns, "column for 'plate'", advice="columns")[0]
-    return [_Piece(part.called, part.table.frame(), part.table.place, name, own=own)]
+    frame = part.table.frame()
+    frame = frame.apply(_with_points) if part.commas else frame
+    return _Piece(part.called, frame, part.table.place, part.sheet or part.stem, own=own)
 
 
-def _drawn_pieces(part: _Part, name: str, targets: Sequence[str]) -> list[_Piece]:
-    """The rows of drawn plates: a row a well, a column for each that its matrices show."""
-    read = [[_read_title(text, targets) for text in one.texts] for one in part.matrices]
-    sheet = _read_title(part.sheet, targets) if part.sheet else _Title()
-    shown = any(title.variable for titles in read for title in titles)
-    plates = len(read) > 1 and not shown and (not targets or any(t.plate for titles in read for t in titles))
-    plate, by_plate = sheet.plate, dict[str, dict[str, dict[str, str]]]()
-    sizes: dict[str, int] = {}
-    for matrix, titles in zip(part.matrices, read, strict=True):
-        variable = ""
-        for title in titles:
-            plate = title.plate or (title.text if plates and not title.variable else plate)
-            variable = title.variable or variable or ("" if plates or title.plate else title.text)
-        variable = variable or sheet.variable or ("" if sheet.plate or _named(name, targets) else sheet.text)
-        variable = variable or "treatment"
-        columns = by_plate.setdefault(plate, {})
-        if variable in columns:
-            of = f" of plate '{plate}'" if plate else ""
-            raise DataError(
-                f"{part.called}: the matrix in row {matrix.row} is the second for '{variable}'{of}: write in a line "
-                "above each matrix what it shows, such as treatment or concentration, or which plate it is"
-            )
-        columns[variable] = dict(zip(matrix.wells, matrix.values, strict=True))
-        sizes[plate] = max(sizes.get(plate, 0), matrix.size)
+def _with_points(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column of numbers with decimal commas, as text with points; any other as it is."""
+    text = column.astype("string").str.strip().fillna("")
+    if not text.str.fullmatch(_COMMA).all() or not text.str.contains(",").any():
+        return column
+    return text.str.replace(",", ".").astype(object)
+
+
+def _drawn_pieces(parts: Sequence[_Part], targets: Sequence[str]) -> list[_Piece]:
+    """The rows of drawn plates: a row a well, a column for each of the things that their matrices show.
+
+    Matrices of the same plate belong together, wherever they are drawn: below each other, on sheets, in several files.
+    """
+    by_plate: dict[tuple[str, bool], dict[str, dict[str, str]]] = {}
+    called: dict[tuple[str, bool], str] = {}
+    sizes: dict[tuple[str, bool], int] = {}
+    for path in dict.fromkeys(part.path for part in parts):
+        own = [part for part in parts if part.path == path]
+        stem = _read_title(own[0].stem, targets)
+        read = [
+            [_read_title(text, targets) for text in filter(None, (part.sheet, *matrix.texts))]
+            for part in own
+            for matrix in part.matrices
+        ]
+        shown = any(title.variable for titles in read for title in titles)
+        plates = len(read) > 1 and not shown and (not targets or any(t.plate for titles in read for t in titles))
+        every = iter(read)
+        for part in own:
+            plate = ""
+            for matrix in part.matrices:
+                variable = ""
+                for title in next(every):
+                    plate = title.plate or (title.text if plates else plate)
+                    variable = title.variable or variable or ("" if plates or title.plate else title.text)
+                variable = variable or stem.variable or "treatment"
+                key = (plate, True) if plate else (stem.plate or ("" if stem.variable else stem.text), False)
+                columns = by_plate.setdefault(key, {})
+                if variable in columns:
+                    raise DataError(
+                        f"{part.called}: the matrix in row {matrix.row} is the second for '{variable}'"
+                        f"{f' of plate {plate!r}' if plate else ''}: write in a line above each matrix what it shows, "
+                        "such as treatment or concentration, or which plate it is"
+                    )
+                values = _with_points(pd.Series(matrix.values)) if part.commas else matrix.values
+                columns[variable] = dict(zip(matrix.wells, values, strict=True))
+                called.setdefault(key, part.called)
+                sizes[key] = max(sizes.get(key, 0), matrix.size)
     pieces = []
-    for plate, columns in by_plate.items():
+    for key, columns in by_plate.items():
         order = list(dict.fromkeys(one for values in columns.values() for one in values))
         frame = pd.DataFrame({"well": order} | {v: [one.get(w, "") for w in order] for v, one in columns.items()})
-        place = _DrawnPlace(order, part.called)
-        pieces.append(_Piece(part.called, frame, place, plate or name, bool(plate), None, sizes[plate]))
+        place = _DrawnPlace(order, called[key])
+        pieces.append(_Piece(called[key], frame, place, key[0], key[1], None, sizes[key]))
     return pieces
 
 
@@ -596,8 +633,20 @@ def _stack(frames: Sequence[pd.DataFrame], places: Sequence[Place]) -> tuple[pd.
         i = bisect_right(starts, row) - 1
         return places[i](row - starts[i])
 
+    frames = _alike(frames)
     columns = list(dict.fromkeys(column for frame in frames for column in frame))
     return pd.concat([frame.reindex(columns=columns, fill_value="") for frame in frames], ignore_index=True), place
+
+
+def _alike(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Frames in which treatments, doses and so on are called as in the first that has them."""
+    called: dict[str, str] = {}
+    result = []
+    for frame in frames:
+        usual = {kind: usual_column(list(map(str, frame)), kind) for kind in USUAL if kind != "plate"}
+        new = {own: called.setdefault(kind, own) for kind, own in usual.items() if own is not None}
+        result.append(frame.rename(columns={own: name for own, name in new.items() if name not in frame}))
+    return result
 
 
 def _on_plates(
@@ -684,26 +733,36 @@ def _join_compounds(table: MapTable, sheet: _Part) -> None:
             f"{sheet.called} has no column of compounds that the map has, too; it has {_list(sheet.table.columns, 8)}, "
             f"and the map {_list(table.columns, 8)}"
         )
-    key, column = keys[0], own[short_name(keys[0])]
-    frame = sheet.table.frame()
-    right = pd.DataFrame({column: names(frame[key], key, place=sheet.table.place)})
-    check_once(right, [column], "compounds", place=sheet.table.place)
-    left = names(table.frame[column], column, place=table.place)
-    at = pd.Index(right[column]).get_indexer(left)
-    new = [one for one in frame if one not in table.frame]
+    frame, pairs = sheet.table.frame(), [(keys[0], own[short_name(keys[0])])]
+    doses = usual_column(sheet.table.columns, "dose"), usual_column(table.columns, "dose")
+    if doses[0] and doses[1] and frame.duplicated(keys[0]).any():
+        pairs.append((doses[0], doses[1]))  # what a compound does depends on its dose
+    column = pairs[0][1]
+    right = pd.DataFrame({one: _joinable(frame[key], key, sheet.table.place) for key, one in pairs})
+    check_once(right, [one for _, one in pairs], "compounds", place=sheet.table.place)
+    both = pd.DataFrame({one: _joinable(table.frame[one], one, table.place) for _, one in pairs})
+    left = both[column].to_numpy()
+    at = pd.MultiIndex.from_frame(right).get_indexer(pd.MultiIndex.from_frame(both))
+    new = [one for one in sheet.table.columns if short_name(one) not in own]
     for one in new:
         table.frame[one] = np.where(at >= 0, frame[one].to_numpy(dtype=object)[at], "")
     unknown = list(dict.fromkeys(left[(at < 0) & (left != "")]))
-    table.notes.append(f"joined by '{column}' from {sheet.called}: {_list(new, 8)}")
+    by = " and ".join(f"'{one}'" for _, one in pairs)
+    table.notes.append(f"joined by {by} from {sheet.called}: {_list(new, 8)}")
     if unknown:
         table.notes.append(f"not in {sheet.called}, of which nothing is joined: {_list(unknown)} ({len(unknown)})")
     if ((left == "") & (at >= 0)).any():
         row = int(np.argmax(right[column] == ""))
-        said = ", ".join(f"{one} {frame[one][row]}" for one in new if short_name(str(one)) in _VARIABLES)
+        said = ", ".join(f"{one} {frame[one][row]}" for one in new if short_name(one) in _VARIABLES)
         table.notes.append(
             f"{((left == '') & (at >= 0)).sum()} rows without '{column}' are what {sheet.table.place(row)} says of "
             f"such: {said or 'see there'}"
         )
+
+
+def _joinable(column: "pd.Series[Any]", what: str, place: Place) -> np.ndarray:
+    """Names of compounds, or doses as numbers that are written in one way."""
+    return names(as_numbers(column), what, place=place)
 
 
 def _list(values: Iterable[object], shown: int = _SHOWN) -> str:

@@ -104,6 +104,17 @@ def _read_npy(path: Path) -> np.ndarray:
 _READERS = {".png": _read_png, ".tif": _read_tiff, ".tiff": _read_tiff, ".npy": _read_npy}
 
 
+def _unreadable(path: Path, row: int, why: str) -> BadImageError:
+    return BadImageError(f"image '{path}' cannot be read ({why}): {_AGAIN}", row)
+
+
+def _check_whole(path: Path, row: int) -> None:
+    """Refuse a file that can be read in part, such as a TIFF of which the last pages are missing."""
+    why = why_damaged(path)
+    if why is not None:
+        raise _unreadable(path, row, why)
+
+
 def _decode(path: Path, row: int, floats: bool = False) -> np.ndarray:
     """The array of a file, in its own order of dimensions: uint8, uint16, or floating-point numbers if these may be."""
     read = _READERS[path.suffix.lower()]
@@ -115,7 +126,7 @@ def _decode(path: Path, row: int, floats: bool = False) -> np.ndarray:
         why = why_damaged(path)
         if why is None and isinstance(error, UnidentifiedImageError):  # whose message is the address of an object
             why = f"it is not a {path.suffix[1:].upper()}"
-        raise BadImageError(f"image '{path}' cannot be read ({why or one_line(error)}): {_AGAIN}", row) from error
+        raise _unreadable(path, row, why or one_line(error)) from error
     kind = array.dtype.newbyteorder("=")
     if kind in _DTYPES or (floats and kind.kind == "f"):
         return array
@@ -134,8 +145,8 @@ def _decode(path: Path, row: int, floats: bool = False) -> np.ndarray:
 
 
 def _channels_first(array: np.ndarray, axes: str) -> np.ndarray | None:
-    """A view (C, H, W), or None where the array does not have the dimensions ``axes``."""
-    if array.ndim != len(axes):
+    """A view (C, H, W), or None where the array does not have the dimensions ``axes``, or is a stack."""
+    if array.ndim != len(axes) or axes not in AXES:
         return None
     if axes == "HW":
         return array[None]
@@ -161,7 +172,8 @@ class FilePixels:
         axes: order of the dimensions in every file: of H, W and, where there are any, C, Z and T.
         example: the file that the layout was learned from.
         reading: what becomes of planes, depths and sizes.
-        shape: of the array of a file whose pages are several dimensions, as ``axes``; empty where it has them itself.
+        shape: of the array of a file that is a stack, as ``axes``, whether its pages are one dimension or several;
+            empty where it is none.
     """
 
     root: Path
@@ -176,6 +188,12 @@ class FilePixels:
 
     def __len__(self) -> int:
         return len(self.files[0])
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Points of time and z planes of a stack; empty where it is none."""
+        lengths = dict(zip(self.axes, self.shape, strict=True)) if self.shape else {}
+        return (lengths.get("T", 1), lengths.get("Z", 1)) if lengths else ()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Read the images of ``rows`` (N,) into an array (N, C, H, W) of ``dtype``.
@@ -204,8 +222,9 @@ class FilePixels:
             raise BadImageError(_no_file(row, column, self.channels), row)
         files = names.split(PLANES)
         path = self.root / files[0]
-        array = _decode(path, row, self.reading.depths == "scale")
-        found = _channels_first(array, self.axes) if len(files) == 1 else None
+        plain = self.reading.depths == "error"
+        array = _decode(path, row, not plain)
+        found = _channels_first(array, self.axes) if plain and len(files) == 1 else None
         if found is None or found.shape != target.shape or found.dtype.newbyteorder("=") != self.dtype:
             found = self._fitted(array, files, row, target)
         target[...] = found
@@ -232,6 +251,7 @@ class FilePixels:
             return found
         lengths = dict(zip("CHW", shape, strict=True))
         order = [axis for axis in self.axes if axis in lengths]
+        _check_whole(path, row)
         advice = "sizes" if found.shape[1:] != shape[1:] else "depths" if found.shape == shape else "skip"
         raise BadImageError(
             f"image '{path}' is {_describe(array)}, expected {' x '.join(str(lengths[axis]) for axis in order)} "
@@ -248,12 +268,15 @@ class FilePixels:
         elif array.ndim == 3 and axes == "HW" and array.shape[-1] == 2:
             axes = "HWC"  # gray, with transparency
         if array.ndim != len(axes):
+            _check_whole(path, row)
             raise BadImageError(
                 f"image '{path}' is {_describe(array)}, expected the dimensions {axes} as in '{self.example}': save it "
                 "like that",
                 row,
             )
         stack = canonical(array, axes)
+        if self.planes and stack.shape[:2] != self.planes:
+            _check_whole(path, row)
         image = _planes_to_one(_at_time(stack, self.reading, path, row), self.reading, path, row)
         if len(image) == channels + 1 and axes[-1] == "C" and has_alpha(path):
             image = image[:-1]
@@ -378,6 +401,7 @@ def _learn(
         raise BadImageError(_no_file(row, 0, channels or ("channel_0",)), row)
     file = names.partition(PLANES)[0]
     array = _decode(root / file, row, reading.depths == "scale")
+    _check_whole(root / file, row)
     named = None if channels is None else len(channels)
     expected = named if len(columns) == 1 else 1
     if array.ndim == 3 and array.shape[2] in (2, 4) and array.shape[2] != expected and has_alpha(root / file):
@@ -393,7 +417,7 @@ def _learn(
     if _is_signed(root / file):
         log.info("'%s' is of type int16, without negative numbers: it is read as uint16, and so are all", root / file)
     dtype = np.dtype(np.uint16) if reading.depths == "scale" else array.dtype.newbyteorder("=")
-    shape = layout.shape if array.ndim != len(layout.shape) else ()
+    shape = layout.shape if array.ndim != len(layout.shape) or {*layout.letters} & {*"TZ"} else ()
     pixels = FilePixels(root, columns, called, (size[0], size[1]), dtype, layout.letters, file, reading, shape)
     if reading.sizes != "error":
         pixels = replace(pixels, size=_common_size(pixels))
@@ -451,12 +475,12 @@ def _layout(array: np.ndarray, path: Path, channels: int | None, row: int, axes:
         return Axes(axes, array.shape)
     if told is not None and sorted(told.letters) == sorted(axes):
         return Axes(axes, tuple(told.shape[told.letters.index(axis)] for axis in axes))
+    if axes in ("ZCHW", "CZHW") and array.ndim == 3 and channels and array.shape[0] % channels == 0:
+        lengths = {"C": channels, "Z": array.shape[0] // channels, "H": array.shape[1], "W": array.shape[2]}
+        return Axes(axes, tuple(lengths[axis] for axis in axes))
     present = "".join(axis for axis in axes if axis in "HW" or (axis == "C" and channels != 1))
     if len(present) == array.ndim:  # a stack of one plane
         return Axes(present, array.shape)
-    if len(axes) == array.ndim + 1 and "T" not in axes and channels and array.shape[0] % channels == 0:
-        lengths = {"C": channels, "Z": array.shape[0] // channels, "H": array.shape[-2], "W": array.shape[-1]}
-        return Axes(axes, tuple(lengths[axis] for axis in axes))
     raise _wrong_channels(array, channels, str(path), row, axes)
 
 

@@ -55,8 +55,8 @@ def _is_number(value: Any) -> bool:
 def project(planes: np.ndarray, z: str | int) -> np.ndarray:
     """One image of several planes.
 
-    ``focus`` takes of every channel the plane whose Laplacian varies most, a measure of focus that is among the best
-    for cells (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548; Sun et al. 2004, doi:10.1002/jemt.20118).
+    ``focus`` takes of every channel the plane whose Laplacian varies most, a common measure of focus in microscopy
+    (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548).
 
     Args:
         planes: (Z, C, H, W).

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from tifffile import imwrite
+from tifffile import imread, imwrite
 
 from biomass.commands.index import main
 from biomass.datasets.manifest import load_manifest
@@ -57,7 +57,7 @@ def fails(lab: LabFolder, out: Path, *options: str) -> str:
     assert message.startswith("error: ")
     assert "\n" not in message
     assert (out.read_bytes() if out.exists() else None) == before
-    assert not [path for path in out.parent.glob(".*")]
+    assert not list(out.parent.glob(".*"))
     return message
 
 
@@ -84,7 +84,7 @@ def test_the_manifest_of_a_layout_holds_the_screen_that_was_written(layout, made
     assert table[key].values.tolist() == truth.astype(str).sort_values(key)[key].values.tolist()
     screen = load_manifest("manifest.parquet", root_dir=tmp_path / "my_screen")
     assert screen.pixels.channels == LAYOUTS[layout].channels
-    order = truth.reset_index().astype({one: str for one in key}).sort_values(key)["index"].to_numpy()
+    order = truth.reset_index().astype(dict.fromkeys(key, str)).sort_values(key)["index"].to_numpy()
     np.testing.assert_array_equal(screen.read(np.arange(len(screen))), lab.screen.read(order))
     assert (screen.table["control"].astype(str) == "negative").tolist() == [
         one == "negative" for one in truth["control"].iloc[order]
@@ -113,6 +113,20 @@ def test_channels_are_renamed_and_left_out(made, tmp_path, capsys) -> None:
     assert [column for column in table if column.startswith("image_")] == ["image_DNA", "image_w3"]
     assert "images of channels left out" in capsys.readouterr().out
     assert "'w1', 'w2'" in (said := fails(lab, tmp_path / "b.parquet", "--channels", "w9=DNA")) or "w1" in said
+
+
+@pytest.mark.parametrize("layout", ["imagexpress", "phenix", "cellvoyager"])
+def test_planes_in_files_of_their_own_become_one_image(layout, made, tmp_path) -> None:
+    lab = made(layout, planes=3)
+    for z in ("max", "focus", "middle"):
+        table = index(lab, tmp_path / f"{z}.parquet", "--z", z)
+    screen = {z: load_manifest(f"{z}.parquet", root_dir=tmp_path).read(np.arange(3)) for z in ("max", "middle")}
+    np.testing.assert_array_equal(screen["middle"], lab.screen.read(np.arange(3)))
+    files = table[[column for column in table if column.startswith("image_")]].iloc[0]
+    highest = [np.max([imread(lab.images / path) for path in planes], axis=0) for planes in files]
+    np.testing.assert_array_equal(screen["max"][0], highest)
+    focus = load_manifest("focus.parquet", root_dir=tmp_path).read(np.arange(3))
+    assert (focus == screen["middle"]).all(axis=(2, 3)).mean() > 0.9
 
 
 def test_planes_and_times_in_files_of_their_own(made, tmp_path) -> None:
@@ -147,6 +161,23 @@ def test_further_columns_of_map_and_pattern_are_kept(made, tmp_path) -> None:
     lab = made("deepprofiler")
     table = index(lab, tmp_path / "b.parquet", "--pattern", "{folder}/{plate}/{well}_{site}_{channel}.png")
     assert set(table["folder"]) == {"images"}
+
+
+def test_stacks_and_several_depths_and_sizes_within_files(tmp_path) -> None:
+    lab = LabFolder(tmp_path / "screen", tmp_path / "screen" / "none.csv", None)
+    stack = np.arange(5 * 64, dtype=np.uint16).reshape(5, 8, 8)
+    for plate, image in (("P1", stack), ("P2", (stack // 2).astype(np.uint8)), ("P3", stack[:, :6, :6])):
+        (lab.images / plate).mkdir(parents=True)
+        imwrite(lab.images / plate / "A01.tif", image, imagej=True, metadata={"axes": "ZYX"})
+    pattern = ("--pattern", "{plate}/{well}.tif")
+    assert "--z max" in fails(lab, tmp_path / "m.parquet", *pattern)
+    assert "P2" in (said := fails(lab, tmp_path / "m.parquet", *pattern, "--z", "max"))
+    assert "--depths scale" in said
+    assert "P3" in (said := fails(lab, tmp_path / "m.parquet", *pattern, "--z", "max", "--depths", "scale"))
+    assert "--sizes crop" in said
+    index(lab, tmp_path / "m.parquet", *pattern, "--z", "1", "--depths", "scale", "--sizes", "crop")
+    read = load_manifest("m.parquet", root_dir=tmp_path).read(np.arange(3))
+    np.testing.assert_array_equal(read[2, 0], stack[1, :6, :6])
 
 
 # --- a manifest that grows --------------------------------------------------------------------------------------------
@@ -205,6 +236,38 @@ def test_what_is_no_manifest_is_not_overwritten(content, lab, tmp_path) -> None:
     with pytest.raises(SystemExit):
         main([str(lab.images), "--out", str(out), "--platemap", str(lab.platemap)])
     assert out.read_bytes() == content
+
+
+# --- splits and training ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_manifest_is_divided_by_plates_and_one_that_grows_stays_as_it_is(lab, tmp_path, capsys) -> None:
+    out = tmp_path / "manifest.parquet"
+    whole = index(lab, tmp_path / "whole.parquet")
+    assert whole.groupby("plate")["split"].nunique().tolist() == [1, 1, 1]
+    assert set(whole["split"]) == {"train", "val", "test"}
+    shutil.move(lab.images / "24383", tmp_path / "later")
+    assert "split" not in index(lab, out, "--splits", "none")
+    assert set(index(lab, out, "--splits", "plate")["split"]) == {"train", "test"}
+    shutil.move(tmp_path / "later", lab.images / "24383")
+    capsys.readouterr()
+    table = index(lab, out)
+    assert set(table.loc[table["plate"] == "24383", "split"]) == {""}
+    assert "1 of the plates are in no split" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(index(lab, out, "--splits", "plate"), whole)
+    before = whole.set_index(["plate", "well", "site"])["split"]
+    for path in (lab.images / "24382").rglob("*_D06_s2_*"):
+        path.unlink()
+    again = index(lab, out, "--replace").set_index(["plate", "well", "site"])["split"]
+    assert (again == before[again.index]).all()
+
+
+def test_a_network_is_trained_on_it_without_further_keys(made, tmp_path, run) -> None:
+    lab = made("imagexpress", sites=2)
+    index(lab, tmp_path / "my_screen" / "manifest.parquet")
+    source = ("dataloaders=manifest", f"dataloaders.root_dir={tmp_path / 'my_screen'}", "model.d_out=null")
+    tiny = ("model.key=test_resnet", "model.pretrained=false", "device=cpu", "num_epochs=1", "num_warmup_epochs=0")
+    run("train_erm", *source, *tiny, "dataloaders.num_workers=0", "dataloaders.eval_splits=[val,test]")
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -290,7 +353,7 @@ def test_an_empty_a_cut_and_a_foreign_file(content, word, lab, tmp_path, capsys)
 def test_a_file_that_is_still_being_written(lab, tmp_path) -> None:
     file = some_file(lab, "*24382/*/*_C05_s1_w2*")
     file.write_bytes(file.read_bytes()[:3000])
-    assert "may still be written" in fails(lab, tmp_path / "m.parquet")
+    assert "wait until the plate is complete" in fails(lab, tmp_path / "m.parquet")
 
 
 def test_wells_without_a_partner_on_either_side(lab, tmp_path, capsys) -> None:
@@ -355,9 +418,9 @@ def test_leftovers_among_images_are_counted(lab, tmp_path, capsys) -> None:
     (lab.images / "overview.png").write_bytes(b"png")
     assert len(index(lab, tmp_path / "m.parquet")) == 72
     page = capsys.readouterr().out
-    assert "left out: 2 files of an operating system" in page
-    assert "left out: 216 thumbnails" in page
-    assert "left out: 1 images whose names do not fit, such as 'overview.png'" in page
+    assert "left out: files of an operating system: 2" in page
+    assert "left out: thumbnails: 216" in page
+    assert "left out: images whose names do not fit: 1, such as 'overview.png'" in page
 
 
 def test_spaces_brackets_equals_signs_and_decomposed_letters(lab, tmp_path) -> None:
@@ -467,6 +530,14 @@ def test_a_table_can_be_named_in_place_of_its_folder(made, tmp_path) -> None:
     assert load_manifest("n.parquet", root_dir=tmp_path).read(np.arange(36)).shape == (36, 3, 48, 48)
 
 
+def test_one_load_data_table_of_a_gallery_finds_its_images_above_it(gallery, tmp_path) -> None:
+    file = next(gallery.images.rglob("BR00117002/load_data.csv"))
+    table = index(gallery._replace(images=file), tmp_path / "m.parquet")
+    assert set(table["plate"]) == {"BR00117002"}
+    assert len(table) == 12
+    assert load_manifest("m.parquet", root_dir=tmp_path).read(np.arange(2)).shape == (2, 3, 48, 48)
+
+
 def test_an_index_of_harmony_that_is_cut(made, tmp_path) -> None:
     lab = made("phenix")
     shutil.copytree(lab.images, tmp_path / "screen")
@@ -502,10 +573,12 @@ def test_real_cells_by_their_names(real_data, tmp_path) -> None:
     shutil.copytree(real_data / "bbbc021_cells" / "crops", tmp_path / "crops")
     lab = LabFolder(tmp_path / "crops", tmp_path / "map.csv", None)
     names = manifest["path"].str.extract(r"crops/(?P<plate>.*?)_?(?P<well>[A-Z]\d\d)_s")
-    names.assign(compound=manifest["compound"]).drop_duplicates(["plate", "well"]).to_csv(lab.platemap, index=False)
+    without = manifest["path"].str.contains(r"crops/[A-Z]\d\d_s")
+    names.assign(compound=manifest["compound"])[~without].drop_duplicates(["plate", "well"]).to_csv(
+        lab.platemap, index=False
+    )
     pattern = "{plate:.*?}_{well}_s{site}_w1{guid:[-0-9A-F]{36}}_{cell}.npy"
     table = index(lab, tmp_path / "m.parquet", "--pattern", pattern)
-    without = manifest["path"].str.contains(r"crops/[A-Z]\d\d_s")
     assert len(table) == len(manifest) - without.sum()
     screen = load_manifest("m.parquet", root_dir=tmp_path)
     first = np.load(tmp_path / "crops" / table["path"][0])
