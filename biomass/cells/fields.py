@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
+from biomass.errors import DataError
 from biomass.identifiers import match
 from biomass.pixels.origin import Stamps
 from biomass.screen import FIELD, Screen
@@ -108,7 +109,7 @@ def _check_inside(screen: Screen, table: pd.DataFrame) -> np.ndarray:
         row = table.iloc[int(np.argmax(far))]
         where = f"y {row['y']:g}, x {row['x']:g} of {name_field(screen.table.iloc[int(row['image'])])}"
         message = f"{far.sum()} of {len(far)} nuclei lie outside their field of {height} x {width}, the first at {where}"
-        if far.mean() >= 0.5:
+        if far.mean() >= 0.5 or (far.mean() > 0.02 and _fit_exchanged(centres, size)):
             raise DataError(f"{message}; {_unit(centres, size)}", "nuclei")
         log.warning("%s: they are left out", message)
     reach = centres.max(axis=0) / size
@@ -124,11 +125,16 @@ def _check_inside(screen: Screen, table: pd.DataFrame) -> np.ndarray:
     return inside
 
 
+def _fit_exchanged(centres: np.ndarray, size: np.ndarray) -> bool:
+    """Whether all but a few centres would lie inside if x were y."""
+    return bool(((centres[:, ::-1] >= -0.5) & (centres[:, ::-1] <= size - 0.5)).all(axis=1).mean() > 0.99)
+
+
 def _unit(centres: np.ndarray, size: np.ndarray) -> str:
     """What centres outside of their fields look like."""
     if (centres < 0).any(axis=1).mean() > 0.1:
         return "they look like places on a stage or in a well, which may be negative: give pixels from the upper left"
-    if ((centres[:, ::-1] >= -0.5) & (centres[:, ::-1] <= size - 0.5)).all(axis=1).mean() > 0.9:
+    if _fit_exchanged(centres, size):
         return "x and y look exchanged: x goes to the right, y down"
     scale = (np.quantile(centres, 0.99, axis=0) / size).mean()
     return f"they look like pixels of images {scale:.1f} times as large (not binned), or µm: divide them"

@@ -18,7 +18,7 @@ from biomass.errors import BadImageError
 from biomass.pixels.processes import as_they_end
 from biomass.screen import Pixels, Screen
 
-_FIELD = 640  # width of a field in a picture, pixels
+_FIELD = 800  # width of a field in a picture, pixels
 _CELL, _ROWS, _COLUMNS = 72, 6, 12  # side of a cell in a montage; how many
 _CUT, _CROWDED, _LEFT_OUT = (80, 220, 80), (255, 190, 0), (255, 70, 70)
 LEGEND = "green: cut; yellow: cut, with other nuclei in the crop; red: left out"
@@ -28,6 +28,11 @@ LEGEND = "green: cut; yellow: cut, with other nuclei in the crop; red: left out"
 def pictures_of(store: str | Path) -> Path:
     """The folder for the pictures of a store of cells."""
     return Path(f"{store}.pictures")
+
+
+def picture_of(folder: Path, plate: str) -> Path:
+    """The picture of a plate, by its readable name."""
+    return folder / f"{re.sub(r'[^-_.()0-9A-Za-z]+', '_', plate)}.png"
 
 
 def draw_plates(
@@ -74,8 +79,7 @@ def draw_plates(
         rows = np.flatnonzero(cells.plate_ids == plate)
         rows = np.sort(np.random.default_rng(int(plate)).permutation(rows)[: _ROWS * _COLUMNS])
         labels = ["/".join(map(str, screen.table.loc[row, ["well", "site"]])) for row in shown]
-        file = folder / f"{re.sub(r'[^-_.()0-9A-Za-z]+', '_', screen.plate_names[plate])}.png"
-        jobs.append(_Plate(file, screen.plate_names[plate], shown, labels, drawn, rows))
+        jobs.append(_Plate(picture_of(folder, screen.plate_names[plate]), screen.plate_names[plate], shown, labels, drawn, rows))
     draw = _Draw(screen.pixels, cells.pixels, channel, diameter)
     bar = tqdm(desc="Drawing plates", total=len(jobs), unit="plate", disable=None)
     with bar, as_they_end(draw, jobs, workers) as results:

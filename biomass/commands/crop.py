@@ -42,7 +42,7 @@ from biomass.cells.comparison import compare_nuclei
 from biomass.cells.fields import Nuclei, place_nuclei, save_nuclei
 from biomass.cells.label_images import has_label_images, read_label_images
 from biomass.cells.nuclei import DIAMETER, SUPPLEMENT_IMAGES
-from biomass.cells.pictures import draw_plates, pictures_of
+from biomass.cells.pictures import draw_plates, picture_of, pictures_of
 from biomass.cells.search import describe_search, find_all_nuclei
 from biomass.cells.store import check_cells, fields_file, nuclei_file, pack_cells
 from biomass.cells.tables import TABLES, find_files, read_nuclei_tables
@@ -52,6 +52,7 @@ from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
 from biomass.datasets.packed import load_packed
 from biomass.errors import ConfigError
+from biomass.pixels.packed_writer import stamps_of
 from biomass.screen import Screen
 
 PLACE = 30
@@ -173,12 +174,15 @@ def _draw(
         channel = 0
         log.info("pictures show channel '%s', there is no '%s'", screen.pixels.channels[0], args.channel)
     folder = pictures_of(args.out)
-    plates = None
-    if before is not None and folder.is_dir():
+    plates = np.unique(screen.plate_ids)
+    if before is not None:
         keys = ["experiment", "plate", "well", "site", "nuclei", "cells"]
-        same = set(before[keys].itertuples(index=False, name=None))
-        new = np.array([row not in same for row in counts[keys].itertuples(index=False, name=None)])
-        plates = np.unique(screen.plate_ids[new]).tolist()
-    files = draw_plates(screen, nuclei, cells, folder, channel, diameter, plates=plates, workers=args.workers)
+        same = set(before[keys].astype(str).itertuples(index=False, name=None))
+        changed = np.array([row not in same for row in counts[keys].astype(str).itertuples(index=False, name=None)])
+        newest = stamps_of(screen.pixels, len(screen)).times
+        drawn = [picture_of(folder, name) for name in screen.plate_names]
+        times = np.array([file.stat().st_mtime_ns if file.is_file() else -1 for file in drawn])[screen.plate_ids]
+        plates = np.unique(screen.plate_ids[changed | (times < 0) | (newest > times)])
+    files = draw_plates(screen, nuclei, cells, folder, channel, diameter, plates=plates.tolist(), workers=args.workers)
     if files:
         print(f"look at {len(files)} plates in {folder}")

@@ -439,7 +439,7 @@ def test_published_nuclei(fields, tmp_path):
     expected = [[1, 20.25, 15, 900, 0], [0, 9, 8, 900, 1], [2, 1, 1, 900, 2], [1, 11, 12, 900, 3]]
     assert nuclei.to_numpy().tolist() == expected  # the last one is the row of the table
     placed = place_nuclei(fields[0], listed, nuclei, subset=True)  # the screen has no plate P9
-    assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900], [1, 9, 8, 900], [2, 11, 12, 900]]
+    assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900, 0], [1, 9, 8, 900, 1], [2, 11, 12, 900, 3]]
     assert placed.fields.tolist() == [1, 2]
 
 
