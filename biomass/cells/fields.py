@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
+from biomass.errors import DataError
 from biomass.identifiers import match
 from biomass.pixels.origin import Stamps
 from biomass.screen import FIELD, Screen
@@ -22,6 +23,9 @@ COLUMNS = ("image", "x", "y", "area")
 
 ROW_COLUMNS = ("nucleus", "object", "nuclei_file")
 """Further columns of nuclei that were given: where to find them again, see :mod:`biomass.cells.tables`."""
+
+_SHOWN = 5  # plates that a message lists
+_REACH, _CHANCE, _FIELDS = 0.8, 1e-6, 3  # when nuclei are crowded into a corner, see _check_inside
 
 _SEARCH = b"biomass.nuclei"  # where the metadata of a kept table says how the nuclei were searched
 
@@ -52,30 +56,88 @@ def join_nuclei(*parts: Nuclei) -> Nuclei:
 def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame, *, subset: bool = False) -> Nuclei:
     """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
 
-    Nuclei of fields that the screen does not have would be lost: that is refused, unless it is allowed. Fields of the
-    screen that the table does not list have no nuclei; the log says how many there are.
+    Nuclei of fields that the screen does not have, or that lie outside their field, are left out: the log says how
+    many, and where. Where that holds for half of them or more, the table is of something else: that is refused, and the
+    error says what it looks like. Fields of the screen that the table does not list have no nuclei; the log says how
+    many there are.
 
     Args:
         screen: the fields.
         fields: ``plate, well, site``, and ``experiment`` where plates of several experiments have the same name.
-        nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.nuclei.read_nuclei` gives
-            them.
-        subset: the screen may have only a part of the fields: the log says how many are left over.
+        nuclei: ``field`` (a row of ``fields``), ``x, y, area``; as :func:`biomass.cells.tables.read_nuclei_tables`
+            gives them, perhaps with :data:`ROW_COLUMNS`.
+        subset: the screen may have only a part of the fields, however small.
 
     Raises:
-        DataError: the screen lacks a field (with ``subset``, all fields), or has two fields of the same name.
+        DataError: most nuclei belong to no field (with ``subset``, all), or lie outside, or all lie in one corner; or
+            the screen has two fields of the same name.
     """
     keys = [column for column in FIELD if column in fields]
     place = partial(
         match, fields, screen.table, keys, left_name="fields of the nuclei", right_name="fields of the screen"
     )
-    some = subset and (place(left_over="ignore") >= 0).any()
+    image = place(left_over="ignore")
+    of_nucleus = image[nuclei["field"].to_numpy(np.int64)]
+    lost, lost_fields = of_nucleus < 0, image < 0
+    enough = lost_fields.mean() < 0.5 and (not len(lost) or lost.mean() < 0.5)
+    some = (image >= 0).any() if subset else enough
     image = place(
         left_over="say" if some else "error", right_over="say", advice="left_over" if not subset else "nuclei"
     )
-    of_nucleus = image[nuclei["field"].to_numpy(np.int64)]
-    table = nuclei[["x", "y", "area"]].assign(image=of_nucleus)[of_nucleus >= 0].reset_index(drop=True)
-    return Nuclei(table[list(COLUMNS)], np.unique(image[image >= 0]))
+    if lost.any():
+        plates = fields["plate"].iloc[nuclei["field"][lost]].value_counts()
+        named = ", ".join(f"{plate} ({count})" for plate, count in plates.iloc[:_SHOWN].items())
+        more = ", …" if len(plates) > _SHOWN else ""
+        log.warning("%d of %d nuclei belong to no field, of plates %s%s", lost.sum(), len(lost), named, more)
+    columns = ["x", "y", "area", *(c for c in ROW_COLUMNS if c in nuclei)]
+    table = nuclei[columns].assign(image=of_nucleus)[~lost].reset_index(drop=True)
+    table = table[[*COLUMNS, *columns[3:]]]
+    inside = _check_inside(screen, table)
+    return Nuclei(table[inside].reset_index(drop=True), np.unique(image[image >= 0]))
+
+
+def _check_inside(screen: Screen, table: pd.DataFrame) -> np.ndarray:
+    """Which nuclei lie inside their field, (n,) bool; what looks like other units is refused."""
+    size = np.array(screen.pixels.size, np.float64)
+    centres = table[["y", "x"]].to_numpy(np.float64)
+    inside = ((centres >= -0.5) & (centres <= size - 0.5)).all(axis=1)  # to the edges of the outermost pixels
+    if not len(table):
+        return inside
+    height, width = screen.pixels.size
+    far = ~inside
+    if far.any():
+        row = table.iloc[int(np.argmax(far))]
+        where = f"y {row['y']:g}, x {row['x']:g} of {name_field(screen.table.iloc[int(row['image'])])}"
+        message = f"{far.sum()} of {len(far)} nuclei lie outside their field of {height} x {width}, the first at {where}"
+        if far.mean() >= 0.5 or (far.mean() > 0.02 and _fit_exchanged(centres, size)):
+            raise DataError(f"{message}; {_unit(centres, size)}", "nuclei")
+        log.warning("%s: they are left out", message)
+    reach = centres.max(axis=0) / size
+    # As good as impossible for nuclei all over a field, and the same along both axes: so not the fault of one corner.
+    near = (reach < _REACH).all() and reach.max() ** len(centres) < _CHANCE and reach.max() < 1.2 * reach.min()
+    if near and len(np.unique(table["image"])) >= _FIELDS:
+        raise DataError(
+            f"all {len(table)} nuclei lie in the upper left {reach[0]:.0%} x {reach[1]:.0%} of their fields of "
+            f"{height} x {width}: their centres look like µm, or pixels of a binned image, about {reach.mean():.2f} of "
+            "ours; multiply them, so that they are pixels of these images",
+            "nuclei",
+        )
+    return inside
+
+
+def _fit_exchanged(centres: np.ndarray, size: np.ndarray) -> bool:
+    """Whether all but a few centres would lie inside if x were y."""
+    return bool(((centres[:, ::-1] >= -0.5) & (centres[:, ::-1] <= size - 0.5)).all(axis=1).mean() > 0.99)
+
+
+def _unit(centres: np.ndarray, size: np.ndarray) -> str:
+    """What centres outside of their fields look like."""
+    if (centres < 0).any(axis=1).mean() > 0.1:
+        return "they look like places on a stage or in a well, which may be negative: give pixels from the upper left"
+    if _fit_exchanged(centres, size):
+        return "x and y look exchanged: x goes to the right, y down"
+    scale = (np.quantile(centres, 0.99, axis=0) / size).mean()
+    return f"they look like pixels of images {scale:.1f} times as large (not binned), or µm: divide them"
 
 
 def name_field(row: "pd.Series[Any]", columns: Sequence[str] = FIELD) -> str:

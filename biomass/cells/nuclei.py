@@ -12,8 +12,6 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from biomass.errors import ConfigError, DataError, one_line
-from biomass.identifiers import names, wells, wells_at
-from biomass.table_files import read_table
 
 SUPPLEMENT_IMAGES, SUPPLEMENT_OBJECTS = "supplement_Image.txt", "supplement_Object.txt"
 """The tables of Ljosa et al. (2013), Data S2."""
@@ -140,7 +138,8 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         The fields, ``plate, well, site`` (text), a row each; and the nuclei, ``field`` (row of the fields), ``x, y``
-        (centre, pixels) and ``area`` (pixels), in the order of the table. A field may have no nuclei.
+        (centre, pixels), ``area`` (pixels) and ``nucleus`` (row of the table, from 0), in the order of the table. A
+        field may have no nuclei.
 
     Raises:
         DataError: a table is missing or damaged, a field is listed twice, or a nucleus lies in none of the fields.
@@ -170,56 +169,6 @@ def read_nuclei(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return fields, _numbers(nuclei, folder / SUPPLEMENT_OBJECTS)
 
 
-def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a lab's own table of nuclei, a row a nucleus.
-
-    Args:
-        file: any table that :func:`biomass.table_files.read_table` reads, with the columns ``plate, well, site, x, y``
-            (centre, pixels), or ``row`` and ``column`` instead of ``well``; it may have ``experiment`` and ``area``. A
-            field without nuclei has one row with neither x nor y, or none: then it counts as not looked at.
-
-    Returns:
-        The fields and the nuclei, as :func:`read_nuclei` gives them; ``area`` is 0 where nothing is known.
-
-    Raises:
-        DataError: it cannot be read or lacks a column, a row has no plate or well, or a value is not a number.
-
-    >>> file = getfixture("tmp_path") / "nuclei.csv"
-    >>> _ = file.write_text("plate;well;site;x;y\\nP1;a1;1;10,5;20\\nP1;A01;1;3;4\\nP1;A02;1;;\\n")
-    >>> fields, nuclei = read_nuclei_table(file)
-    >>> fields
-      plate well site
-    0    P1  A01    1
-    1    P1  A02    1
-    >>> nuclei
-          x     y  area  field
-    0  10.5  20.0   0.0      0
-    1   3.0   4.0   0.0      0
-    >>> _ = file.write_text("plate;row;column;site;x;y\\nP1;B;3;1;10;20\\n")
-    >>> read_nuclei_table(file)[0]["well"].tolist()
-    ['B03']
-    """
-    table = read_table(Path(file).expanduser(), "table of nuclei", advice="nuclei")
-    apart = "well" not in table.columns and {"row", "column"} <= set(table.columns)
-    table.require(["plate", *["well"] * (not apart), "site", "x", "y"], "table of nuclei", "nuclei")
-    frame = table.frame()
-    if apart:
-        frame["well"] = wells_at(frame["row"], frame["column"], place=table.place)
-    keys = [column for column in ("experiment", "plate", "well", "site") if column in frame]
-    fields = pd.DataFrame(
-        {c: (wells if c == "well" else names)(frame[c], c, place=table.place, needed=c != "site") for c in keys}
-    )
-    field = fields.groupby(keys, sort=False).ngroup()
-    nuclei = pd.DataFrame({column: table.numbers(column) for column in ("x", "y", "area") if column in frame})
-    nuclei = nuclei.reindex(columns=["x", "y", "area"]).assign(field=field)
-    there = nuclei["x"].notna() | nuclei["y"].notna()
-    half = there & (nuclei["x"].isna() | nuclei["y"].isna())
-    if half.any():
-        raise DataError(f"{table.place(int(np.argmax(half)))} has only one of x and y: give both, or none", "nuclei")
-    nuclei["area"] = nuclei["area"].fillna(0)
-    return fields[~field.duplicated()].reset_index(drop=True), nuclei[there].reset_index(drop=True)
-
-
 def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The columns ``field, x, y, area`` as numbers."""
     numbers = nuclei[["x", "y", "area"]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
@@ -230,7 +179,8 @@ def _numbers(nuclei: pd.DataFrame, file: Path) -> pd.DataFrame:
             f"nucleus {row} (from 0) in '{file}' has the centre ({nuclei['x'][row]}, {nuclei['y'][row]}) "
             f"and the area {nuclei['area'][row]}: all must be numbers"
         )
-    return numbers.assign(field=nuclei["field"].astype(np.int64))[["field", "x", "y", "area"]]
+    numbers = numbers.assign(field=nuclei["field"].astype(np.int64), nucleus=np.arange(len(numbers)))
+    return numbers[["field", "x", "y", "area", "nucleus"]]
 
 
 def _read(file: Path, columns: dict[int, str]) -> pd.DataFrame:

@@ -1,30 +1,65 @@
 """Cut single cells out of fields of view, around their nuclei, into a packed store.
 
-    biomass crop <source> <out> [--channel DAPI] [--size 48] [--set key=value ...]
+    biomass crop <source> <out> [--channel DAPI] [--size 48] [--nuclei table] [--set key=value ...]
 
 ``<source>`` is a manifest, whose options are given as in the YAML (``--set image.DAPI=dna_file --set
-columns.plate=barcode``), a folder with BBBC021, a root of RxRx1-WILDS, or a packed store of fields. Nuclei are found in
-the channel with the stain of DNA, or read from ``--nuclei``: a folder with the tables of Ljosa et al., or a table of
-one's own with the columns ``plate, well, site, x, y``. Beside the store ``<out>``, which the dataloaders ``packed``
-read, stand ``<out>.nuclei.parquet``, all nuclei, and ``<out>.fields.csv``, the number of cells of every field.
-A second call goes on where the first was stopped: nuclei that were found in the same fields, with the same channel and
-diameter, are not searched again.
+columns.plate=barcode``), a folder with BBBC021, a root of RxRx1-WILDS, or a packed store of fields.
+
+Nuclei are found in the channel with the stain of DNA, or read from ``--nuclei``:
+
+* a table with the columns ``plate, well, site, x, y`` (pixels, and perhaps ``area``), or with CellProfiler's names for
+  them (``Metadata_Plate``, ``Nuclei_Location_Center_X``, ``Nuclei_AreaShape_Area``); CSV or Parquet. One that says
+  ``ImageNumber`` alone needs CellProfiler's Image table beside it;
+* a folder with such tables, or with DeepProfiler's locations (``<plate>/<well>-<site>-Nuclei.csv``);
+* label images of Cellpose, StarDist or CellProfiler (TIFF, PNG, ``.npy``), or a folder with them, called like the
+  images of the fields (``A01_s1_w1_cp_masks.tif``) or ``<plate>_<well>_<site>``;
+* the folder with the tables of Ljosa et al. (2013).
+
+Nuclei that belong to no field or lie outside of it are left out and counted; a table of which that holds for half of
+the nuclei is refused. Every cell keeps the centre of its nucleus (``x, y``), the row of the given table (``nucleus``
+from 0, or the label; ``object``; ``nuclei_file``), and how many other nuclei have their centre in its crop
+(``neighbours``); ``--alone`` leaves crops with others out.
+
+Beside the store ``<out>``, which the dataloaders ``packed`` read, stand ``<out>.nuclei.parquet``, all nuclei,
+``<out>.fields.csv``, the number of nuclei and cells of every field, and ``<out>.pictures/``: for each plate three
+fields with outlines, and some of its cells. ``--compare`` says how the nuclei compare with those of a table.
+
+A second call goes on where the first was stopped, and adds what is new: plates (and fields) that the source did not
+have then. Fields whose images have changed since, in size or time, are searched and cut again; all others are not.
+A store that has fields or cells which the source no longer has is refused. While a store grows it needs room twice.
 """
 
+import logging
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from biomass.cells.fields import place_nuclei, save_nuclei
-from biomass.cells.nuclei import DIAMETER, read_nuclei, read_nuclei_table
+import numpy as np
+import pandas as pd
+
+from biomass.cells.comparison import compare_nuclei
+from biomass.cells.fields import Nuclei, place_nuclei, save_nuclei
+from biomass.cells.label_images import has_label_images, read_label_images
+from biomass.cells.nuclei import DIAMETER, SUPPLEMENT_IMAGES
+from biomass.cells.pictures import draw_plates, picture_of, pictures_of
 from biomass.cells.search import describe_search, find_all_nuclei
-from biomass.cells.store import check_cells, nuclei_file, pack_cells
+from biomass.cells.store import check_cells, fields_file, nuclei_file, pack_cells
+from biomass.cells.tables import TABLES, find_files, read_nuclei_tables
+from biomass.channels import match_channels
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
 from biomass.datasets.packed import load_packed
+from biomass.errors import ConfigError
+from biomass.pixels.packed_writer import stamps_of
+from biomass.screen import Screen
 
 PLACE = 30
+
+_SHOWN = 60  # plates that are printed
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,8 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=48, help="height and width of a crop, pixels")
     parser.add_argument("--diameter", type=float, default=DIAMETER, help="of a typical nucleus, pixels")
     parser.add_argument("--nuclei", type=Path, help="where the nuclei are, if they need not be found")
-    parser.add_argument("--allow-left-over", action="store_true", help="leave out nuclei of other fields")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads, then processes")
+    parser.add_argument("--allow-left-over", action="store_true", help="most nuclei may be of other fields")
+    parser.add_argument("--alone", action="store_true", help="leave out crops with more than one nucleus")
+    parser.add_argument("--compare", type=Path, metavar="TABLE", help="nuclei to compare with, as --nuclei takes them")
+    parser.add_argument("--within", type=float, default=8.0, help="how far apart the same nucleus may lie, pixels")
+    parser.add_argument("--no-pictures", action="store_true", help="draw no plates")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse(arguments, needs_out=True)
     skip = args.on_bad_image == "skip"
     with run_on_files("a second call goes on where this one stopped", {"skip"} if skip else ()):
@@ -48,18 +87,102 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_cells(screen, args.size, args.out, search)
         kept = nuclei_file(args.out)
         if listed is not None:
-            found = (read_nuclei if listed.is_dir() else read_nuclei_table)(listed)
-            nuclei = place_nuclei(screen, *found, subset=args.allow_left_over or listed.is_dir())
+            nuclei = _read(listed, screen, args)
         else:
             nuclei = find_all_nuclei(
-                screen,
-                args.channel,
-                args.diameter,
-                on_bad_image=args.on_bad_image,
-                workers=max(1, args.workers),
-                file=kept,
+                screen, args.channel, args.diameter, on_bad_image=args.on_bad_image, workers=args.workers, file=kept
             )
-        out = pack_cells(screen, nuclei, args.out, args.size, workers=args.workers, on_bad_image=args.on_bad_image)
+        others = None if args.compare is None else _read(args.compare, screen, args)
+        before = _read_counts(args.out)
+        options = {"alone": args.alone, "workers": args.workers, "on_bad_image": args.on_bad_image}
+        out = pack_cells(screen, nuclei, args.out, args.size, **options)
         if listed is not None:
             save_nuclei(screen, nuclei, kept)
-        print(f"{out} holds {len(load_packed(out))} cells of {len(nuclei.fields)} fields")
+        cells, counts = load_packed(out), _read_counts(out)
+        assert counts is not None
+        print(summarize_plates(counts))
+        if others is not None:
+            print(f"compared with '{args.compare}', within {args.within:g} pixels:")
+            print(_as_text(compare_nuclei(screen, nuclei, others, args.within)))
+        if not args.no_pictures:
+            _draw(screen, nuclei, cells, before, counts, None if listed is not None else args.diameter, args)
+        print(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields")
+
+
+def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
+    """Nuclei that others have found, whatever they are kept in."""
+    path = path.expanduser()
+    published = (path / SUPPLEMENT_IMAGES).is_file()
+    if has_label_images(path) and not (path.is_dir() and (published or find_files(path, TABLES))):
+        found = read_label_images(path, screen, args.workers)
+    else:
+        found = read_nuclei_tables(path)
+    return place_nuclei(screen, *found, subset=args.allow_left_over or published)
+
+
+def _read_counts(out: Path) -> pd.DataFrame | None:
+    """The cells of every field, as they are listed beside the store; None where they are not."""
+    try:
+        return pd.read_csv(fields_file(out), dtype={"experiment": str, "plate": str, "well": str, "site": str})
+    except (OSError, ValueError):
+        return None
+
+
+def summarize_plates(counts: pd.DataFrame) -> str:
+    """The numbers of fields, nuclei and cells by plate, as text.
+
+    >>> counts = pd.DataFrame({"experiment": "", "plate": ["P1", "P1"], "well": ["A01", "A02"], "site": "1"})
+    >>> print(summarize_plates(counts.assign(nuclei=[9, None], cells=[5, 0], neighbours=[1, 0])))
+    plate  fields  not looked at  wells  nuclei  cells  with neighbours  fewest cells in a well
+    P1          2              1      2       9      5                1                       0
+    """
+    named = counts["experiment"].fillna("").str.cat(counts["plate"], "/").str.strip("/")
+    of_well = counts.assign(name=named).groupby(["name", "well"], sort=True)["cells"].sum()
+    groups = counts.assign(name=named, unread=counts["nuclei"].isna()).groupby("name", sort=True)
+    sums = groups[["unread", "nuclei", "cells", "neighbours"]].sum().astype(np.int64)
+    wells = of_well.groupby("name")
+    table = pd.DataFrame({"plate": sums.index, "fields": groups.size().to_numpy(), "not looked at": sums["unread"]})
+    table = table.assign(wells=wells.size(), nuclei=sums["nuclei"], cells=sums["cells"])
+    table = table.assign(**{"with neighbours": sums["neighbours"], "fewest cells in a well": wells.min()})
+    return _as_text(table)
+
+
+def _as_text(table: pd.DataFrame) -> str:
+    shown = table if len(table) <= _SHOWN else pd.concat([table.iloc[: _SHOWN - 1], table.iloc[-1:]])
+    values = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in shown.to_numpy(object)]
+    rows = [list(map(str, table.columns)), *values]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    if len(shown) < len(table):
+        lines.insert(_SHOWN, f"… {len(table) - _SHOWN} more …")
+    return "\n".join(lines)
+
+
+def _draw(
+    screen: Screen,
+    nuclei: Nuclei,
+    cells: Screen,
+    before: pd.DataFrame | None,
+    counts: pd.DataFrame,
+    diameter: float | None,
+    args: Namespace,
+) -> None:
+    """Draw the plates that are new, or whose cells are others than before."""
+    try:
+        (channel,) = match_channels([args.channel], screen.pixels.channels, "channel")
+    except ConfigError:  # given nuclei need no stain of DNA
+        channel = 0
+        log.info("pictures show channel '%s', there is no '%s'", screen.pixels.channels[0], args.channel)
+    folder = pictures_of(args.out)
+    plates = np.unique(screen.plate_ids)
+    if before is not None:
+        keys = ["experiment", "plate", "well", "site", "nuclei", "cells"]
+        same = set(before[keys].astype(str).itertuples(index=False, name=None))
+        changed = np.array([row not in same for row in counts[keys].astype(str).itertuples(index=False, name=None)])
+        newest = stamps_of(screen.pixels, len(screen)).times
+        drawn = [picture_of(folder, name) for name in screen.plate_names]
+        times = np.array([file.stat().st_mtime_ns if file.is_file() else -1 for file in drawn])[screen.plate_ids]
+        plates = np.unique(screen.plate_ids[changed | (times < 0) | (newest > times)])
+    files = draw_plates(screen, nuclei, cells, folder, channel, diameter, plates=plates.tolist(), workers=args.workers)
+    if files:
+        print(f"look at {len(files)} plates in {folder}")

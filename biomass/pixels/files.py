@@ -631,3 +631,8 @@ def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
     one, other = labels[first], labels[second]
     how = f"twice, with the labels '{one}' and '{other}'" if one != other else "twice"
     raise DataError(f"image '{file}' is listed {how}, in rows {first} and {second} (from 0): remove one of them")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a PNG, a TIFF or an ``.npy`` file as it stands there, of any type; decoders raise any error."""
+    return _READERS[path.suffix.lower()](path)

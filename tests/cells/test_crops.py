@@ -13,9 +13,10 @@ from scipy.ndimage import gaussian_filter
 from biomass.cells import search
 from biomass.cells.crops import crop_screen, crops_inside, cut_crops
 from biomass.cells.fields import Nuclei, count_cells, place_nuclei, save_nuclei
-from biomass.cells.nuclei import find_nuclei, read_nuclei, read_nuclei_table
+from biomass.cells.nuclei import find_nuclei, read_nuclei
 from biomass.cells.search import find_all_nuclei
 from biomass.cells.store import pack_cells
+from biomass.cells.tables import read_nuclei_table
 from biomass.commands.crop import main
 from biomass.datasets.packed import load_packed
 from biomass.errors import BadImageError, ConfigError, DataError
@@ -215,7 +216,7 @@ def test_single_and_touching_nuclei_are_found():
     distance = np.linalg.norm(found[:, None] - centres[order][None], axis=2)
     assert sorted(distance.argmin(axis=1)) == list(range(len(centres)))
     assert distance.min(axis=1).max() < 2.5
-    assert ((areas > 200) & (areas < 550)).all()  # of 314, and a blurred rim
+    assert ((areas > 150) & (areas < 550)).all()  # of 314, and a blurred rim
     # Neither the scale nor the offset of the image matters, nor its type.
     for other in (image / 1000, image * 7 + 5000, (image / 600).astype(np.float16), image.astype(np.uint16)):
         again, _ = find_nuclei(other, diameter=20)
@@ -435,9 +436,10 @@ def test_published_nuclei(fields, tmp_path):
     write_supplement(tmp_path, *SUPPLEMENT)
     listed, nuclei = read_nuclei(tmp_path)
     assert listed.to_numpy().tolist() == [["P1", "B01", "1"], ["P2", "B02", "1"], ["P9", "B00", "1"]]
-    assert nuclei.to_numpy().tolist() == [[1, 20.25, 15, 900], [0, 9, 8, 900], [2, 1, 1, 900], [1, 11, 12, 900]]
+    expected = [[1, 20.25, 15, 900, 0], [0, 9, 8, 900, 1], [2, 1, 1, 900, 2], [1, 11, 12, 900, 3]]
+    assert nuclei.to_numpy().tolist() == expected  # the last one is the row of the table
     placed = place_nuclei(fields[0], listed, nuclei, subset=True)  # the screen has no plate P9
-    assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900], [1, 9, 8, 900], [2, 11, 12, 900]]
+    assert placed.table.to_numpy().tolist() == [[2, 20.25, 15, 900, 0], [1, 9, 8, 900, 1], [2, 11, 12, 900, 3]]
     assert placed.fields.tolist() == [1, 2]
 
 
@@ -519,7 +521,7 @@ def test_saved_nuclei_are_read_again(fields, tmp_path):
     save_nuclei(screen, nuclei, tmp_path / "nuclei.parquet")
     again = place_nuclei(screen, *read_nuclei_table(tmp_path / "nuclei.parquet"))
     expected = nuclei.table.sort_values("image", kind="stable")[["image", "x", "y", "area"]].to_numpy()
-    np.testing.assert_allclose(again.table.to_numpy(), expected)
+    np.testing.assert_allclose(again.table[["image", "x", "y", "area"]].to_numpy(), expected)
     np.testing.assert_array_equal(again.fields, nuclei.fields)  # also the field without nuclei
 
 

@@ -270,7 +270,7 @@ def test_size_and_store_are_looked_at_before_nuclei_are_searched(bare, searched,
         load_bbbc021_cells(bare, **SEARCH, store=tmp_path / "file" / "cells")
     load_bbbc021_cells(bare, **SEARCH, store=tmp_path / "cells")
     searched.clear()
-    for other in ({"fields": "all"}, {"size": 26}, {"channels": ["DAPI"]}, {"diameter": 12}):
+    for other in ({"plates": ["Week1_20021"]}, {"size": 26}, {"channels": ["DAPI"]}, {"diameter": 12}):
         with pytest.raises(DataError, match=r"'.*cells' is a store of other images"):
             load_bbbc021_cells(bare, **SEARCH | other, store=tmp_path / "cells")
     assert not searched
