@@ -199,7 +199,9 @@ def _classical(cfg: Config, folder: Path) -> _Maker:
         )
 
     settings = ["classical", repr(measure)]
-    return _Maker(training.make_fabric("cpu"), screen, known, PLATE, stream, measure.features, settings, " ".join(settings))
+    return _Maker(
+        training.make_fabric("cpu"), screen, known, PLATE, stream, measure.features, settings, " ".join(settings)
+    )
 
 
 def _pass_over(section: Config, keys: Iterable[str]) -> None:
@@ -262,7 +264,9 @@ class _Correction(NamedTuple):
             fit_on = find(fit_on, [*names, *whole], "plate that post-processing is fitted on", advice="postprocess")
         if how != "none":
             if profiles.CONTROL not in wells:
-                raise DataError("some wells hold controls and treated images, so that nothing can be fitted on controls")
+                raise DataError(
+                    "some wells hold controls and treated images, so that nothing can be fitted on controls"
+                )
             mask = wells[profiles.CONTROL].isin(KINDS[controls]).to_numpy()
             postprocess.check_controls(wells, mask, how, by, loaded)
         return cls(how, controls, fit_on, by, epsilon, loaded, origin)
