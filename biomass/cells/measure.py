@@ -87,7 +87,7 @@ class CellMeasures:
         Returns:
             (N, D) float32, and how many nuclei each row stands for, (N,): one.
         """
-        (dna,) = match_channels([self.dna], self.channels, "channel")
+        (dna,) = match_channels([self.dna], self.channels, "dna")
         top = np.iinfo(images.dtype).max if np.issubdtype(images.dtype, np.integer) else 1
         scaled = images.astype(np.float32) / np.float32(top)
         diameter = self.diameter or images.shape[-2] / 2
@@ -112,7 +112,7 @@ class FieldMeasures(CellMeasures):
         Returns:
             (N, D) float32, zeros where no nucleus is found, and how many nuclei each field has, (N,).
         """
-        (dna,) = match_channels([self.dna], self.channels, "channel")
+        (dna,) = match_channels([self.dna], self.channels, "dna")
         diameter = self.diameter or DIAMETER
         half = round(_AROUND * diameter / 2)
         cells = CellMeasures(self.channels, self.dna, diameter)
@@ -250,5 +250,5 @@ def measures_of(channels: Sequence[str], level: str, dna: str = "DAPI", diameter
     >>> type(measures_of(["DNA", "actin"], "fields")).__name__
     'FieldMeasures'
     """
-    match_channels([dna], channels, "channel")
+    match_channels([dna], channels, "dna")
     return (CellMeasures if level == "cells" else FieldMeasures)(tuple(channels), dna, diameter)

@@ -33,6 +33,8 @@ from biomass.evaluation import checks, encode, postprocess, profiles
 from biomass.evaluation.h5ad import check_anndata, write_h5ad
 from biomass.evaluation.measured import measured_plates
 from biomass.evaluation.parts import fingerprints, plate_files
+from biomass.evaluation.tables import METADATA
+from biomass.evaluation.verdict import warning
 from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.identifiers import find
 from biomass.models import digest
@@ -81,6 +83,9 @@ def main(cfg: Config) -> float | None:
         log.info("%d of %d plates are there already", len(names) - len(missing), len(names))
         if stored is not None:
             stored.say(missing)
+            said = warning(screen, stored.measuring.word, maker.by, stored.measuring.controls) if first else None
+            if said is not None and not stored.held:
+                log.warning(said)
         parts.write(_shown(maker.stream(mine), names, len(mine)), maker.features, screen.pixels.name)
         maker.fabric.barrier()
         if not first:
@@ -242,6 +247,8 @@ class _Correction(NamedTuple):
         how, fit_on, loaded = asked.how, asked.fit_on, None
         postprocess.check_how(how)
         controls, by, epsilon = asked.controls, asked.by, asked.epsilon
+        if by is not None:  # columns of the screen, or of the profiles
+            by = [c if c.startswith(METADATA) else profiles.NAMES.get(c, f"{METADATA}{c}") for c in by]
         if asked.load is not None:
             file = Path(asked.load)
             loaded = postprocess.Correction.load(file if file.is_file() else Path("runs") / asked.load / POSTPROCESS)
@@ -250,7 +257,7 @@ class _Correction(NamedTuple):
                     f"'{asked.load}' was fitted on profiles by other weights or other statistics; fit it on these",
                     "postprocess",
                 )
-            if how not in ("none", loaded.how) or fit_on is not None:
+            if how not in ("none", loaded.how) or any(one is not None for one in (fit_on, by, epsilon)):
                 raise ConfigError(
                     f"'{asked.load}' is fitted already, to {loaded.how}; leave out what it is to be fitted on",
                     "postprocess",

@@ -305,7 +305,7 @@ class Correction:
             raise DataError(f"there is no saved post-processing '{file}'", "postprocess") from None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"'{file}' is not a saved post-processing ({one_line(error)}); give the postprocess.npz of a run",
+                f"'{file}' is not a saved post-processing ({one_line(error)}); give one that a run has saved",
                 "postprocess",
             ) from error
 

@@ -141,9 +141,9 @@ def test_a_field_is_the_mean_of_its_nuclei():
     half = round(68 / 36 * 15 / 2)
     crops = np.stack([field[:, y - half : y + half, x - half : x + half] for y, x in centres])
     alone = CellMeasures(CHANNELS, diameter=15)(crops)[0].mean(0)
-    area = measures.features.index("Nuclei_AreaShape_Area")
-    assert vectors[0, area] == pytest.approx(alone[area], rel=0.02)
-    np.testing.assert_allclose(vectors[0], alone, rtol=0.3, atol=0.3)
+    for name in ("Nuclei_AreaShape_Area", "Nuclei_Intensity_MeanIntensity_DAPI", "Nuclei_AreaShape_MajorAxisLength"):
+        place = measures.features.index(name)  # centres that are found may be a pixel off
+        assert vectors[0, place] == pytest.approx(alone[place], rel=0.02), name
 
 
 def test_the_stain_of_dna_is_found_by_its_name():
@@ -151,4 +151,4 @@ def test_the_stain_of_dna_is_found_by_its_name():
     assert measures_of(("actin", "Hoechst"), "fields").dna == "DAPI"
     with pytest.raises(ConfigError, match="no channel 'DAPI'") as caught:
         measures_of(("actin", "tubulin"), "cells")
-    assert caught.value.advice == "channel"
+    assert caught.value.advice == "dna"
