@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,7 +253,8 @@ def open_model(cfg: Config, tool: str) -> Opened:
     """
     if cfg.model_path is None:
         raise ConfigError(f"{tool} needs a network, and none is named", "network")
-    fabric = training.make_fabric(cfg.device, cfg.precision, cfg.get("devices", 1))
+    # each device has plates of its own, and the others wait for the last one
+    fabric = training.make_fabric(cfg.device, cfg.precision, cfg.get("devices", 1), timedelta(days=7))
     path = training.find_checkpoint(cfg.model_path)
     network, architecture, origin = training.load_network(path, cfg.model.key)
     screen = build(cfg.dataloaders.source)
