@@ -38,7 +38,7 @@ from biomass.evaluation.verdict import warning
 from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.identifiers import find
 from biomass.models import digest
-from biomass.norms import Method, PlateBatchNorm, Statistics, load_calibration, tuning_state
+from biomass.norms import WORDS, Method, PlateBatchNorm, Statistics, load_calibration, tuning_state
 from biomass.screen import KINDS, PLATE, Screen, control_numbers
 
 PLACE = 65
@@ -142,7 +142,8 @@ def _encoding(cfg: Config, folder: Path) -> _Maker:
     ran = stored.measuring if stored else statistics
     transform = compose(cfg.transforms.eval)
     about = [fabric.strategy.precision.precision, statistics.label, ran.label, statistics.by, normalize, channels]
-    about += [repr(transform), batch_size if statistics.blocks or not statistics.by_group else None]
+    by_batch = WORDS[statistics.word].mixture is not None and not statistics.whole_groups
+    about += [repr(transform), batch_size if by_batch else None]
     weights = digest(encoder.network)
     tuning = repr(tuning_state(network)) if statistics.tuned else ""
 
