@@ -388,11 +388,12 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
 
 def _check_devices(node: DictConfig, settings: Any) -> None:
     """Lightning starts the other processes of a run by its command line, which is not that of a launcher's job."""
-    devices, tasks = OmegaConf.select(node, "trainer.devices"), os.environ.get("SLURM_NTASKS", "1")
+    key = "devices" if "devices" in node else "trainer.devices"
+    devices, tasks = OmegaConf.select(node, key), os.environ.get("SLURM_NTASKS", "1")
     alone = settings.mode == RunMode.MULTIRUN and "Basic" not in settings.launcher._target_
     if alone and isinstance(devices, int) and devices > int(tasks):
         raise ConfigError(
-            f"trainer.devices is {devices}, and the jobs of this launcher have {tasks} process each; sweep with "
+            f"{key} is {devices}, and the jobs of this launcher have {tasks} process each; sweep with "
             "hydra/launcher=basic, or give hydra.launcher.tasks_per_node of submitit_slurm as many"
         )
 

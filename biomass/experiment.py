@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -432,7 +433,8 @@ def open_model(cfg: Config, tool: str, from_checkpoint: bool = False) -> Opened:
     if not given and (from_checkpoint or (pretrained is None and not is_own_code(model.key))):
         what = "checkpoint" if from_checkpoint else "network"
         raise ConfigError(f"{tool} needs a {what}, and none is named", what)
-    fabric = training.make_fabric(cfg.device, cfg.precision, cfg.get("devices", 1))
+    # each device has plates of its own, and the others wait for the last one
+    fabric = training.make_fabric(cfg.device, cfg.precision, cfg.get("devices", 1), timedelta(days=7))
     return Opened(fabric, *(_of_checkpoint(cfg) if given else _untrained(cfg, seed)))
 
 

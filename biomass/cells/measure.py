@@ -1,8 +1,8 @@
 """Classical features of nuclei and of what is around them: the baseline that every table of profiles should hold.
 
-Shape, intensity and texture as CellProfiler measures them (Carpenter et al. 2006), with scikit-image. Names are those of
-CellProfiler, ``<compartment>_<kind>_<measure>_<channel>``, so that its readers know them as features. The compartment
-``Nuclei`` is the nucleus, ``Cells`` the whole crop around it: cells are not outlined.
+Shape, intensity and texture as CellProfiler measures them (Carpenter et al. 2006), with scikit-image. Names are those
+of CellProfiler, ``<compartment>_<kind>_<measure>_<channel>``, so that its readers know them as features. The
+compartment ``Nuclei`` is the nucleus, ``Cells`` the whole crop around it: cells are not outlined.
 """
 
 import re
@@ -87,7 +87,7 @@ class CellMeasures:
         Returns:
             (N, D) float32, and how many nuclei each row stands for, (N,): one.
         """
-        (dna,) = match_channels([self.dna], self.channels, "channel")
+        (dna,) = match_channels([self.dna], self.channels, "dna")
         top = np.iinfo(images.dtype).max if np.issubdtype(images.dtype, np.integer) else 1
         scaled = images.astype(np.float32) / np.float32(top)
         diameter = self.diameter or images.shape[-2] / 2
@@ -102,8 +102,8 @@ class CellMeasures:
 class FieldMeasures(CellMeasures):
     """Measures fields of view: the mean of :class:`CellMeasures` over the nuclei that are found in a field.
 
-    ``diameter`` is :data:`biomass.cells.nuclei.DIAMETER` if it is None. The crops are about twice as high; at the edge of
-    a field, pixels are mirrored.
+    ``diameter`` is :data:`biomass.cells.nuclei.DIAMETER` if it is None. The crops are about twice as high; at the edge
+    of a field, pixels are mirrored.
     """
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ class FieldMeasures(CellMeasures):
         Returns:
             (N, D) float32, zeros where no nucleus is found, and how many nuclei each field has, (N,).
         """
-        (dna,) = match_channels([self.dna], self.channels, "channel")
+        (dna,) = match_channels([self.dna], self.channels, "dna")
         diameter = self.diameter or DIAMETER
         half = round(_AROUND * diameter / 2)
         cells = CellMeasures(self.channels, self.dna, diameter)
@@ -133,8 +133,8 @@ class FieldMeasures(CellMeasures):
 def central_nucleus(image: np.ndarray, diameter: float) -> np.ndarray:
     """Outline the nucleus in the middle of a crop.
 
-    The crop is smoothed a little and thresholded (Otsu 1979). Of what is above, the piece at the middle is taken, or the
-    one nearest to it; a disc of the typical diameter where nothing is brighter than the rest.
+    The crop is smoothed a little and thresholded (Otsu 1979). Of what is above, the piece at the middle is taken, or
+    the one nearest to it; a disc of the typical diameter where nothing is brighter than the rest.
 
     Args:
         image: (H, W) stain of DNA.
@@ -241,9 +241,7 @@ def _correlations(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return found
 
 
-def measures_of(
-    channels: Sequence[str], level: str, dna: str = "DAPI", diameter: float | None = None
-) -> CellMeasures:
+def measures_of(channels: Sequence[str], level: str, dna: str = "DAPI", diameter: float | None = None) -> CellMeasures:
     """What measures the rows of a screen, ``cells`` or ``fields``.
 
     Raises:
@@ -252,5 +250,5 @@ def measures_of(
     >>> type(measures_of(["DNA", "actin"], "fields")).__name__
     'FieldMeasures'
     """
-    match_channels([dna], channels, "channel")
+    match_channels([dna], channels, "dna")
     return (CellMeasures if level == "cells" else FieldMeasures)(tuple(channels), dna, diameter)

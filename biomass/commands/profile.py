@@ -28,15 +28,17 @@ from biomass import training
 from biomass.atomic import whole_file
 from biomass.cells.measure import measures_of
 from biomass.config import Config, build, script
-from biomass.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from biomass.errors import BiomassError, CheckpointError, ConfigError, DataError, did_you_mean
 from biomass.evaluation import checks, encode, postprocess, profiles
 from biomass.evaluation.h5ad import check_anndata, write_h5ad
 from biomass.evaluation.measured import measured_plates
 from biomass.evaluation.parts import fingerprints, plate_files
+from biomass.evaluation.tables import METADATA
+from biomass.evaluation.verdict import warning
 from biomass.experiment import chosen_words, compose, open_model, tool_folder
 from biomass.identifiers import find
 from biomass.models import digest
-from biomass.norms import Method, PlateBatchNorm, Statistics, load_calibration, tuning_state
+from biomass.norms import WORDS, Method, PlateBatchNorm, Statistics, load_calibration, tuning_state
 from biomass.screen import KINDS, PLATE, Screen, control_numbers
 
 PLACE = 65
@@ -81,28 +83,24 @@ def main(cfg: Config) -> float | None:
         log.info("%d of %d plates are there already", len(names) - len(missing), len(names))
         if stored is not None:
             stored.say(missing)
-        parts.write(_shown(maker.stream(mine), names, len(mine)), maker.features, screen.pixels.name)
-        maker.fabric.barrier()
+            said = warning(screen, stored.measuring.word, maker.by, stored.measuring.controls) if first else None
+            if said is not None and not stored.held:
+                log.warning(said)
+        error: BiomassError | None = None
+        try:
+            parts.write(_shown(maker.stream(mine), names, len(mine)), maker.features, screen.pixels.name)
+        except BiomassError as found:
+            error = found
+        error = _of_any(maker.fabric, error)
         if not first:
             return None
+        if error is not None:
+            raise error
         unread = parts.missing()
         _say_left_out(parts, unread, names, folder)
         if stored is not None:
             stored.save(parts, unread, folder)
-        change = correction.fitted(parts, unread, folder)
-        for level in known.levels:
-            file = folder / f"profiles_{level}.parquet"
-            rows = parts.join(level, file, unread, change if level == "wells" else None)
-            print(f"{file}: {rows:,} {level}")
-        raw = folder / "profiles_wells_raw.parquet"
-        if change is None:
-            raw.unlink(missing_ok=True)
-        else:
-            parts.join("wells", raw, unread)
-            print(f"{raw}: the same wells before {correction.how}")
-        if anndata:
-            write_h5ad(pd.read_parquet(file), file.with_suffix(".h5ad"))
-            print(f"{file.with_suffix('.h5ad')}: the same wells for scanpy")
+        _write(parts, unread, folder, correction.fitted(parts, unread, folder), anndata)
     return None
 
 
@@ -144,7 +142,8 @@ def _encoding(cfg: Config, folder: Path) -> _Maker:
     ran = stored.measuring if stored else statistics
     transform = compose(cfg.transforms.eval)
     about = [fabric.strategy.precision.precision, statistics.label, ran.label, statistics.by, normalize, channels]
-    about += [repr(transform), batch_size if statistics.blocks or not statistics.by_group else None]
+    by_batch = WORDS[statistics.word].mixture is not None and not statistics.whole_groups
+    about += [repr(transform), batch_size if by_batch else None]
     weights = digest(encoder.network)
     tuning = repr(tuning_state(network)) if statistics.tuned else ""
 
@@ -199,7 +198,9 @@ def _classical(cfg: Config, folder: Path) -> _Maker:
         )
 
     settings = ["classical", repr(measure)]
-    return _Maker(training.make_fabric("cpu"), screen, known, PLATE, stream, measure.features, settings, " ".join(settings))
+    return _Maker(
+        training.make_fabric("cpu"), screen, known, PLATE, stream, measure.features, settings, " ".join(settings)
+    )
 
 
 def _pass_over(section: Config, keys: Iterable[str]) -> None:
@@ -240,6 +241,8 @@ class _Correction(NamedTuple):
         how, fit_on, loaded = asked.how, asked.fit_on, None
         postprocess.check_how(how)
         controls, by, epsilon = asked.controls, asked.by, asked.epsilon
+        if by is not None:  # columns of the screen, or of the profiles
+            by = [c if c.startswith(METADATA) else profiles.NAMES.get(c, f"{METADATA}{c}") for c in by]
         if asked.load is not None:
             file = Path(asked.load)
             loaded = postprocess.Correction.load(file if file.is_file() else Path("runs") / asked.load / POSTPROCESS)
@@ -248,7 +251,7 @@ class _Correction(NamedTuple):
                     f"'{asked.load}' was fitted on profiles by other weights or other statistics; fit it on these",
                     "postprocess",
                 )
-            if how not in ("none", loaded.how) or fit_on is not None:
+            if how not in ("none", loaded.how) or any(one is not None for one in (fit_on, by, epsilon)):
                 raise ConfigError(
                     f"'{asked.load}' is fitted already, to {loaded.how}; leave out what it is to be fitted on",
                     "postprocess",
@@ -262,7 +265,9 @@ class _Correction(NamedTuple):
             fit_on = find(fit_on, [*names, *whole], "plate that post-processing is fitted on", advice="postprocess")
         if how != "none":
             if profiles.CONTROL not in wells:
-                raise DataError("some wells hold controls and treated images, so that nothing can be fitted on controls")
+                raise DataError(
+                    "some wells hold controls and treated images, so that nothing can be fitted on controls"
+                )
             mask = wells[profiles.CONTROL].isin(KINDS[controls]).to_numpy()
             postprocess.check_controls(wells, mask, how, by, loaded)
         return cls(how, controls, fit_on, by, epsilon, loaded, origin)
@@ -411,15 +416,48 @@ def _shown(
                 log.info("plate %d of %d, '%s': %d images", number, total, names[plate.group], len(plate.rows))
 
 
+def _write(
+    parts: profiles.Parts,
+    without: Sequence[int],
+    folder: Path,
+    change: Callable[[pd.DataFrame], pd.DataFrame] | None,
+    anndata: bool,
+) -> None:
+    """Join the plates; what an earlier call has written and this one does not is removed."""
+    files = {level: folder / f"profiles_{level}.parquet" for level in profiles.LEVELS}
+    raw, h5ad = folder / "profiles_wells_raw.parquet", files["wells"].with_suffix(".h5ad")
+    for level in parts.known.levels:
+        rows = parts.join(level, files[level], without, change if level == "wells" else None)
+        print(f"{files[level]}: {rows:,} {level}")
+    if change is not None:
+        parts.join("wells", raw, without)
+        print(f"{raw}: the same wells before post-processing")
+    if anndata:
+        write_h5ad(pd.read_parquet(files["wells"]), h5ad)
+        print(f"{h5ad}: the same wells for scanpy")
+    gone = [files[level] for level in profiles.LEVELS if level not in parts.known.levels]
+    gone += [raw] * (change is None) + [h5ad] * (not anndata)
+    for file in gone:
+        file.unlink(missing_ok=True)
+
+
+def _of_any(fabric: Fabric, error: BiomassError | None) -> BiomassError | None:
+    """The first error of any process, once all of them are done with their plates."""
+    errors = [error] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(errors, error)
+    return next((one for one in errors if one is not None), None)
+
+
 def _say_left_out(parts: profiles.Parts, unread: Sequence[int], names: Sequence[str], folder: Path) -> None:
     """What has no profile, in the log; and what cannot be read in ``skipped_images.txt``, too."""
     if len(unread) == len(parts.folders):
         raise DataError(f"no image of the {len(names)} plates has a profile: none can be read, or none has a nucleus")
     if unread:
         log.warning("plate '%s' (%d in all) has no image that has a profile", names[unread[0]], len(unread))
-    skipped = parts.skipped(unread)
+    skipped, file = parts.skipped(unread), folder / "skipped_images.txt"
+    file.unlink(missing_ok=True)  # of an earlier call
     if skipped:
-        file = folder / "skipped_images.txt"
         with whole_file(file) as part:
             part.write_text("".join(f"{name}\n" for name in skipped))
         log.warning("left out %d images that cannot be read; they are listed in %s", len(skipped), file)

@@ -1,9 +1,9 @@
 """What a trained network is worth: accuracy, profiles, mechanisms of action, batch effects; and what a design allows.
 
 Scores for tables and arrays stand here. The transfer of a network to a screen is the work of the modules ``checks``,
-``encode`` (cells to images), ``transfer`` (wells to scores) and ``report`` (tables and figures). What is to be expected
-of a plate map before there is a network is that of ``design`` (what its plates hold), ``curves`` (what was measured),
-``verdict`` and ``page``.
+``encode`` (cells to images), ``transfer`` (wells to scores) and ``report`` (tables and figures); profiles for other
+tools that of ``profiles``, ``measured`` and ``postprocess``. What is to be expected of a plate map before there is a
+network is that of ``design`` (what its plates hold), ``curves`` (what was measured), ``verdict`` and ``page``.
 """
 
 from biomass.evaluation.design import composition_shift, confounding, cramers_v, describe_groups, effective_wells

@@ -103,9 +103,9 @@ def image_profiles(
     files = plate_files(cells, groups, statistics.by, folder)
     about = [fabric.strategy.precision.precision, statistics.label, statistics.by, normalize, channels, repr(transform)]
     about += [batch_size] if statistics.blocks else []
-    about = [digest(network), _moments(network, statistics), repr(about)]
+    settings = digest(network), _moments(network, statistics), repr(about)
     columns = [column for column in (*COLUMNS, "cell", "x", "y") if column in cells.table]
-    prints = fingerprints(cells, groups, cells.table[columns], *about)
+    prints = fingerprints(cells, groups, cells.table[columns], *settings)
     todo = [group for group, file in enumerate(files) if read_fingerprint(file) != prints[group]]
     if todo:
         log.info("%s: encoding %d of %d plates", statistics.word, len(todo), len(files))
@@ -165,7 +165,7 @@ def encoded_plates(
     groups = screen.groups(statistics.by)
     rows = np.flatnonzero(np.isin(groups, plates))
     keys = screen.keys(statistics.by)
-    members = {group: part.to_numpy() for group, part in pd.Series(rows).groupby(groups[rows])}
+    members = dict(zip(*_by_group(rows, groups[rows]), strict=True))
     batches = PlateBatches(rows, groups[rows], batch_size=batch_size, shuffle=False)
     reader, skipped = BatchReader(screen, groups, on_bad_image), SkippedImages(screen)
     loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
@@ -178,7 +178,8 @@ def encoded_plates(
         outputs = infer_calibrated(fabric, network, loader, selected, statistics, held, skipped)
     with closing(outputs):  # an error here ends its inference mode, too
         for group, of_group in itertools.groupby(outputs, lambda one: int(one[0].groups[0])):
-            numbers, vectors, moments = [], [], {}
+            numbers, vectors = [], []
+            moments: dict[str, Tensor] = {}
             for batch, output, measured in of_group:
                 output = F.normalize(output.float(), dim=1) if normalize else output.float()
                 numbers.append(batch.rows.numpy())
@@ -190,6 +191,12 @@ def encoded_plates(
             check_finite(found, names, "/".join(map(str, keys.iloc[read[0]])), whole)
             left_out = np.setdiff1d(members[group], read)
             yield PlateVectors(group, read, found, moments=moments, skipped=left_out.tolist())
+
+
+def _by_group(rows: np.ndarray, groups: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+    """The groups that there are, and the rows of each."""
+    found, counts = np.unique(groups, return_counts=True)
+    return found.tolist(), np.split(rows[np.argsort(groups, kind="stable")], np.cumsum(counts)[:-1])
 
 
 def _field_name(screen: Screen, rows: np.ndarray, place: int) -> str:
@@ -273,8 +280,8 @@ def check_finite(vectors: np.ndarray, name: Callable[[int], str], plate: str, st
         )
     if len(bad):
         raise DataError(
-            f"the encoder's output for image '{name(int(bad[0]))}' is not finite; look for NaN in the checkpoint's weights "
-            "and in the image, or compute in 32 bits",
+            f"the encoder's output for image '{name(int(bad[0]))}' is not finite; look for NaN in the checkpoint's "
+            "weights and in the image, or compute in 32 bits",
             advice="precision",
         )
 
@@ -298,6 +305,11 @@ def _table(cells: Screen, images: np.ndarray, profiles: Profiles, statistics: St
     about["Metadata_cells"] = profiles.counts[there]
     vectors = profiles.vectors[there]
     keys = about[[COLUMNS[c] for c in FIELD]]
-    check_finite(vectors, lambda row: "/".join(map(str, keys.iloc[row])), "/".join(map(str, cells.keys(statistics.by).iloc[images[0]])), statistics)
+    check_finite(
+        vectors,
+        lambda row: "/".join(map(str, keys.iloc[row])),
+        "/".join(map(str, cells.keys(statistics.by).iloc[images[0]])),
+        statistics,
+    )
     names = [f"emb_{i:04d}" for i in range(vectors.shape[1])]
     return pd.concat([about, pd.DataFrame(vectors, columns=names)], axis=1)

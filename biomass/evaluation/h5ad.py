@@ -39,7 +39,7 @@ def write_h5ad(profiles: pd.DataFrame, file: Path) -> None:
     check_anndata()
     from anndata import AnnData
 
-    about = [column for column in profiles if column.startswith(METADATA)]
+    about = [column for column in profiles.columns if column.startswith(METADATA)]
     features = profiles.drop(columns=about)
     obs = profiles[about].set_axis([str(row) for row in range(len(profiles))])
     obs = obs.astype(dict.fromkeys(obs.select_dtypes(object), "category"))

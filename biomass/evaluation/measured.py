@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 from torch.utils.data import DataLoader, Dataset
 
 from biomass.errors import BiomassError

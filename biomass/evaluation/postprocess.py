@@ -247,7 +247,7 @@ class Correction:
         rows = self._matrix(wells)
         for kind, step in zip(CORRECTIONS[self.how], self.steps, strict=True):
             groups = group_names(wells, self.by or STEPS[kind].by)
-            unknown = np.setdiff1d(groups, step.known()) if STEPS[kind].by else []
+            unknown = np.setdiff1d(groups, step.known() if STEPS[kind].by else groups)
             if len(unknown):
                 raise DataError(
                     f"'{unknown[0]}' is not among the {len(step.known())} groups that '{self.how}' knows, and has no "
@@ -277,9 +277,9 @@ class Correction:
         """
         about = {"how": self.how, "by": self.by, "controls": self.controls, "origin": self.origin}
         arrays = {f"{i}.{name}": value for i, step in enumerate(self.steps) for name, value in step.arrays().items()}
-        features = np.array(self.features, dtype=str)
+        arrays |= {"about": np.array(json.dumps(about)), "features": np.array(self.features, dtype=str)}
         with whole_file(file) as part, part.open("wb") as out:
-            np.savez(out, about=np.array(json.dumps(about)), features=features, **arrays)
+            np.savez(out, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, file: Path) -> "Correction":
@@ -305,7 +305,7 @@ class Correction:
             raise DataError(f"there is no saved post-processing '{file}'", "postprocess") from None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"'{file}' is not a saved post-processing ({one_line(error)}); give the postprocess.npz of a run",
+                f"'{file}' is not a saved post-processing ({one_line(error)}); give one that a run has saved",
                 "postprocess",
             ) from error
 

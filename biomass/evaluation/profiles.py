@@ -27,7 +27,7 @@ from torch import Tensor
 from biomass.atomic import whole_file
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation.tables import METADATA
-from biomass.screen import FIELD, KINDS, PLATE, UNLABELLED, Screen
+from biomass.screen import FIELD, KINDS, PLATE, Screen
 
 NAMES: Mapping[str, str] = {
     "experiment": f"{METADATA}Batch",
@@ -106,8 +106,8 @@ def describe(screen: Screen, rows: str | None = None) -> Description:
         DataError: a row has no well.
 
     >>> from biomass.screen import COLUMNS, make_screen
-    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["P1"] * 3) | {"well": ["A1", "A1", "A2"], "label": 0, "control": ""})
-    >>> known = describe(make_screen(table.assign(x=[1, 2, 3], dose=5), None, ["DMSO"]))
+    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, ["P1"] * 3) | {"well": ["A1", "A1", "A2"], "control": ""})
+    >>> known = describe(make_screen(table.assign(label=0, x=[1, 2, 3], dose=5), None, ["DMSO"]))
     >>> known.levels
     ('cells', 'fields', 'wells')
     >>> known.columns["fields"][-3:]  # x differs between the cells of a field
@@ -125,8 +125,8 @@ def describe(screen: Screen, rows: str | None = None) -> Description:
         fields = np.arange(len(screen))
     table = _named(screen)
     columns = {row_level: list(table.columns)}
-    columns["fields"] = [name for name in table if row_level == "fields" or _is_one(table[name], fields)]
-    columns["wells"] = [name for name in table if _is_one(table[name], wells)]
+    columns["fields"] = [c for c in table.columns if row_level == "fields" or _is_one(table[c], fields)]
+    columns["wells"] = [c for c in table.columns if _is_one(table[c], wells)]
     return Description(table, row_level, fields, wells, columns)
 
 
@@ -158,7 +158,7 @@ def _named(screen: Screen) -> pd.DataFrame:
     for column in own.select_dtypes(object):
         if pd.api.types.infer_dtype(own[column]).startswith("mixed"):  # a file has one type a column
             own[column] = own[column].astype(str)
-    names = {str(c): NAMES.get(c, c if str(c).startswith(METADATA) else f"{METADATA}{c}") for c in own}
+    names = {c: NAMES.get(c, c if c.startswith(METADATA) else f"{METADATA}{c}") for c in own.columns}
     canonical = {name.lower(): column for column, name in NAMES.items()}
     for column, name in list(names.items()):  # a column 'Batch' of the lab beside the screen's own
         like = canonical.get(name.lower())
@@ -171,9 +171,8 @@ def _named(screen: Screen) -> pd.DataFrame:
             names[column] = f"{METADATA}own_{column}"
             log.info("column '%s' is called %s, beside %s", column, names[column], NAMES[like])
     labels = np.array([*screen.classes, ""], dtype=object)[screen.labels]
-    label = pd.Categorical(labels) if (screen.labels != UNLABELLED).any() else labels
     table = own[list(names)].rename(columns=names)
-    table.insert(list(names).index("split"), f"{METADATA}label", label)
+    table.insert(list(names).index("split"), f"{METADATA}label", pd.Series(pd.Categorical(labels), own.index))
     return table
 
 
@@ -187,7 +186,7 @@ def _is_one(values: pd.Series, groups: np.ndarray) -> bool:
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
     """Text in place of categories, which other tools do not expect."""
-    return table.astype({name: object for name in table.select_dtypes("category")})
+    return table.astype(dict.fromkeys(table.select_dtypes("category"), object))
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,9 @@ class Parts:
             return all(one["moments"] == _digest(self.held[group]) for one in about)
         return not any(one["stored"] for one in about)
 
-    def write(self, plates: Iterable[PlateVectors], features: Sequence[str] | None, names: Callable[[int], str]) -> None:
+    def write(
+        self, plates: Iterable[PlateVectors], features: Sequence[str] | None, names: Callable[[int], str]
+    ) -> None:
         """Keep the profiles of plates as they come.
 
         Args:
@@ -360,7 +361,9 @@ class Parts:
     def controls(self, kind: str, without: Sequence[int] = ()) -> pd.DataFrame:
         """The profiles of the control wells of a kind, see :data:`biomass.screen.KINDS`."""
         only = [(CONTROL, "in", list(KINDS[kind]))]
-        return pd.concat([pd.read_parquet(file, filters=only) for file in self.files("wells", without)], ignore_index=True)
+        return pd.concat(
+            [pd.read_parquet(file, filters=only) for file in self.files("wells", without)], ignore_index=True
+        )
 
     def skipped(self, without: Sequence[int] = ()) -> list[str]:
         """The names of all images that could not be read, but for those of some plates."""

@@ -1,9 +1,11 @@
 """Device and precision, by the words that a configuration uses."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from biomass.errors import ConfigError, did_you_mean
@@ -11,13 +13,16 @@ from biomass.errors import ConfigError, did_you_mean
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
-def make_fabric(device: str = "auto", precision: str | int = "32", devices: int = 1) -> Fabric:
+def make_fabric(
+    device: str = "auto", precision: str | int = "32", devices: int = 1, patience: timedelta | None = None
+) -> Fabric:
     """Fabric, launched: what a network runs on, and in which precision.
 
     Args:
         device: auto, cpu or cuda.
         precision: 32, bf16 or 16.
         devices: how many of them.
+        patience: how long the processes of several devices wait for each other; None: minutes, as torch has it.
 
     Raises:
         ConfigError: an unknown word, no such device, or 16 bit floats on the CPU.
@@ -34,6 +39,7 @@ def make_fabric(device: str = "auto", precision: str | int = "32", devices: int 
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=devices,
+        strategy="auto" if devices == 1 or patience is None else DDPStrategy(timeout=patience),
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
     fabric.launch()

@@ -110,7 +110,9 @@ def test_stored_moments_are_taken_and_others_are_measured(profile, run, caplog):
     before = written("p")
     profile("run_name=p", "calibration=some.pt")
     assert "5 plates are measured now" in caplog.text
-    assert {file for file, time in written("p").items() if time != before[file]} == set(before)  # none is stored as it was
+    assert {file for file, time in written("p").items() if time != before[file]} == set(
+        before
+    )  # none is stored as it was
     kept = torch.load("runs/p/calibration.pt")
     assert sorted(kept["plates"]) == sorted(names)
     again = torch.load("checkpoints/encoder/last.calibrated.pt")
@@ -143,7 +145,10 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(profile, caplog, mo
     assert before.items() <= written("p").items()
     profile("run_name=q")
     for level in ("cells", "fields", "wells"):
-        assert Path(f"runs/p/profiles_{level}.parquet").read_bytes() == Path(f"runs/q/profiles_{level}.parquet").read_bytes()
+        assert (
+            Path(f"runs/p/profiles_{level}.parquet").read_bytes()
+            == Path(f"runs/q/profiles_{level}.parquet").read_bytes()
+        )
 
 
 def test_two_processes_write_the_same_files_as_one(profile, data_root, tmp_path):
@@ -206,7 +211,8 @@ def test_wells_are_corrected_on_their_controls_and_a_later_run_does_the_same(pro
 
 
 def test_a_correction_fitted_on_some_plates_is_that_of_a_run_of_these_plates(profile):
-    every = table("p") if profile("run_name=p") else table("p")
+    profile("run_name=p")
+    every = table("p")
     plates = sorted(set(every["Metadata_Batch"] + "/" + every["Metadata_Plate"]))[:4]
     on = f"postprocess.fit_on=[{','.join(plates)}]"
     profile("run_name=p", "postprocess=tvn", on)
@@ -258,7 +264,12 @@ def test_pycytominer_and_copairs_read_the_profiles(profile, run):
         treated = selected[selected["Metadata_control"] == ""].reset_index(drop=True)
         about = treated.filter(like="Metadata_")
         found = average_precision(
-            about, treated[left].to_numpy(), ["Metadata_label"], ["Metadata_Plate"], [], ["Metadata_label"],
+            about,
+            treated[left].to_numpy(),
+            ["Metadata_label"],
+            ["Metadata_Plate"],
+            [],
+            ["Metadata_label"],
             progress_bar=False,
         )
         assert found["average_precision"].between(0, 1).any()
@@ -335,7 +346,9 @@ def test_images_that_cannot_be_read_are_left_out_and_listed(run, tmp_path):
     rows = [(f"{p}_{w}_{s}.npy", "B1", p, w, s) for p in ("P1", "P2") for w in ("A1", "A2") for s in (1, 2)]
     for name, *_ in rows:
         np.save(folder / name, rng.integers(0, 255, (3, 48, 48), dtype=np.uint8))
-    pd.DataFrame(rows, columns=["path", "experiment", "plate", "well", "site"]).to_csv(folder / "manifest.csv", index=False)
+    pd.DataFrame(rows, columns=["path", "experiment", "plate", "well", "site"]).to_csv(
+        folder / "manifest.csv", index=False
+    )
     run("train_erm", *TINY_SCREEN, *TINY_RUN, "num_epochs=1", "run_name=erm")
     mine = ("dataloaders=manifest", f"dataloaders.root_dir={folder}", "dataloaders.source.axes=CHW", "device=cpu")
     mine += ("dataloaders.source.channels=[nuclei,ER,actin]", "dataloaders.num_workers=0", "model_path=erm")

@@ -121,7 +121,7 @@ def test_too_few_controls_are_known_before_anything_is_fitted(how):
         with pytest.raises(DataError, match="too few"):
             postprocess.check_controls(wells, np.zeros(len(wells), bool), how, None)
         return
-    with pytest.raises(DataError, match="W2.*0"):
+    with pytest.raises(DataError, match=r"W2.*0"):
         postprocess.check_controls(wells, some, how, None)
     known = fit(controls_of(wells), how)
     postprocess.check_controls(wells, some, how, None, known)
@@ -129,14 +129,14 @@ def test_too_few_controls_are_known_before_anything_is_fitted(how):
 
 def test_what_does_not_fit_is_one_line(tmp_path):
     wells = wells_of(["W1/P1", "W1/P2"])
-    with pytest.raises(ConfigError, match="'whitten'.*'whiten'"):
+    with pytest.raises(ConfigError, match=r"'whitten'.*'whiten'"):
         fit(wells, "whitten")
     with pytest.raises(ConfigError, match="-1"):
         fit(wells, "whiten", epsilon=-1)
     with pytest.raises(ConfigError, match="Metadata_Week"):
         fit(wells, "tvn", by=["Metadata_Week"])
     done = fit(controls_of(wells), "whiten")
-    with pytest.raises(DataError, match="emb_0000.*f"):
+    with pytest.raises(DataError, match=r"emb_0000.*f"):
         done.apply(wells.rename(columns={"emb_0000": "f"}))
     with pytest.raises(DataError, match=r"none\.npz"):
         Correction.load(tmp_path / "none.npz")

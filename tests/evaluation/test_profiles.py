@@ -164,7 +164,7 @@ def test_files_are_joined_without_being_in_memory_together(tmp_path, monkeypatch
 
 def test_a_well_in_two_groups_is_refused():
     screen = screen_of(half=np.arange(60) % 2)
-    with pytest.raises(ConfigError, match="half.*W1/P1/A01") as caught:
+    with pytest.raises(ConfigError, match=r"half.*W1/P1/A01") as caught:
         profiles.check_groups(profiles.describe(screen), screen.groups(["half"]), ["half"])
     assert caught.value.advice == "statistics"
 
