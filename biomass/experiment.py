@@ -241,9 +241,9 @@ class Experiment:
     ) -> None:
         """Say what the run is made of, and what may be wrong with it."""
         probe = self.job == "train_classifier"
-        rounds = f"{self.plan.num_epochs:,} epochs"
+        rounds = overview.number(self.plan.num_epochs, "epoch")
         if self.plan.max_steps is not None:
-            rounds += f", and {self.plan.max_steps:,} steps at most"
+            rounds += f", and {overview.number(self.plan.max_steps, 'step')} at most"
         devices, precision = self.fabric.world_size, self.cfg.trainer.precision
         device = f"{devices} x {self.fabric.device.type}" if devices > 1 else str(self.fabric.device)
         lines = [
@@ -329,7 +329,7 @@ class Experiment:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
         if self.fabric.is_global_zero:
             self._conclude(progress, evaluate, chances)
-            found = judge(overview.last_metrics(read_log(folder))) if progress.step else None
+            found = judge(overview.last_metrics(read_log(folder))) if progress.epoch else None
             if found is not None:
                 self.warn(found)
         return progress.best
@@ -374,7 +374,8 @@ class Experiment:
             lines.append(("", f"{self.checkpoints.folder}: {', '.join(kept)}"))
         before = self.resume is not None and self.resume["progress"]["step"] == progress.step
         state = "was finished before, and nothing is left to do" if before else "is finished"
-        title = f"run '{self.name}' {state}: {progress.epoch:,} epochs, {progress.step:,} steps"
+        far = f"{overview.number(progress.epoch, 'epoch')}, {overview.number(progress.step, 'step')}"
+        title = f"run '{self.name}' {state}: {far}"
         if self.checkpoints.enabled:
             lines += [("next" if n == 0 else "", command) for n, command in enumerate(commands)]
         log.info("%s", overview.block(title, lines))

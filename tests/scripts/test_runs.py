@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
 from omegaconf import OmegaConf
 
+from biomass import experiment
 from biomass.errors import ConfigError, DataError
 from biomass.keys import EVAL_SPLITS
 from biomass.training import find_checkpoint
@@ -210,6 +211,16 @@ def test_a_contrastive_run_says_what_it_sees_and_where_chance_is(run, caplog):
     assert re.search(r"val +loss [\d.]+ \(chance [\d.]+\)", last)
     assert "python train_classifier.py model_path=s" in last
     assert any("no better than at random" in text for text in said(caplog))
+
+
+def test_an_epoch_that_sees_few_cells_says_so(run, caplog, monkeypatch):
+    short = ("trainer.max_steps=1", "dataloaders.eval_splits=[]", "dataloaders.mode=random_single")
+    run("train_simclr", *SIMCLR, *short, "run_name=a")
+    assert not any("of the cells" in text for text in said(caplog))
+    monkeypatch.setattr(experiment, "_FEW", 0.9)
+    run("train_simclr", *SIMCLR, *short, "run_name=b")
+    (few,) = (text for text in said(caplog) if "of the cells" in text)
+    assert re.search(r"an epoch sees [\d.]+ % of the cells; .*dataloaders.num_img", few)
 
 
 def test_metrics_are_explained_in_tensorboard_and_keep_their_names(run, tmp_path):
