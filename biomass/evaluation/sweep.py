@@ -108,4 +108,4 @@ def _aligned(table: pd.DataFrame) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.4g}"
-    return str(value) or "–"
+    return "–" if value in ("", "None") else str(value)

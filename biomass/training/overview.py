@@ -92,13 +92,13 @@ def _count(screen: Screen, columns: Sequence[str]) -> int:
     return len(screen.table[list(columns)].drop_duplicates())
 
 
-def number(count: int, noun: str, plural: str = "") -> str:
+def number(count: int, noun: str) -> str:
     """A count and what is counted.
 
-    >>> number(1, "plate"), number(1139, "class", "classes")
-    ('1 plate', '1,139 classes')
+    >>> number(1, "plate"), number(1139, "well")
+    ('1 plate', '1,139 wells')
     """
-    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _classes(screen: Screen, train: np.ndarray) -> str:
