@@ -246,10 +246,12 @@ class Experiment:
             rounds += f", and {overview.number(self.plan.max_steps, 'step')} at most"
         devices, precision = self.fabric.world_size, self.cfg.trainer.precision
         device = f"{devices} x {self.fabric.device.type}" if devices > 1 else str(self.fabric.device)
+        kept = f", {self.checkpoints.folder}" if self.checkpoints.enabled else "; no checkpoints"
         lines = [
             *overview.lines_of_run(screen, batches, splits, method, probe),
             ("device", f"{device}, {precision} bit floats; {rounds}"),
-            ("folders", f"runs/{self.name}" + (f", {self.checkpoints.folder}" if self.checkpoints.enabled else "")),
+            ("folders", f"runs/{self.name}{kept}"),
+            ("", f"images in {self.cfg.dataloaders.get('root_dir')}"),
         ]
         metrics = ("loss",) if self.job == "train_simclr" else ("accuracy", "treatments", "by_class", "top5", "loss")
         if splits:
@@ -274,8 +276,8 @@ class Experiment:
             blank = torch.zeros(1, len(screen.pixels.channels), height, width)
             after = transform(blank, torch.Generator().manual_seed(0)).shape[2:]
             if max(after) > _LARGE:
-                size = f"{height} x {width} pixels"
-                self.warn(ConfigError(f"images of {size} go into the network as they are, which takes long", "large"))
+                size = f"{after[0]} x {after[1]} pixels"
+                self.warn(ConfigError(f"images go into the network with {size}, which takes long", "large"))
 
     def _check_alone(self) -> None:
         """Raise an error where a run of the same name, started at the same time, has written since ``begin``."""

@@ -96,6 +96,7 @@ def test_a_healthy_run_says_what_it_is_made_of_and_what_it_came_to_without_alarm
         "running",
         "cpu, 32 bit floats; 6 epochs",
         "runs/a, checkpoints/a",
+        f"images in {tmp_path}",
         "treatments: accuracy on treated wells alone",
     ):
         assert part in first
@@ -199,7 +200,7 @@ def test_too_many_outputs_a_dead_channel_and_large_images_are_told_before_traini
     caplog.clear()
     small = (o for o in large if not o.startswith("transforms."))
     run("train_erm", *small, "transforms=large", "run_name=b")
-    assert "608 x 608 pixels go" not in "\n".join(said(caplog))
+    assert "608 x 608 pixels" not in "\n".join(said(caplog))
 
 
 def test_a_contrastive_run_says_what_it_sees_and_where_chance_is(run, caplog):
