@@ -470,7 +470,7 @@ def _print_sweep(folder: Path) -> None:
     jobs.sort(key=lambda job: (job.number, job.name))
     table = sweep_table(jobs)
     table.to_csv(folder / TABLE, index=False)
-    print(f"\n{table_text(table, jobs)}\nAll metrics: {folder / TABLE}. The runs are in runs/.")
+    print(f"\n{table_text(table, jobs)}\nAll metrics, and names in full: {folder / TABLE}. The runs are in runs/.")
 
 
 def _own_folder(config: DictConfig, mode: str) -> str:

@@ -256,15 +256,17 @@ class Experiment:
     ) -> None:
         """Say what the run is made of, and what may be wrong with it."""
         probe = self.job == "train_classifier"
-        rounds = f"{self.plan.num_epochs:,} epochs"
+        rounds = overview.number(self.plan.num_epochs, "epoch")
         if self.plan.max_steps is not None:
-            rounds += f", and {self.plan.max_steps:,} steps at most"
+            rounds += f", and {overview.number(self.plan.max_steps, 'step')} at most"
         devices, precision = self.fabric.world_size, self.cfg.trainer.precision
         device = f"{devices} x {self.fabric.device.type}" if devices > 1 else str(self.fabric.device)
+        kept = f", {self.checkpoints.folder}" if self.checkpoints.enabled else "; no checkpoints"
         lines = [
             *overview.lines_of_run(screen, batches, splits, method, probe),
             ("device", f"{device}, {precision} bit floats; {rounds}"),
-            ("folders", f"runs/{self.name}" + (f", {self.checkpoints.folder}" if self.checkpoints.enabled else "")),
+            ("folders", f"runs/{self.name}{kept}"),
+            ("", f"images in {self.cfg.dataloaders.get('root_dir')}"),
         ]
         metrics = ("loss",) if self.job == "train_simclr" else ("accuracy", "treatments", "by_class", "top5", "loss")
         if splits:
@@ -289,8 +291,8 @@ class Experiment:
             blank = torch.zeros(1, len(screen.pixels.channels), height, width)
             after = transform(blank, torch.Generator().manual_seed(0)).shape[2:]
             if max(after) > _LARGE:
-                size = f"{height} x {width} pixels"
-                self.warn(ConfigError(f"images of {size} go into the network as they are, which takes long", "large"))
+                size = f"{after[0]} x {after[1]} pixels"
+                self.warn(ConfigError(f"images go into the network with {size}, which takes long", "large"))
 
     def _check_alone(self) -> None:
         """Raise an error where a run of the same name, started at the same time, has written since ``begin``."""
@@ -344,7 +346,7 @@ class Experiment:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
         if self.fabric.is_global_zero:
             self._conclude(progress, evaluate, chances)
-            found = judge(overview.last_metrics(read_log(folder))) if progress.step else None
+            found = judge(overview.last_metrics(read_log(folder))) if progress.epoch else None
             if found is not None:
                 self.warn(found)
         return progress.best
@@ -389,7 +391,8 @@ class Experiment:
             lines.append(("", f"{self.checkpoints.folder}: {', '.join(kept)}"))
         before = self.resume is not None and self.resume["progress"]["step"] == progress.step
         state = "was finished before, and nothing is left to do" if before else "is finished"
-        title = f"run '{self.name}' {state}: {progress.epoch:,} epochs, {progress.step:,} steps"
+        far = f"{overview.number(progress.epoch, 'epoch')}, {overview.number(progress.step, 'step')}"
+        title = f"run '{self.name}' {state}: {far}"
         if self.checkpoints.enabled:
             lines += [("next" if n == 0 else "", command) for n, command in enumerate(commands)]
         log.info("%s", overview.block(title, lines))

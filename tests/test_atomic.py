@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from biomass.atomic import check_writable, leftovers, whole_file, whole_folder, writing
+from biomass.atomic import check_place, check_writable, leftovers, whole_file, whole_folder, writing
 from biomass.errors import ConfigError
 
 
@@ -72,3 +72,15 @@ def test_a_folder_is_looked_at_before_it_is_written_to(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'the store'") as caught:
         check_writable(tmp_path / "file" / "new", Path("the store"), "store")
     assert caught.value.advice == "store"
+
+
+def test_a_place_is_looked_at_without_a_trace(tmp_path: Path) -> None:
+    check_place(tmp_path / "deep" / "deeper")
+    check_place(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("file", "file/deep", "link/deep"):
+        with pytest.raises(ConfigError, match=f"cannot write to '.*{place}'.*it is not a folder") as caught:
+            check_place(tmp_path / place)
+        assert "\n" not in str(caught.value)

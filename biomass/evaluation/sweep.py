@@ -12,6 +12,10 @@ FIRST = ("accuracy", "treatments")
 """The metrics of a split that stand in the table for people, where they were measured."""
 
 
+_NAME = 44
+"""Characters of a name that is cut."""
+
+
 class Job(NamedTuple):
     """One job of a sweep.
 
@@ -72,7 +76,7 @@ def table_text(table: pd.DataFrame, jobs: Sequence[Job], width: int = 100) -> st
     Args:
         table: as :func:`sweep_table` gives it,
         jobs: of the same.
-        width: characters of a line. Runs go by their short names where that makes the table fit.
+        width: characters of a line. Runs go by their short names where that makes the table fit, or by parts of them.
 
     >>> jobs = [Job(0, "a-0_seed-3", "a-0", {"seed": "3"}, "0.5")]
     >>> table = pd.DataFrame([{"job": 0, "run": "a-0_seed-3", "seed": "3", "val/accuracy": 0.51234, "val/loss": 2.0}])
@@ -85,11 +89,13 @@ def table_text(table: pd.DataFrame, jobs: Sequence[Job], width: int = 100) -> st
     known = ["run", *dict.fromkeys(key for job in jobs for key in job.differs)]
     fixed = [*known, *(name for name in ("value",) if name in table)]
     lines = table.drop(columns="error", errors="ignore")
-    names = ([job.name or f"job {job.number}" for job in jobs], [job.short or f"job {job.number}" for job in jobs])
+    named = [(job.name or f"job {job.number}", job.short or f"job {job.number}") for job in jobs]
+    cut = [short if len(short) <= _NAME else f"{short[: _NAME - 12]}…{short[-11:]}" for _, short in named]
+    names = (*zip(*named, strict=True), cut)
     text = ""
     for count in range(len(shown), 0 if shown else -1, -1):
         for run in names:
-            part = lines.assign(run=run)[[*fixed, *shown[:count]]]
+            part = lines.assign(run=list(run))[[*fixed, *shown[:count]]]
             text = _aligned(part)
             if len(text.partition("\n")[0]) <= width:
                 return text
@@ -108,4 +114,4 @@ def _aligned(table: pd.DataFrame) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.4g}"
-    return str(value) or "–"
+    return "–" if value in ("", "None") else str(value)

@@ -147,7 +147,7 @@ def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> _Buil
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ConfigError(
             f"cannot fetch the pretrained weights of '{name}' ({one_line(error)}); put the file "
-            f"{Path(published.url).name} into {folder}, or start from random ones",
+            f"{Path(published.url).name} into {folder} (TORCH_HOME names another place), or start from random ones",
             advice="pretrained",
         ) from error
     last = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]

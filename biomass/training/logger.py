@@ -36,6 +36,9 @@ class RunLogger:
         enabled: False (on all ranks but the first) writes nothing.
         check: called when no other process can write here any more, before this one does.
 
+    Attributes:
+        latest: the last value of every scalar of this process.
+
     Raises:
         ConfigError: the folder cannot be written, or another process is writing to it.
     """
@@ -50,6 +53,7 @@ class RunLogger:
     ) -> None:
         step = int(resume["progress"]["step"]) if resume else None
         self.folder = folder
+        self.latest: dict[str, float] = {}
         self.enabled = enabled
         if not enabled:
             return
@@ -82,6 +86,7 @@ class RunLogger:
         The line also has the ``time`` of day, and the ``seconds`` that the run has spent on what the log holds: those
         before a resume included, setting up not. They are left out where the run began before they were counted.
         """
+        self.latest |= values
         if not self.enabled:
             return
         seconds = self._before + time.monotonic() - self._began

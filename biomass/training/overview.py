@@ -67,9 +67,9 @@ def lines_of_run(
     height, width = screen.pixels.size
     fields = _count(screen, FIELD)
     cells = fields < len(screen)
-    what = f"{len(screen):,} cells of {_number(fields, 'field')}" if cells else _number(fields, "field")
+    what = f"{len(screen):,} cells of {number(fields, 'field')}" if cells else number(fields, "field")
     places = ((PLATE[:1], "experiment"), (PLATE, "plate"), ((*PLATE, "well"), "well"))
-    counted = ", ".join(_number(_count(screen, columns), name) for columns, name in reversed(places))
+    counted = ", ".join(number(_count(screen, columns), name) for columns, name in reversed(places))
     channels = screen.pixels.channels
     train = screen.rows("train")
     lines = [
@@ -92,7 +92,12 @@ def _count(screen: Screen, columns: Sequence[str]) -> int:
     return len(screen.table[list(columns)].drop_duplicates())
 
 
-def _number(count: int, noun: str) -> str:
+def number(count: int, noun: str) -> str:
+    """A count and what is counted.
+
+    >>> number(1, "plate"), number(1139, "well")
+    ('1 plate', '1,139 wells')
+    """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -109,7 +114,7 @@ def _classes(screen: Screen, train: np.ndarray) -> str:
 
 def _split(screen: Screen, split: str) -> str:
     rows = screen.rows(split)
-    return f"{split} {len(rows):,} of {_number(len(np.unique(screen.plate_ids[rows])), 'plate')}"
+    return f"{split} {len(rows):,} of {number(len(np.unique(screen.plate_ids[rows])), 'plate')}"
 
 
 def _batches(batches: BatchSource, noun: str) -> str:

@@ -78,10 +78,15 @@ def no_better(screen: Screen, split: str, metrics: Mapping[str, float]) -> tuple
             if metric == "accuracy":
                 return None
             continue
-        if value > most.share + math.sqrt(most.share * (1 - most.share) / most.labelled):
+        if value > most.share + _error(most):
             return None
     most = commonest(screen, rows)
     return None if most is None else (metrics[f"{split}/accuracy"], most)
+
+
+def _error(most: Share) -> float:
+    """The standard error of the accuracy of one answer for all images."""
+    return math.sqrt(most.share * (1 - most.share) / most.labelled)
 
 
 def judge_accuracy(
@@ -93,7 +98,7 @@ def judge_accuracy(
         screen: where the splits are.
         splits: those that were evaluated.
         metrics: of the last evaluation; ``train/accuracy``, where it is there, tells what was not learned.
-        so_far: the run goes on.
+        so_far: the run goes on. Nothing is said of it then unless its training images are not told apart either.
     """
     found = {split: low for split in splits if (low := no_better(screen, split, metrics)) is not None}
     if not found:
@@ -103,7 +108,10 @@ def judge_accuracy(
         for split, (accuracy, most) in found.items()
     )
     training, most = metrics.get("train/accuracy"), commonest(screen, screen.rows("train"))
+    learns = training is None or most is None or training > most.share + _error(most)
     fits = training is not None and most is not None and training > (1 + most.share) / 2
+    if so_far and learns:
+        return None
     where = "" if len(found) == len(splits) else f" that holds on {' and '.join(found)}"
     began = "so far the network has learned nothing" if so_far else "the network learned nothing"
     if fits:
@@ -121,7 +129,7 @@ def judge_loss(
     Args:
         chances: of every split, ``train`` among them.
         metrics: of the last evaluation, or of training where nothing is evaluated.
-        so_far: the run goes on.
+        so_far: the run goes on. Nothing is said of it then unless views are not told apart in training either.
     """
     losses = {split: metrics[f"{split}/loss"] for split in chances if f"{split}/loss" in metrics}
     low = {
@@ -130,7 +138,7 @@ def judge_loss(
         if loss > chances[split].level - _NEAR * (chances[split].level - chances[split].least)
     }
     evaluated = [split for split in low if split != "train"] if set(losses) != {"train"} else list(low)
-    if not evaluated:
+    if not evaluated or (so_far and "train" not in low):
         return None
     where = "" if "train" in low or "train" not in losses else f" that holds on {' and '.join(evaluated)}"
     began = "so far the network has learned nothing" if so_far else "the network learned nothing"
@@ -173,7 +181,7 @@ class Watched:
                     "evaluate_every",
                 ),
             )
-        found = self.judge(metrics)
+        found = self.judge(run.logger.latest | metrics)
         self.low = 0 if found is None else self.low + 1
         # not before the learning rate is high, and not because of a single evaluation
         if found is not None and goes_on and self.low > 1 and 2 * epoch >= self.plan.num_epochs:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ class Said(list):
         self.append(error)
 
 
-def watched(metrics, seconds=0.0, num_epochs=8):
+def watched(metrics, seconds=0.0, num_epochs=8, training=0.5):
     said = Said()
 
     def evaluate(run, epoch, step):
@@ -125,8 +126,9 @@ def watched(metrics, seconds=0.0, num_epochs=8):
         return verdicts.judge_accuracy(screen, ["val"], found, so_far=True)
 
     watch = verdicts.Watched(evaluate, Plan(num_epochs), judge, said)
+    run = SimpleNamespace(logger=SimpleNamespace(latest={} if training is None else {"train/accuracy": training}))
     for epoch in range(1, num_epochs + 1):
-        assert watch(None, epoch, epoch)["val/accuracy"] == metrics[epoch - 1]
+        assert watch(run, epoch, epoch)["val/accuracy"] == metrics[epoch - 1]
     return said
 
 
@@ -136,6 +138,8 @@ def test_that_nothing_is_learned_is_said_at_half_of_the_training_and_once():
     assert watched([0.5, 0.5, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9]) == []
     assert watched([0.9, 0.9, 0.9, 0.5, 0.9, 0.9, 0.5, 0.5]) == []  # the last is the business of the end
     assert watched([0.9, 0.5], num_epochs=2) == []
+    assert watched([0.5] * 8, training=0.7) == []  # it learns, if nothing that holds elsewhere yet
+    assert watched([0.5] * 8, training=None) == []  # nobody knows
 
 
 def test_an_evaluation_that_takes_ten_times_the_training_is_said_once(monkeypatch):
