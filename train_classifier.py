@@ -23,9 +23,8 @@ def method_of(cfg: Config) -> Method:
     columns = training.sampler_columns(cfg.dataloaders.sampler)
     word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
     method = Method("running", word, by, by).override(*chosen_words(cfg))
-    return Method(
-        "running", method.eval, eval_by=method.eval_by, controls=method.controls
-    )  # how the encoder was trained, its checkpoint knows
+    # how the encoder was trained, its checkpoint knows
+    return Method("running", method.eval, eval_by=method.eval_by, controls=method.controls)
 
 
 @script("train_classifier")
@@ -47,10 +46,10 @@ def main(cfg: Config) -> float | None:
     statistics.check(cells, *splits)
     groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
     training.check_instances(cells, instances, groups, splits)
-    training.use_calibration(network.encoder, statistics, path, cfg.calibration, cells, splits)
 
     # what turns cells into a vector for each field of view: once, or again for every epoch where training augments
     standardize, augment = compose(cfg.transforms.eval), compose(cfg.transforms.get("train", cfg.transforms.eval))
+    training.use_calibration(network.encoder, statistics, path, cfg.calibration, cells, standardize, splits)
     profiler = training.Profiler(
         experiment.fabric,
         encoder,
@@ -72,7 +71,8 @@ def main(cfg: Config) -> float | None:
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
     about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
-    about = experiment.settle(method_of, encoder, cells, encoder=digest(encoder), **about)
+    about |= {"classes": [*cells.classes], "encoder": digest(encoder), "encoder_path": str(path)}
+    about = experiment.settle(method_of, encoder, cells, **about)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes

@@ -280,6 +280,12 @@ def chosen_words(cfg: Config) -> tuple[str | None, str | None, list[str] | None,
     return chosen.train, chosen.eval, chosen.by, chosen.controls
 
 
-def compose(nodes: list[dict[str, Any]]) -> Compose:
-    """The transforms of a configuration, one after the other."""
+def compose(nodes: list[dict[str, Any]] | None) -> Compose:
+    """The transforms of a configuration, one after the other.
+
+    Raises:
+        ConfigError: there is no list of them, or one cannot be made.
+    """
+    if nodes is None:
+        raise ConfigError("nothing says what is done to an image: give a list of transforms, which may be empty")
     return Compose([build(node) for node in nodes])

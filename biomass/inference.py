@@ -48,7 +48,7 @@ def infer(
     network.eval()
     try:
         with torch.inference_mode(), fabric.autocast():
-            for chunks in _plates(loader, statistics, skipped):
+            for chunks in read_plates(loader, statistics.whole_groups, skipped):
                 outputs = run_plate(network, chunks, transform, statistics, fabric.device, classifies)
                 yield from zip(chunks, outputs, strict=True)
     finally:
@@ -91,11 +91,16 @@ def calibrate_plates(
         )
 
 
-def _plates(loader: Loader, statistics: Statistics, skipped: SkippedImages) -> Iterator[list[Batch]]:
+def read_plates(loader: Loader, whole: bool, skipped: SkippedImages) -> Iterator[list[Batch]]:
+    """The batches of a loader: consecutive ones of the same group together, where a group runs whole; else one by one.
+
+    Args:
+        loader: what to read.
+        whole: whether consecutive batches of the same group are chunks of one plate.
+        skipped: counts the images that cannot be read.
+    """
     numbered = enumerate(_readable(loader, skipped))
-    for _, chunks in itertools.groupby(
-        numbered, key=lambda item: _plate(*item) if statistics.whole_groups else item[0]
-    ):
+    for _, chunks in itertools.groupby(numbered, key=lambda item: _plate(*item) if whole else item[0]):
         yield [batch for _, batch in chunks]
 
 
@@ -120,6 +125,7 @@ def run_plate(
     statistics: Statistics,
     device: torch.device,
     classifies: bool = False,
+    moments: dict[str, Tensor] | None = None,
 ) -> list[Tensor]:
     """What a network in evaluation mode says of the chunks of one plate, or of one mixed batch.
 
@@ -130,6 +136,7 @@ def run_plate(
         statistics: where batch norm takes its statistics from.
         device: of the network.
         classifies: as in :func:`infer`.
+        moments: takes those of the plate, by the name of the norm, where statistics come from all rows of a plate.
 
     Returns:
         The network's output (n, D) for each chunk, on the device.
@@ -141,7 +148,7 @@ def run_plate(
     outputs: list[Tensor] = []
     for _ in range(statistics.passes(network) if classifies else 1):
         logits = torch.cat(outputs) if outputs else None
-        if len(chunks) == 1:
+        if len(chunks) == 1 and moments is None:
             with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):
                 outputs = [network(transform(chunks[0].to(device).images))]
             continue
@@ -153,6 +160,7 @@ def run_plate(
             weights=None if mixture.weights is None else mixture.weights.split([len(chunk) for chunk in chunks]),
             correction=mixture.correction,
             plate=statistics.names[group] if statistics.names else str(group),
+            moments=moments,
         )
     return outputs
 

@@ -49,15 +49,8 @@ def calibrate(
     context = shared_context(network)
     statistics: dict[int, dict[str, Tensor]] = {}
     with evaluating(network):
-        norms = norms_in_order(network)
+        norms = calibrated_norms(network)
         assert context is not None  # a network without norms has no order of them
-        repeated = [name for name, times in Counter(norms).items() if times > 1]
-        if repeated:
-            raise ConfigError(
-                f"layer '{repeated[0]}' is used in several places of the network, and cannot keep calibrated "
-                "statistics; give each place its own batch norm, or evaluate by whole plates",
-                "eval_batch_size",
-            )
         checked = ((_one_plate(images, plates, names), images, weights) for images, plates, weights in batches)
         for plate, chunks in itertools.groupby(checked, key=lambda chunk: chunk[0]):
             if plate in statistics:
@@ -79,6 +72,27 @@ def calibrate(
                 stored = torch.cat([norm.calibrated[:, list(kept.values())], stored], 1)
             norm.calibrated = stored
         context.slots = {plate: slot for slot, plate in enumerate([*kept, *statistics])}
+
+
+def calibrated_norms(network: nn.Module) -> tuple[str, ...]:
+    """Names of the norms that keep calibrated statistics, in the order of the forward pass; in evaluation mode.
+
+    Raises:
+        ConfigError: as in :func:`whole_plate_forward`; or the network uses one norm in several places.
+
+    >>> from biomass.norms import convert
+    >>> calibrated_norms(convert(nn.Sequential(nn.BatchNorm2d(1))).eval())
+    ('0',)
+    """
+    norms = norms_in_order(unwrap(network))
+    repeated = [name for name, times in Counter(norms).items() if times > 1]
+    if repeated:
+        raise ConfigError(
+            f"layer '{repeated[0]}' is used in several places of the network, and cannot keep calibrated "
+            "statistics; give each place its own batch norm, or evaluate by whole plates",
+            "eval_batch_size",
+        )
+    return norms
 
 
 def _one_plate(images: Tensor, plates: Tensor, names: Sequence[str] | None) -> int:

@@ -1,6 +1,12 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
-from biomass.training.calibrations import calibration_file, check_calibration, save_calibration, use_calibration
+from biomass.training.calibrations import (
+    Calibration,
+    calibration_file,
+    check_calibration,
+    save_calibration,
+    use_calibration,
+)
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import check_channels, check_instances, check_labels, check_negatives
 from biomass.training.device import make_fabric, set_up
@@ -9,15 +15,17 @@ from biomass.training.loaders import evaluation_loaders, sampler_columns, view_l
 from biomass.training.logger import RunLogger
 from biomass.training.loop import Evaluate, Plan, Progress, Training, fit
 from biomass.training.optim import adam, warmup_cosine
-from biomass.training.pretrained import find_checkpoint, load_encoder, load_network
+from biomass.training.pretrained import Probe, find_checkpoint, is_probe, load_encoder, load_network, load_probe
 from biomass.training.probe import Profiler, build_probe, encoder_path, probed_part, profile_loader
 from biomass.training.tuning import TrainingPlates, measure_run, read_whole, tune
 
 __all__ = [
+    "Calibration",
     "Checkpoints",
     "Evaluate",
     "LossEvaluation",
     "Plan",
+    "Probe",
     "Profiler",
     "Progress",
     "RunLogger",
@@ -37,9 +45,11 @@ __all__ = [
     "evaluation_loaders",
     "find_checkpoint",
     "fit",
+    "is_probe",
     "load_checkpoint",
     "load_encoder",
     "load_network",
+    "load_probe",
     "make_fabric",
     "measure_run",
     "probed_part",
