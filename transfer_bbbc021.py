@@ -49,8 +49,8 @@ def main(cfg: Config) -> float | None:
     checks.check_cells(cells, encoders, statistics, postprocessings)
     calibration, transform = cfg.calibration, compose(cfg.transforms.eval)
     if "calibrated" in words:  # the moments belong to the weights of a checkpoint
-        path, encoder = training.find_checkpoint(cfg.model_path or "null"), encoders["calibrated"].network
-        training.use_calibration(encoder, statistics["calibrated"], path, calibration, cells, transform)
+        path, network = training.find_checkpoint(cfg.model_path or "null"), encoders["calibrated"].network
+        training.use_calibration(network, statistics["calibrated"], path, calibration, cells, transform)
     options = {"transform": transform, "normalize": cfg.normalize}
     options |= {"batch_size": cfg.encode_batch_size, "num_workers": data.num_workers, "on_bad_image": data.on_bad_image}
     seed, figures = cfg.seed, cfg.figures

@@ -216,10 +216,13 @@ class Experiment:
                 skipped=skipped,
                 about=about,
             )
-            plates = None
+            plates, of_splits = None, None
             if isinstance(evaluate, training.SplitEvaluation):
-                plates, evaluate = evaluate.plates, evaluate if evaluate.loaders else None
+                plates, of_splits = evaluate.plates, evaluate
+                evaluate = evaluate if evaluate.loaders else None
             best = training.fit(run, self.plan, evaluate, self.resume, self.cfg.seed).best
+            if of_splits is not None and self.fabric.is_global_zero:
+                of_splits.write(folder)
             if plates is not None and self.checkpoints.enabled:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
             return best

@@ -12,11 +12,11 @@
 
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from biomass.datasets.any_source import open_source
 from biomass.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.pooling import Bags
-from biomass.evaluation.predictions import FieldMeans, Fields, Predictions, class_names
+from biomass.evaluation.predictions import COMBINED, FieldMeans, Fields, Predictions, class_names
 from biomass.experiment import compose
 from biomass.inference import Transform, read_plates, run_plate
 from biomass.loader import Batch, BatchReader, Loader, SkippedImages
@@ -299,6 +299,15 @@ class Model:
         found = self.predictions(screen, reading, SkippedImages(screen), apart=level == "image")
         return found.of_wells() if level == "well" else found.of_fields()
 
+    def check(self, screen: Screen) -> None:
+        """Make sure that the networks can run on a screen, before anything is read or written.
+
+        Raises:
+            ConfigError: its channels are others; names both lists.
+        """
+        for member in self.members:
+            member.prepare(screen)
+
     def predictions(
         self,
         screen: Screen,
@@ -324,8 +333,10 @@ class Model:
         classes = self.classes
         fields = Fields.of(screen, only, apart)
         collectors = [member.collector(fields) for member in self.members]
-        for number, batch, output in self._run(screen, reading, skipped, keep, again, only=only):
-            collectors[number].add(batch, output)
+        outputs = self._run(screen, reading, skipped, keep, again, only=only)
+        with closing(cast("Generator[Any]", outputs)):  # an error here ends its inference mode, too
+            for number, batch, output in outputs:
+                collectors[number].add(batch, output)
         with torch.inference_mode():
             results = [collector.result() for collector in collectors]
         if not results[0][1].any():
@@ -337,10 +348,8 @@ class Model:
             "classes": classes,
             "statistics": self.statistics,
             "by": list(self.by),
-            "fields": "mean of the probabilities of their cells",
-            "wells": "mean of the probabilities of their fields",
         }
-        return Predictions(fields, probabilities, results[0][1], classes, about)
+        return Predictions(fields, probabilities, results[0][1], classes, about | COMBINED)
 
     def embed(
         self, images: np.ndarray | Tensor, plates: Sequence[str] | None = None, *, batch_size: int | None = None
@@ -479,9 +488,8 @@ class Model:
         known = self.plates
         places = {name: place for place, name in enumerate(known)}
         short = pd.Series([name.rpartition("/")[2] for name in known])
-        places |= {
-            name: int(place) for place, name in short[~short.duplicated(keep=False)].items() if name not in places
-        }
+        alone = short.drop_duplicates(keep=False)
+        places = dict(zip(alone, alone.index.tolist(), strict=True)) | places
         asked = [str(plate) for plate in plates]
         unknown = next((name for name in asked if name not in places), None)
         if unknown is not None:
@@ -555,7 +563,7 @@ class Model:
             size = reading.batch_size or self.members[0].batch_size or len(rows)
         order = PlateBatches(rows, None if mixed else reader.groups[rows], batch_size=size, shuffle=statistics.blocks)
         loader = Loader(reader, order, reading.num_workers, pin_memory=self.fabric.device.type == "cuda")
-        said = ""
+        said, plates = [""], len(np.unique(reader.groups[rows]))
         with tqdm(desc="images", total=len(rows), leave=False, disable=not sys.stderr.isatty()) as bar:
             for chunks in read_plates(loader, statistics.whole_groups, skipped):
                 group = int(chunks[0].groups[0])
@@ -570,10 +578,10 @@ class Model:
                         yield number, batch, output
                 bar.update(sum(len(batch) for batch in chunks))
                 name = "" if mixed or statistics.names is None else statistics.names[group]
-                if bar.disable and name != said:
+                if bar.disable and name != said[-1] and plates > 1:
                     how = "measured and run" if statistics.whole_groups else "run"
-                    log.info("plate '%s' is %s", name, how)
-                    said = name
+                    log.info("plate %d of %d, '%s', is %s", len(said), plates, name, how)
+                    said.append(name)
 
     def _remember(self, statistics: Statistics, moments: list[Moments], groups: np.ndarray) -> None:
         names, counts = statistics.names or (), np.bincount(groups, minlength=len(statistics.names or ()))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from biomass.errors import BiomassError, DataError, one_line
+from biomass.errors import BiomassError, ConfigError, DataError, one_line
 from biomass.evaluation.predictions import write_predictions
 from biomass.loader import SkippedImages
 from biomass.pixels.files import FilePixels
@@ -201,6 +201,8 @@ class Watch:
         self.looks += 1
         try:
             screen = self.refresh()
+        except ConfigError:  # a setting does not fit, which time does not mend
+            raise
         except BiomassError as error:
             self._say_once(f"the screen cannot be read yet: {one_line(error)}")
             return []

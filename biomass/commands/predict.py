@@ -8,8 +8,10 @@ screen need not have labels. Of several checkpoints the mean of their probabilit
 written. With ``watch=true`` a screen that is still being imaged is predicted as its wells arrive.
 """
 
+import itertools
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from biomass import training
 from biomass.config import Config, build, script
@@ -51,8 +53,8 @@ def main(cfg: Config) -> float | None:
     source, seconds, stop_after = data.source, cfg.watch_seconds, cfg.watch_stop_after
     cfg.check_all_read()
     screen = None if watching else build(source)
-    for member in model.members if screen is not None else ():
-        member.prepare(screen)  # channels that do not fit are said before anything is written
+    if screen is not None:
+        model.check(screen)
 
     # from here on the tool writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
@@ -81,9 +83,19 @@ def main(cfg: Config) -> float | None:
 
 
 def _refresh(source: dict[str, Any]) -> Callable[[], Screen]:
-    """Reads the screen as it is now, in which files may be missing."""
+    """Reads the screen as it is now, in which files may be missing. How it is read is said once."""
     skip = {"on_bad_image": "skip"} if "on_bad_image" in source else {}
-    return lambda: build(source, **skip)  # type: ignore[no-any-return]
+    readers, looks = logging.getLogger("biomass.datasets"), itertools.count()
+
+    def refresh() -> Screen:
+        level = readers.level
+        readers.setLevel(level if next(looks) == 0 else logging.WARNING)
+        try:
+            return cast("Screen", build(source, **skip))
+        finally:
+            readers.setLevel(level)
+
+    return refresh
 
 
 if __name__ == "__main__":

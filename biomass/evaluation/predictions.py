@@ -29,6 +29,12 @@ CELLS = "Metadata_Count_Cells"
 ABOUT = b"biomass.predictions"
 """What a file of predictions says of itself, as JSON in the metadata of its schema."""
 
+COMBINED = {
+    "fields": "mean of the probabilities of their cells",
+    "wells": "mean of the probabilities of their fields",
+}
+"""How probabilities are combined, as such a file says it."""
+
 _INNER = ("plate_id", "label", "cell", "x", "y")
 
 
