@@ -212,8 +212,7 @@ class Model:
             if member.classes is None:
                 raise ConfigError(
                     f"'{member.path}' is no classifier: it gives features, and no classes; embed images with it, or "
-                    "train a probe on it (train_classifier.py) and give that one",
-                    "network",
+                    "train a probe on it (train_classifier.py) and give that one"
                 )
         return list(self.members[0].classes or ())
 
