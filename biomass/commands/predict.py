@@ -49,7 +49,8 @@ def main(cfg: Config) -> float | None:
     if model.measures:
         model.take_stored(stored)
     known = set(model.plates)
-    reading = Reading(cfg.eval_batch_size, data.num_workers, "skip" if watching else data.on_bad_image)
+    bad = data.on_bad_image  # while a screen grows, what cannot be read yet is left out
+    reading = Reading(cfg.eval_batch_size, data.num_workers, "skip" if watching else bad)
     source, seconds, stop_after = data.source, cfg.watch_seconds, cfg.watch_stop_after
     cfg.check_all_read()
     screen = None if watching else build(source)
