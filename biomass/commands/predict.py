@@ -20,7 +20,7 @@ from biomass.evaluation.predictions import write_predictions
 from biomass.experiment import chosen_words, compose, tool_folder
 from biomass.loader import SkippedImages
 from biomass.screen import Screen
-from biomass.trained import Reading, load
+from biomass.trained import Model, Reading, load
 from biomass.watching import Watch, to_table
 
 PLACE = 75
@@ -75,12 +75,22 @@ def main(cfg: Config) -> float | None:
             model.save_adaptation(stored)
         skipped.report(logger.folder)
     used = set(screen.group_names(model.by))
-    now = f", {len(used - known if not again else used)} of them measured now" if model.measures else ""
+    fresh = used if again else used - known
+    now = f", {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
     print(
         f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; statistics "
         f"'{model.statistics}'{now}; see {folder}/"
     )
     return None
+
+
+def _sizes(model: Model, plates: set[str]) -> str:
+    """On how many images plates were measured: statistics of a few images are those of these images."""
+    known = model.members[0].calibration
+    counts = [n for name, n in zip(known.plates, known.images, strict=True) if name in plates] if known else []
+    if not counts:
+        return ""
+    return f" on {min(counts)}" + (f" to {max(counts)}" if max(counts) > min(counts) else "") + " images each"
 
 
 def _refresh(source: dict[str, Any]) -> Callable[[], Screen]:

@@ -35,6 +35,8 @@ COMBINED = {
 }
 """How probabilities are combined, as such a file says it."""
 
+_ROWS = 4096  # whose entropies are computed at once
+
 _INNER = ("plate_id", "label", "cell", "x", "y")
 
 
@@ -195,7 +197,7 @@ def prediction_columns(probabilities: np.ndarray, classes: Sequence[str]) -> pd.
     [0.69] [0.69]
     [0.69] [0.0]
     """
-    mean = probabilities.mean(0)
+    mean = probabilities[0] if len(probabilities) == 1 else probabilities.mean(0)
     best = mean.argmax(1)
     table = {
         "prediction": np.array(classes, dtype=object)[best],
@@ -205,7 +207,7 @@ def prediction_columns(probabilities: np.ndarray, classes: Sequence[str]) -> pd.
     if len(probabilities) > 1:
         each = np.stack([entropy(one) for one in probabilities])
         table["disagreement"] = np.maximum(entropy(mean) - each.mean(0), 0).astype(np.float32)  # below is rounding
-    columns = pd.DataFrame(mean.astype(np.float32), columns=[f"p_{name}" for name in classes])
+    columns = pd.DataFrame(mean.astype(np.float32, copy=False), columns=[f"p_{name}" for name in classes])
     return pd.concat([pd.DataFrame(table), columns], axis=1)
 
 
@@ -215,9 +217,8 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).round(3).tolist()
     [0.0, 0.693]
     """
-    wide = probabilities.astype(np.float64)
-    logs = np.log(wide, where=wide > 0, out=np.zeros_like(wide))
-    return np.maximum(-(wide * logs).sum(1), 0).astype(np.float32)
+    sums = [torch.special.entr(rows).sum(1).clamp(min=0) for rows in torch.from_numpy(probabilities).float().split(_ROWS)]
+    return torch.cat(sums).numpy() if sums else np.zeros(0, np.float32)
 
 
 def class_names(classes: Sequence[str], number: int) -> list[str]:
