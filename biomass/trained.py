@@ -754,7 +754,7 @@ def _member(fabric: Fabric, path: str, transform: Transform | None, encoder: str
         calibration=None,
         defaults=_defaults(network, method, probe is not None, file),
         evaluated=method.get("eval"),
-        batch_size=config.get("eval_batch_size"),
+        batch_size=config.get("eval_batch_size", config.get("encode_batch_size")),
     )
 
 
@@ -769,6 +769,8 @@ def _defaults(network: Network, method: Mapping[str, Any], probe: bool, path: Pa
     if shared_context(network) is None:
         log.info("'%s' has no batch norm that knows of plates: each image is predicted by itself", path)
         return "running", by
+    if probe and not method:
+        log.warning("'%s' does not say which statistics it was trained with: those of whole plates are taken", path)
     label = Statistics("plate", by).label
     trained = method.get("eval" if probe else "train", "plate")
     if probe or WORDS[trained].needs_controls:

@@ -398,3 +398,13 @@ def test_a_screen_is_opened_by_its_path(folder: Folder) -> None:
     folder.write([0])
     folder.list([0])
     assert open_screen(folder.folder / "manifest.csv", channels=CHANNELS, axes="CHW").plate_names == ("W1/P0",)
+
+
+def test_what_a_screen_says_of_its_fields_is_kept_under_names_of_its_own(file: Path) -> None:
+    whole = screen()
+    table = whole.table.drop(columns="plate_id").assign(batch="B7", Metadata_run=3, tags=[["a", "b"]] * 24, x=1.5)
+    described = load(file).predict(make_screen(table, whole.pixels, []))
+    assert set(described["Metadata_batch"]) == {"W1"}
+    assert set(described["Metadata_batch_as_given"]) == {"B7"}
+    assert set(described["Metadata_run"]) == {3}
+    assert list(described["Metadata_tags"][0]) == ["a", "b"]

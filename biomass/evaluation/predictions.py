@@ -108,8 +108,8 @@ class FieldMeans:
         """Take in ``values`` (n, K) of the rows (n,) of the screen."""
         if not self.sums.shape[1]:
             self.sums = torch.zeros(len(self.fields), values.shape[1], device=self.device)
-        field = self._of_row[rows.to(self.device, non_blocking=True)]
-        self.sums.index_add_(0, field, values.to(self.device, torch.float32, non_blocking=True))
+        field = self._of_row[rows.to(self.device)]
+        self.sums.index_add_(0, field, values.to(self.device, torch.float32))
         self.counts.index_add_(0, field, torch.ones_like(field))
 
     @property
@@ -217,7 +217,9 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     >>> entropy(np.array([[1.0, 0.0], [0.5, 0.5]])).round(3).tolist()
     [0.0, 0.693]
     """
-    sums = [torch.special.entr(rows).sum(1).clamp(min=0) for rows in torch.from_numpy(probabilities).float().split(_ROWS)]
+    sums = [
+        torch.special.entr(rows).sum(1).clamp(min=0) for rows in torch.from_numpy(probabilities).float().split(_ROWS)
+    ]
     return torch.cat(sums).numpy() if sums else np.zeros(0, np.float32)
 
 
@@ -246,9 +248,7 @@ def describe_rows(screen: Screen, rows: np.ndarray, of_row: np.ndarray, things: 
     described: dict[str, Any] = {}
     for column in (c for c in screen.table if c not in _INNER):
         values = screen.table[column]
-        codes = (
-            values.cat.codes.to_numpy() if isinstance(values.dtype, pd.CategoricalDtype) else pd.factorize(values)[0]
-        )
+        codes = _numbered(values)
         needed = column in (*FIELD, "control")
         if not needed and not _says_something(values):
             continue
@@ -256,15 +256,27 @@ def describe_rows(screen: Screen, rows: np.ndarray, of_row: np.ndarray, things: 
             continue
         chosen = values.iloc[rows].reset_index(drop=True)
         category = isinstance(chosen.dtype, pd.CategoricalDtype)
-        described[COLUMNS.get(str(column), f"Metadata_{column}")] = chosen.astype(object) if category else chosen
+        name = COLUMNS.get(str(column), f"Metadata_{str(column).removeprefix('Metadata_')}")
+        name = f"{name}_as_given" if name in described else name  # such as a batch beside the experiment
+        described[name] = chosen.astype(object) if category else chosen
     labels = screen.labels[rows]
     if (labels != UNLABELLED).any() and (screen.labels[members] == labels[position[members]]).all():
         described["Metadata_label"] = np.array([*screen.classes, None], dtype=object)[labels]  # -1 is the last
     return pd.DataFrame(described)
 
 
+def _numbered(values: pd.Series) -> np.ndarray:
+    """A number for every value, the same for the same; lists count by what they hold."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.cat.codes.to_numpy()
+    try:
+        return pd.factorize(values)[0]
+    except TypeError:
+        return pd.factorize(values.astype(str))[0]
+
+
 def _says_something(values: pd.Series) -> bool:
-    return bool((values.notna() & (values.astype(object) != "")).any())
+    return bool((values.notna() & (values.astype(str) != "")).any())
 
 
 def write_predictions(table: pd.DataFrame, file: Path, about: Mapping[str, Any]) -> None:

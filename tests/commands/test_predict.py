@@ -123,7 +123,13 @@ def _other(path: str) -> Path:
 
 
 def test_training_on_cells_leaves_predictions_of_fields(run):
-    train = (*TINY_CELLS, "model.key=test_resnet", "model.pretrained=false", "num_epochs=1", "dataloaders.sampler=plate")
+    train = (
+        *TINY_CELLS,
+        "model.key=test_resnet",
+        "model.pretrained=false",
+        "num_epochs=1",
+        "dataloaders.sampler=plate",
+    )
     run("train_supervised_cell", *train, "run_name=net", "dataloaders.eval_splits=[val,test]")
     run("predict", *CELLS, "model_path=net", "run_name=p")
     found = read("net")
