@@ -675,7 +675,7 @@ def load(
     >>> list(predictions)[-5:]
     ['prediction', 'probability', 'entropy', 'p_DMSO', 'p_taxol']
     >>> model.embed(images[:1], ["P1"]).shape
-    (1, 128)
+    (1, 96)
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     if not paths:

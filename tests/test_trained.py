@@ -369,7 +369,7 @@ def test_a_watch_ends_when_nothing_comes_and_fails_where_nothing_ever_came(file,
     folder.list([0, 1])
     one = watch(load(file), folder, tmp_path / "out")
     one.run(0.01, 0.05)
-    assert one.looks > 2
+    assert one.looks >= 2
     folder.list([0, 1, 12])  # a plate of which nothing is there, beside one that goes on
     assert one.look() == []
 
@@ -408,3 +408,17 @@ def test_what_a_screen_says_of_its_fields_is_kept_under_names_of_its_own(file: P
     assert set(described["Metadata_batch_as_given"]) == {"B7"}
     assert set(described["Metadata_run"]) == {3}
     assert list(described["Metadata_tags"][0]) == ["a", "b"]
+
+
+def test_a_file_of_before_transforms_were_recorded_is_read(file: Path) -> None:
+    (saved,) = load(file).adapt(screen()).save_adaptation()
+    state = torch.load(saved, weights_only=True)
+    del state["transform"], state["images"]
+    torch.save(state, saved)
+    model = load(file, adaptation=saved)
+    np.testing.assert_allclose(chances(model.predict(screen())), chances(load(file).predict(screen())), atol=1e-5)
+    model.adapt(screen(), again=True).save_adaptation()
+    assert torch.load(saved, weights_only=True)["images"] == [12, 12]
+    torch.save({"plates": ["P0"]}, saved)
+    with pytest.raises(CheckpointError, match="no calibrated statistics"):
+        load(file, adaptation=saved)
