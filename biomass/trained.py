@@ -644,7 +644,8 @@ def load(
             where there is no batch norm.
         by: the columns that make a plate; None: as the checkpoint says.
         controls: negative, positive or all: which are meant by controls, where ``statistics`` do not say it.
-        adaptation: a file of what is known of plates, see :meth:`Model.save_adaptation`.
+        adaptation: a file of what is known of plates, see :meth:`Model.save_adaptation`; with its statistics, if no
+            others are asked for.
         transform: what is done to an image; None: what the checkpoint's evaluation did.
         encoder: for a probe, the checkpoint of its network; None: where the probe found it.
         key: the encoder's name, for the weights of other code only.
@@ -680,6 +681,7 @@ def load(
     paths = [path] if isinstance(path, str | Path) else list(path)
     if not paths:
         raise ConfigError("no checkpoint is named; name one or several", "network")
+    statistics, by = words_of(adaptation, statistics, by)
     fabric = training.make_fabric(device, precision)
     members = [_member(fabric, str(one), transform, encoder, key) for one in paths]
     defaults = {member.defaults for member in members}
@@ -698,6 +700,22 @@ def load(
                 model.statistics,
             )
     return model if adaptation is None else model.load_adaptation(adaptation)
+
+
+def words_of(
+    file: str | Path | None, statistics: str | None, by: Sequence[str] | None
+) -> tuple[str | None, Sequence[str] | None]:
+    """The statistics and columns of a file of calibrated statistics, where nobody asks for others.
+
+    Args:
+        file: it need not be there.
+        statistics: what was asked for; None or ``calibrated``: what the file holds.
+        by: columns that were asked for; None: those of the file.
+    """
+    if file is None or not Path(file).is_file() or statistics not in (None, "calibrated"):
+        return statistics, by
+    known = Calibration.read(Path(file))
+    return known.word, by or known.by
 
 
 def open_screen(source: str | Path, **options: Any) -> Screen:

@@ -118,6 +118,14 @@ class _Known:
         known = Stamps(*np.zeros((2, len(table)), np.int64))
         return cls(pd.util.hash_pandas_object(names, index=False).to_numpy(), known)
 
+    @classmethod
+    def together(cls, parts: Sequence["_Known"]) -> "_Known":
+        """Those of several plates."""
+        if not parts:
+            return cls()
+        sizes, times = ([getattr(part.stamps, name) for part in parts] for name in Stamps._fields)
+        return cls(np.concatenate([part.keys for part in parts]), Stamps(np.concatenate(sizes), np.concatenate(times)))
+
     def same_as(self, other: "_Known") -> np.ndarray:
         """Which images are there in another one, unchanged, (N,) bool."""
         place = pd.Index(other.keys).get_indexer(pd.Index(self.keys))
@@ -215,17 +223,14 @@ class Watch:
         ready = there & (now.same_as(self._before) | (now.stamps.times <= (time.time() - quiet) * 1e9))
         self._before, self._waiting = now, bool((there & ~ready).any())
         groups, names = screen.groups(self.model.by), screen.group_names(self.model.by)
+        fresh = groups[ready & ~now.same_as(_Known.together([plate.read for plate in self._plates.values()]))]
         news = []
-        for group, name in enumerate(names):
-            rows = np.flatnonzero((groups == group) & ready)
-            read = now.some(rows)
-            known = self._plates.get(name)
-            new = int((~read.same_as(known.read if known else _Known())).sum())
-            if new:
-                try:
-                    news.append(self._predict(screen, rows, read, name, new))
-                except DataError as error:
-                    self._say_once(f"plate '{name}' cannot be predicted yet: {one_line(error)}")
+        for group, new in zip(*np.unique(fresh, return_counts=True), strict=True):
+            rows, name = np.flatnonzero((groups == group) & ready), names[group]
+            try:
+                news.append(self._predict(screen, rows, now.some(rows), name, int(new)))
+            except DataError as error:
+                self._say_once(f"plate '{name}' cannot be predicted yet: {one_line(error)}")
         if news:
             self._write()
         return news

@@ -236,6 +236,8 @@ def test_what_is_known_of_plates_belongs_to_its_settings(file: Path, settings, e
     with pytest.raises(error, match=message):
         load(file, adaptation=saved, **settings)
     assert load(file, adaptation=saved).plates == ["W1/P0", "W1/P1"]
+    (other,) = load(file).adapt(screen(), "controls/all").save_adaptation()
+    assert load(file, adaptation=other, statistics="calibrated").statistics == "controls/all"
 
 
 def test_what_is_known_of_plates_belongs_to_its_weights(file: Path) -> None:

@@ -20,7 +20,7 @@ from biomass.evaluation.predictions import write_predictions
 from biomass.experiment import chosen_words, compose, tool_folder
 from biomass.loader import SkippedImages
 from biomass.screen import Screen
-from biomass.trained import Model, Reading, load
+from biomass.trained import Model, Reading, load, words_of
 from biomass.watching import Watch, to_table
 
 PLACE = 75
@@ -33,11 +33,12 @@ def main(cfg: Config) -> float | None:
     if cfg.model_path is None:
         raise ConfigError("predict needs a network, and none is named", "network")
     folder = tool_folder(cfg, "predict")
-    _, word, by, controls = chosen_words(cfg)
+    stored, (_, word, by, controls) = cfg.calibration, chosen_words(cfg)
+    word, columns = words_of(stored, word, by)
     model = load(
         cfg.model_path,
         statistics=word,
-        by=by,
+        by=columns,
         controls=controls,
         transform=None if nodes is None else compose(nodes),
         encoder=cfg.encoder_path,
@@ -45,7 +46,7 @@ def main(cfg: Config) -> float | None:
         device=cfg.device,
         precision=cfg.precision,
     )
-    number, stored, again = len(model.classes), cfg.calibration, cfg.measure_again
+    number, again = len(model.classes), cfg.measure_again
     if model.measures:
         model.take_stored(stored)
     known = set(model.plates)
