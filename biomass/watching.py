@@ -118,13 +118,11 @@ class _Known:
         known = Stamps(*np.zeros((2, len(table)), np.int64))
         return cls(pd.util.hash_pandas_object(names, index=False).to_numpy(), known)
 
-    @classmethod
-    def together(cls, parts: Sequence["_Known"]) -> "_Known":
-        """Those of several plates."""
-        if not parts:
-            return cls()
-        sizes, times = ([getattr(part.stamps, name) for part in parts] for name in Stamps._fields)
-        return cls(np.concatenate([part.keys for part in parts]), Stamps(np.concatenate(sizes), np.concatenate(times)))
+    def updated(self, newer: "_Known") -> "_Known":
+        """With those of another one, which replace what is known of the same images."""
+        old = self.some(np.flatnonzero(~np.isin(self.keys, newer.keys)))
+        stamps = (np.concatenate(pair) for pair in zip(old.stamps, newer.stamps, strict=True))
+        return _Known(np.concatenate([old.keys, newer.keys]), Stamps(*stamps))
 
     def same_as(self, other: "_Known") -> np.ndarray:
         """Which images are there in another one, unchanged, (N,) bool."""
@@ -177,6 +175,7 @@ class Watch:
         self.looks = 0
         self._plates: dict[str, _Plate] = {}
         self._before = _Known()
+        self._read = _Known()
         self._waiting = False
 
     def run(self, seconds: float, stop_after: float | None) -> None:
@@ -223,17 +222,33 @@ class Watch:
         ready = there & (now.same_as(self._before) | (now.stamps.times <= (time.time() - quiet) * 1e9))
         self._before, self._waiting = now, bool((there & ~ready).any())
         groups, names = screen.groups(self.model.by), screen.group_names(self.model.by)
-        fresh = groups[ready & ~now.same_as(_Known.together([plate.read for plate in self._plates.values()]))]
-        news = []
-        for group, new in zip(*np.unique(fresh, return_counts=True), strict=True):
+        fresh = np.bincount(groups[ready & ~now.same_as(self._read)], minlength=len(names))
+        gone = self._gone(now, groups, names)
+        news: list[News] = []
+        for group, new in enumerate(fresh.tolist()):
+            if not new and names[group] not in gone:
+                continue
             rows, name = np.flatnonzero((groups == group) & ready), names[group]
             try:
                 news.append(self._predict(screen, rows, now.some(rows), name, int(new)))
             except DataError as error:
                 self._say_once(f"plate '{name}' cannot be predicted yet: {one_line(error)}")
-        if news:
+        for name in gone - set(names):
+            self._say_once(f"plate '{name}' is not listed any more: its predictions are taken out")
+            del self._plates[name]
+        if news or gone:
             self._write()
         return news
+
+    def _gone(self, now: _Known, groups: np.ndarray, names: Sequence[str]) -> set[str]:
+        """Plates of which an image is not listed any more, or is of another plate now."""
+        if not self._plates:
+            return set()
+        places = pd.Index(now.keys)
+        number = {name: group for group, name in enumerate(names)}
+        of_place = np.append(groups, -1)  # -1 is the last
+        lost = {name: of_place[places.get_indexer(pd.Index(plate.read.keys))] for name, plate in self._plates.items()}
+        return {name for name, found in lost.items() if (found != number.get(name, -2)).any()}
 
     def _predict(self, screen: Screen, rows: np.ndarray, read: _Known, name: str, new: int) -> News:
         """Measure and predict what there is of a plate."""
@@ -251,6 +266,7 @@ class Watch:
         after = [member.calibration for member in self.model.members] if self.model.measures else []
         moved = [movement(*pair, name) for pair in zip(before, after, strict=False)]
         self._plates[name] = _Plate(read, fields, wells, said)
+        self._read = self._read.updated(read)
         self._about = found.about
         images = len(rows) - len(skipped.rows)
         how_far = float(np.mean(moved)) if moved else float("nan")
@@ -261,6 +277,8 @@ class Watch:
 
     def _write(self) -> None:
         plates = self._plates.values()
+        if not plates:
+            return
         fields = pd.concat([plate.fields for plate in plates], ignore_index=True)
         wells = pd.concat([plate.wells for plate in plates], ignore_index=True)
         write_predictions(fields, self.folder / "predictions.parquet", self._about)

@@ -424,3 +424,16 @@ def test_a_file_of_before_transforms_were_recorded_is_read(file: Path) -> None:
     torch.save({"plates": ["P0"]}, saved)
     with pytest.raises(CheckpointError, match="no calibrated statistics"):
         load(file, adaptation=saved)
+
+
+def test_an_image_that_is_given_to_another_plate_is_predicted_there(file: Path, folder: Folder, tmp_path: Path) -> None:
+    folder.write([0, 1, 2, 12, 13])
+    folder.list([0, 1, 2, 12, 13])
+    one = watch(load(file), folder, tmp_path / "out")
+    assert len(one.look()) == 2
+    manifest = folder.folder / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("P0", "P7"))
+    np.save(folder.folder / "2.npy", folder.whole.read(np.array([3]))[0])
+    folder.age(2, 50.0)
+    assert [news.plate for news in one.look()] == ["W1/P7"]
+    assert one.look() == []
