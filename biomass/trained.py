@@ -118,10 +118,6 @@ class Member:
         """What the moments of plates depend on: the encoder, or all that classifies, where statistics ask classes."""
         return self.part if statistics.tuned else self.network.encoder
 
-    def collector(self, fields: Fields) -> "Collector":
-        """What takes in the outputs of ``part``."""
-        return Collector(self, fields)
-
     def remember(
         self, found: Mapping[str, Mapping[str, Tensor]], images: Mapping[str, int], empty: Calibration
     ) -> None:
@@ -220,7 +216,8 @@ class Model:
     def plates(self) -> list[str]:
         """Names of the plates whose statistics are known."""
         first, *others = [member.calibration.plates if member.calibration else [] for member in self.members]
-        return [name for name in first if all(name in other for other in map(set, others))]
+        known = [set(other) for other in others]
+        return [name for name in first if all(name in other for other in known)]
 
     @property
     def measures(self) -> bool:
@@ -331,7 +328,7 @@ class Model:
         """
         classes = self.classes
         fields = Fields.of(screen, only, apart)
-        collectors = [member.collector(fields) for member in self.members]
+        collectors = [Collector(member, fields) for member in self.members]
         outputs = self._run(screen, reading, skipped, keep, again, only=only)
         with closing(cast("Generator[Any]", outputs)):  # an error here ends its inference mode, too
             for number, batch, output in outputs:

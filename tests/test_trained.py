@@ -437,3 +437,22 @@ def test_an_image_that_is_given_to_another_plate_is_predicted_there(file: Path, 
     folder.age(2, 50.0)
     assert [news.plate for news in one.look()] == ["W1/P7"]
     assert one.look() == []
+
+
+def test_a_screen_without_wells_and_sites_has_an_image_a_row_and_no_wells(file: Path) -> None:
+    whole = screen()
+    bare = make_screen(whole.table.drop(columns="plate_id").assign(well="", site=""), whole.pixels, [])
+    fields = load(file).predict(bare)
+    assert len(fields) == len(bare)
+    np.testing.assert_allclose(chances(fields), chances(load(file).predict(whole)), atol=1e-6)
+    assert len(load(file).predict(bare, "well")) == 0
+
+
+def test_unreadable_images_are_left_out_or_an_error(file: Path, folder: Folder) -> None:
+    folder.write([0, 1, 2])
+    folder.write([3], whole=False)
+    folder.list([0, 1, 2, 3])
+    with pytest.raises(DataError, match=r"3\.npy"):
+        load(file).predict(folder.load())
+    kept = load(file).predict(folder.load(), on_bad_image="skip")
+    np.testing.assert_allclose(chances(kept), chances(load(file).predict(part(folder.whole, [0, 1, 2]))), atol=1e-6)
