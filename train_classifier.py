@@ -48,10 +48,10 @@ def main(cfg: Config) -> float | None:
     statistics.check(cells, *splits)
     groups, instances = cells.groups(method.eval_by), cells.groups(data.instance)
     training.check_instances(cells, instances, groups, splits)
-    training.use_calibration(network.encoder, statistics, path, cfg.calibration, cells, splits)
 
     # what turns cells into a vector for each field of view: once, or again for every epoch where training augments
     standardize, augment = compose(cfg.transforms.eval), compose(cfg.transforms.get("train", cfg.transforms.eval))
+    training.use_calibration(network.encoder, statistics, path, cfg.calibration, cells, standardize, splits)
     profiler = training.Profiler(
         experiment.fabric,
         encoder,
@@ -72,7 +72,8 @@ def main(cfg: Config) -> float | None:
     batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
     about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
     like = profiler.batches_like(batch_size)
-    about = experiment.settle(method_of, encoder, cells, like, evaluated, augment, encoder=digest(encoder), **about)
+    about |= {"classes": [*cells.classes], "encoder": digest(encoder), "encoder_path": str(path)}
+    about = experiment.settle(method_of, encoder, cells, like, evaluated, augment, **about)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes

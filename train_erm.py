@@ -77,10 +77,11 @@ def main(cfg: Config) -> float | None:
     objective = experiment.classification(cfg.compute_train_acc, method.controls, network, groups[rows])
     optimized = experiment.optimize(network, len(batches), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    most, at_once = experiment.most_plates, cfg.eval_batch_size
-    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, at_once)
+    most = experiment.most_plates, cfg.eval_batch_size
+    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, *most)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(method_of, network, screen, batches, splits, augment, architecture=architecture.to_dict())
+    about = {"architecture": architecture.to_dict(), "classes": [*screen.classes]}
+    about = experiment.settle(method_of, network, screen, batches, splits, augment, **about)
 
     # from here on the run writes
     return experiment.train(

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from biomass import training
 from biomass.atomic import check_place
 from biomass.config import Config, build, is_given, next_commands, run_name
-from biomass.errors import BiomassError, ConfigError
+from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
 from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED
@@ -30,7 +30,7 @@ from biomass.objectives import Classification, Contrastive, Objective, with_pena
 from biomass.run_files import read_log
 from biomass.screen import Screen
 from biomass.training import overview, verdicts
-from biomass.transforms import Compose
+from biomass.transforms import Compose, Standardize
 
 log = logging.getLogger(__name__)
 
@@ -336,12 +336,16 @@ class Experiment:
                 skipped=skipped,
                 about=about,
             )
-            plates, chances = None, self._chances(evaluate, objective, loader)
+            plates, of_splits = None, None
+            chances = self._chances(evaluate, objective, loader)
             judge = self._judge(evaluate, chances)
             if isinstance(evaluate, training.SplitEvaluation):
-                plates, evaluate = evaluate.plates, evaluate if evaluate.loaders else None
+                plates, of_splits = evaluate.plates, evaluate
+                evaluate = evaluate if evaluate.loaders else None
             watched = evaluate and verdicts.Watched(evaluate, self.plan, partial(judge, so_far=True), self.warn)
             progress = training.fit(run, self.plan, watched, self.resume, self.cfg.seed)
+            if of_splits is not None and self.fabric.is_global_zero:
+                of_splits.write(folder)
             if plates is not None and self.checkpoints.enabled:
                 training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
         if self.fabric.is_global_zero:
@@ -399,7 +403,17 @@ class Experiment:
 
 
 class Opened(NamedTuple):
-    """What a tool that loads a model begins with: the device, the model and where it came from, and the screen."""
+    """What a tool that loads a model begins with.
+
+    Attributes:
+        fabric: its device.
+        path: where the network came from.
+        network: on the host.
+        architecture: of the network.
+        channels: names of those that it expects; None where nothing says so.
+        screen: what it runs on.
+        transform: what is done to an image before.
+    """
 
     fabric: Fabric
     path: Path
@@ -407,6 +421,7 @@ class Opened(NamedTuple):
     architecture: Architecture
     channels: list[str] | None
     screen: Screen
+    transform: Compose
 
 
 def open_model(cfg: Config, tool: str, from_checkpoint: bool = False) -> Opened:
@@ -421,9 +436,8 @@ def open_model(cfg: Config, tool: str, from_checkpoint: bool = False) -> Opened:
         from_checkpoint: whether only a checkpoint will do.
 
     Returns:
-        The network on the host, and ``channels``, the names of those that it expects; None where nothing says so, and
-        it takes as many as the screen has. Without a checkpoint, ``path`` is where one would be, beside which other
-        things can be kept.
+        The network and the screen. Without a checkpoint, ``path`` is where one would be, beside which other things can
+        be kept.
 
     Raises:
         ConfigError, CheckpointError, DataError: no network is named, it cannot be loaded, or its channels do not fit.
@@ -441,7 +455,7 @@ def open_model(cfg: Config, tool: str, from_checkpoint: bool = False) -> Opened:
     return Opened(fabric, *(_of_checkpoint(cfg) if given else _untrained(cfg, seed)))
 
 
-_Found = tuple[Path, Network, Architecture, list[str] | None, Screen]
+_Found = tuple[Path, Network, Architecture, list[str] | None, Screen, Compose]
 
 
 def _of_checkpoint(cfg: Config) -> _Found:
@@ -468,7 +482,9 @@ def _of_checkpoint(cfg: Config) -> _Found:
         raise ConfigError(
             f"'{path}' takes {architecture.in_channels} channels, not the {number} {', '.join(channels)}", "expects"
         )
-    return path, network, architecture, channels, screen
+    nodes = cfg.transforms.eval
+    transform = trained_transform(origin.get("config", {}), path) if nodes is None else compose(nodes)
+    return path, network, architecture, channels, screen, transform
 
 
 def _untrained(cfg: Config, seed: int) -> _Found:
@@ -482,9 +498,11 @@ def _untrained(cfg: Config, seed: int) -> _Found:
     number = len(expects or screen.pixels.channels)
     architecture = Architecture(key, number, (), "batch", model.get("standardize", False), word, as_trained, plain)
     network = build_network(architecture, pretrained is True, seed)
+    nodes = cfg.transforms.eval
+    transform = Compose([Standardize()]) if nodes is None else compose(nodes)
     if is_own_code(key):
         kind, said = "own", "as its own code gives it"
-        black = compose(cfg.transforms.eval)(torch.zeros(2, number, *screen.pixels.size))
+        black = transform(torch.zeros(2, number, *screen.pixels.size))
         check_images(network.encoder, black, key)
     elif pretrained:
         kind, said = "pretrained", f"as it was published, channels by '{word}', not trained on any screen"
@@ -493,7 +511,45 @@ def _untrained(cfg: Config, seed: int) -> _Found:
     log.info("the network is %s %s", key, said)
     name = re.sub(r"[^\w.-]+", "_", key)
     path = Path("checkpoints") / f"{name}-{kind}" / "frozen.pt"
-    return path, network, architecture, expects, screen
+    return path, network, architecture, expects, screen, transform
+
+
+def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
+    """What the evaluation of a run did to an image, from its configuration.
+
+    A checkpoint may come from anybody: nothing but the transforms of this package is made of what it names.
+
+    Args:
+        config: of the run.
+        path: its checkpoint, for messages.
+
+    Raises:
+        CheckpointError: it names something else.
+    """
+    nodes = config.get("transforms", {}).get("eval")
+    if nodes is None:
+        log.info("'%s' does not say what is done to an image: it is standardized", path)
+        return Compose([Standardize()])
+    foreign = next((name for name in _targets(nodes) if not name.startswith("biomass.transforms.")), None)
+    if foreign is not None:
+        raise CheckpointError(
+            f"checkpoint '{path}' names the transform '{foreign}', which is not one of this package, and is not run; "
+            "say yourself what is done to an image",
+            "own_transforms",
+        )
+    return compose(nodes)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Every target in a node."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == "_target_":
+                yield str(value)
+            yield from _targets(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            yield from _targets(value)
 
 
 def tool_folder(cfg: Config, tool: str) -> Path:
@@ -514,6 +570,12 @@ def chosen_words(cfg: Config) -> tuple[str | None, str | None, list[str] | None,
     return chosen.train, chosen.eval, chosen.by, chosen.controls
 
 
-def compose(nodes: list[dict[str, Any]]) -> Compose:
-    """The transforms of a configuration, one after the other."""
+def compose(nodes: list[dict[str, Any]] | None) -> Compose:
+    """The transforms of a configuration, one after the other.
+
+    Raises:
+        ConfigError: there is no list of them, or one cannot be made.
+    """
+    if nodes is None:
+        raise ConfigError("nothing says what is done to an image: give a list of transforms, which may be empty")
     return Compose([build(node) for node in nodes])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from biomass.errors import ConfigError
 from biomass.loader import Batch, Loader, SkippedImages
-from biomass.norms import PlateBatchNorm, Statistics, calibrate, measured_forward, whole_plate_forward
+from biomass.norms import PlateBatchNorm, Statistics, calibrate, norms_used_once, unwrap, whole_plate_forward
 
 Transform = Callable[..., Tensor]
 
@@ -49,7 +49,7 @@ def infer(
     network.eval()
     try:
         with torch.inference_mode(), fabric.autocast():
-            for chunks in _plates(loader, statistics, skipped):
+            for chunks in read_plates(loader, statistics.whole_groups, skipped):
                 outputs = run_plate(network, chunks, transform, statistics, fabric.device, classifies)
                 yield from zip(chunks, outputs, strict=True)
     finally:
@@ -109,27 +109,23 @@ def infer_calibrated(
         held: the plates whose moments the network has.
 
     Yields:
-        Each batch, the network's output, and with the first batch of a plate that was measured its moments, as
-        :func:`biomass.norms.measured_forward` gives them; else nothing.
+        Each batch, the network's output, and with the first batch of a plate that was measured its moments, named as
+        in :func:`biomass.norms.calibration_state`; else nothing.
     """
     stored = replace(statistics, word="calibrated")
     was_training = network.training
     network.eval()
     try:
         with torch.inference_mode(), fabric.autocast():
+            norms_used_once(unwrap(network))
             for plate, batches in itertools.groupby(_readable(loader, skipped), key=lambda one: int(one.groups[0])):
                 if plate in held:
                     for batch in batches:
                         yield batch, run_plate(network, [batch], transform, stored, fabric.device)[0], {}
                     continue
-                chunks = list(batches)
-                weights = statistics.mixture(network, torch.cat([chunk.controls for chunk in chunks])).weights
-                outputs, moments = measured_forward(
-                    network,
-                    (transform(chunk.to(fabric.device).images) for chunk in chunks),
-                    weights=None if weights is None else weights.split([len(chunk) for chunk in chunks]),
-                    plate=statistics.names[plate] if statistics.names else str(plate),
-                )
+                chunks, found = list(batches), dict[str, Tensor]()
+                outputs = run_plate(network, chunks, transform, statistics, fabric.device, moments=found)
+                moments = {f"norms.{name}": value.float().cpu() for name, value in found.items()}
                 for chunk, output in zip(chunks, outputs, strict=True):
                     yield chunk, output, moments
                     moments = {}
@@ -137,11 +133,16 @@ def infer_calibrated(
         network.train(was_training)
 
 
-def _plates(loader: Loader, statistics: Statistics, skipped: SkippedImages) -> Iterator[list[Batch]]:
+def read_plates(loader: Loader, whole: bool, skipped: SkippedImages) -> Iterator[list[Batch]]:
+    """The batches of a loader: consecutive ones of the same group together, where a group runs whole; else one by one.
+
+    Args:
+        loader: what to read.
+        whole: whether consecutive batches of the same group are chunks of one plate.
+        skipped: counts the images that cannot be read.
+    """
     numbered = enumerate(_readable(loader, skipped))
-    for _, chunks in itertools.groupby(
-        numbered, key=lambda item: _plate(*item) if statistics.whole_groups else item[0]
-    ):
+    for _, chunks in itertools.groupby(numbered, key=lambda item: _plate(*item) if whole else item[0]):
         yield [batch for _, batch in chunks]
 
 
@@ -166,6 +167,7 @@ def run_plate(
     statistics: Statistics,
     device: torch.device,
     classifies: bool = False,
+    moments: dict[str, Tensor] | None = None,
 ) -> list[Tensor]:
     """What a network in evaluation mode says of the chunks of one plate, or of one mixed batch.
 
@@ -176,6 +178,7 @@ def run_plate(
         statistics: where batch norm takes its statistics from.
         device: of the network.
         classifies: as in :func:`infer`.
+        moments: takes those of the plate, by the name of the norm, where statistics come from all rows of a plate.
 
     Returns:
         The network's output (n, D) for each chunk, on the device.
@@ -187,7 +190,7 @@ def run_plate(
     outputs: list[Tensor] = []
     for _ in range(statistics.passes(network) if classifies else 1):
         logits = torch.cat(outputs) if outputs else None
-        if len(chunks) == 1:
+        if len(chunks) == 1 and moments is None:
             with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):
                 outputs = [network(transform(chunks[0].to(device).images))]
             continue
@@ -199,6 +202,7 @@ def run_plate(
             weights=None if mixture.weights is None else mixture.weights.split([len(chunk) for chunk in chunks]),
             correction=mixture.correction,
             plate=statistics.names[group] if statistics.names else str(group),
+            moments=moments,
         )
     return outputs
 

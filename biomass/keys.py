@@ -66,6 +66,7 @@ WORDS = Kind(list, "a list of words", item=WORD)
 WIDTHS = Kind(list, "a list of whole numbers of at least 1", item=COUNT)
 PRECISION = Kind(int | str, "32, bf16 or 16")
 SECTION = Kind(dict, "a section of keys")
+SEVERAL = Kind(str | list, "a name or path, or a list of them", item=NAME, text=True)
 TARGET = Kind(dict, "a section with a _target_", target=True)
 TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
 _PLACES = (
@@ -83,7 +84,7 @@ KEYS = {
     "devices": COUNT.may_change(),
     "precision": PRECISION,
     # the network
-    "model_path": NAME.or_null().may_change(),  # a probe compares the weights instead
+    "model_path": SEVERAL.or_null().may_change(),  # a probe compares the weights instead
     "sup_model_path": NAME.or_null().may_change(),
     "frozen_model_path": NAME.or_null(),
     "model": SECTION,
@@ -112,14 +113,14 @@ KEYS = {
     "dataloaders.metadata_file": NAME.or_null().may_change(),
     "dataloaders.store": NAME.or_null().may_change(),
     "dataloaders.cache_dir": NAME.or_null().may_change(),
-    "dataloaders.plates": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
+    "dataloaders.plates": SEVERAL._replace(what="a name, a list of names").or_null(),
     "dataloaders.source": READER,
     "dataloaders.simulated": READER,
     "dataloaders.num_workers": NATURAL.may_change(),
     "dataloaders.on_bad_image": WORD.may_change(),
     "transforms": SECTION,
     "transforms.train": TARGETS,
-    "transforms.eval": TARGETS,
+    "transforms.eval": TARGETS.or_null(),
     # batches
     "dataloaders.sampler": WORD.means_method(),
     "dataloaders.mode": WORD,
@@ -202,6 +203,12 @@ KEYS = {
     "base.label_shift": NUMBER.or_null(),
     "base.controls": NATURAL.or_null(),
     "repeats": COUNT,
+    # predictions
+    "encoder_path": NAME.or_null(),
+    "measure_again": FLAG,
+    "watch": FLAG,
+    "watch_seconds": POSITIVE,
+    "watch_stop_after": POSITIVE.or_null(),
     # the transfer to BBBC021
     "normalizations": WORDS,
     "postprocessings": WORDS,
@@ -347,6 +354,8 @@ ADVICE = {
     "seen": Advice("raise {key} and num_views, or take more epochs", ("dataloaders.num_img",)),
     "evaluate_every": Advice("set {key}", ("trainer.evaluate_every",)),
     "learning": Advice("look at {key}, the labels and the images that TensorBoard shows", ("learning_rate",)),
+    "own_transforms": Advice("set {key}", ("transforms.eval",)),
+    "encoder_path": Advice("set {key}", ("encoder_path",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
     "statistics": Advice(
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")

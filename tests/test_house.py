@@ -32,6 +32,8 @@ LAYERS = (
     "notation",
     "config",
     "experiment",
+    "trained",
+    "watching",
     "commands",
 )
 """The rooms of the package (folders, or modules beside them), each above those that it may import from."""

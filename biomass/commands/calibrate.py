@@ -28,7 +28,7 @@ PLACE = 60
 def main(cfg: Config) -> float | None:
     """Read every plate once, store its moments, and say how many plates the file holds."""
     data = cfg.dataloaders
-    fabric, path, network, _, channels, screen = open_model(cfg, "calibrate")
+    fabric, path, network, _, channels, screen, prepare = open_model(cfg, "calibrate")
     encoder = network.encoder.to(fabric.device)
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
@@ -43,16 +43,17 @@ def main(cfg: Config) -> float | None:
     reader, skipped = BatchReader(screen, groups, data.on_bad_image), SkippedImages(screen)
     loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
     file = training.calibration_file(path, cfg.calibration)
-    transform = select_channels(channels, screen, compose(cfg.transforms.eval))
-    training.check_calibration(encoder, file, statistics)
+    transform = select_channels(channels, screen, prepare)
+    training.check_calibration(encoder, file, statistics, prepare)
     folder = tool_folder(cfg, "calibrate")
     cfg.check_all_read()
 
     # from here on the tool writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         calibrate_plates(fabric, encoder, loader, transform, statistics, skipped)
-        names = training.save_calibration(encoder, file, statistics)
         images = np.bincount(np.delete(groups, sorted(skipped.rows)), minlength=len(statistics.names or ()))
+        numbers = dict(zip(statistics.names or (), images.tolist(), strict=True))
+        names = training.save_calibration(encoder, file, statistics, prepare, numbers)
         logger.text("plates.csv", pd.DataFrame({"plate": statistics.names, "images": images}).to_csv(index=False))
         skipped.report(folder)
     print(

@@ -6,14 +6,15 @@ Below runs/<run name>/ it writes profiles_cells.parquet (where images are of cel
 profiles_wells.parquet: Metadata_* columns, Metadata_Count_Cells, and features emb_0000 …. A run that was stopped goes
 on with the plates that are missing if it is started again under the same run_name; so does one whose screen has grown.
 
-Every plate is normalized with its own moments (calibrated): those that `biomass calibrate` stored, or else they are
-measured now, on all images of the plate, and kept in runs/<run name>/calibration.pt. With calibration=<run name> a
+Every plate is normalized with its own moments (calibrated): those that stand beside the checkpoint (`biomass calibrate`
+and `biomass predict` write them, too), or else they are measured now, on all images of the plate, and kept there. So a
 single image of such a plate has the same profile next week.
 """
 
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,23 +29,21 @@ from biomass import training
 from biomass.atomic import whole_file
 from biomass.cells.measure import measures_of
 from biomass.config import Config, build, script
-from biomass.errors import BiomassError, CheckpointError, ConfigError, DataError, did_you_mean
+from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean
 from biomass.evaluation import checks, encode, postprocess, profiles
 from biomass.evaluation.h5ad import check_anndata, write_h5ad
 from biomass.evaluation.measured import measured_plates
 from biomass.evaluation.parts import fingerprints, plate_files
 from biomass.evaluation.tables import METADATA
 from biomass.evaluation.verdict import warning
-from biomass.experiment import chosen_words, compose, open_model, tool_folder
+from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.identifiers import find
 from biomass.models import digest
-from biomass.norms import WORDS, Method, PlateBatchNorm, Statistics, load_calibration, tuning_state
+from biomass.inference import Transform
+from biomass.norms import WORDS, Method, PlateBatchNorm, Statistics, calibration_state, tuning_state
 from biomass.screen import KINDS, PLATE, Screen, control_numbers
 
 PLACE = 65
-
-CALIBRATION = "calibration.pt"
-"""The moments of all plates of a run, in its folder."""
 
 POSTPROCESS = "postprocess.npz"
 """The post-processing of a run, fitted, in its folder."""
@@ -60,7 +59,7 @@ def main(cfg: Config) -> float | None:
         raise ConfigError(f"features '{cfg.features}' are unknown; {did_you_mean(cfg.features, MAKERS)}")
     if cfg.anndata:
         check_anndata()
-    maker = MAKERS[cfg.features](cfg, folder)
+    maker = MAKERS[cfg.features](cfg)
     known, screen, stored = maker.known, maker.screen, maker.stored
     groups, names = screen.groups(maker.by), screen.group_names(maker.by)
     log.info("%d images, which are taken for %s, of %d plates", len(screen), known.row_level, len(names))
@@ -99,7 +98,7 @@ def main(cfg: Config) -> float | None:
         unread = parts.missing()
         _say_left_out(parts, unread, names, folder)
         if stored is not None:
-            stored.save(parts, unread, folder)
+            stored.save(parts, unread)
         _write(parts, unread, folder, correction.fitted(parts, unread, folder), anndata)
     return None
 
@@ -130,17 +129,16 @@ class _Maker(NamedTuple):
     stored: "_Stored | None" = None
 
 
-def _encoding(cfg: Config, folder: Path) -> _Maker:
+def _encoding(cfg: Config) -> _Maker:
     """By the encoder of a trained network."""
     normalize, batch_size = cfg.normalize, cfg.encode_batch_size
     workers, on_bad_image = cfg.dataloaders.num_workers, cfg.dataloaders.on_bad_image
-    fabric, path, network, architecture, channels, screen = open_model(cfg, "profile")
+    fabric, path, network, architecture, channels, screen, transform = open_model(cfg, "profile")
     encoder = encode.Encoder(network.encoder, channels, architecture.key)
     checks.run_once(encoder, screen)
     statistics = _statistics(cfg, encoder.network, screen)
-    stored = _stored(cfg, encoder.network, path, statistics, screen, folder)
+    stored = _stored(cfg, encoder.network, path, statistics, transform, screen)
     ran = stored.measuring if stored else statistics
-    transform = compose(cfg.transforms.eval)
     about = [fabric.strategy.precision.precision, statistics.label, ran.label, statistics.by, normalize, channels]
     by_batch = WORDS[statistics.word].mixture is not None and not statistics.whole_groups
     about += [repr(transform), batch_size if by_batch else None]
@@ -168,7 +166,7 @@ def _encoding(cfg: Config, folder: Path) -> _Maker:
     return _Maker(fabric, screen, known, ran.by, stream, None, settings, f"{weights} {ran.label}", stored)
 
 
-def _classical(cfg: Config, folder: Path) -> _Maker:
+def _classical(cfg: Config) -> _Maker:
     """By what scikit-image measures on nuclei."""
     workers, on_bad_image = cfg.dataloaders.num_workers, cfg.dataloaders.on_bad_image
     for key in ("model_path", "calibration"):
@@ -209,7 +207,7 @@ def _pass_over(section: Config, keys: Iterable[str]) -> None:
         section.get(key)
 
 
-MAKERS: Mapping[str, Callable[[Config, Path], _Maker]] = {"encoder": _encoding, "classical": _classical}
+MAKERS: Mapping[str, Callable[[Config], _Maker]] = {"encoder": _encoding, "classical": _classical}
 """What features may be, by the word for it."""
 
 
@@ -331,25 +329,35 @@ class _Stored(NamedTuple):
 
     Attributes:
         network: that they belong to.
-        file: that they were read from; None where there is none.
+        file: where they are kept.
+        known: what the file holds of these weights, before anything is measured.
         measuring: the statistics that other plates are measured by,
         held: the moments of the plates of the screen that are in the file, by number.
         images: of each plate.
     """
 
     network: nn.Module
-    file: Path | None
+    file: Path
+    known: training.Calibration
     measuring: Statistics
     held: dict[int, dict[str, Tensor]]
     images: np.ndarray
 
-    def save(self, parts: profiles.Parts, without: Sequence[int], folder: Path) -> None:
-        """Write the moments of all plates, stored before or measured now, into the folder of the run."""
-        groups = [group for group in range(len(parts.folders)) if group not in set(without)]
+    def save(self, parts: profiles.Parts, without: Sequence[int]) -> None:
+        """Write the moments of the plates that were measured; others that the file holds stay."""
+        groups = [group for group in range(len(parts.folders)) if group not in {*without, *self.held}]
+        if not groups:
+            return
         moments = [parts.moments(group) for group in groups]
-        stacked = {name: torch.stack([one[name] for one in moments], 1) for name in moments[0]}
-        names = [(self.measuring.names or ())[group] for group in groups]
-        training.add_plates(self.network, folder / CALIBRATION, self.measuring, names, stacked)
+        plates = [(self.measuring.names or ())[group] for group in groups]
+        self.known.merged(
+            replace(
+                self.known,
+                plates=plates,
+                images=[int(self.images[group]) - parts.unread(group) for group in groups],
+                moments={name: torch.stack([one[name] for one in moments], 1) for name in moments[0]},
+            )
+        ).save(self.file)
 
     def say(self, missing: Sequence[int]) -> None:
         """What is taken from the file, and what is measured."""
@@ -361,17 +369,18 @@ class _Stored(NamedTuple):
             rows = "all their images" if self.measuring.word == "plate" else f"their images ({self.measuring.label})"
             first = self.measuring.names[now[0]]
             log.info(
-                "calibrated: %d plates are measured now, on %s (%d to %d; the first is '%s')",
+                "calibrated: %d plates are measured now, on %s (%d to %d; the first is '%s'), and kept in '%s'",
                 len(now),
                 rows,
                 self.images[now].min(),
                 self.images[now].max(),
                 first,
+                self.file,
             )
 
 
 def _stored(
-    cfg: Config, network: nn.Module, path: Path, statistics: Statistics, screen: Screen, folder: Path
+    cfg: Config, network: nn.Module, path: Path, statistics: Statistics, transform: Transform, screen: Screen
 ) -> _Stored | None:
     """What is known of plates that statistics are taken from; None where they are not ``calibrated``."""
     named = cfg.calibration
@@ -380,28 +389,14 @@ def _stored(
     assert statistics.names is not None
     images = np.bincount(screen.groups(statistics.by), minlength=len(statistics.names))
     file = training.calibration_file(path, named)
-    if named is not None and not file.is_file():
-        file = Path("runs") / named / CALIBRATION
-        if not file.is_file():
-            raise CheckpointError(f"calibration '{named}' is neither a file nor a run with {CALIBRATION}")
-    held: dict[int, dict[str, Tensor]] = {}
-    label = "plate"
-    try:
-        calibration = training.read_calibration(network, file, statistics.by) if file.is_file() else None
-    except CheckpointError as error:
-        if named is not None:
-            raise
-        log.warning("%s; it is left alone, and all plates are measured", error)
-        calibration = None
-    if calibration is not None:
-        state = calibration.of(statistics.names)
-        load_calibration(network, state)
-        numbers = state.pop("plates").tolist()
-        held = {group: {k: v[:, i] for k, v in state.items()} for i, group in enumerate(numbers)}
-        label = calibration.label
+    label = training.Calibration.read(file).word if file.is_file() else "plate"
     measuring = Statistics.labelled(label, statistics.by, statistics.names, statistics.controls)
-    training.check_calibration(network, folder / CALIBRATION, measuring)
-    return _Stored(network, file if held else None, measuring, held, images)
+    known = training.check_calibration(network, file, measuring, transform)
+    known.give(network, statistics.names)
+    state = calibration_state(network)
+    numbers = state.pop("plates").tolist()
+    held = {group: {k: v[:, i] for k, v in state.items()} for i, group in enumerate(numbers)}
+    return _Stored(network, file, known, measuring, held, images)
 
 
 def _shown(

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 def main(cfg: Config) -> float | None:
     """Run the test plate by plate, write the table and the plots; returns the accuracy on whole plates of the first."""
     data, words, workers = cfg.dataloaders, cfg.words, cfg.dataloaders.num_workers
-    fabric, path, network, trained, channels, screen = open_model(cfg, "stress")
+    fabric, path, network, trained, channels, screen, transform = open_model(cfg, "stress")
     if trained.head[-1:] != (len(screen.classes),):
         raise ConfigError(
             f"'{path}' tells {trained.head[-1] if trained.head else 'no'} classes apart, and the screen has "
@@ -66,7 +66,6 @@ def main(cfg: Config) -> float | None:
     test = stress.StressTest(statistics, axes, base, cfg.repeats, cfg.seed)
     rows = np.concatenate([screen.rows(split) for split in data.eval_splits])
     plates = stress.plates_of(screen, rows, method.eval_by)
-    transform = compose(cfg.transforms.eval)
     bench = stress.Bench(
         fabric,
         network.to(fabric.device),

@@ -27,13 +27,13 @@ PLACE = 65
 def main(cfg: Config) -> float | None:
     """Measure, choose, and write the checkpoint again; returns the accuracy of ``balanced`` on reduced plates."""
     data = cfg.dataloaders
-    fabric, path, network, trained, channels, screen = open_model(cfg, "tune", from_checkpoint=True)
+    fabric, path, network, trained, channels, screen, prepare = open_model(cfg, "tune", True)
     classifies = trained.head[-1:] == (len(screen.classes),)
 
     method = Method("running", "plate", PLATE, PLATE).override(*chosen_words(cfg))
     method.check_network(network)
     reader = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image)
-    transform = select_channels(channels, screen, compose(cfg.transforms.eval))
+    transform = select_channels(channels, screen, prepare)
     most, batch_size, split, workers = cfg.measure_plates, cfg.eval_batch_size, cfg.train_split, data.num_workers
     number = len(screen.classes)
     measured = training.TrainingPlates(screen, reader, transform, number, most, batch_size, split, workers)

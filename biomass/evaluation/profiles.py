@@ -365,6 +365,10 @@ class Parts:
             [pd.read_parquet(file, filters=only) for file in self.files("wells", without)], ignore_index=True
         )
 
+    def unread(self, group: int) -> int:
+        """How many images of a plate could not be read."""
+        return len(read_about(self.folders[group] / "wells.parquet").get("skipped", ()))
+
     def skipped(self, without: Sequence[int] = ()) -> list[str]:
         """The names of all images that could not be read, but for those of some plates."""
         return [name for file in self.files("wells", without) for name in read_about(file).get("skipped", ())]

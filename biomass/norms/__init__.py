@@ -1,16 +1,10 @@
 """Plate-aware batch norm: the layer, where its statistics come from, and their calibration over whole plates."""
 
-from biomass.norms.calibration import (
-    calibrate,
-    calibration_state,
-    forget_calibration,
-    load_calibration,
-    measured_forward,
-)
+from biomass.norms.calibration import calibrate, calibration_state, forget_calibration, load_calibration
 from biomass.norms.plate_batch_norm import Correction, PlateBatchNorm, PlateContext, convert
 from biomass.norms.statistics import WORDS, Method, Statistics, plate_statistics
 from biomass.norms.tuning import MODES, Tuning, load_tuning, measure_plates, tuning_state
-from biomass.norms.whole_plate import Store, unwrap, whole_plate_forward
+from biomass.norms.whole_plate import Store, norms_used_once, unwrap, whole_plate_forward
 
 __all__ = [
     "MODES",
@@ -29,7 +23,7 @@ __all__ = [
     "load_calibration",
     "load_tuning",
     "measure_plates",
-    "measured_forward",
+    "norms_used_once",
     "plate_statistics",
     "tuning_state",
     "unwrap",

@@ -73,41 +73,6 @@ def calibrate(
         context.slots = {plate: slot for slot, plate in enumerate([*kept, *statistics])}
 
 
-def measured_forward(
-    network: nn.Module,
-    chunks: Iterable[Tensor],
-    *,
-    weights: Sequence[Tensor] | None = None,
-    store: Store = "auto",
-    plate: str = "of these images",
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Run ``network`` over the chunks of one plate, and measure the plate, in one pass.
-
-    Args:
-        network, chunks, weights, store, plate: as in :func:`whole_plate_forward`.
-
-    Returns:
-        The network's output for each chunk; and the mean and biased variance (2, C) of every norm on the host, called
-        ``norms.<name>``: with these stored, any image of the plate gives the same output by itself, up to rounding.
-
-    Raises:
-        ConfigError, DataError: as :func:`calibrate`.
-
-    >>> from biomass.norms import convert
-    >>> network = convert(nn.Sequential(nn.BatchNorm2d(1, affine=False))).eval()
-    >>> outputs, moments = measured_forward(network, torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).split(1))
-    >>> torch.cat(outputs).flatten().round().tolist(), moments["norms.0"].tolist()
-    ([-1.0, 1.0], [[2.0], [1.0]])
-    """
-    network = unwrap(network)
-    with evaluating(network):
-        norms_used_once(network)
-        run = WholePlate(network, store, plate)
-        for number, chunk in enumerate(chunks):
-            run.add(chunk, None if weights is None else weights[number])
-        outputs = run.to_the_end()
-        moments = {name: value.to("cpu", _dtype(norm_at(network, name))) for name, value in run.moments().items()}
-    return outputs, {f"norms.{name}": value for name, value in moments.items()}
 
 
 def _one_plate(images: Tensor, plates: Tensor, names: Sequence[str] | None) -> int:

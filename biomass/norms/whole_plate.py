@@ -48,6 +48,7 @@ def whole_plate_forward(
     correction: Correction | None = None,
     store: Store = "auto",
     plate: str = "of these images",
+    moments: dict[str, Tensor] | None = None,
 ) -> list[Any]:
     """Run ``network`` over the chunks of one plate as if they were one batch: every norm sees the whole plate.
 
@@ -67,6 +68,7 @@ def whole_plate_forward(
         correction: of the plate's moments at every norm, by what the network stores of training plates.
         store: where values wait between the norms.
         plate: name of the plate, for error messages.
+        moments: takes the mean and biased variance (2, C), float64, that every norm used, by the name of the layer.
 
     Returns:
         The network's output for each chunk, in order, on the network's device.
@@ -90,7 +92,10 @@ def whole_plate_forward(
             if chunk is None:
                 raise DataError("there are more sets of weights than chunks; give one set a chunk")
             run.add(chunk, weight)
-        return run.to_the_end()
+        outputs, found = run.to_the_end(), run.moments
+    if moments is not None:
+        moments.update(found)
+    return outputs
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -474,10 +479,11 @@ class WholePlate:
         parts = _parts(self.weights, self.lengths, self.depot.device, self.plate)
         for segment, following in itertools.pairwise(self.plan.segments):
             self._advance(segment, following[0], parts)
-        return self.moments()
+        return self.moments
 
+    @property
     def moments(self) -> dict[str, Tensor]:
-        """Mean and biased variance (2, C) of every norm that the chunks have passed, float64, by its name."""
+        """Mean and biased variance (2, C) of every norm that was reached, float64, by the name of the layer."""
         return {_path(node): torch.stack([pool.mean, pool.var]) for node, pool in self.pools.items()}
 
     def to_the_end(self) -> list[Any]:

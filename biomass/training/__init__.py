@@ -1,10 +1,9 @@
 """The loop, checkpoints, logging, and what the scripts share."""
 
 from biomass.training.calibrations import (
-    add_plates,
+    Calibration,
     calibration_file,
     check_calibration,
-    read_calibration,
     save_calibration,
     use_calibration,
 )
@@ -23,15 +22,17 @@ from biomass.training.loaders import evaluation_loaders, sampler_columns, view_l
 from biomass.training.logger import RunLogger
 from biomass.training.loop import Evaluate, Plan, Progress, Training, fit
 from biomass.training.optim import adam, warmup_cosine
-from biomass.training.pretrained import find_checkpoint, load_encoder, load_network
+from biomass.training.pretrained import Probe, find_checkpoint, is_probe, load_encoder, load_network, load_probe
 from biomass.training.probe import Profiler, build_probe, encoder_path, probed_part, profile_loader
 from biomass.training.tuning import TrainingPlates, measure_run, read_whole, tune
 
 __all__ = [
+    "Calibration",
     "Checkpoints",
     "Evaluate",
     "LossEvaluation",
     "Plan",
+    "Probe",
     "Profiler",
     "Progress",
     "RunLogger",
@@ -54,9 +55,11 @@ __all__ = [
     "evaluation_loaders",
     "find_checkpoint",
     "fit",
+    "is_probe",
     "load_checkpoint",
     "load_encoder",
     "load_network",
+    "load_probe",
     "make_fabric",
     "measure_run",
     "probed_part",

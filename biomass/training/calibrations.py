@@ -1,9 +1,10 @@
 """Calibrated statistics on disk: the moments of plates, beside the checkpoint that they were computed with."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,120 +12,176 @@ from torch import Tensor, nn
 
 from biomass.errors import CheckpointError, DataError
 from biomass.models import digest
-from biomass.norms import Statistics, calibration_state, load_calibration
+from biomass.norms import Statistics, calibration_state, load_calibration, tuning_state
 from biomass.screen import Screen
 from biomass.training.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
 
-def calibration_file(checkpoint: Path, elsewhere: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Calibration:
+    """The moments of plates, and what they depend on beside the images.
+
+    Attributes:
+        word: what they were taken from, as :attr:`biomass.norms.Statistics.label` calls it.
+        by: the columns that make a plate.
+        encoder: the digest of its weights; with what is known of training plates, where the word takes note of that.
+        transform: what was done to an image, as it prints; None in files that do not say so.
+        plates: names of the P plates.
+        images: how many images each was measured on; -1 where that is not known.
+        moments: of each norm, (2, P, C), as in :func:`biomass.norms.calibration_state`.
+    """
+
+    word: str
+    by: list[str]
+    encoder: str
+    transform: str | None
+    plates: list[str]
+    images: list[int]
+    moments: dict[str, Tensor]
+
+    @classmethod
+    def empty(cls, encoder: nn.Module, statistics: Statistics, transform: object) -> "Calibration":
+        """That of no plate."""
+        return cls(statistics.label, list(statistics.by), _weights(encoder, statistics), repr(transform), [], [], {})
+
+    @classmethod
+    def of(
+        cls, encoder: nn.Module, statistics: Statistics, transform: object, images: Mapping[str, int]
+    ) -> "Calibration":
+        """That of the plates that an encoder was calibrated on.
+
+        Args:
+            encoder: calibrated by :func:`biomass.inference.calibrate_plates`.
+            statistics: the word and the columns that it was calibrated with; names the plates.
+            transform: what was done to an image.
+            images: how many of each plate were read, by its name.
+        """
+        assert statistics.names is not None
+        state = calibration_state(encoder)
+        plates = [statistics.names[plate] for plate in state.pop("plates").tolist()]
+        number = [images.get(plate, -1) for plate in plates]
+        return replace(cls.empty(encoder, statistics, transform), plates=plates, images=number, moments=state)
+
+    @classmethod
+    def read(cls, file: Path) -> "Calibration":
+        """That of a file.
+
+        Raises:
+            CheckpointError: there is no such file, or it holds something else.
+        """
+        state = load_checkpoint(file)
+        try:
+            return cls(
+                transform=state.get("transform"),  # a file of before these were kept lacks them
+                images=state.get("images", [-1] * len(state["plates"])),
+                **{key: state[key] for key in ("word", "by", "encoder", "plates", "moments")},
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"'{file}' holds no calibrated statistics; give a file that a calibration wrote"
+            ) from error
+
+    def save(self, file: Path) -> None:
+        """Write it, whole or not at all."""
+        save_checkpoint(asdict(self), file)
+
+    def merged(self, newer: "Calibration") -> "Calibration":
+        """With the plates of another one, which replace those of the same names."""
+        kept = [place for place, name in enumerate(self.plates) if name not in set(newer.plates)]
+        if not newer.plates or not kept:
+            return self if not newer.plates else newer
+        return replace(
+            newer,
+            plates=[*(self.plates[place] for place in kept), *newer.plates],
+            images=[*(self.images[place] for place in kept), *newer.images],
+            moments={key: torch.cat([self.moments[key][:, kept], value], 1) for key, value in newer.moments.items()},
+        )
+
+    def give(self, encoder: nn.Module, names: Sequence[str]) -> None:
+        """Let the encoder know its plates under the numbers that they have among ``names``."""
+        place = {name: position for position, name in enumerate(self.plates)}
+        groups = [group for group, name in enumerate(names) if name in place]
+        where = [place[names[group]] for group in groups]
+        moments = {key: value[:, where] for key, value in self.moments.items()}
+        load_calibration(encoder, {"plates": torch.tensor(groups, dtype=torch.long), **moments})
+
+    def check(self, file: Path, **expected: object) -> None:
+        """Raise CheckpointError where it is not what is expected of its attributes; names the first difference."""
+        for key, value in expected.items():
+            own = getattr(self, key)
+            if own == value or (key == "transform" and own is None):
+                continue
+            shown = "other weights" if key == "encoder" else f"{key} {own}, not {value}"
+            raise CheckpointError(f"'{file}' was calibrated with {shown}; calibrate again", "calibrate")
+
+
+def _weights(encoder: nn.Module, statistics: Statistics) -> str:
+    """A digest of what the moments of plates depend on in a network."""
+    own = digest(encoder)
+    return hashlib.sha256(f"{own}{tuning_state(encoder)}".encode()).hexdigest() if statistics.tuned else own
+
+
+def calibration_file(checkpoint: Path, elsewhere: str | Path | None = None, label: str = "plate") -> Path:
     """Where the calibrated statistics of a checkpoint are.
+
+    Args:
+        checkpoint: they are beside it,
+        elsewhere: unless this file is named.
+        label: of the statistics that they were measured with; those of all rows of a plate have no name of their own.
 
     >>> calibration_file(Path("checkpoints/mine/last.pt")).name
     'last.calibrated.pt'
+    >>> calibration_file(Path("checkpoints/mine/last.pt"), label="controls/all").name
+    'last.calibrated-controls-all.pt'
     """
-    return checkpoint.with_suffix(".calibrated.pt") if elsewhere is None else Path(elsewhere)
+    own = "" if label == "plate" else f"-{label.replace('/', '-')}"
+    return checkpoint.with_suffix(f".calibrated{own}.pt") if elsewhere is None else Path(elsewhere)
 
 
-def check_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> None:
-    """Make sure that new plates can be added to a file, if there is one: call it before anything is measured.
+def check_calibration(encoder: nn.Module, file: Path, statistics: Statistics, transform: object) -> Calibration:
+    """What a file holds that new plates can be added to: call it before anything is measured.
+
+    What was measured with other weights is of no use any more, which is said.
 
     Raises:
-        CheckpointError: the file belongs to another word or other columns.
+        CheckpointError: the file belongs to another word, other columns or another transform.
     """
-    _kept(encoder, file, statistics)
-
-
-def _kept(encoder: nn.Module, file: Path, statistics: Statistics) -> dict[str, Any] | None:
-    """What a file holds that new plates can be added to. What was measured with other weights is of no use any more."""
+    nothing = Calibration.empty(encoder, statistics, transform)
     if not file.exists():
-        return None
-    old, about = load_checkpoint(file), _about(encoder, statistics)
-    _check_same(old, {key: about[key] for key in ("word", "by")}, file)
-    if old.get("encoder") != about["encoder"]:
+        return nothing
+    old = Calibration.read(file)
+    old.check(file, word=nothing.word, by=nothing.by)
+    if old.encoder != nothing.encoder:
         log.warning("'%s' was calibrated with other weights; it is replaced", file)
-        return None
+        return nothing
+    old.check(file, transform=nothing.transform)
     return old
 
 
-def save_calibration(encoder: nn.Module, file: Path, statistics: Statistics) -> list[str]:
+def save_calibration(
+    encoder: nn.Module, file: Path, statistics: Statistics, transform: object, images: Mapping[str, int]
+) -> list[str]:
     """Write the calibrated statistics of ``encoder``; other plates that the file holds with these weights stay.
 
     Args:
         encoder: calibrated by :func:`biomass.inference.calibrate_plates`.
         file: written whole or not at all.
         statistics: the word and the columns that it was calibrated with; names the plates.
+        transform: what was done to an image.
+        images: how many of each plate were read, by its name.
 
     Returns:
         The names of all plates in the file.
 
     Raises:
-        CheckpointError: the file belongs to another word or other columns.
+        CheckpointError: as :func:`check_calibration`.
     """
-    assert statistics.names is not None
-    state = calibration_state(encoder)
-    names = [statistics.names[plate] for plate in state.pop("plates").tolist()]
-    return add_plates(encoder, file, statistics, names, state)
-
-
-def add_plates(
-    encoder: nn.Module, file: Path, statistics: Statistics, names: list[str], moments: Mapping[str, Tensor]
-) -> list[str]:
-    """Write the moments of plates; other plates that the file holds with these weights stay.
-
-    Args:
-        encoder: that the moments belong to.
-        file: written whole or not at all.
-        statistics: the word and the columns that the plates were measured with.
-        names: of the P plates.
-        moments: (2, P, C) of each norm, by its name in :func:`biomass.norms.calibration_state`.
-
-    Returns:
-        The names of all plates in the file.
-
-    Raises:
-        CheckpointError: the file belongs to another word or other columns.
-    """
-    old = _kept(encoder, file, statistics)
-    if old is not None:
-        kept = [place for place, name in enumerate(old["plates"]) if name not in names]
-        names = [*(old["plates"][place] for place in kept), *names]
-        moments = {key: torch.cat([old["moments"][key][:, kept], value], 1) for key, value in moments.items()}
-    save_checkpoint({**_about(encoder, statistics), "plates": names, "moments": dict(moments)}, file)
-    return names
-
-
-class Calibration(NamedTuple):
-    """What a file of calibrated statistics holds.
-
-    Attributes:
-        label: of the statistics that the plates were measured with, see :attr:`biomass.norms.Statistics.label`.
-        plates: their names.
-        moments: (2, P, C) of each norm.
-    """
-
-    label: str
-    plates: list[str]
-    moments: dict[str, Tensor]
-
-    def of(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """The moments of those groups, by their ``names``, that are among the plates, for ``load_calibration``."""
-        place = {name: position for position, name in enumerate(self.plates)}
-        groups = [group for group, name in enumerate(names) if name in place]
-        where = [place[names[group]] for group in groups]
-        return {"plates": torch.tensor(groups, dtype=torch.long)} | {k: v[:, where] for k, v in self.moments.items()}
-
-
-def read_calibration(encoder: nn.Module, file: Path, by: Sequence[str]) -> Calibration:
-    """The calibrated statistics of an encoder.
-
-    Raises:
-        CheckpointError: the file cannot be read, or belongs to other weights or other columns.
-    """
-    state = load_checkpoint(file)
-    _check_same(state, {"by": list(by), "encoder": digest(encoder)}, file)
-    return Calibration(state["word"], state["plates"], state["moments"])
+    new = Calibration.of(encoder, statistics, transform, images)
+    whole = check_calibration(encoder, file, statistics, transform).merged(new)
+    whole.save(file)
+    return whole.plates
 
 
 def use_calibration(
@@ -133,6 +190,7 @@ def use_calibration(
     checkpoint: Path,
     elsewhere: str | None,
     screen: Screen,
+    transform: object,
     splits: Sequence[str] = (),
 ) -> None:
     """Give ``encoder`` its calibrated statistics, if it is to take them; else do nothing.
@@ -143,10 +201,11 @@ def use_calibration(
         checkpoint: the statistics are beside it,
         elsewhere: unless this file is named.
         screen: what the encoder will run on,
-        splits: and which of it; none for all.
+        transform: after this was done to an image.
+        splits: which of the screen is used; none for all.
 
     Raises:
-        CheckpointError: there is no such file, or it belongs to other weights or other columns.
+        CheckpointError: there is no such file, or it belongs to other weights, columns or transforms.
         DataError: a group that is used is not in the file; names the first.
     """
     if statistics.word != "calibrated":
@@ -155,29 +214,16 @@ def use_calibration(
     assert statistics.names is not None
     if not file.is_file():
         raise CheckpointError(f"there are no calibrated statistics '{file}'; calibrate the plates first", "calibrate")
-    known = read_calibration(encoder, file, statistics.by)
+    known = Calibration.read(file)
+    known.check(file, by=list(statistics.by), encoder=digest(encoder), transform=repr(transform))
     rows = screen.table["split"].isin(splits).to_numpy() if splits else slice(None)
-    names = [statistics.names[group] for group in np.unique(screen.groups(statistics.by)[rows])]
-    held = set(known.plates)
-    missing = [name for name in names if name not in held]
+    used = np.unique(screen.groups(statistics.by)[rows])
+    there = set(known.plates)
+    missing = [statistics.names[group] for group in used if statistics.names[group] not in there]
     if missing:
         others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise DataError(
-            f"plate '{missing[0]}'{others} is not among the {len(held)} plates of '{file}'; calibrate it, too",
+            f"plate '{missing[0]}'{others} is not among the {len(known.plates)} plates of '{file}'; calibrate it, too",
             "calibrate",
         )
-    load_calibration(encoder, known.of(statistics.names))
-
-
-def _about(encoder: nn.Module, statistics: Statistics) -> dict[str, object]:
-    """What calibrated statistics depend on, beside the images."""
-    return {"word": statistics.label, "by": list(statistics.by), "encoder": digest(encoder)}
-
-
-def _check_same(state: dict[str, object], about: dict[str, object], file: Path) -> None:
-    if "moments" not in state:
-        raise CheckpointError(f"'{file}' holds no calibrated statistics; give a file that a calibration wrote")
-    for key, value in about.items():
-        if state.get(key) != value:
-            shown = "other weights" if key == "encoder" else f"{key} {state.get(key)}, not {value}"
-            raise CheckpointError(f"'{file}' was calibrated with {shown}; calibrate again", "calibrate")
+    known.give(encoder, statistics.names)

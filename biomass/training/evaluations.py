@@ -1,8 +1,9 @@
 """What is measured on other splits while a network trains: called by the loop with (run, epoch, step)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,14 @@ from torch import Tensor
 
 from biomass.errors import DataError
 from biomass.evaluation.accuracy import MEASURED, accuracy_summary, control_mixing, mixing_rows, plate_accuracy
+from biomass.evaluation.predictions import (
+    COMBINED,
+    FieldMeans,
+    Fields,
+    Predictions,
+    class_names,
+    write_predictions,
+)
 from biomass.inference import Transform, calibrate_plates, infer
 from biomass.loader import Batch, Loader
 from biomass.norms import Statistics
@@ -42,6 +51,8 @@ class SplitEvaluation:
     transform: Transform
     statistics: Statistics
     plates: TrainingPlates | None = None
+    last: dict[str, Predictions] = field(default_factory=dict, init=False)
+    """Of the last evaluation, what the network said of every split."""
 
     measured: ClassVar = (*MEASURED, "loss")
     """Names of the metrics of a split."""
@@ -53,7 +64,8 @@ class SplitEvaluation:
             self.plates.measure(run.fabric, run.network)
         for split, loader in self.loaders.items():
             controls = mixing_rows(self.screen, split)
-            rows, ranks, losses, outputs = self.predict(run, loader, controls)
+            fields = FieldMeans(Fields.of(self.screen, self.screen.rows(split)), run.fabric.device)
+            rows, ranks, losses, outputs = self.predict(run, loader, controls, fields)
             if not len(rows):
                 raise DataError(f"no labelled image of split '{split}' could be read", "skip")
             metrics |= {f"{split}/{k}": v for k, v in accuracy_summary(self.screen, rows, ranks).items()}
@@ -64,13 +76,35 @@ class SplitEvaluation:
             table = plate_accuracy(self.screen, rows, ranks)
             run.logger.histogram(step, f"{split}/plate accuracy", table["accuracy"].tolist())
             plates.append(table.assign(split=split, epoch=epoch))
+            self.last[split] = self._predictions(fields, epoch)
         run.logger.text("plates.csv", pd.concat(plates).to_csv(index=False))
         return metrics
 
-    def predict(self, run: Training, loader: Loader, watched: np.ndarray) -> tuple[np.ndarray, ...]:
+    def write(self, folder: Path) -> None:
+        """Write what the last evaluation said of the fields and wells of all splits; nothing if there was none."""
+        for name, tables in {
+            "predictions": [one.of_fields() for one in self.last.values()],
+            "predictions_wells": [one.of_wells() for one in self.last.values()],
+        }.items():
+            if tables:
+                about = next(iter(self.last.values())).about
+                write_predictions(pd.concat(tables, ignore_index=True), folder / f"{name}.parquet", about)
+
+    def _predictions(self, means: FieldMeans, epoch: int) -> Predictions:
+        classes = class_names(self.screen.classes, means.sums.shape[1])
+        about = {
+            "classes": classes,
+            "epoch": epoch,
+            "statistics": self.statistics.label,
+            "by": list(self.statistics.by),
+        }
+        return Predictions(means.fields, means.values[None], means.counts.cpu().numpy(), classes, about | COMBINED)
+
+    def predict(self, run: Training, loader: Loader, watched: np.ndarray, fields: FieldMeans) -> tuple[np.ndarray, ...]:
         """Rows (n,), rank of the true class (n,) and cross-entropy (n,) of all labelled images of a loader.
 
-        And the outputs (m, D) of the ``watched`` rows (m,), zeros where an image could not be read.
+        And the outputs (m, D) of the ``watched`` rows (m,), zeros where an image could not be read. ``fields`` takes in
+        the probabilities of all rows.
         """
         n, device = len(self.screen), run.fabric.device
         ranks = torch.zeros(n, dtype=torch.int64, device=device)  # 0 is "not seen"; seen ranks are shifted by 1
@@ -82,6 +116,7 @@ class SplitEvaluation:
             calibrate_plates(run.fabric, run.network, loader, self.transform, self.statistics, run.skipped)
         parts = run.fabric, run.network, loader, self.transform, self.statistics, run.skipped
         for batch, logits in infer(*parts, classifies=True):
+            fields.add(batch.rows, logits.float().softmax(1))
             rows = batch.rows.to(device, non_blocking=True)
             labels = batch.labels.clamp(min=0).to(device, non_blocking=True)
             ranks[rows] = class_ranks(logits.float(), labels) + 1
@@ -91,6 +126,8 @@ class SplitEvaluation:
             some = torch.nonzero(place[batch.rows] >= 0)[:, 0]
             outputs[place[batch.rows[some]].to(device)] = logits[some.to(device)].float()
         seen, loss = (run.fabric.all_reduce(x, reduce_op="sum").cpu().numpy() for x in (ranks, losses))  # type: ignore[union-attr]
+        fields.sums = torch.from_numpy(_gather(run.fabric, fields.sums))
+        fields.counts = run.fabric.all_reduce(fields.counts, reduce_op="sum").cpu()  # type: ignore[union-attr]
         rows_seen = np.flatnonzero((seen > 0) & (self.screen.labels >= 0))
         return rows_seen, seen[rows_seen] - 1, loss[rows_seen], _gather(run.fabric, outputs)
 

@@ -5,14 +5,15 @@ import re
 import textwrap
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from biomass.errors import CheckpointError, ConfigError, one_line
-from biomass.models import Architecture, Network, build_network, is_own_code
+from biomass.models import Architecture, Network, build_network, digest, is_own_code
 from biomass.norms import load_tuning
 from biomass.training.checkpoint import LAST, leaves, load_checkpoint
+from biomass.training.probe import build_probe, probed_part
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
     Raises:
         CheckpointError: there is no such file or run; names the runs that are there.
     """
+    if not isinstance(model_path, str):
+        raise CheckpointError(f"{', '.join(model_path)} are several checkpoints, and one is needed", "network")
     if Path(model_path).is_file():
         return Path(model_path)
     runs = sorted(folder.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
@@ -71,7 +74,7 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
 
     Returns:
         The network on the host, its architecture, and what else the checkpoint carries: ``config``, with the ``method``
-        that its keys mean, and ``channels``.
+        that its keys mean, ``channels`` and, of a classifier, the names of its ``classes``.
 
     Raises:
         CheckpointError: the weights do not fit the network they name, or there is not one encoder among them.
@@ -80,7 +83,7 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
     state = load_checkpoint(path)
     if _is_probe(state):
         raise CheckpointError(f"checkpoint '{path}' holds a linear probe; give the encoder that it was trained on")
-    about = {name: value for name, value in state.items() if name in ("config", "channels")}
+    about = {name: value for name, value in state.items() if name in ("config", "channels", "classes")}
     if "config" in about and "method" in state:  # as a run's own config.yaml says it
         about["config"] = about["config"] | {"method": state["method"]}
     if "architecture" in state:
@@ -141,6 +144,65 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
 def _is_probe(state: dict[str, Any]) -> bool:
     architecture = state.get("architecture")
     return isinstance(architecture, dict) and "pooler" in architecture
+
+
+def load_probe(path: Path, encoder: str | None = None) -> "Probe":
+    """Rebuild a probe, and the network that it stands on.
+
+    Args:
+        path: a checkpoint of ``train_classifier.py``.
+        encoder: the checkpoint of the network; None: where the probe found it.
+
+    Raises:
+        CheckpointError: the network is not there any more, or its weights are others.
+    """
+    state = load_checkpoint(path)
+    config, architecture = state["config"], state["architecture"]
+    remedy = "give the checkpoint that it was trained on"
+    place = encoder or state.get("encoder_path") or config.get("model_path") or config.get("sup_model_path")
+    try:
+        found = find_checkpoint(str(place), path.parent.parent)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"'{path}' is a probe of the network '{place}', which is not there; {remedy}", "encoder_path"
+        ) from error
+    network, trained, about = load_network(found)
+    part, width = probed_part(network, config["use_projs"], found)
+    if digest(part) != state["encoder"] or width != architecture["in_features"]:
+        raise CheckpointError(f"'{path}' is a probe of other weights than those of '{found}'; {remedy}", "encoder_path")
+    head = build_probe(architecture["pooler"], width, None, architecture["d_out"], 0)
+    head.load_state_dict(state["network"])
+    about |= {name: state[name] for name in ("config", "classes", "method") if name in state}
+    return Probe(found, network, trained, part, head, architecture["pooler"], config["normalize"], about)
+
+
+class Probe(NamedTuple):
+    """A classifier of pooled vectors, and the network that makes them.
+
+    Attributes:
+        path: the checkpoint of the network.
+        network: on the host.
+        trained: its architecture.
+        part: what of it is probed: its encoder, or all of it.
+        head: from pooled vectors to logits.
+        pooler: how the vectors of the cells of a field are pooled.
+        normalize: whether the vector of every cell is scaled to length 1 first.
+        about: of the network, with the configuration and the classes of the probe.
+    """
+
+    path: Path
+    network: Network
+    trained: Architecture
+    part: nn.Module
+    head: nn.Module
+    pooler: str
+    normalize: bool
+    about: dict[str, Any]
+
+
+def is_probe(path: Path) -> bool:
+    """Whether a checkpoint holds a linear probe, which is no network by itself."""
+    return _is_probe(load_checkpoint(path))
 
 
 def load_encoder(network: Network, path: Path, key: str) -> None:
