@@ -7,6 +7,8 @@ Every key is explained in configs/train_classifier.yaml.
 
 from functools import partial
 
+from typing import Any
+
 from biomass import training
 from biomass.config import Config, build, script
 from biomass.experiment import Experiment, chosen_words, compose
@@ -70,7 +72,7 @@ def main(cfg: Config) -> float | None:
     experiment.plan.check_monitor(evaluated, training.SplitEvaluation.measured)
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
-    about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
+    about: dict[str, Any] = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
     like = profiler.batches_like(batch_size)
     about |= {"classes": [*cells.classes], "encoder": digest(encoder), "encoder_path": str(path)}
     about = experiment.settle(method_of, encoder, cells, like, evaluated, augment, **about)

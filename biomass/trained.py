@@ -12,7 +12,7 @@
 
 import logging
 import sys
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from biomass import training
 from biomass.datasets.any_source import open_source
-from biomass.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.pooling import Bags
 from biomass.evaluation.predictions import COMBINED, FieldMeans, Fields, Predictions, class_names

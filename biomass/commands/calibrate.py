@@ -14,7 +14,7 @@ from biomass import training
 from biomass.config import Config, script
 from biomass.errors import ConfigError
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import chosen_words, compose, open_model, tool_folder
+from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.norms import Method, Statistics

@@ -38,8 +38,8 @@ from biomass.evaluation.tables import METADATA
 from biomass.evaluation.verdict import warning
 from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.identifiers import find
-from biomass.models import digest
 from biomass.inference import Transform
+from biomass.models import digest
 from biomass.norms import WORDS, Method, PlateBatchNorm, Statistics, calibration_state, tuning_state
 from biomass.screen import KINDS, PLATE, Screen, control_numbers
 

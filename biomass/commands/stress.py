@@ -24,7 +24,7 @@ from biomass.config import Config, script
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import plots, stress
 from biomass.evaluation.encode import select_channels
-from biomass.experiment import chosen_words, compose, open_model, tool_folder
+from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
 from biomass.norms import Method, Statistics, tuning_state

@@ -15,7 +15,7 @@ from biomass import training
 from biomass.config import Config, script
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.stress import Bench, plates_of
-from biomass.experiment import chosen_words, compose, open_model, tool_folder
+from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.loader import BatchReader
 from biomass.norms import Method, Statistics, tuning_state
 from biomass.screen import PLATE

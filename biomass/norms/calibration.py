@@ -73,8 +73,6 @@ def calibrate(
         context.slots = {plate: slot for slot, plate in enumerate([*kept, *statistics])}
 
 
-
-
 def _one_plate(images: Tensor, plates: Tensor, names: Sequence[str] | None) -> int:
     """The plate that all images of a chunk are of."""
     if plates.shape != images.shape[:1] or not len(plates):
