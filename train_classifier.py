@@ -7,8 +7,6 @@ Every key is explained in configs/train_classifier.yaml.
 
 from functools import partial
 
-from typing import Any
-
 from biomass import training
 from biomass.config import Config, build, script
 from biomass.experiment import Experiment, chosen_words, compose
@@ -25,7 +23,6 @@ def method_of(cfg: Config) -> Method:
     columns = training.sampler_columns(cfg.dataloaders.sampler)
     word, by = ("plate" if columns else "batch") if cfg.model_train_mode else "running", columns or PLATE
     method = Method("running", word, by, by).override(*chosen_words(cfg))
-    # how the encoder was trained, its checkpoint knows
     return Method("running", method.eval, eval_by=method.eval_by, controls=method.controls)
 
 
@@ -72,10 +69,10 @@ def main(cfg: Config) -> float | None:
     experiment.plan.check_monitor(evaluated, training.SplitEvaluation.measured)
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
-    about: dict[str, Any] = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
+    about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
+    probed = {"classes": [*cells.classes], "encoder": digest(encoder), "encoder_path": str(path)}
     like = profiler.batches_like(batch_size)
-    about |= {"classes": [*cells.classes], "encoder": digest(encoder), "encoder_path": str(path)}
-    about = experiment.settle(method_of, encoder, cells, like, evaluated, augment, **about)
+    about = experiment.settle(method_of, encoder, cells, like, evaluated, augment, **probed, **about)
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes

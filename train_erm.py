@@ -77,8 +77,7 @@ def main(cfg: Config) -> float | None:
     objective = experiment.classification(cfg.compute_train_acc, method.controls, network, groups[rows])
     optimized = experiment.optimize(network, len(batches), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    most = experiment.most_plates, cfg.eval_batch_size
-    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, *most)
+    plates = experiment.training_plates(screen, eval_reader, standardize, d_out, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
     about = {"architecture": architecture.to_dict(), "classes": [*screen.classes]}
     about = experiment.settle(method_of, network, screen, batches, splits, augment, **about)

@@ -75,8 +75,7 @@ def main(cfg: Config) -> float | None:
     objective = experiment.classification(True, method.controls, network, groups[screen.rows("train")])
     optimized = experiment.optimize(network, len(loader), objective)
     augment, standardize = compose(cfg.transforms.train), compose(cfg.transforms.eval)
-    most = experiment.most_plates
-    plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
+    plates = experiment.training_plates(screen, eval_reader, standardize, d_out, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
     about = {"architecture": architecture.to_dict(), "classes": [*screen.classes]}
     about = experiment.settle(method_of, network, screen, loader.batches, splits, augment, **about)

@@ -22,8 +22,9 @@ from biomass.config import Config, build, is_given, next_commands, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
+from biomass.inference import Transform
 from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED
-from biomass.loader import BatchSource, Loader, SkippedImages
+from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
 from biomass.objectives import Classification, Contrastive, Objective, with_penalty
@@ -182,6 +183,12 @@ class Experiment:
         of_penalty = asked.penalty, asked.penalty_weight
         return with_penalty(plain, *of_penalty, network.num_features, domains, self.cfg.seed)
 
+    def training_plates(
+        self, screen: Screen, reader: BatchReader, transform: Transform, num_classes: int, batch_size: int | None
+    ) -> training.TrainingPlates:
+        """What measures training plates when the run ends, see :class:`biomass.training.TrainingPlates`."""
+        return training.TrainingPlates(screen, reader, transform, num_classes, self.most_plates, batch_size)
+
     def optimize(self, network: nn.Module, batches: int, objective: Objective | None = None) -> "Optimized":
         """The network on its device, Adam with its weight decay, and the learning rate for every step.
 
@@ -322,6 +329,8 @@ class Experiment:
         """
         folder = Path("runs") / self.name
         config = about["config"] | {"method": about["method"]}
+        if self.cfg.trainer.resident:
+            loader.hold(self.fabric.device)
         log = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
         with log as logger:
             run = training.Training(

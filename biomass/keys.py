@@ -166,6 +166,7 @@ KEYS = {
     "trainer.precision": PRECISION.may_change(),
     "trainer.devices": COUNT.may_change(),
     "trainer.compile": FLAG.may_change(),
+    "trainer.resident": FLAG.may_change(),
     "trainer.clip": NUMBER.or_null().may_change(),
     "trainer.accumulate": COUNT._replace(unset=1),
     "trainer.log_every": COUNT.may_change(),

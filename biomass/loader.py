@@ -205,6 +205,10 @@ def _allocate(like: Tensor, rows: int, device: torch.device) -> Tensor:
 class BatchSource(Protocol):
     """A batch sampler: arrays of rows, an epoch at a time."""
 
+    @property
+    def served(self) -> np.ndarray:
+        """The rows of the screen that its batches are made of."""
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch and its first batch."""
 
@@ -227,14 +231,28 @@ class Loader:
         self, reader: BatchReader, batches: BatchSource, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         self.batches = batches
-        self._loader = DataLoader(
-            reader,
-            sampler=batches,
+        self._reader = reader
+        self._loader = self._make(num_workers, pin_memory)
+
+    def _make(self, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
+        return DataLoader(
+            self._reader,
+            sampler=self.batches,
             batch_size=None,  # the sampler's items already are batches
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
         )
+
+    def hold(self, device: torch.device) -> None:
+        """Read all images that batches are made of now, and take them from the memory of ``device`` from then on.
+
+        Raises:
+            BiomassError: an image cannot be read.
+            ConfigError: they do not fit into the device's memory.
+        """
+        self._reader.hold(np.unique(self.batches.served), device)
+        self._loader = self._make(0, False)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -111,6 +111,11 @@ class CellBatches(Sampler[np.ndarray]):
         """Choose the epoch and its first batch, see :meth:`PlateBatches.set_epoch`."""
         self.batches.set_epoch(epoch, start)
 
+    @property
+    def served(self) -> np.ndarray:
+        """The rows that batches are made of, (n,) int64."""
+        return self._rows
+
     def __len__(self) -> int:
         """How many batches iterating now yields."""
         return len(self.batches)

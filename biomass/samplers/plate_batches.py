@@ -118,6 +118,11 @@ class PlateBatches(Sampler[np.ndarray]):
             )
         self.epoch, self.start = epoch, start
 
+    @property
+    def served(self) -> np.ndarray:
+        """The rows that batches are made of, (n,) int64."""
+        return self.rows
+
     def __len__(self) -> int:
         """How many batches iterating now yields: those of this rank in an epoch, less ``start``."""
         return self._epoch_length() - self.start

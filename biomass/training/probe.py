@@ -175,6 +175,11 @@ class FreshProfiles:
         if epoch != self.epoch:
             self.reader.pixels, self.epoch = self.profiles(epoch).pixels, epoch
 
+    @property
+    def served(self) -> np.ndarray:
+        """The rows that batches are made of."""
+        return self.batches.served
+
     def __len__(self) -> int:
         return len(self.batches)
 
