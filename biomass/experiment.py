@@ -73,6 +73,7 @@ class Experiment:
         checkpoints: where they go.
         resume: the checkpoint that it goes on from, None for a new run.
         most_plates: how many training plates are measured in the end.
+        resident: whether training images stay in the memory of the device.
     """
 
     cfg: Config
@@ -84,6 +85,7 @@ class Experiment:
     checkpoints: training.Checkpoints
     resume: dict[str, Any] | None
     most_plates: int
+    resident: bool = False
 
     @classmethod
     def begin(cls, cfg: Config, job: str, name: str | None = None) -> "Experiment":
@@ -114,7 +116,8 @@ class Experiment:
         resume = checkpoints.to_resume(cfg.resume)
         if cfg.save_model:
             check_place(checkpoints.folder)
-        return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, trainer.measure_plates)
+        at_end, resident = trainer.measure_plates, trainer.resident
+        return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, at_end, resident)
 
     def splits(self, screen: Screen, asked: list[str], d_out: int | None = None, advice: str = "d_out") -> list[str]:
         """The splits to evaluate. The script's defaults that the screen lacks are left out, and the log says so.
@@ -329,7 +332,7 @@ class Experiment:
         """
         folder = Path("runs") / self.name
         config = about["config"] | {"method": about["method"]}
-        if self.cfg.trainer.resident:
+        if self.resident:
             loader.hold(self.fabric.device)
         log = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
         with log as logger:

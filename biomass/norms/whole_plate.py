@@ -265,6 +265,10 @@ def norms_used_once(network: nn.Module) -> tuple[str, ...]:
 
     Raises:
         ConfigError: the network uses one norm in several places, so that it has no one set of moments to keep.
+
+    >>> from biomass.norms import convert
+    >>> norms_used_once(convert(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))).eval())
+    ('1',)
     """
     norms = _plan(network).norms
     repeated = [name for name, times in Counter(norms).items() if times > 1]
