@@ -39,6 +39,7 @@ _FIELD = ("experiment", "plate", "well", "site")
 _MOST = 0.5  # share of files of one size by which images are not compressed, and of wells with a site
 _SMALL = 0.5  # of the median: a compressed file below it is looked at
 _OPENED = 400  # files that are opened at most because of their size
+_ABOVE = 3  # folders, this one among them, whose names a preset may need
 _TRIED = 200  # plates of which a field is read
 _RECENT = 600  # seconds: a file that changed since may still be written
 _SHOWN = 3
@@ -169,7 +170,7 @@ def index_folder(
             raise ConfigError(f"'{folder}' is a file: name the folder that holds the images")
     found = find_files(root)
     left = list(found.left)
-    above = root.absolute().name
+    above = "/".join(root.absolute().parts[1:][-_ABOVE:])  # where one plate is indexed, its name is there
     if named is None:
         named, layout, tables = _find_layout(root, above, layout, tables, found.others, found.images["path"])
     if named is not None:
@@ -238,7 +239,7 @@ def _from_names(
     """The files whose names fit, with their parts."""
     if not len(images):
         raise DataError(f"no image in '{root}'{_instead(root)}: an image ends in {', '.join(IMAGES)}")
-    fits, parts = match_names(named, images["path"].tolist(), above)
+    fits, parts = match_names(named, images["path"].tolist(), above if named.preset else root.absolute().name)
     if not fits.any():
         raise no_match(named, images["path"].tolist(), str(root))
     parts, notes = tidy_parts(named, parts)
