@@ -307,7 +307,7 @@ def test_no_file_fits_the_pattern(lab, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "word"),
     [
-        ("{plate}/{wel}_w{channel}.tif", "{well}"),
+        ("{plate}/{wells}_w{channel}.tif", "{well}"),
         ("{plate}/{site}.tif", "{well}"),
         ("{plate}/{well", "{"),
         ("plate.tif", "{well}"),
