@@ -562,10 +562,14 @@ def test_one_load_data_table_of_a_gallery_finds_its_images_above_it(gallery, tmp
     assert load_manifest("m.parquet", root_dir=tmp_path).read(np.arange(2)).shape == (2, 3, 48, 48)
 
 
-def test_an_index_of_harmony_that_is_cut(made, tmp_path) -> None:
+def test_an_index_of_harmony_that_lists_more_and_one_that_is_cut(made, tmp_path, capsys) -> None:
     lab = made("phenix")
     shutil.copytree(lab.images, tmp_path / "screen")
     file = next((tmp_path / "screen").rglob("Index.idx.xml"))
+    for path in file.parent.glob("r02c03f01*"):
+        path.unlink()
+    index(lab._replace(images=tmp_path / "screen"), tmp_path / "n.parquet")
+    assert "3 of 36 images of" in capsys.readouterr().out
     file.write_text(file.read_text()[:3000])
     assert "Index.idx.xml" in fails(lab._replace(images=tmp_path / "screen"), tmp_path / "m.parquet")
 
