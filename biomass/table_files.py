@@ -198,10 +198,18 @@ def as_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column if numbers is text else pd.Series(numbers.to_pandas(), column.index, name=column.name)
 
 
-def read_cells(path: str | Path, what: str = "table", *, advice: str | None = None) -> list[Cells]:
+def read_cells(
+    path: str | Path, what: str = "table", *, start: int | None = None, advice: str | None = None
+) -> list[Cells]:
     """The cells of a file whose contents need not be a table: of every sheet of a workbook, or of a text by each sign.
 
     Sheets without a value are left out. There are none of Parquet, and of texts longer than 4 MB: these are tables.
+
+    Args:
+        path: the file.
+        what: what to call it in messages.
+        start: of a text, how many rows from its beginning; all if left out.
+        advice: of the errors, see :class:`biomass.errors.BiomassError`.
 
     Raises:
         DataError: as :func:`read_table`.
@@ -220,7 +228,7 @@ def read_cells(path: str | Path, what: str = "table", *, advice: str | None = No
         return []
     _check_kind(raw, name, advice)
     text = _as_utf8(raw, name).decode()
-    return [Cells("", _records(text, separator, None)[0], separator) for separator in _SEPARATORS]
+    return [Cells("", _records(text, separator, start)[0], separator) for separator in _SEPARATORS]
 
 
 def read_table(
