@@ -227,7 +227,7 @@ def read_cells(
     if raw.startswith(b"PAR1") or len(raw) > _CELLS:
         return []
     _check_kind(raw, name, advice)
-    text = _as_utf8(raw, name).decode()
+    text = _as_utf8(raw, name, say=start is None).decode()
     return [Cells("", _records(text, separator, start)[0], separator) for separator in _SEPARATORS]
 
 
@@ -372,8 +372,8 @@ def _check_kind(raw: bytes, name: str, advice: str | None) -> None:
         raise DataError(f"{name} is a web page or XML, as a failed download leaves it: get the table itself", advice)
 
 
-def _as_utf8(raw: bytes, name: str) -> bytes:
-    """The text of a file in UTF-8, whatever it was in."""
+def _as_utf8(raw: bytes, name: str, say: bool = True) -> bytes:
+    """The text of a file in UTF-8, whatever it was in; the log says it if it was another encoding."""
     encoding = next((e for bom, e in _BOMS if raw.startswith(bom)), None) or _utf_16(raw)
     if encoding is not None:
         try:
@@ -382,7 +382,7 @@ def _as_utf8(raw: bytes, name: str) -> bytes:
             raise DataError(
                 f"{name} begins as {encoding.upper()}, but is not ({one_line(error)}): save it as UTF-8"
             ) from error
-        if encoding != "utf-8-sig":
+        if say and encoding != "utf-8-sig":
             log.info("%s is read as %s", name, encoding.upper())
         return text.encode()
     if b"\0" in raw[:_SAMPLE]:
@@ -409,9 +409,10 @@ def _as_utf8(raw: bytes, name: str) -> bytes:
             "Windows-1252: save it as UTF-8"
         ) from None
     word = re.search(r"\S*[^\x00-\x7f]\S*", text)
-    log.warning(
-        "%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, word[0] if word else ""
-    )
+    if say:
+        log.warning(
+            "%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, word[0] if word else ""
+        )
     return text.encode()
 
 

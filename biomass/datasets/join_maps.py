@@ -21,7 +21,8 @@ class Unmatched:
     """What has no partner.
 
     Attributes:
-        map_wells: wells of maps without an image, on plates with images: columns ``plate, well, treatment``.
+        map_wells: wells of maps without an image, on plates with images: columns ``plate, well, treatment``; plates are
+            called ``experiment/plate`` where it takes both to tell them apart, here and in what follows.
         image_wells: wells with images that the map of their plate lacks: columns ``plate, well``, a row a well.
         map_plates: plates of maps of which there is no image.
         image_plates: plates with images that no map has.
@@ -106,12 +107,14 @@ def join_plate_map(fields: pd.DataFrame, maps: PlateMaps) -> tuple[pd.DataFrame,
         values = table[column].to_numpy()
         missing = np.nan if values.dtype.kind in "fiu" else ""
         joined[column] = np.where(at >= 0, values[at], missing) if (at < 0).any() else values[at]
+    called = [frame["experiment"] + "/" + frame["plate"] if len(on) > 2 else frame["plate"] for frame in (table, keys)]
+    table, keys = (frame.assign(plate=name) for frame, name in zip((table, keys), called, strict=True))
     there, mapped = set(keys["plate"]), set(table["plate"])
     lonely = table[~np.isin(own, imaged) & table["plate"].isin(there).to_numpy()]
-    strange = keys[(at < 0) & keys["plate"].isin(mapped).to_numpy()].drop_duplicates()
+    strange = keys.loc[(at < 0) & keys["plate"].isin(mapped).to_numpy(), ["plate", "well"]].drop_duplicates()
     left = Unmatched(
         lonely[["plate", "well", "treatment"]].reset_index(drop=True),
-        strange[["plate", "well"]].reset_index(drop=True),
+        strange.reset_index(drop=True),
         [plate for plate in dict.fromkeys(table["plate"]) if plate not in there],
         [plate for plate in dict.fromkeys(keys["plate"]) if plate not in mapped],
         notes,
