@@ -748,12 +748,13 @@ def _join_compounds(table: MapTable, sheet: _Part) -> None:
     table.notes.append(f"joined by {by} from {sheet.called}: {_list(new, 8)}")
     if unknown:
         table.notes.append(f"not in {sheet.called}, of which nothing is joined: {_list(unknown)} ({len(unknown)})")
-    if ((left == "") & (at >= 0)).any():
+    nameless = int(((left == "") & (at >= 0)).sum())
+    if nameless:
         row = int(np.argmax(right[column] == ""))
         said = ", ".join(f"{one} {frame[one][row]}" for one in new if short_name(one) in _VARIABLES)
         table.notes.append(
-            f"{((left == '') & (at >= 0)).sum()} rows without '{column}' are what {sheet.table.place(row)} says of "
-            f"such: {said or 'see there'}"
+            f"{nameless} row{'s' * (nameless > 1)} without '{column}': {sheet.table.place(row)} says what they are: "
+            f"{said or 'see there'}"
         )
 
 

@@ -381,9 +381,10 @@ def _check_wells(table: pd.DataFrame) -> None:
     twice = distinct[distinct.duplicated(place, keep=False)]
     if len(twice):
         first = twice[(twice[place] == twice.iloc[0][place]).all(axis=1)]
-        where = "/".join(filter(None, first.iloc[0][place[:2]]))
+        plate = "/".join(filter(None, first.iloc[0][place[:2]]))
+        where = f" of plate '{plate}'" if plate else ""
         raise DataError(
-            f"well {first.iloc[0]['well']}{f' of plate {where!r}' if where else ''} has two treatments, '{first['treatment'].iloc[0]}' and "
+            f"well {first.iloc[0]['well']}{where} has two treatments, '{first['treatment'].iloc[0]}' and "
             f"'{first['treatment'].iloc[1]}': name the columns that tell plates apart, or what is given together as "
             "one treatment",
             "columns",

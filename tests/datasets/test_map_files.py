@@ -192,7 +192,7 @@ def test_compounds_are_joined_and_an_empty_one_is_dmso_if_they_say_so(tmp_path: 
         ("B3", "B3", ""),
     ]
     assert any("B3" in note for note in maps.notes)
-    assert any("1 rows without 'broad_sample'" in note for note in maps.notes)
+    assert any("1 row without 'broad_sample'" in note for note in maps.notes)
     assert maps.table.equals(read_plate_maps(files[0], compounds=files[1], plates=["P1"]).table)
 
 
