@@ -17,7 +17,7 @@ import ast
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,14 @@ ADVICE = {
     "splits": "give --set 'splits.<split>.<column>=[…]'",
     "control": "give --set control.column=… --set 'control.negative=[…]'",
     "classes": "give --set 'classes=[…]'",
+    "pattern": "give --layout, or --pattern such as '{plate}/{well}_s{site}_w{channel}.tif'",
+    "plate_name": "give --plate",
+    "place": "give --place <beginning of the path>=<folder>",
+    "rename": "correct --channels",
+    "drop_channel": "give --channels <channel>=, or --on-bad-image skip",
+    "experiment": "give --experiment",
+    "replace": "give --replace",
+    "manifest": "give another --out",
 }
 """What to type for each advice of an error (see :class:`biomass.errors.BiomassError`), in the tools on files."""
 
@@ -126,18 +134,19 @@ def plain(docstring: str) -> str:
 
 
 @contextmanager
-def run_on_files(stopped: str, followed: Collection[str] = ()) -> Iterator[None]:
+def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str, str] | None = None) -> Iterator[None]:
     """Run a tool on files: the log is printed; an error that a user can mend is one line, and the exit code 1.
 
     Args:
         stopped: what to say after Ctrl-C, which is one line and the exit code 130.
         followed: advice that the user follows already, see :data:`ADVICE`.
+        own: what advice means in this tool, where it is something else than in others.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         yield
     except BiomassError as error:
-        advice = {name: text for name, text in ADVICE.items() if name not in followed}
+        advice = {name: text for name, text in (ADVICE | dict(own or {})).items() if name not in followed}
         raise SystemExit(f"error: {explain(error, advice)}") from None
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)

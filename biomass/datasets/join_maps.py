@@ -21,8 +21,8 @@ class Unmatched:
     """What has no partner.
 
     Attributes:
-        map_wells: wells of maps without an image, on plates with images: columns ``plate, well, treatment``; plates are
-            called ``experiment/plate`` where it takes both to tell them apart, here and in what follows.
+        map_wells: wells of maps without an image, on plates with images: columns ``plate, well, treatment``, and
+            ``experiment`` before them where plates are not told apart without it.
         image_wells: wells with images that the map of their plate lacks: columns ``plate, well``, a row a well.
         map_plates: plates of maps of which there is no image.
         image_plates: plates with images that no map has.
@@ -44,12 +44,12 @@ class Unmatched:
 "1 plate of the map has no image: 'P2'"]
         """
         said = []
-        for plate, rows in self.map_wells.groupby("plate", sort=False):
+        for plate, rows in self.map_wells.groupby(_plates(self.map_wells), sort=False):
             empty = int((rows["treatment"] == "").sum())
             more = f", {empty} of them without a treatment" if empty else ""
             verb = "has" if len(rows) == 1 else "have"
             said.append(f"plate '{plate}': {_count(rows['well'], 'well')} of the map {verb} no image{_in(rows)}{more}")
-        for plate, rows in self.image_wells.groupby("plate", sort=False):
+        for plate, rows in self.image_wells.groupby(_plates(self.image_wells), sort=False):
             said.append(f"plate '{plate}': {_count(rows['well'], 'well')} with images not in the map{_in(rows)}")
         for plates, what in (
             (self.map_plates, "of the map has no image"),
@@ -107,19 +107,23 @@ def join_plate_map(fields: pd.DataFrame, maps: PlateMaps) -> tuple[pd.DataFrame,
         values = table[column].to_numpy()
         missing = np.nan if values.dtype.kind in "fiu" else ""
         joined[column] = np.where(at >= 0, values[at], missing) if (at < 0).any() else values[at]
-    called = [frame["experiment"] + "/" + frame["plate"] if len(on) > 2 else frame["plate"] for frame in (table, keys)]
-    table, keys = (frame.assign(plate=name) for frame, name in zip((table, keys), called, strict=True))
-    there, mapped = set(keys["plate"]), set(table["plate"])
-    lonely = table[~np.isin(own, imaged) & table["plate"].isin(there).to_numpy()]
-    strange = keys.loc[(at < 0) & keys["plate"].isin(mapped).to_numpy(), ["plate", "well"]].drop_duplicates()
+    here, listed = _plates(keys[on]), _plates(table[on])
+    imaged_plates, mapped_plates = set(here), set(listed)
+    lonely = table[~np.isin(own, imaged) & listed.isin(imaged_plates).to_numpy()]
+    strange = keys[(at < 0) & here.isin(mapped_plates).to_numpy()].drop_duplicates()
     left = Unmatched(
-        lonely[["plate", "well", "treatment"]].reset_index(drop=True),
-        strange.reset_index(drop=True),
-        [plate for plate in dict.fromkeys(table["plate"]) if plate not in there],
-        [plate for plate in dict.fromkeys(keys["plate"]) if plate not in mapped],
+        lonely[[*on, "treatment"]].reset_index(drop=True),
+        strange[on].reset_index(drop=True),
+        [plate for plate in dict.fromkeys(listed) if plate not in imaged_plates],
+        [plate for plate in dict.fromkeys(here) if plate not in mapped_plates],
         notes,
     )
     return joined, left
+
+
+def _plates(table: pd.DataFrame) -> "pd.Series[str]":
+    """What to call the plate of every row: with its experiment, where the table has one."""
+    return table["experiment"] + "/" + table["plate"] if "experiment" in table else table["plate"]
 
 
 def _with_experiments(fields: pd.DataFrame, keys: pd.DataFrame, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def load_manifest(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     root_dir: str | Path = "data",
     image_dir: str | Path | None = None,
@@ -68,7 +68,7 @@ def load_manifest(
 
     Args:
         path: the manifest, any table that :func:`biomass.table_files.read_table` reads; if relative, below
-            ``root_dir``.
+            ``root_dir``; ``manifest.parquet`` or ``manifest.csv`` if left out.
         root_dir: the folder that data sources read from.
         image_dir: the folder that relative image paths refer to; if relative, below ``root_dir``; the manifest's own
             folder if left out.
@@ -125,7 +125,7 @@ def load_manifest(
     """
     _check_kinds(locals())
     root = Path(root_dir)
-    file = root / path
+    file = root / path if path is not None else _usual(root)
     manifest = read_table(file, "manifest", advice="path")
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
@@ -197,12 +197,20 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, str]] = {
 """What the arguments of a manifest may be: types, how to say it, and whose advice helps."""
 
 
+def _usual(root: Path) -> Path:
+    """The manifest of a folder by its usual name: Parquet, as an index writes it, or CSV."""
+    there = [root / name for name in ("manifest.parquet", "manifest.csv") if (root / name).is_file()]
+    if len(there) > 1:
+        raise ConfigError(f"'{root}' holds {there[0].name} and {there[1].name}: say which", "path")
+    return there[0] if there else root / "manifest.csv"
+
+
 def _check_kinds(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of the wrong kind, as a setting may be."""
     for name, (kinds, said, advice) in _KINDS.items():
         value = arguments[name]
         wrong = not isinstance(value, kinds) or (kinds is _LIST and isinstance(value, str | bytes))
-        if wrong and (value is not None or name in ("path", "root_dir")):
+        if wrong and (value is not None or name == "root_dir"):
             raise ConfigError(f"{name} is {value!r}: it must be {said}", advice)
     check_on_bad_image(arguments["on_bad_image"])
 

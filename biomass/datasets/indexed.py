@@ -1,0 +1,440 @@
+"""The manifest of an indexed folder: joined with its plate map, written whole, and extended by further plates.
+
+A manifest of this kind says itself how its images are read, see :data:`.IMAGES_KEY`, and what its files were, see
+:data:`PLATES`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from biomass.atomic import whole_files
+from biomass.datasets.index import Index
+from biomass.datasets.join_maps import Unmatched, join_plate_map
+from biomass.datasets.manifest import IMAGES_KEY
+from biomass.datasets.plate_map import read_plate_maps
+from biomass.datasets.splits import default_split, make_splits
+from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.identifiers import normal
+from biomass.screen import PLATE
+from biomass.table_files import read_table
+
+PLATES = b"biomass.plates"
+"""Where the schema of a manifest says what tells whether the files of a plate have changed since."""
+
+_RXRX3 = ("EMPTY_control", "CRISPR_control")  # negative controls of RxRx3, among its treatments
+_RXRX3_COLUMNS = {"well": "address", "experiment": "experiment_name", "treatment": "treatment"}
+
+
+class Mapped(NamedTuple):
+    """Fields with what is in their wells.
+
+    Attributes:
+        fields: the rows of the index: with ``treatment, label, control`` and what else the plate map says.
+        columns: what was taken for what.
+        notes: what a reader must know, a sentence each.
+        left: what has no partner.
+    """
+
+    fields: pd.DataFrame
+    columns: dict[str, str]
+    notes: list[str]
+    left: Unmatched
+
+
+class Written(NamedTuple):
+    """What became of a manifest.
+
+    Attributes:
+        rows: how many it has.
+        new: plates that were added.
+        replaced: plates that were indexed again.
+        kept: plates that were there already, and have not changed.
+        notes: how plates were divided, a sentence each.
+    """
+
+    rows: int
+    new: list[str]
+    replaced: list[str]
+    kept: list[str]
+    notes: list[str]
+
+
+def find_map(folder: Path, layout: str) -> Path | None:
+    """The table of wells that a collection publishes with its images."""
+    name = {"rxrx1": "metadata.csv", "rxrx3": "metadata_rxrx3.csv"}.get(layout)
+    places = [folder, folder.parent, folder.parent.parent] if name else []
+    return next((place / name for place in places if name and (place / name).is_file()), None)
+
+
+def join_map(
+    index: Index,
+    path: Path | Sequence[Path] | None,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    control: Mapping[str, Any] | None = None,
+    barcodes: Path | None = None,
+    compounds: Path | None = None,
+    experiment: str | None = None,
+    allow_left_over: bool = False,
+) -> Mapped:
+    """Say what is in the wells of an index.
+
+    Args:
+        index: of a folder.
+        path: the plate map, or several; without one nothing is known of the wells.
+        columns: what columns are called in it, as :func:`.read_plate_maps` takes them.
+        control: which wells are controls, likewise.
+        barcodes: which map each plate has, likewise.
+        compounds: what each compound is, likewise.
+        experiment: the name of the experiment, where neither images nor plate map tell it; the folder's if left out.
+        allow_left_over: go on where plates are not on the map.
+
+    Raises:
+        ConfigError: a setting does not fit the map.
+        DataError: the map cannot be read, or is not that of these plates.
+    """
+    fields = index.fields
+    notes: list[str] = []
+    taken: dict[str, str] = {}
+    if path is None:
+        notes.append("without a plate map nothing is known of the wells")
+        fields = fields.assign(**{one: "" for one in ("treatment", "label", "control") if one not in fields})
+        left = Unmatched(fields[:0], fields[:0], [], [], [])
+    else:
+        if index.layout == "rxrx3" and columns is None and control is None:
+            columns, control = _RXRX3_COLUMNS, _rxrx3_controls(path)
+        maps = read_plate_maps(
+            path,
+            columns=columns,
+            control=control,
+            barcodes=barcodes,
+            compounds=compounds,
+            plates=list(fields["plate"].unique()),
+        )
+        taken, notes = maps.columns, list(maps.notes)
+        joined, left = join_plate_map(fields, maps)
+        if left.image_plates and not allow_left_over:
+            more = f", nor are {len(left.image_plates) - 1} more" if len(left.image_plates) > 1 else ""
+            hint = did_you_mean(left.image_plates[0], left.map_plates, "add it").removesuffix("?")
+            raise DataError(
+                f"plate '{left.image_plates[0]}' has images and is not on the plate map{more}: {hint}", "left_over"
+            )
+        notes += left.notes
+        if not (fields["experiment"] != "").any() and (joined["experiment"] != "").any():
+            notes.append("experiments are those of the plate map")
+        fields = joined
+    fields, told = _with_experiment(fields, experiment, index.folder.absolute().name)
+    return Mapped(fields, taken, notes + told, left)
+
+
+def _rxrx3_controls(path: Path | Sequence[Path]) -> dict[str, Any] | None:
+    """The negative controls of RxRx3: those of its treatments that mean nothing was done."""
+    if not isinstance(path, Path):
+        return None
+    there = set(read_table(path, "plate map", columns=["treatment"]).frame()["treatment"])
+    negative = [one for one in _RXRX3 if one in there]
+    return {"column": "treatment", "negative": negative} if negative else None
+
+
+def _with_experiment(fields: pd.DataFrame, given: str | None, folder: str) -> tuple[pd.DataFrame, list[str]]:
+    """The fields with the experiment of each; and what was taken."""
+    lacks = (fields["experiment"] == "").to_numpy()
+    if not lacks.any():
+        if given is not None:
+            raise ConfigError(f"experiment '{given}' is given, but images or plate map tell it: leave it out")
+        return fields, []
+    if not lacks.all() and given is None:
+        plate = fields["plate"][int(np.argmax(lacks))]
+        raise DataError(f"plate '{plate}' has no experiment, and others have one: complete it", "experiment")
+    name = normal(folder if given is None else given)
+    told = [f"nothing tells experiments apart: all plates are of one, called '{name}' as the folder"]
+    return fields.assign(experiment=fields["experiment"].mask(lacks, name)), told if given is None else []
+
+
+def report(index: Index, mapped: Mapped) -> pd.DataFrame:
+    """What every plate holds and lacks, a row a plate."""
+    fields = mapped.fields
+    without, strange = (_count_wells(one) for one in (mapped.left.map_wells, mapped.left.image_wells))
+    faults = {kind: np.zeros(len(fields), bool) for kind in ("missing", "doubled", "unreadable")}
+    for fault in index.faults:
+        faults[fault.kind][fault.fields] = True
+    channels = pd.DataFrame({one: [bool(path) for path in column] for one, column in index.images.items()})
+    rows = []
+    before = index.fields.set_index(fields.index)[list(PLATE)]
+    for _, own in fields.groupby(list(PLATE), sort=False):
+        experiment, plate = map(str, own[list(PLATE)].iloc[0])
+        numbers = own.index.to_numpy()
+        sites = own.groupby("well").size()
+        there = [one for one in channels if channels[one].to_numpy()[numbers].any()]
+        lacking = index.uneven.get(tuple(before.iloc[numbers[0]]), (0, ""))[0]
+        rows.append(
+            {
+                "experiment": experiment,
+                "plate": plate,
+                "fields": len(own),
+                "wells": len(sites),
+                "sites": str(sites.min()) if sites.min() == sites.max() else f"{sites.min()}-{sites.max()}",
+                "sites lacking": lacking,
+                **{kind: int(rows_[numbers].sum()) for kind, rows_ in faults.items()},
+                "no images": without.get((experiment, plate), without.get(("", plate), 0)),
+                "not on map": strange.get((experiment, plate), strange.get(("", plate), 0)),
+                "channels": "all" if len(there) == len(channels.columns) else ", ".join(map(str, there)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _count_wells(wells: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Plate → how many of its wells are listed; the experiment is empty where it is not told."""
+    place = wells["experiment"] if "experiment" in wells else pd.Series("", wells.index)
+    return dict(pd.Series(list(zip(place, wells["plate"], strict=True)), dtype=object).value_counts())
+
+
+def write_manifest(
+    out: Path,
+    index: Index,
+    fields: pd.DataFrame,
+    *,
+    depths: str = "error",
+    sizes: str = "error",
+    replace: bool = False,
+    splits: str | None = None,
+    page: str = "",
+) -> Written:
+    """Write the manifest of an index, or add its plates to one that is there.
+
+    Args:
+        out: the manifest; its report, ``<name>.report.txt``, is written beside it.
+        index: whose fields can all be read.
+        fields: its fields, as :func:`join_map` gives them.
+        depths: what to do about images of several bit depths, ``error`` or ``scale``.
+        sizes: what to do about images of several sizes, ``error``, ``crop`` or ``pad``.
+        replace: put plates that have changed in place of those that are there.
+        splits: divide the screen by ``plate`` or ``experiment``, see :func:`.make_splits`; ``none``: not at all. If
+            left out, a new manifest is divided by what there is enough of, and one that grows stays as it is.
+        page: the report.
+
+    Raises:
+        ConfigError: the manifest cannot be written, or says otherwise of its images.
+        DataError: what is there is no manifest of this kind, or a plate of it has changed.
+    """
+    old = _read_old(out)
+    about = _about(out, index, depths, sizes)
+    stamps = _stamp_plates(index, fields)
+    table = _table(index, fields, about, out)
+    if old is None:
+        new = list(dict.fromkeys(fields[list(PLATE)].itertuples(index=False, name=None)))
+        written = Written(len(fields), _plain(new), [], [], [])
+    else:
+        table, about, stamps, written = _grow(out, old, table, about, stamps, replace)
+    table, notes = _divide(table, splits, old is not None)
+    schema = {IMAGES_KEY: json.dumps(about).encode(), PLATES: json.dumps(stamps).encode()}
+    arrow = table.replace_schema_metadata(schema)
+    buffer = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(arrow, buffer)
+    page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
+    whole_files({out: buffer.getvalue().to_pybytes(), out.with_suffix(".report.txt"): page.encode()}, "manifest")
+    return written._replace(notes=notes)
+
+
+def _divide(table: Any, splits: str | None, grown: bool) -> tuple[Any, list[str]]:
+    """The table with a column ``split``, and what was done."""
+    frame = table.select([*PLATE, "label"]).to_pandas()
+    there = "split" in table.column_names and pc.any(pc.not_equal(table["split"], "")).as_py()
+    if splits == "none" or (there and splits is None):
+        lacks = pc.equal(table["split"], "") if there else None
+        plates = frame[list(PLATE)][lacks.to_numpy()].drop_duplicates() if lacks is not None else frame[:0]
+        more = ": to divide all plates again, say by what" if grown else ""
+        return table, [f"{len(plates)} of the plates are in no split{more}"] if len(plates) else []
+    by = splits or default_split(frame)
+    if by is None:
+        return table, ["there are too few plates for a training, a validation and a test: no split is written"]
+    made = make_splits(frame, by)
+    column = pa.array(made.split.tolist(), pa.string())
+    if "split" in table.column_names:
+        table = table.set_column(table.column_names.index("split"), "split", column)
+    else:
+        table = table.append_column("split", column)
+    return table, made.notes
+
+
+def _plain(plates: Sequence[tuple[str, ...]]) -> list[str]:
+    return ["/".join(filter(None, one)) for one in plates]
+
+
+def _read_old(out: Path) -> tuple[Any, dict[str, Any], dict[str, str]] | None:
+    """The manifest that is there: its table, what it says of images, and of plates."""
+    if not out.exists():
+        return None
+    try:
+        table = pyarrow.parquet.read_table(out)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"'{out}' is there, and is no Parquet file: choose another place, or remove it") from error
+    about = (table.schema.metadata or {}).get(IMAGES_KEY)
+    if about is None:
+        raise DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
+    return table, json.loads(about), json.loads((table.schema.metadata or {}).get(PLATES, b"{}"))
+
+
+def _about(out: Path, index: Index, depths: str, sizes: str) -> dict[str, Any]:
+    """What the manifest says of its images."""
+    channels = list(index.images)
+    one_file = channels == [""]
+    return {
+        "image": "path" if one_file else {one: f"image_{one}" for one in channels},
+        "channels": None,
+        "axes": None,
+        "image_dir": _place(index.folder.absolute(), out.absolute().parent),
+        "z": index.z,
+        "time": index.time,
+        "depths": depths,
+        "sizes": sizes,
+    }
+
+
+def _place(folder: Path, beside: Path) -> str:
+    """How the manifest calls the folder of images: relative where both move together."""
+    if folder.is_relative_to(beside) or folder.is_relative_to(beside.parent):
+        return Path(os.path.relpath(folder, beside)).as_posix()
+    return folder.as_posix()
+
+
+def _stamp_plates(index: Index, fields: pd.DataFrame) -> dict[str, str]:
+    """Plate → a digest of what its files are called, how long they are, and when they changed."""
+    found = {}
+    for plate, own in fields.groupby(list(PLATE), sort=False):
+        rows = own.index.to_numpy()
+        digest = hashlib.sha256()
+        for column in index.images.values():
+            digest.update("\n".join(str(column[row]) for row in rows).encode())
+        digest.update(index.sizes[rows].tobytes() + index.changed[rows].tobytes())
+        found["\n".join(map(str, plate))] = digest.hexdigest()[:16]
+    return found
+
+
+def _table(index: Index, fields: pd.DataFrame, about: Mapping[str, Any], out: Path) -> Any:
+    """The rows of the manifest; paths as it has them."""
+    table = pa.table({name: _column(fields[name]) for name in fields})
+    image = about["image"]
+    for channel, column in index.images.items():
+        name = image if isinstance(image, str) else image[channel]
+        kind = pa.list_(pa.string()) if column and isinstance(column[0], list) else pa.string()
+        table = table.append_column(name, pa.array(column, kind))
+    return table
+
+
+def _column(values: "pd.Series[Any]") -> Any:
+    numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return pa.array(values, from_pandas=True) if numbers else pa.array(values.astype(str), pa.string())
+
+
+def _grow(
+    out: Path,
+    old: tuple[Any, dict[str, Any], dict[str, str]],
+    table: Any,
+    about: dict[str, Any],
+    stamps: dict[str, str],
+    replace: bool,
+) -> tuple[Any, dict[str, Any], dict[str, str], Written]:
+    """The rows that are there and those of new plates, in this order."""
+    before, said, known = old
+    for what in ("image", "z", "time", "depths", "sizes"):
+        if said[what] != about[what]:
+            names = [list(one[what]) if isinstance(one[what], dict) else one[what] for one in (said, about)]
+            what = "channels" if what == "image" else what
+            raise ConfigError(
+                f"'{out}' has {what} {names[0]}, and these plates {names[1]}: index them alike, or choose another place"
+            )
+    keys = [list(zip(*(one[column].to_pylist() for column in PLATE), strict=True)) for one in (before, table)]
+    there = set(keys[0])
+    plates = list(dict.fromkeys(keys[1]))
+    if said["image_dir"] != about["image_dir"]:
+        table = _from_elsewhere(out, table, about, said["image_dir"])
+    common = [plate for plate in plates if plate in there]
+    rows = [pd.Series(range(len(own))).groupby(pd.Index(own, tupleize_cols=False)).indices for own in keys]
+    changed = [
+        plate
+        for plate in common
+        if known.get("\n".join(plate)) != stamps["\n".join(plate)]
+        or _differs(before.take(rows[0][plate]), table.take(rows[1][plate]))
+    ]
+    if changed and not replace:
+        raise DataError(
+            f"plate '{_plain(changed)[0]}' is in '{out}' already, and its images or its plate map have changed since"
+            f"{f', as for {len(changed) - 1} more' if len(changed) > 1 else ''}: index it into another manifest, or "
+            "replace it",
+            "replace",
+        )
+    again = set(common) if replace else set()
+    keep = pa.array([plate not in again for plate in keys[0]], pa.bool_())
+    add = pa.array([plate not in there or plate in again for plate in keys[1]], pa.bool_())
+    types = {one.name: one.type for one in before.schema}
+    for one in table.schema:
+        same = types.setdefault(one.name, one.type) == one.type
+        types[one.name] = one.type if same else pa.string()  # numbers on one map, and names on another
+    parts = [_with_columns(part, types) for part in (before.filter(keep), table.filter(add))]
+    merged = pa.concat_tables(parts)
+    if again and "split" in before.column_names:
+        merged = _keep_splits(merged, before)
+    new = [plate for plate in plates if plate not in there]
+    kept = [plate for plate in common if plate not in again]
+    return merged, said, known | stamps, Written(len(merged), _plain(new), _plain(sorted(again)), _plain(kept), [])
+
+
+def _keep_splits(merged: Any, before: Any) -> Any:
+    """Plates that were indexed again stay in their splits."""
+    columns = [*PLATE, "split"]
+    was = before.select(columns).to_pandas().drop_duplicates(list(PLATE))
+    now = merged.select(columns).to_pandas().merge(was, "left", list(PLATE), suffixes=("", "_was"))
+    split = now["split"].where(now["split"] != "", now["split_was"].fillna(""))
+    place = merged.column_names.index("split")
+    return merged.set_column(place, "split", pa.array(split.tolist(), pa.string()))
+
+
+def _differs(before: Any, now: Any) -> bool:
+    """Whether there is something else in the wells of a plate; in which split it is does not matter."""
+    shared = [column for column in now.column_names if column in before.column_names and column != "split"]
+    same_columns = set(now.column_names) <= set(before.column_names)
+    return not same_columns or before.select(shared).to_pylist() != now.select(shared).to_pylist()
+
+
+def _with_columns(table: Any, types: Mapping[str, Any]) -> Any:
+    """The table with these columns, of these types; what it lacks is empty text, or no number."""
+    columns = {}
+    for name, kind in types.items():
+        if name in table.column_names:
+            columns[name] = table[name].cast(kind)
+        else:
+            columns[name] = pa.array([""] * len(table), kind) if kind == pa.string() else pa.nulls(len(table), kind)
+    return pa.table(columns)
+
+
+def _from_elsewhere(out: Path, table: Any, about: Mapping[str, Any], image_dir: str) -> Any:
+    """Rows whose paths begin in another folder than those of the manifest."""
+    beside = out.absolute().parent
+    own, other = (Path(os.path.normpath(beside / one)) for one in (about["image_dir"], image_dir))
+    image = about["image"]
+    for column in [image] if isinstance(image, str) else list(image.values()):
+        paths = table[column].to_pylist()
+        moved = [
+            [_moved(one, own, other) for one in path] if isinstance(path, list) else _moved(path, own, other)
+            for path in paths
+        ]
+        place = table.column_names.index(column)
+        table = table.set_column(place, column, pa.array(moved, table.schema.field(column).type))
+    return table
+
+
+def _moved(path: str, own: Path, other: Path) -> str:
+    whole = f"{own.as_posix()}/{path}" if not path.startswith("/") else path
+    return whole.removeprefix(f"{other.as_posix()}/")
