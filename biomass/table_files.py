@@ -198,10 +198,18 @@ def as_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column if numbers is text else pd.Series(numbers.to_pandas(), column.index, name=column.name)
 
 
-def read_cells(path: str | Path, what: str = "table", *, advice: str | None = None) -> list[Cells]:
+def read_cells(
+    path: str | Path, what: str = "table", *, start: int | None = None, advice: str | None = None
+) -> list[Cells]:
     """The cells of a file whose contents need not be a table: of every sheet of a workbook, or of a text by each sign.
 
     Sheets without a value are left out. There are none of Parquet, and of texts longer than 4 MB: these are tables.
+
+    Args:
+        path: the file.
+        what: what to call it in messages.
+        start: of a text, how many rows from its beginning; all if left out.
+        advice: of the errors, see :class:`biomass.errors.BiomassError`.
 
     Raises:
         DataError: as :func:`read_table`.
@@ -219,8 +227,8 @@ def read_cells(path: str | Path, what: str = "table", *, advice: str | None = No
     if raw.startswith(b"PAR1") or len(raw) > _CELLS:
         return []
     _check_kind(raw, name, advice)
-    text = _as_utf8(raw, name).decode()
-    return [Cells("", _records(text, separator, None)[0], separator) for separator in _SEPARATORS]
+    text = _as_utf8(raw, name, say=start is None).decode()
+    return [Cells("", _records(text, separator, start)[0], separator) for separator in _SEPARATORS]
 
 
 def read_table(
@@ -364,8 +372,8 @@ def _check_kind(raw: bytes, name: str, advice: str | None) -> None:
         raise DataError(f"{name} is a web page or XML, as a failed download leaves it: get the table itself", advice)
 
 
-def _as_utf8(raw: bytes, name: str) -> bytes:
-    """The text of a file in UTF-8, whatever it was in."""
+def _as_utf8(raw: bytes, name: str, say: bool = True) -> bytes:
+    """The text of a file in UTF-8, whatever it was in; the log says it if it was another encoding."""
     encoding = next((e for bom, e in _BOMS if raw.startswith(bom)), None) or _utf_16(raw)
     if encoding is not None:
         try:
@@ -374,7 +382,7 @@ def _as_utf8(raw: bytes, name: str) -> bytes:
             raise DataError(
                 f"{name} begins as {encoding.upper()}, but is not ({one_line(error)}): save it as UTF-8"
             ) from error
-        if encoding != "utf-8-sig":
+        if say and encoding != "utf-8-sig":
             log.info("%s is read as %s", name, encoding.upper())
         return text.encode()
     if b"\0" in raw[:_SAMPLE]:
@@ -401,9 +409,10 @@ def _as_utf8(raw: bytes, name: str) -> bytes:
             "Windows-1252: save it as UTF-8"
         ) from None
     word = re.search(r"\S*[^\x00-\x7f]\S*", text)
-    log.warning(
-        "%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, word[0] if word else ""
-    )
+    if say:
+        log.warning(
+            "%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, word[0] if word else ""
+        )
     return text.encode()
 
 

@@ -18,6 +18,8 @@ test. The manifest is written whole, or not at all. A second call adds new plate
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen model.d_out=null
 """
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,7 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if plates:
                 print(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")
         print(f"{out} holds {written.rows} fields; the report is {out.with_suffix('.report.txt')}")
-        print(f"to train: python train_erm.py dataloaders=manifest dataloaders.root_dir={out.parent} model.d_out=null")
+        if (fields["label"] != "").any():
+            print(f"to train: {training(out)}")
+
+
+def training(out: Path) -> str:
+    """What to type to train on a manifest.
+
+    >>> print(training(Path("my screen/manifest.parquet")))
+    python train_erm.py dataloaders=manifest 'dataloaders.root_dir="my screen"' model.d_out=null
+    """
+    typed = {"dataloaders.root_dir": str(out.parent)}
+    if out.name != "manifest.parquet":
+        typed["dataloaders.source.path"] = out.name
+    plain = {key: re.fullmatch(r"[\w./-]+", value) for key, value in typed.items()}
+    overrides = [f"{key}={text}" if plain[key] else shlex.quote(f'{key}="{text}"') for key, text in typed.items()]
+    return " ".join(["python train_erm.py dataloaders=manifest", *overrides, "model.d_out=null"])
 
 
 def pairs(option: str, values: Sequence[str]) -> dict[str, str]:

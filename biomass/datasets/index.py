@@ -30,15 +30,16 @@ from biomass.datasets.layouts import (
     no_match,
     tidy_parts,
 )
-from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean, one_line
+from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, did_you_mean, one_line
 from biomass.identifiers import normal
-from biomass.pixels.files import open_files
+from biomass.pixels.files import none_readable, open_files
 from biomass.pixels.planes import PROJECTIONS, Reading
 
 _FIELD = ("experiment", "plate", "well", "site")
 _MOST = 0.5  # share of files of one size by which images are not compressed, and of wells with a site
 _SMALL = 0.5  # of the median: a compressed file below it is looked at
 _OPENED = 400  # files that are opened at most because of their size
+_ABOVE = 3  # folders, this one among them, whose names a preset may need
 _TRIED = 200  # plates of which a field is read
 _RECENT = 600  # seconds: a file that changed since may still be written
 _SHOWN = 3
@@ -169,7 +170,7 @@ def index_folder(
             raise ConfigError(f"'{folder}' is a file: name the folder that holds the images")
     found = find_files(root)
     left = list(found.left)
-    above = root.absolute().name
+    above = "/".join(root.absolute().parts[1:][-_ABOVE:])  # where one plate is indexed, its name is there
     if named is None:
         named, layout, tables = _find_layout(root, above, layout, tables, found.others, found.images["path"])
     if named is not None:
@@ -238,7 +239,7 @@ def _from_names(
     """The files whose names fit, with their parts."""
     if not len(images):
         raise DataError(f"no image in '{root}'{_instead(root)}: an image ends in {', '.join(IMAGES)}")
-    fits, parts = match_names(named, images["path"].tolist(), above)
+    fits, parts = match_names(named, images["path"].tolist(), above if named.preset else root.absolute().name)
     if not fits.any():
         raise no_match(named, images["path"].tolist(), str(root))
     parts, notes = tidy_parts(named, parts)
@@ -305,13 +306,19 @@ def _relative(place: Path, root: Path) -> str:
 
 
 def _name_by_harmony(files: pd.DataFrame, root: Path, others: Sequence[str]) -> list[str]:
-    """Call the channels of a Phenix as its own files say; those files become part of the layout."""
+    """Call the channels of a Phenix as its own files say; and whether the images are there that they list."""
     there = [one for one in others if PurePosixPath(one).name.lower() in HARMONY]
     if not there:
         return ["there is no Index.idx.xml: channels are called by their numbers"]
-    by_plate = [read_harmony(root / one) for one in there]
-    called = by_plate[0]
-    for file, other in zip(there, by_plate, strict=True):
+    called: dict[str, str] = {}
+    parts = files["path"].str.rpartition("/")
+    here = {str(folder): set(own) for folder, own in parts.groupby(0, sort=False)[2]}
+    notes = []
+    for file in there:
+        other, listed = read_harmony(root / file)
+        absent = listed - here.get(file.rpartition("/")[0], set())
+        if absent:
+            notes.append(f"{len(absent)} of {len(listed)} images of '{file}' are not there, such as '{min(absent)}'")
         odd = [number for number in other if number in called and other[number] != called[number]]
         if odd:
             raise DataError(
@@ -319,10 +326,12 @@ def _name_by_harmony(files: pd.DataFrame, root: Path, others: Sequence[str]) -> 
                 "plates of other stains apart, or move these files away to have channels called by their numbers"
             )
         called = called | other
+    if not called:
+        return [*notes, f"'{there[0]}' names no channels: they are called by their numbers"]
     names = list(called.values())
     map_ = {f"ch{n}": name if names.count(name) == 1 else f"{name} {n}" for n, name in called.items()}
     files["channel"] = files["channel"].cat.rename_categories(map_)
-    return [f"channels are called as in '{PurePosixPath(there[0]).name}'"]
+    return [*notes, f"channels are called as in '{PurePosixPath(there[0]).name}'"]
 
 
 def _rename_channels(files: pd.DataFrame, channels: Mapping[str, str]) -> tuple[pd.DataFrame, Sequence[str]]:
@@ -597,7 +606,10 @@ def try_reading(index: Index, depths: str, sizes: str) -> None:
     columns = [[column[row] for row in some] for column in index.images.values()]
     channels = None if list(index.images) == [""] else list(index.images)
     reading = Reading(index.z, index.time, depths, sizes)
-    open_files(index.folder, columns, channels, reading=reading).read(np.arange(len(some)))
+    try:
+        open_files(index.folder, columns, channels, reading=reading).read(np.arange(len(some)))
+    except BadImageError as error:
+        raise none_readable(error) from error
 
 
 def _uneven(fields: pd.DataFrame) -> dict[tuple[str, str], tuple[int, str]]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from biomass.datasets.map_files import wells_fit
+from biomass.datasets.map_files import plate_size
 from biomass.datasets.plate_map import PlateMaps
 from biomass.errors import DataError, did_you_mean
-from biomass.identifiers import names, wells
+from biomass.identifiers import names, well_places, wells
 
 _SHOWN = 5
 _ENOUGH = 0.5  # share of a smaller plate's wells that shows that the plate is that small
@@ -108,13 +108,14 @@ def join_plate_map(fields: pd.DataFrame, maps: PlateMaps) -> tuple[pd.DataFrame,
         missing = np.nan if values.dtype.kind in "fiu" else ""
         joined[column] = np.where(at >= 0, values[at], missing) if (at < 0).any() else values[at]
     here, listed = _plates(keys[on]), _plates(table[on])
-    lonely = table[~np.isin(own, imaged) & listed.isin(set(here)).to_numpy()]
-    strange = keys[(at < 0) & here.isin(set(listed)).to_numpy()].drop_duplicates()
+    imaged_plates, mapped_plates = set(here), set(listed)
+    lonely = table[~np.isin(own, imaged) & listed.isin(imaged_plates).to_numpy()]
+    strange = keys[(at < 0) & here.isin(mapped_plates).to_numpy()].drop_duplicates()
     left = Unmatched(
         lonely[[*on, "treatment"]].reset_index(drop=True),
         strange[on].reset_index(drop=True),
-        [plate for plate in dict.fromkeys(listed) if plate not in set(here)],
-        [plate for plate in dict.fromkeys(here) if plate not in set(listed)],
+        [plate for plate in dict.fromkeys(listed) if plate not in imaged_plates],
+        [plate for plate in dict.fromkeys(here) if plate not in mapped_plates],
         notes,
     )
     return joined, left
@@ -147,31 +148,26 @@ def _check_formats(keys: pd.DataFrame, table: pd.DataFrame, sizes: dict[str, int
     both = [plate for plate in dict.fromkeys(keys["plate"]) if plate in sizes]
     if not both:
         return notes
-    imaged = keys[keys["plate"].isin(both)]
-    fit = {plate: wells_fit(list(rows["well"])) for plate, rows in imaged.groupby("plate", sort=False)}
-    mapped = {
-        plate: wells_fit(list(rows["well"]))
-        for plate, rows in table[table["plate"].isin(both)].groupby("plate", sort=False)
-    }
-    filled = imaged.groupby("well", sort=False).size()
+    imaged, held = keys[keys["plate"].isin(both)], table[table["plate"].isin(both)]
+    fit, mapped = _plate_sizes(imaged), _plate_sizes(held)
+    number = held.groupby("plate", sort=False)["well"].nunique()
+    small, seen = max(fit.values()), sorted(imaged["well"].unique(), key=_place)
     for plate in both:
-        drawn = sizes[plate]
-        size = drawn or mapped[plate]
-        rows = table.loc[table["plate"] == plate, "well"]
-        if fit[plate] > size and (drawn or (size >= 96 and rows.nunique() >= _ENOUGH * size)):
-            beyond = next(w for w in imaged.loc[imaged["plate"] == plate, "well"] if wells_fit([w]) > size)
+        size = sizes[plate] or mapped[plate]
+        if fit[plate] > size and (sizes[plate] or (size >= 96 and number[plate] >= _ENOUGH * size)):
+            own = imaged.loc[imaged["plate"] == plate, "well"].unique()
+            beyond = next(one for one in own if plate_size(*_spot(one)) > size)
             raise DataError(
                 f"plate '{plate}' has images of well {beyond}, as on a plate of {fit[plate]} wells, and its map is of "
                 f"{size} wells: give the map of that plate",
                 "columns",
             )
-        small = max(fit[one] for one in both)
         if size > small:
             said = (
                 f"the map of plate '{plate}' is of {size} wells, and all images are of wells that a plate of {small} "
-                f"has ({_list(sorted(filled.index), 3)})"
+                f"has ({_list(seen, 3)})"
             )
-            if small >= 96 and len(filled) >= _ENOUGH * small:
+            if small >= 96 and len(seen) >= _ENOUGH * small:
                 raise DataError(
                     f"{said}: give the map of a plate of {small} wells, or take the wells out that were not imaged",
                     "columns",
@@ -179,6 +175,26 @@ def _check_formats(keys: pd.DataFrame, table: pd.DataFrame, sizes: dict[str, int
             if not notes and mapped[plate] > small:
                 notes.append(f"{said}: is it the map of these plates?")
     return notes
+
+
+def _plate_sizes(wells: pd.DataFrame) -> dict[str, int]:
+    """How many wells each plate has at least, by the wells that are there."""
+    pairs = wells[["plate", "well"]].drop_duplicates()
+    codes, distinct = pd.factorize(pairs["well"])
+    spots = np.array([_spot(one) for one in distinct])[codes]
+    last = (
+        pd.DataFrame({"row": spots[:, 0], "column": spots[:, 1]}).groupby(pairs["plate"].to_numpy(), sort=False).max()
+    )
+    return {str(plate): plate_size(row, column) for plate, row, column in last.itertuples(name=None)}
+
+
+def _spot(name: str) -> tuple[int, int]:
+    """The row and the column of a well, from 1; the first of a name that is none of a well."""
+    try:
+        rows, columns = well_places([name])
+    except DataError:
+        return 1, 1
+    return int(rows[0]), int(columns[0])
 
 
 def _why_nothing(keys: pd.DataFrame, table: pd.DataFrame) -> str:

@@ -270,13 +270,14 @@ def _nowhere(path: str, folder: Path) -> str:
     return f"the tables name '{path}', which is {kind}, and no folder below '{folder}' ends like it: say where it is"
 
 
-def read_harmony(file: Path) -> dict[str, str]:
-    """The names of the channels, by their numbers, of an ``Index.idx.xml``.
+def read_harmony(file: Path) -> tuple[dict[str, str], set[str]]:
+    """The names of the channels, by their numbers, of an ``Index.idx.xml``; and the names of the files that it lists.
 
     Raises:
         DataError: it cannot be read.
     """
     found: dict[str, str] = {}
+    files: set[str] = set()
     number = name = ""
     try:
         for event, element in ET.iterparse(file, ("start", "end")):
@@ -289,6 +290,8 @@ def read_harmony(file: Path) -> dict[str, str]:
                 number = (element.text or "").strip()
             elif tag == "ChannelName":
                 name = (element.text or "").strip()
+            elif tag == "URL":
+                files.add((element.text or "").strip())
             elif tag in ("Image", "Entry"):
                 if number and name:
                     found.setdefault(str(int(number)), name)
@@ -299,4 +302,4 @@ def read_harmony(file: Path) -> dict[str, str]:
         ) from error
     except OSError as error:
         raise DataError(f"'{file}' cannot be read ({error.strerror or one_line(error)})") from error
-    return found
+    return found, files

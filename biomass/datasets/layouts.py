@@ -204,7 +204,7 @@ def match_names(layout: NamedFiles, paths: Sequence[str], above: str) -> tuple[n
     Args:
         layout: of the files.
         paths: relative to the folder.
-        above: the name of the folder itself, which may be a part, too.
+        above: the name of the folder itself, and of folders above it, which may be parts, too.
 
     Returns:
         (N,) bool; and a row for each path that fits, a column a part, text, empty where a part is not there.

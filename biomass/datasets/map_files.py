@@ -63,6 +63,7 @@ FORMATS = {6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16,
 """Wells of a plate: how many rows and columns it has."""
 
 _ENDINGS = (".csv", ".tsv", ".txt", ".tab", ".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".parquet")
+_BEGINNING = 200  # rows of a text in which the first matrix begins, if it has one
 _COMMA = r"([+-]?\d+(,\d+)?([eE][+-]?\d+)?)?"
 _LETTERS = re.compile(r"[A-Z]|A[A-F]", re.IGNORECASE)
 _NUMBER = re.compile(r"0*([1-9]\d?)(\.0+)?")
@@ -178,7 +179,7 @@ def find_matrices(rows: Sequence[Sequence[str]]) -> list[Matrix]:
             ]
             above = [_titles(line, start, len(numbers)) for line in rows[used:i]]
             texts = [text for line in above for text in line] + [row[start - 1].strip()]
-            size = _format(max(map(_order, letters)), max(numbers))
+            size = plate_size(max(map(_order, letters)), max(numbers))
             found.append(
                 Matrix(
                     [text for text in texts if re.search(r"[^\W_]", text)],
@@ -222,19 +223,13 @@ def _order(letter: str) -> int:
     return ord(letter[-1]) - 64 + 26 * (len(letter) - 1)
 
 
-def _format(height: int, width: int) -> int:
-    """The smallest plate that has as many rows and columns."""
-    return next(size for size, (rows, columns) in FORMATS.items() if height <= rows and width <= columns)
+def plate_size(rows: int, columns: int) -> int:
+    """How many wells the smallest plate has that has as many rows and columns.
 
-
-def wells_fit(values: Sequence[str]) -> int:
-    """How many wells a plate has at least that holds these wells, by names in normal form; other names do not count.
-
-    >>> wells_fit(["A01", "H12"]), wells_fit(["A01", "H13"]), wells_fit(["pool"])
-    (96, 384, 6)
+    >>> plate_size(8, 12), plate_size(8, 13)
+    (96, 384)
     """
-    places = [found for value in dict.fromkeys(values) if (found := re.fullmatch(r"([A-Z]|A[A-F])(\d\d)", value))]
-    return _format(max((_order(p[1]) for p in places), default=1), max((int(p[2]) for p in places), default=1))
+    return next(size for size, (height, width) in FORMATS.items() if rows <= height and columns <= width)
 
 
 # --- from files to one table ------------------------------------------------------------------------------------------
@@ -331,7 +326,9 @@ def _list_files(path: str | Path | Sequence[str | Path]) -> tuple[list[Path], Pa
 
 def _read_parts(path: Path) -> list[_Part]:
     """What the sheets of a file hold."""
-    ways = read_cells(path, "plate map")
+    ways = read_cells(path, "plate map", start=_BEGINNING)
+    if ways and ways[0].separator:
+        ways = read_cells(path, "plate map") if any(find_matrices(cells.rows) for cells in ways) else []
     if not any(cells.separator for cells in ways) and ways:
         several = len(ways) > 1
         parts = []
@@ -751,12 +748,13 @@ def _join_compounds(table: MapTable, sheet: _Part) -> None:
     table.notes.append(f"joined by {by} from {sheet.called}: {_list(new, 8)}")
     if unknown:
         table.notes.append(f"not in {sheet.called}, of which nothing is joined: {_list(unknown)} ({len(unknown)})")
-    if ((left == "") & (at >= 0)).any():
+    nameless = int(((left == "") & (at >= 0)).sum())
+    if nameless:
         row = int(np.argmax(right[column] == ""))
         said = ", ".join(f"{one} {frame[one][row]}" for one in new if short_name(one) in _VARIABLES)
         table.notes.append(
-            f"{((left == '') & (at >= 0)).sum()} rows without '{column}' are what {sheet.table.place(row)} says of "
-            f"such: {said or 'see there'}"
+            f"{nameless} row{'s' * (nameless > 1)} without '{column}': {sheet.table.place(row)} says what they are: "
+            f"{said or 'see there'}"
         )
 
 

@@ -306,9 +306,10 @@ def _find_columns(file: MapTable, given: dict[str, Any]) -> dict[str, list[str]]
     if "well" not in found and "well" not in given and (apart := row_and_column(there)):
         found["well"] = list(apart)
     if "treatment" not in found:
+        drawn = "" if "well" in found else "; if it is a drawn plate, it needs its row letters and column numbers"
         raise DataError(
             f"'{file.path}' has no column of treatments, as which {_list(USUAL['treatment'][:5])} would be taken; it "
-            f"has: {', '.join(there)}",
+            f"has: {', '.join(there)}" + drawn,
             "columns",
         )
     if "treatment" not in given and (dose := usual_column(there, "dose")):
@@ -380,9 +381,10 @@ def _check_wells(table: pd.DataFrame) -> None:
     twice = distinct[distinct.duplicated(place, keep=False)]
     if len(twice):
         first = twice[(twice[place] == twice.iloc[0][place]).all(axis=1)]
-        where = "/".join(filter(None, first.iloc[0][place[:2]]))
+        plate = "/".join(filter(None, first.iloc[0][place[:2]]))
+        where = f" of plate '{plate}'" if plate else ""
         raise DataError(
-            f"well {first.iloc[0]['well']} of plate '{where}' has two treatments, '{first['treatment'].iloc[0]}' and "
+            f"well {first.iloc[0]['well']}{where} has two treatments, '{first['treatment'].iloc[0]}' and "
             f"'{first['treatment'].iloc[1]}': name the columns that tell plates apart, or what is given together as "
             "one treatment",
             "columns",

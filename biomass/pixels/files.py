@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from biomass.errors import BadImageError, ConfigError, DataError, one_line
-from biomass.pixels.metadata import Axes, has_alpha, image_size, tiff_axes, used_bits, why_damaged
+from biomass.pixels.metadata import Axes, has_alpha, image_size, lacks_pages, tiff_axes, used_bits, why_damaged
 from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")
@@ -109,8 +109,8 @@ def _unreadable(path: Path, row: int, why: str) -> BadImageError:
 
 
 def _check_whole(path: Path, row: int) -> None:
-    """Refuse a file that can be read in part, such as a TIFF of which the last pages are missing."""
-    why = why_damaged(path)
+    """Refuse a file that can be read in part: a TIFF of which the last pages are missing."""
+    why = lacks_pages(path)
     if why is not None:
         raise _unreadable(path, row, why)
 

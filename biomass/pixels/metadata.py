@@ -185,6 +185,15 @@ def why_damaged(path: Path) -> str | None:
 _EARLY = "it ends too early: it may still be being written, or was not copied to its end"
 
 
+def lacks_pages(path: Path) -> str | None:
+    """Why a TIFF that can be read may not have all of its pages; None where it has, and of other files."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with path.open("rb") as file:
+        start = file.read(16)
+    return _EARLY if start.startswith(_TIFF_STARTS) and _list_is_short(path, start) else None
+
+
 def _npy_is_short(path: Path, size: int) -> bool:
     try:
         np.load(path, mmap_mode="r")
@@ -194,9 +203,18 @@ def _npy_is_short(path: Path, size: int) -> bool:
 
 
 def _tiff_is_short(path: Path, start: bytes, size: int) -> bool:
-    """Whether a TIFF refers to bytes that it does not have: the list of its pages, or their pixels, end too early."""
+    """Whether a TIFF refers to bytes that it does not have: of the list of its pages, or of their pixels."""
     from tifffile import TiffFile
 
+    if _list_is_short(path, start):
+        return True
+    with TiffFile(path, is_ome=False) as tiff:
+        ends = [a + b for page in tiff.pages for a, b in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    return max(ends, default=0) > size
+
+
+def _list_is_short(path: Path, start: bytes) -> bool:
+    """Whether the list of a TIFF's pages, each of which says where the next one is, ends too early."""
     if len(start) < 16:
         return True
     order = "<" if start.startswith(b"II") else ">"
@@ -216,6 +234,4 @@ def _tiff_is_short(path: Path, start: bytes, size: int) -> bool:
             if len(following) < struct.calcsize(f"={word}"):
                 return True
             (offset,) = struct.unpack(f"{order}{word}", following)
-    with TiffFile(path, is_ome=False) as tiff:
-        ends = [a + b for page in tiff.pages for a, b in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    return max(ends, default=0) > size
+    return False

@@ -107,6 +107,30 @@ def test_the_layout_can_be_named_or_described_with_the_same_result(made, tmp_pat
     pd.testing.assert_frame_equal(found, described)
 
 
+@pytest.mark.parametrize(("layout", "inner"), [("imagexpress", "24381/TimePoint_1"), ("phenix", "BR00117001*/Images")])
+def test_the_innermost_folder_of_one_plate_is_enough(layout, inner, made, tmp_path) -> None:
+    lab = made(layout)
+    whole = index(lab, tmp_path / "a.parquet", "--experiment", "e", "--splits", "none")
+    one = lab._replace(images=next(lab.images.glob(inner)))
+    table = index(one, tmp_path / "b.parquet", "--experiment", "e", "--splits", "none")
+    key = ["experiment", "plate", "well", "site", "label"]
+    plate = whole[whole["plate"] == table["plate"][0]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[key], plate[key])
+
+
+def test_a_label_may_be_a_part_of_a_pattern(tmp_path) -> None:
+    lab = LabFolder(tmp_path / "screen", tmp_path / "screen" / "none.csv", None)
+    for path in ("taxol/P1_A01.tif", "DMSO/P1_A02.tif", "taxol/P2_A01.tif"):
+        (lab.images / path).parent.mkdir(parents=True, exist_ok=True)
+        imwrite(lab.images / path, np.zeros((4, 4), np.uint16))
+    table = index(lab, tmp_path / "m.parquet", "--pattern", "{label}/{plate}_{well}.tif")
+    assert table[["plate", "well", "label"]].values.tolist() == [
+        ["P1", "A01", "taxol"],
+        ["P1", "A02", "DMSO"],
+        ["P2", "A01", "taxol"],
+    ]
+
+
 def test_channels_are_renamed_and_left_out(made, tmp_path, capsys) -> None:
     lab = made("imagexpress")
     table = index(lab, tmp_path / "a.parquet", "--channels", "w1=DNA", "w2=")
@@ -283,7 +307,7 @@ def test_no_file_fits_the_pattern(lab, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "word"),
     [
-        ("{plate}/{wel}_w{channel}.tif", "{well}"),
+        ("{plate}/{wells}_w{channel}.tif", "{well}"),
         ("{plate}/{site}.tif", "{well}"),
         ("{plate}/{well", "{"),
         ("plate.tif", "{well}"),
@@ -538,10 +562,14 @@ def test_one_load_data_table_of_a_gallery_finds_its_images_above_it(gallery, tmp
     assert load_manifest("m.parquet", root_dir=tmp_path).read(np.arange(2)).shape == (2, 3, 48, 48)
 
 
-def test_an_index_of_harmony_that_is_cut(made, tmp_path) -> None:
+def test_an_index_of_harmony_that_lists_more_and_one_that_is_cut(made, tmp_path, capsys) -> None:
     lab = made("phenix")
     shutil.copytree(lab.images, tmp_path / "screen")
     file = next((tmp_path / "screen").rglob("Index.idx.xml"))
+    for path in file.parent.glob("r02c03f01*"):
+        path.unlink()
+    index(lab._replace(images=tmp_path / "screen"), tmp_path / "n.parquet")
+    assert "3 of 36 images of" in capsys.readouterr().out
     file.write_text(file.read_text()[:3000])
     assert "Index.idx.xml" in fails(lab._replace(images=tmp_path / "screen"), tmp_path / "m.parquet")
 

@@ -210,6 +210,16 @@ def test_splits(lab: Callable[..., Screen], splits: dict[str, Any], expected: li
     assert lab(named, splits=splits).table["split"].tolist() == expected
 
 
+def test_splits_that_share_plates_are_warned_about(
+    lab: Callable[..., Screen], caplog: pytest.LogCaptureFixture
+) -> None:
+    lab(splits={"train": {"well": ["B02"]}, "test": "rest"})
+    assert "train and test share 4 plates ('W1/007', 'W1/8', 'W2/007', 'W2/8')" in caplog.text
+    caplog.clear()
+    lab(splits={"train": {"experiment": ["W1"]}, "test": "rest"})
+    assert "share" not in caplog.text
+
+
 def test_split_column(lab: Callable[..., Screen]) -> None:
     table = lab_table().assign(part=["train", "", "val", "val"] * 2)
     screen = lab(table, columns=NAMES | {"split": "part"})

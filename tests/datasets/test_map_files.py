@@ -192,7 +192,7 @@ def test_compounds_are_joined_and_an_empty_one_is_dmso_if_they_say_so(tmp_path: 
         ("B3", "B3", ""),
     ]
     assert any("B3" in note for note in maps.notes)
-    assert any("1 rows without 'broad_sample'" in note for note in maps.notes)
+    assert any("1 row without 'broad_sample'" in note for note in maps.notes)
     assert maps.table.equals(read_plate_maps(files[0], compounds=files[1], plates=["P1"]).table)
 
 
@@ -301,6 +301,8 @@ def test_plates_of_several_experiments_are_told_apart() -> None:
     )
     images = pd.DataFrame({"experiment": ["E2", "E1"], "plate": "1", "well": "A1"})
     assert join_plate_map(images, PlateMaps(frame, {}, [], {}))[0]["treatment"].tolist() == ["y", "x"]
+    left = join_plate_map(images[:1], PlateMaps(frame, {}, [], {}))[1]
+    assert left.lines() == ["1 plate of the map has no image: 'E1/1'"]
     with pytest.raises(BiomassError, match=r"'1' .* several experiments"):
         join_plate_map(images.drop(columns="experiment"), PlateMaps(frame, {}, [], {}))
 
