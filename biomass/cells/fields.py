@@ -100,7 +100,7 @@ def _check_inside(screen: Screen, table: pd.DataFrame) -> np.ndarray:
     """Which nuclei lie inside their field, (n,) bool; what looks like other units is refused."""
     size = np.array(screen.pixels.size, np.float64)
     centres = table[["y", "x"]].to_numpy(np.float64)
-    inside = ((centres >= -0.5) & (centres <= size - 0.5)).all(axis=1)  # to the edges of the outermost pixels
+    inside = np.all((centres >= -0.5) & (centres <= size - 0.5), axis=1)  # to the edges of the outermost pixels
     if not len(table):
         return inside
     height, width = screen.pixels.size

@@ -75,11 +75,11 @@ def read_label_images(path: str | Path, screen: Screen, workers: int | None = 1)
     count = [len(areas) for _, areas, _ in found]
     centres, areas, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     top = path if path.is_dir() else path.parent
-    names = pd.Categorical.from_codes(
-        np.repeat(np.arange(len(files)), count), [f.relative_to(top).as_posix() for f in files]
-    )
+    names = np.array([file.relative_to(top).as_posix() for file in files], dtype=object)
     nuclei = pd.DataFrame({"field": np.repeat(np.arange(len(files)), count), "x": centres[:, 1], "y": centres[:, 0]})
-    nuclei = nuclei.assign(area=areas.astype(np.float64), nucleus=labels, nuclei_file=names)
+    nuclei = nuclei.assign(
+        area=areas.astype(np.float64), nucleus=labels, nuclei_file=pd.Categorical(names[nuclei["field"]])
+    )
     return screen.table[list(FIELD)].astype(str).iloc[rows].reset_index(drop=True), nuclei
 
 
