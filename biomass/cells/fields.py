@@ -100,7 +100,7 @@ def _check_inside(screen: Screen, table: pd.DataFrame) -> np.ndarray:
     """Which nuclei lie inside their field, (n,) bool; what looks like other units is refused."""
     size = np.array(screen.pixels.size, np.float64)
     centres = table[["y", "x"]].to_numpy(np.float64)
-    inside = ((centres >= -0.5) & (centres <= size - 0.5)).all(axis=1)  # to the edges of the outermost pixels
+    inside = np.all((centres >= -0.5) & (centres <= size - 0.5), axis=1)  # to the edges of the outermost pixels
     if not len(table):
         return inside
     height, width = screen.pixels.size
@@ -108,7 +108,9 @@ def _check_inside(screen: Screen, table: pd.DataFrame) -> np.ndarray:
     if far.any():
         row = table.iloc[int(np.argmax(far))]
         where = f"y {row['y']:g}, x {row['x']:g} of {name_field(screen.table.iloc[int(row['image'])])}"
-        message = f"{far.sum()} of {len(far)} nuclei lie outside their field of {height} x {width}, the first at {where}"
+        message = (
+            f"{far.sum()} of {len(far)} nuclei lie outside their field of {height} x {width}, the first at {where}"
+        )
         if far.mean() >= 0.5 or (far.mean() > 0.02 and _fit_exchanged(centres, size)):
             raise DataError(f"{message}; {_unit(centres, size)}", "nuclei")
         log.warning("%s: they are left out", message)

@@ -75,9 +75,11 @@ def read_label_images(path: str | Path, screen: Screen, workers: int | None = 1)
     count = [len(areas) for _, areas, _ in found]
     centres, areas, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     top = path if path.is_dir() else path.parent
-    names = pd.Categorical.from_codes(np.repeat(np.arange(len(files)), count), [f.relative_to(top).as_posix() for f in files])
+    names = np.array([file.relative_to(top).as_posix() for file in files], dtype=object)
     nuclei = pd.DataFrame({"field": np.repeat(np.arange(len(files)), count), "x": centres[:, 1], "y": centres[:, 0]})
-    nuclei = nuclei.assign(area=areas.astype(np.float64), nucleus=labels, nuclei_file=names)
+    nuclei = nuclei.assign(
+        area=areas.astype(np.float64), nucleus=labels, nuclei_file=pd.Categorical(names[nuclei["field"]])
+    )
     return screen.table[list(FIELD)].astype(str).iloc[rows].reset_index(drop=True), nuclei
 
 
@@ -97,12 +99,17 @@ def _find(path: Path) -> list[Path]:
     if not chosen:
         first = pickled[0] if pickled else path
         raise DataError(
-            f"'{first}' is no label image, but what Cellpose keeps for itself: a pickle, which could run any code and is "
-            "not read; let Cellpose save the masks (--save_tif or --save_png, io.save_masks), and name their folder",
+            f"'{first}' is no label image, but what Cellpose keeps for itself: a pickle, which may run any code and "
+            "is not read; let Cellpose save the masks (--save_tif or --save_png, io.save_masks), and name their folder",
             "nuclei",
         )
     if len(chosen) < len(files) or pickled:
-        log.info("'%s': %d label images are read, %d other files are not", path, len(chosen), len(files) - len(chosen) + len(pickled))
+        log.info(
+            "'%s': %d label images are read, %d other files are not",
+            path,
+            len(chosen),
+            len(files) - len(chosen) + len(pickled),
+        )
     return chosen
 
 
@@ -168,25 +175,27 @@ class _Measure:
         try:
             labels = read_array(file)
         except Exception as error:  # decoders raise almost anything
-            raise DataError(f"label image '{file}' cannot be read ({one_line(error)}): write it again", "nuclei") from error
+            raise DataError(
+                f"label image '{file}' cannot be read ({one_line(error)}): write it again", "nuclei"
+            ) from error
         if labels.ndim != 2 or labels.dtype.kind not in "iub":
             shape = " x ".join(map(str, labels.shape))
             raise DataError(
-                f"label image '{file}' is {shape} {labels.dtype}, expected one plane of whole numbers: save the labels, "
-                "not a picture of them",
+                f"label image '{file}' is {shape} {labels.dtype}, expected one plane of whole numbers: save the "
+                "labels, not a picture of them",
                 "nuclei",
             )
         if labels.shape != self.size:
             raise DataError(
-                f"label image '{file}' is {labels.shape[0]} x {labels.shape[1]}, its field {self.size[0]} x {self.size[1]}: "
-                "it was made of a binned or cropped image; make it of the same one",
+                f"label image '{file}' is {labels.shape[0]} x {labels.shape[1]}, its field "
+                f"{self.size[0]} x {self.size[1]}: it was made of a binned or cropped image; make it of the same one",
                 "nuclei",
             )
         measured = measure_labels(labels)
         if len(measured[2]) == 1 and ndimage.label(labels > 0)[1] > 1:
             raise DataError(
-                f"label image '{file}' has one value in several places: it is a mask; give every nucleus a number of its "
-                "own, and save that",
+                f"label image '{file}' has one value in several places: it is a mask; give every nucleus a number "
+                "of its own, and save that",
                 "nuclei",
             )
         return number, measured

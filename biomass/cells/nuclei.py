@@ -27,8 +27,8 @@ _OBJECT_COLUMNS = {0: "table", 1: "image", 3: "x", 4: "y", 7: "area"}
 _SITE = r"_s(\d+)_"  # nowhere in the table, but in every file name
 _NOISE = 6  # a nucleus is brighter than the background by this many standard deviations of its noise
 _SMALLEST, _LARGEST = 0.2, 6.0  # areas of what counts as a nucleus, in areas of a typical one
-_HOLE = 0.06  # the largest hole in a nucleus, in areas of a typical one
-# Chosen on simulated fields, in diameters and shares; benchmarks/bench_nuclei.py draws others, and says how good they are.
+_HOLE = 0.03  # the largest hole in a nucleus, in areas of a typical one
+# In diameters and shares; chosen on simulated fields, for touching nuclei as for single ones with much texture.
 _SMOOTH, _AROUND, _CORE, _APART = 0.05, 0.2, 0.65, 0.3
 
 

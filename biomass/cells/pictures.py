@@ -79,7 +79,9 @@ def draw_plates(
         rows = np.flatnonzero(cells.plate_ids == plate)
         rows = np.sort(np.random.default_rng(int(plate)).permutation(rows)[: _ROWS * _COLUMNS])
         labels = ["/".join(map(str, screen.table.loc[row, ["well", "site"]])) for row in shown]
-        jobs.append(_Plate(picture_of(folder, screen.plate_names[plate]), screen.plate_names[plate], shown, labels, drawn, rows))
+        jobs.append(
+            _Plate(picture_of(folder, screen.plate_names[plate]), screen.plate_names[plate], shown, labels, drawn, rows)
+        )
     draw = _Draw(screen.pixels, cells.pixels, channel, diameter)
     bar = tqdm(desc="Drawing plates", total=len(jobs), unit="plate", disable=None)
     with bar, as_they_end(draw, jobs, workers) as results:
@@ -110,7 +112,9 @@ class _Draw:
     diameter: float | None
 
     def __call__(self, plate: _Plate) -> None:
-        tiles = [self._field(int(row), label, plate.nuclei) for row, label in zip(plate.fields, plate.labels, strict=True)]
+        tiles = [
+            self._field(int(row), label, plate.nuclei) for row, label in zip(plate.fields, plate.labels, strict=True)
+        ]
         _save(np.concatenate(tiles, axis=1), plate.file, f"{plate.name}    {LEGEND}")
         if len(plate.cells):
             montage = plate.file.with_name(f"{plate.file.stem}_cells.png")
@@ -126,17 +130,21 @@ class _Draw:
         grey = np.asarray(Image.fromarray(_scaled(image, root=True)).resize(size, Image.Resampling.BILINEAR))
         picture = np.repeat(grey[:, :, None], 3, axis=2)
         if self.diameter is not None and image.any():
-            labels = np.asarray(Image.fromarray(segment_nuclei(image, self.diameter)).resize(size, Image.Resampling.NEAREST))
+            labels = np.asarray(
+                Image.fromarray(segment_nuclei(image, self.diameter)).resize(size, Image.Resampling.NEAREST)
+            )
             picture[find_boundaries(labels, mode="inner")] = (90, 150, 255)
         drawn = Image.fromarray(picture)
         pen = ImageDraw.Draw(drawn)
-        for one in nuclei[nuclei["image"] == row].itertuples():
-            y, x, colour = one.y * share, one.x * share, (_CUT, _CROWDED, _LEFT_OUT)[int(one.kind)]
+        here = nuclei[nuclei["image"] == row]
+        radii = np.sqrt(here["area"].to_numpy(np.float64) / np.pi) * share
+        centres = here[["y", "x"]].to_numpy(np.float64) * share
+        for (y, x), radius, kind in zip(centres.tolist(), radii.tolist(), here["kind"], strict=True):
+            colour = (_CUT, _CROWDED, _LEFT_OUT)[int(kind)]
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-            if self.diameter is None and one.area > 0:
-                radius = np.sqrt(one.area / np.pi) * share
+            if self.diameter is None and radius > 0:
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
-        pen.text((4, 4), f"{label}: {(nuclei['image'] == row).sum()} nuclei", fill=(255, 255, 255))
+        pen.text((4, 4), f"{label}: {len(here)} nuclei", fill=(255, 255, 255))
         return np.pad(np.asarray(drawn), ((0, 0), (0, 4), (0, 0)))
 
     def _montage(self, rows: np.ndarray) -> np.ndarray:

@@ -167,7 +167,9 @@ def find_columns(there: Sequence[str]) -> dict[str, str]:
     {'x': 'Location_Center_X', 'y': 'Location_Center_Y', 'image': 'ImageNumber'}
     """
     lower = {name.lower(): name for name in reversed(there)}
-    found = {to: next((lower[one.lower()] for one in known if one.lower() in lower), None) for to, known in NAMES.items()}
+    found = {
+        to: next((lower[one.lower()] for one in known if one.lower() in lower), None) for to, known in NAMES.items()
+    }
     return {to: name for to, name in found.items() if name is not None}
 
 

@@ -27,7 +27,6 @@ from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one
 ADVICE = {
     "skip": "or give --on-bad-image skip",
     "left_over": "or give --allow-left-over",
-    "alone": "or leave out --alone",
     "nuclei": "give --nuclei, or leave it out to have nuclei found",
     "channel": "name the one with the stain of DNA with --channel",
     "store": "give another --out",

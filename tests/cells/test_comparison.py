@@ -55,7 +55,9 @@ def nuclei_of(rows, fields):
 
 
 def test_recall_and_precision_by_plate():
-    table = pd.DataFrame({"experiment": "E", "plate": ["P1"] * 8 + ["P2"] * 8, "well": [f"A{i:02d}" for i in range(1, 17)]})
+    table = pd.DataFrame(
+        {"experiment": "E", "plate": ["P1"] * 8 + ["P2"] * 8, "well": [f"A{i:02d}" for i in range(1, 17)]}
+    )
     table = table.assign(site=1, cell_type="", label=0, split="", control="")
     screen = make_screen(table, VectorPixels(np.zeros((16, 1, 9, 9))), ["one"])
     ours = nuclei_of([(0, 10, 10), (0, 50, 50), (8, 5, 5), (9, 7, 7), (10, 1, 1)], [0, 8, 9, 10])

@@ -25,10 +25,16 @@ def screen_of(n: int = 8, size: tuple[int, int] = (100, 120), plates: tuple[str,
     "columns",
     [
         ("plate", "well", "site", "x", "y", "area"),
-        ("Metadata_Plate", "Metadata_Well", "Metadata_Site", "Nuclei_Location_Center_X", "Nuclei_Location_Center_Y")
-        + ("Nuclei_AreaShape_Area",),
-        ("Image_Metadata_Plate", "Image_Metadata_Well", "Image_Metadata_Site", "Location_Center_X", "Location_Center_Y")
-        + ("AreaShape_Area",),
+        (
+            *(f"Metadata_{c}" for c in ("Plate", "Well", "Site")),
+            *(f"Nuclei_{c}" for c in ("Location_Center_X", "Location_Center_Y", "AreaShape_Area")),
+        ),
+        (
+            *(f"Image_Metadata_{c}" for c in ("Plate", "Well", "Site")),
+            "Location_Center_X",
+            "Location_Center_Y",
+            "AreaShape_Area",
+        ),
         ("metadata_plate", "Metadata_WELL", "Metadata_Field", "AreaShape_Center_X", "AreaShape_Center_Y", "Area"),
     ],
 )

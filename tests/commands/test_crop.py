@@ -39,7 +39,9 @@ def write_screen(folder: Path, plates: int) -> Path:
             file = folder / f"P{plate}_s{site}.tif"
             if not file.exists():
                 write_field(file, [(30, 30), (30, 50), (55, 70)][: 1 + site], 10 * plate + site)
-            rows.append({"experiment": "E", "plate": f"P{plate}", "well": "A1", "site": site, "path": file.name, "label": "x"})
+            rows.append(
+                {"experiment": "E", "plate": f"P{plate}", "well": "A1", "site": site, "path": file.name, "label": "x"}
+            )
     pd.DataFrame(rows).iloc[::-1].to_csv(folder / "screen.csv", index=False)  # new plates come first
     return folder / "screen.csv"
 
@@ -139,7 +141,9 @@ def test_a_store_of_cells_that_the_source_lacks_is_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"10 other cells, the first at y .*give another --out") as caught:
         main(arguments(manifest, "--nuclei", str(tmp_path / "moved.csv")))
     assert "\n" not in str(caught.value.code)
-    with pytest.raises(SystemExit, match=r"cells of 2 fields that are not listed here, the first: experiment E, plate P1"):
+    with pytest.raises(
+        SystemExit, match=r"cells of 2 fields that are not listed here, the first: experiment E, plate P1"
+    ):
         main(arguments(write_screen(tmp_path, 1)))
 
 
@@ -153,7 +157,7 @@ def test_growing_may_be_killed_at_any_moment(tmp_path, step):
     code = f"""
 import os, pathlib
 from biomass.cells import search
-from biomass.cells.crops import CropPixels
+from biomass.pixels import packed_writer
 from biomass.commands.crop import main
 def die(*args, **options):
     os._exit(9)
@@ -186,10 +190,10 @@ def test_crops_with_one_nucleus_alone(tmp_path, capsys):
     assert pd.read_csv(tmp_path / "cells.fields.csv")["neighbours"].tolist() == [2, 2]
     main(arguments(manifest, "--size", "48", "--alone", out="alone"))
     assert load_packed(tmp_path / "alone").table[["site", "cell"]].to_numpy().tolist() == [["2", 0]]
-    with pytest.raises(SystemExit, match="is a store of other images .4 other cells"):
+    with pytest.raises(SystemExit, match=r"is a store of other images \(4 other cells"):
         main(arguments(manifest, "--size", "48", "--alone"))
     pd.read_csv(manifest).query("site == 1").to_csv(manifest, index=False)
-    with pytest.raises(SystemExit, match=r"more than one nucleus.*leave out --alone"):
+    with pytest.raises(SystemExit, match=r"more than one nucleus: cut smaller crops"):
         main(arguments(manifest, "--size", "48", "--alone", out="none"))
 
 
@@ -200,7 +204,9 @@ def test_given_nuclei_can_be_joined_back_and_are_compared(tmp_path, capsys):
     table = pd.DataFrame(
         {"Metadata_Plate": found["plate"], "Metadata_Well": "A01", "Metadata_Site": found["site"], "ObjectNumber": 7}
     )
-    table = table.assign(Location_Center_X=found["x"] + 3, Location_Center_Y=found["y"], mine=np.arange(len(found)) * 11)
+    table = table.assign(
+        Location_Center_X=found["x"] + 3, Location_Center_Y=found["y"], mine=np.arange(len(found)) * 11
+    )
     table = table.sample(frac=1, random_state=0, ignore_index=True)
     table.to_csv(tmp_path / "Nuclei.csv", index=False)
     capsys.readouterr()
