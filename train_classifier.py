@@ -71,7 +71,7 @@ def main(cfg: Config) -> float | None:
     probe = training.build_probe(cfg.pooler, width, cfg.in_features, d_out, cfg.seed)
     batch_size, config = cfg.train_batch_size, cfg.to_dict() | {"encoder": origin.get("config", {})}
     about = {"architecture": {"pooler": cfg.pooler, "in_features": width, "d_out": d_out}, "config": config}
-    probed = {"classes": [*cells.classes], "encoder": digest(encoder), "encoder_path": str(path)}
+    probed = {"classes": cells.classes, "encoder": digest(encoder), "encoder_path": str(path)}
     about = experiment.settle(method_of, encoder, cells, **probed, **about)
     fields = profiler.profiles(splits, standardize)
 

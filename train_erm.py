@@ -80,9 +80,7 @@ def main(cfg: Config) -> float | None:
     most, at_once = experiment.most_plates, cfg.eval_batch_size
     plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, at_once)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(
-        method_of, network, screen, architecture=architecture.to_dict(), classes=[*screen.classes]
-    )
+    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict(), classes=screen.classes)
 
     # from here on the run writes
     return experiment.train(

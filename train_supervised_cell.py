@@ -78,9 +78,7 @@ def main(cfg: Config) -> float | None:
     most = experiment.most_plates
     plates = training.TrainingPlates(screen, eval_reader, standardize, d_out, most, cfg.eval_batch_size)
     evaluate = training.SplitEvaluation(screen, eval_loaders, standardize, at_inference, plates)
-    about = experiment.settle(
-        method_of, network, screen, architecture=architecture.to_dict(), classes=[*screen.classes]
-    )
+    about = experiment.settle(method_of, network, screen, architecture=architecture.to_dict(), classes=screen.classes)
 
     # from here on the run writes
     return experiment.train(
