@@ -52,7 +52,7 @@ def test_training_and_the_tool_predict_alike_and_the_tool_stores_what_it_measure
     assert list(tool)[-len(classes) :] == [f"p_{name}" for name in classes]
     assert set(tool["prediction"]) <= set(classes)
     np.testing.assert_allclose(tool[[f"p_{name}" for name in classes]].sum(1), 1, atol=1e-5)
-    assert torch.load("checkpoints/net/last.pt", weights_only=True)["classes"] == classes
+    assert list(torch.load("checkpoints/net/last.pt", weights_only=True)["classes"]) == classes
     run("predict", *PREDICT, "model_path=net", "run_name=again")
     assert "0 of them measured now" in capsys.readouterr().out
     assert_same(read("again"), tool)
