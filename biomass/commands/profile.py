@@ -176,7 +176,7 @@ def _classical(cfg: Config) -> _Maker:
         raise ConfigError("classical features take no statistics; standardize them afterwards", "postprocess")
     for section in (cfg.model, cfg.transforms):
         _pass_over(section, section.to_dict())
-    _pass_over(cfg, ("device", "devices", "precision", "normalize", "encode_batch_size"))
+    _pass_over(cfg, ("seed", "device", "devices", "precision", "normalize", "encode_batch_size"))
     screen = build(cfg.dataloaders.source)
     known = profiles.describe(screen, cfg.rows)
     cells = known.row_level == "cells"
