@@ -534,7 +534,9 @@ class Model:
                 if keep:
                     self._remember(statistics, moments, groups[np.setdiff1d(new, list(skipped.rows))])
             if known and stored.any():
-                self._say_grown(statistics, groups)
+                calibration = self.members[0].calibration
+                assert calibration is not None
+                calibration.warn_of_grown(statistics.names, groups)
                 calibrated = replace(statistics, word="calibrated")
                 for member in self.members:
                     assert member.calibration is not None
@@ -583,28 +585,6 @@ class Model:
             empty = Calibration.empty(member.weighed(statistics), statistics, member.transform)
             by_name = {names[group]: of_group for group, of_group in found.items()}
             member.remember(by_name, {name: int(n) for name, n in zip(names, counts, strict=True)}, empty)
-
-    def _say_grown(self, statistics: Statistics, groups: np.ndarray) -> None:
-        """Warn of plates that have more images now than they were measured on."""
-        calibration = self.members[0].calibration
-        assert calibration is not None
-        measured = dict(zip(calibration.plates, calibration.images, strict=True))
-        counts = np.bincount(groups, minlength=len(statistics.names or ()))
-        grown = [
-            (name, measured[name], int(count))
-            for name, count in zip(statistics.names or (), counts, strict=True)
-            if 0 <= measured.get(name, -1) < count
-        ]
-        if grown:
-            name, before, now = grown[0]
-            others = f", and {len(grown) - 1} others have grown, too" if len(grown) > 1 else ""
-            log.warning(
-                "plate '%s' was measured on %d images, and this screen has %d of it%s: measure again to use them all",
-                name,
-                before,
-                now,
-                others,
-            )
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def _classical(cfg: Config) -> _Maker:
         raise ConfigError("classical features take no statistics; standardize them afterwards", "postprocess")
     for section in (cfg.model, cfg.transforms):
         _pass_over(section, section.to_dict())
-    _pass_over(cfg, ("seed", "device", "devices", "precision", "normalize", "encode_batch_size"))
+    _pass_over(cfg, ("measure_again", "seed", "device", "devices", "precision", "normalize", "encode_batch_size"))
     screen = build(cfg.dataloaders.source)
     known = profiles.describe(screen, cfg.rows)
     cells = known.row_level == "cells"
@@ -331,7 +331,8 @@ class _Stored(NamedTuple):
         network: that they belong to.
         file: where they are kept.
         known: what the file holds of these weights, before anything is measured.
-        measuring: the statistics that other plates are measured by,
+        measuring: the statistics that other plates are measured by, after
+        transform: was done to their images,
         held: the moments of the plates of the screen that are in the file, by number.
         images: of each plate.
     """
@@ -340,6 +341,7 @@ class _Stored(NamedTuple):
     file: Path
     known: training.Calibration
     measuring: Statistics
+    transform: Transform
     held: dict[int, dict[str, Tensor]]
     images: np.ndarray
 
@@ -350,14 +352,13 @@ class _Stored(NamedTuple):
             return
         moments = [parts.moments(group) for group in groups]
         plates = [(self.measuring.names or ())[group] for group in groups]
-        self.known.merged(
-            replace(
-                self.known,
-                plates=plates,
-                images=[int(self.images[group]) - parts.unread(group) for group in groups],
-                moments={name: torch.stack([one[name] for one in moments], 1) for name in moments[0]},
-            )
-        ).save(self.file)
+        new = replace(
+            self.known,
+            plates=plates,
+            images=[int(self.images[group]) - parts.unread(group) for group in groups],
+            moments={name: torch.stack([one[name] for one in moments], 1) for name in moments[0]},
+        )
+        training.check_calibration(self.network, self.file, self.measuring, self.transform).merged(new).save(self.file)
 
     def say(self, missing: Sequence[int]) -> None:
         """What is taken from the file, and what is measured."""
@@ -392,11 +393,14 @@ def _stored(
     label = training.Calibration.read(file).word if file.is_file() else "plate"
     measuring = Statistics.labelled(label, statistics.by, statistics.names, statistics.controls)
     known = training.check_calibration(network, file, measuring, transform)
+    if cfg.measure_again:
+        known = replace(known, plates=[], images=[], moments={})
+    known.warn_of_grown(statistics.names, screen.groups(statistics.by))
     known.give(network, statistics.names)
     state = calibration_state(network)
     numbers = state.pop("plates").tolist()
     held = {group: {k: v[:, i] for k, v in state.items()} for i, group in enumerate(numbers)}
-    return _Stored(network, file, known, measuring, held, images)
+    return _Stored(network, file, known, measuring, transform, held, images)
 
 
 def _shown(

@@ -107,6 +107,29 @@ class Calibration:
         moments = {key: value[:, where] for key, value in self.moments.items()}
         load_calibration(encoder, {"plates": torch.tensor(groups, dtype=torch.long), **moments})
 
+    def warn_of_grown(self, names: Sequence[str], groups: np.ndarray) -> None:
+        """Warn of plates that have more images now than they were measured on.
+
+        Args:
+            names: of the groups of a screen.
+            groups: (N,) of its rows.
+        """
+        measured = dict(zip(self.plates, self.images, strict=True))
+        counts = np.bincount(groups, minlength=len(names)).tolist()
+        grown = [
+            (name, count) for name, count in zip(names, counts, strict=True) if 0 <= measured.get(name, -1) < count
+        ]
+        if grown:
+            name, now = grown[0]
+            others = f", and {len(grown) - 1} others have grown, too" if len(grown) > 1 else ""
+            log.warning(
+                "plate '%s' was measured on %d images, and this screen has %d of it%s: measure again to use them all",
+                name,
+                measured[name],
+                now,
+                others,
+            )
+
     def check(self, file: Path, **expected: object) -> None:
         """Raise CheckpointError where it is not what is expected of its attributes; names the first difference."""
         for key, value in expected.items():

@@ -39,6 +39,10 @@ def profile(run, weights):
     return lambda *options, of=CELLS: run("profile", *of, *options)
 
 
+KNOWN = "checkpoints/encoder/last.calibrated.pt"
+"""Where the moments of plates are kept."""
+
+
 def table(name, level="wells"):
     return pd.read_parquet(f"runs/{name}/profiles_{level}.parquet")
 
@@ -61,16 +65,16 @@ def test_cells_fields_and_wells_are_written(profile, capsys):
     assert not fields[FIELD].duplicated().any()
     means = cells.groupby(FIELD)["emb_0003"].mean()
     np.testing.assert_allclose(fields.set_index(FIELD)["emb_0003"].loc[means.index], means, rtol=1e-4, atol=1e-5)
-    assert set(torch.load("runs/p/calibration.pt")["plates"]) == {"/".join(k) for k in cells[FIELD[:2]].to_numpy()}
+    assert set(torch.load(KNOWN)["plates"]) == {"/".join(k) for k in cells[FIELD[:2]].to_numpy()}
 
 
 def test_calibrated_is_the_whole_plate_and_running_is_not(profile):
-    for word in ("calibrated", "plate", "running"):
+    for word in ("plate", "running", "calibrated"):
+        assert not Path(KNOWN).exists()
         profile(f"run_name={word}", f"statistics.eval={word}", "encode_batch_size=30")
     whole = features(table("plate", "cells"))
     np.testing.assert_allclose(features(table("calibrated", "cells")), whole, rtol=1e-4, atol=1e-5)
     assert abs(features(table("running", "cells")) - whole).max() > 0.01
-    assert not Path("runs/plate/calibration.pt").exists()
 
 
 def test_an_image_next_week_has_the_profile_it_had_with_its_plate(profile, monkeypatch):
@@ -86,7 +90,7 @@ def test_an_image_next_week_has_the_profile_it_had_with_its_plate(profile, monke
         return whole._replace(screen=make_screen(table, pixels, whole.screen.classes))
 
     monkeypatch.setattr(tool, "open_model", two_cells)
-    profile("run_name=later", "calibration=today", "rows=cells")
+    profile("run_name=later", "rows=cells")
     later = table("later", "cells")
     for _, cell in later.iterrows():
         same = today[(today[FIELD] == cell[FIELD]).all(1) & (today["Metadata_cell"] == cell["Metadata_cell"])]
@@ -113,7 +117,7 @@ def test_stored_moments_are_taken_and_others_are_measured(profile, run, caplog):
     assert {file for file, time in written("p").items() if time != before[file]} == set(
         before
     )  # none is stored as it was
-    kept = torch.load("runs/p/calibration.pt")
+    kept = torch.load("some.pt")
     assert sorted(kept["plates"]) == sorted(names)
     again = torch.load("checkpoints/encoder/last.calibrated.pt")
     for name, value in kept["moments"].items():
@@ -233,7 +237,7 @@ def test_classical_features_need_no_network(run):
     run("profile", *options, "run_name=q", "dataloaders.num_workers=2")
     pd.testing.assert_frame_equal(table("p", "cells"), table("q", "cells"))
     assert "Nuclei_AreaShape_Area" in table("p")
-    assert not Path("runs/p/calibration.pt").exists()
+    assert not Path(KNOWN).exists()
     fields = (*TINY_SCREEN, "device=cpu", "features=classical", "classical.diameter=12", "run_name=f")
     run("profile", *fields)
     assert table("f")["Metadata_Count_Cells"].min() >= 1
@@ -302,7 +306,6 @@ def test_anndata_that_is_not_installed_is_said_before_anything_is_encoded(profil
         (["statistics.eval=tent"], ConfigError, "tent"),
         (["statistics.eval=balanced"], ConfigError, "balanced"),
         (["statistics.by=[site]"], ConfigError, "well"),
-        (["calibration=nowhere"], CheckpointError, "nowhere"),
         (["calibration=checkpoints/encoder/last.pt"], CheckpointError, r"last\.pt"),
         (["postprocess.how=sphere"], ConfigError, "sphere"),
         (["postprocess=tvn", "postprocess.controls=dmso"], ConfigError, "dmso"),
@@ -328,15 +331,18 @@ def test_a_correction_for_other_profiles_is_refused(profile):
         profile("run_name=q", "postprocess.load=p", "postprocess=tvn")
 
 
-def test_moments_of_other_weights_beside_the_checkpoint_are_left_alone(profile, run, caplog):
-    run("calibrate", *CELLS, "run_name=c", "calibration=checkpoints/encoder/last.calibrated.pt")
-    file = Path("checkpoints/encoder/last.calibrated.pt")
-    state = torch.load(file)
-    torch.save(state | {"encoder": "of others"}, file)
+def test_moments_of_other_weights_or_transforms_are_not_taken(profile, run, caplog):
+    run("calibrate", *CELLS, "run_name=c")
+    state = torch.load(KNOWN)
+    torch.save(state | {"encoder": "of others"}, KNOWN)
     profile("run_name=p")
     assert "other weights" in caplog.text
-    with pytest.raises(CheckpointError, match="other weights"):
-        profile("run_name=q", f"calibration={file}")
+    assert torch.load(KNOWN)["encoder"] == state["encoder"]
+    with pytest.raises(CheckpointError, match="transform"):
+        profile("run_name=q", "transforms.eval=[]")
+    torch.save(state | {"images": [count - 1 for count in state["images"]]}, KNOWN)
+    profile("run_name=r")
+    assert "measure again" in caplog.text
 
 
 def test_images_that_cannot_be_read_are_left_out_and_listed(run, tmp_path):
