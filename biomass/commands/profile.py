@@ -384,7 +384,7 @@ def _stored(
     cfg: Config, network: nn.Module, path: Path, statistics: Statistics, transform: Transform, screen: Screen
 ) -> _Stored | None:
     """What is known of plates that statistics are taken from; None where they are not ``calibrated``."""
-    named = cfg.calibration
+    named, again = cfg.calibration, cfg.measure_again
     if statistics.word != "calibrated":
         return None
     assert statistics.names is not None
@@ -393,7 +393,7 @@ def _stored(
     label = training.Calibration.read(file).word if file.is_file() else "plate"
     measuring = Statistics.labelled(label, statistics.by, statistics.names, statistics.controls)
     known = training.check_calibration(network, file, measuring, transform)
-    if cfg.measure_again:
+    if again:
         known = replace(known, plates=[], images=[], moments={})
     known.warn_of_grown(statistics.names, screen.groups(statistics.by))
     known.give(network, statistics.names)
