@@ -43,7 +43,7 @@ from biomass.models import digest
 from biomass.norms import WORDS, Method, PlateBatchNorm, Statistics, calibration_state, tuning_state
 from biomass.screen import KINDS, PLATE, Screen, control_numbers
 
-PLACE = 65
+PLACE = 72
 
 POSTPROCESS = "postprocess.npz"
 """The post-processing of a run, fitted, in its folder."""

@@ -285,7 +285,7 @@ def simulate_lab_folder(
         DataError: there are fewer than three plates.
 
     >>> lab = simulate_lab_folder(getfixture("tmp_path") / "lab", "cellvoyager", sites=1, size=48)
-    >>> sorted(path.name for path in lab.images.glob("*/*"))[1]
+    >>> sorted(path.name for path in lab.images.glob("*/*"))[0]
     '20261102-P01_B03_T0001F001L01A01Z01C01.tif'
     """
     if layout not in LAYOUTS:
