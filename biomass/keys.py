@@ -358,6 +358,7 @@ ADVICE = {
     "own_transforms": Advice("set {key}", ("transforms.eval",)),
     "encoder_path": Advice("set {key}", ("encoder_path",)),
     "pretrained": Advice("or set {key}=false", ("model.pretrained",)),
+    "resident": Advice("set {key}=false", ("trainer.resident",)),
     "statistics": Advice(
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
     ),

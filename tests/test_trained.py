@@ -90,9 +90,11 @@ def test_one_image_next_week_is_predicted_as_with_the_whole_plate_in_hand(file: 
     later = load(file, statistics=word).load_adaptation()
     for row in (17, 3):
         alone = later.predict(part(whole, [row]))
-        np.testing.assert_allclose(chances(alone)[0], in_hand[row], atol=1e-5)
+        np.testing.assert_allclose(chances(alone)[0], in_hand[row], rtol=1e-3, atol=1e-4)
     mixed = [20, 1, 13, 8]
-    np.testing.assert_allclose(chances(later.predict(part(whole, mixed), batch_size=3)), in_hand[mixed], atol=1e-5)
+    np.testing.assert_allclose(
+        chances(later.predict(part(whole, mixed), batch_size=3)), in_hand[mixed], rtol=1e-3, atol=1e-4
+    )
     unadapted = chances(load(file, statistics="running").predict(whole))
     assert np.abs(unadapted - in_hand).max() > 0.01  # statistics do matter here
 

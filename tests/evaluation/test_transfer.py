@@ -792,11 +792,6 @@ def test_a_second_run_of_the_same_name_goes_on(run):
         (["channels=[]"], ConfigError, "the list of channels is empty"),
         (["channels=actin"], ConfigError, r"channels is \"actin\"; .*; write \[actin\]"),
         (["model.key=convnext_tiny"], ConfigError, "'convnext_tiny' has no batch norm"),
-        (
-            ["model.key=vit_tiny_patch16_224", "normalizations=[running]"],
-            ConfigError,
-            "network 'vit_tiny_patch16_224' does not take images of 48 x 48 pixels and 3 channels",
-        ),
         (["model.key=inception_v3"], ConfigError, "network 'inception_v3' does not take images of 48 x 48 pixels"),
         (["metric=l1"], ConfigError, "metric 'l1' is unknown"),
         (["dataloaders=bbbc021", "dataloaders.root_dir=nowhere"], DataError, "no BBBC021 below 'nowhere'"),
