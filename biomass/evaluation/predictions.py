@@ -20,11 +20,8 @@ from torch import Tensor
 
 from biomass.atomic import whole_file
 from biomass.errors import DataError
-from biomass.evaluation.transfer import COLUMNS
-from biomass.screen import FIELD, PLATE, UNLABELLED, Screen
-
-CELLS = "Metadata_Count_Cells"
-"""How many rows of the screen a prediction rests on, where there is a field with several."""
+from biomass.evaluation.profiles import CONTROL, COUNT_CELLS, COUNT_FIELDS, NAMES, metadata_table
+from biomass.screen import FIELD, PLATE, Screen
 
 ABOUT = b"biomass.predictions"
 """What a file of predictions says of itself, as JSON in the metadata of its schema."""
@@ -37,7 +34,7 @@ COMBINED = {
 
 _ROWS = 4096  # whose entropies are computed at once
 
-_INNER = ("plate_id", "label", "cell", "x", "y")
+_INNER = ("Metadata_cell", "Metadata_x", "Metadata_y")
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class Predictions:
         screen, there = self.fields.screen, self._there
         about = describe_rows(screen, self.fields.first[there], self.fields.of_row, there)
         if (np.bincount(self.fields.of_row[self.fields.of_row >= 0]) > 1).any():
-            about[CELLS] = self.counts[there]
+            about[COUNT_CELLS] = self.counts[there]
         return pd.concat([about, prediction_columns(self.probabilities[:, there], self.classes)], axis=1)
 
     def of_wells(self) -> pd.DataFrame:
@@ -155,8 +152,8 @@ class Predictions:
         of_field[there] = well
         rows = first[np.unique(well, return_index=True)[1]]
         about = describe_rows(screen, rows, of_field[self.fields.of_row], np.arange(number))
-        about = about.drop(columns="Metadata_site", errors="ignore")
-        about["Metadata_Count_Fields"] = np.bincount(well, minlength=number)
+        about = about.drop(columns=NAMES["site"], errors="ignore")
+        about[COUNT_FIELDS] = np.bincount(well, minlength=number)
         means = np.stack([_means(one[there], well, number) for one in self.probabilities])
         return pd.concat([about, prediction_columns(means, self.classes)], axis=1)
 
@@ -245,23 +242,19 @@ def describe_rows(screen: Screen, rows: np.ndarray, of_row: np.ndarray, things: 
     place[things] = np.arange(len(things))
     position = place[of_row]
     members = np.flatnonzero(position >= 0)
+    table = metadata_table(screen)
     described: dict[str, Any] = {}
-    for column in (c for c in screen.table if c not in _INNER):
-        values = screen.table[column]
+    for name in (name for name in table if name not in _INNER):
+        values = table[name]
         codes = _numbered(values)
-        needed = column in (*FIELD, "control")
+        needed = name in (*NAMES.values(), CONTROL)
         if not needed and not _says_something(values):
             continue
-        if column not in FIELD and (codes[members] != codes[rows][position[members]]).any():
+        if name not in NAMES.values() and (codes[members] != codes[rows][position[members]]).any():
             continue
         chosen = values.iloc[rows].reset_index(drop=True)
         category = isinstance(chosen.dtype, pd.CategoricalDtype)
-        name = COLUMNS.get(str(column), f"Metadata_{str(column).removeprefix('Metadata_')}")
-        name = f"{name}_as_given" if name in described else name  # such as a batch beside the experiment
-        described[name] = chosen.astype(object) if category else chosen
-    labels = screen.labels[rows]
-    if (labels != UNLABELLED).any() and (screen.labels[members] == labels[position[members]]).all():
-        described["Metadata_label"] = np.array([*screen.classes, None], dtype=object)[labels]  # -1 is the last
+        described[str(name)] = chosen.astype(object) if category else chosen
     return pd.DataFrame(described)
 
 

@@ -123,7 +123,7 @@ def describe(screen: Screen, rows: str | None = None) -> Description:
     row_level = rows or ("cells" if several or screen.fields is not None else "fields")
     if row_level == "fields":  # each by itself, also where sites have no names
         fields = np.arange(len(screen))
-    table = _named(screen)
+    table = metadata_table(screen)
     columns = {row_level: list(table.columns)}
     columns["fields"] = [c for c in table.columns if row_level == "fields" or _is_one(table[c], fields)]
     columns["wells"] = [c for c in table.columns if _is_one(table[c], wells)]
@@ -152,7 +152,7 @@ def check_groups(known: Description, groups: np.ndarray, by: Sequence[str]) -> N
         )
 
 
-def _named(screen: Screen) -> pd.DataFrame:
+def metadata_table(screen: Screen) -> pd.DataFrame:
     """The table of a screen under the names of a profile table; labels by the names of their classes."""
     own = screen.table.drop(columns=["plate_id", "label"]).rename(columns=str)
     for column in own.select_dtypes(object):

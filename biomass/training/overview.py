@@ -126,7 +126,7 @@ def _batches(batches: BatchSource, noun: str) -> str:
 def _statistics(word: str, by: Sequence[str], controls: str) -> str:
     groups = f" by {', '.join(by)}" if WORDS[word].by_group else ""
     kind = f" ({controls} controls)" if word in ("controls", "joint", "balanced", "shrunk") else ""
-    return f"{word}{groups}{kind}, that is {WORDS[word].meaning}"
+    return f"'{word}'{groups}{kind}: {WORDS[word].meaning.partition(':')[0]}"
 
 
 def _percent(share: float) -> str:

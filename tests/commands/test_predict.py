@@ -16,7 +16,7 @@ from biomass.evaluation.predictions import ABOUT
 TRAIN = (*TINY_SCREEN, *TINY_RUN, "num_epochs=2", "train_batch_size=8", "dataloaders.eval_splits=[val,test]")
 PREDICT = (*TINY_SCREEN, "device=cpu")
 CELLS = (*(o for o in TINY_CELLS if "warmup" not in o),)
-KEYS = ["Metadata_batch", "Metadata_plate", "Metadata_well", "Metadata_site"]
+KEYS = ["Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site"]
 
 
 def read(run: str, name: str = "predictions") -> pd.DataFrame:
