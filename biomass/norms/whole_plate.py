@@ -462,6 +462,9 @@ class WholePlate:
     """
 
     def __init__(self, network: nn.Module, store: Store, plate: str, correction: Correction | None = None) -> None:
+        if correction is not None:  # it was made on the host
+            device = device_of(network)
+            correction = Correction(*(None if one is None else one.to(device) for one in correction))
         self.network, self.plate, self.correction = network, plate, correction
         self.members: Tensor | None = None
         self.strata: dict[str, Tensor] = {}
