@@ -228,7 +228,7 @@ class Screen:
         """
         rows = np.flatnonzero((self.table["split"] == split).to_numpy())
         if not len(rows):
-            hint = did_you_mean(split, self.splits) or "this screen has no splits"
+            hint = did_you_mean(split, self.splits) or "this screen has none: share out its plates, or its experiments"
             raise ConfigError(f"split '{split}' has no rows; {hint}", advice="splits")
         return rows
 

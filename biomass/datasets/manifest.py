@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomass.datasets.splits import check_splits
+from biomass.datasets.splits import check_splits, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
 from biomass.pixels.files import check_present, check_unique, open_files
@@ -53,7 +53,7 @@ def load_manifest(
     sizes: str | None = None,
     columns: Mapping[str, Any] | None = None,
     classes: Sequence[Any] | None = None,
-    splits: Mapping[str, Any] | None = None,
+    splits: Mapping[str, Any] | str | None = None,
     control: Mapping[str, Any] | None = None,
     on_bad_image: str = "error",
 ) -> Screen:
@@ -89,7 +89,8 @@ def load_manifest(
         splits: for every split a mapping of columns to the values that it takes, such as
             ``{train: {experiment: [Week1, Week2]}, test: {plate: [P7, Week4/P1]}, val: rest}``. An image has to fulfil
             all columns of a mapping; a plate may be given with its experiment; ``rest`` takes what is left, otherwise
-            that is in no split. If left out, the column ``split`` decides.
+            that is in no split. ``plate`` or ``experiment``: whole ones are shared out, see
+            :func:`biomass.datasets.splits.make_splits`. If left out, the column ``split`` decides.
         control: which wells are controls, by the values of a column: ``{column: compound, negative: [DMSO],
             positive: [taxol]}``; an empty text stands for rows without a value. If left out, the column ``control``
             says ``negative``, ``positive`` or nothing.
@@ -159,7 +160,11 @@ def load_manifest(
         table[column] = frame[own[column]] if column in own else ""
     if control is not None:
         table["control"] = control_kinds(frame, control, of_wells)
-    if splits is not None:
+    if isinstance(splits, str):
+        table["split"], notes = make_splits(table, splits)
+        for note in notes:
+            log.info("%s", note)
+    elif splits is not None:
         table["split"] = _splits(table, splits, of_wells)
     for note in check_splits(table):
         log.warning("'%s': %s", file, note)
@@ -191,7 +196,11 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, str]] = {
     "axes": (_TEXT, "a word, such as HWC", "axes"),
     "columns": (_MAPPING, "a mapping, such as {label: moa}", "columns"),
     "classes": (_LIST, "a list, such as [Actin, Tubulin]", "classes"),
-    "splits": (_MAPPING, "a mapping, such as {train: {experiment: [W1]}, test: rest}", "splits"),
+    "splits": (
+        (Mapping, str),
+        "plate, experiment, or a mapping, such as {train: {experiment: [W1]}, test: rest}",
+        "splits",
+    ),
     "control": (_MAPPING, "a mapping, such as {column: compound, negative: [DMSO]}", "control"),
 }
 """What the arguments of a manifest may be: types, how to say it, and whose advice helps."""
@@ -282,9 +291,12 @@ def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, s
     return own
 
 
-def _columns_of(splits: Mapping[str, Any] | None, control: Mapping[str, Any] | None, there: Sequence[str]) -> set[str]:
+def _columns_of(
+    splits: Mapping[str, Any] | str | None, control: Mapping[str, Any] | None, there: Sequence[str]
+) -> set[str]:
     """The columns of the manifest that splits and controls name."""
-    rules = [rule for rule in (splits or {}).values() if isinstance(rule, Mapping)]
+    mapping = splits if isinstance(splits, Mapping) else {}
+    rules = [rule for rule in mapping.values() if isinstance(rule, Mapping)]
     named = {column for rule in rules for column in rule if column in there}
     if control is None:
         return named

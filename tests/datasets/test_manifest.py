@@ -210,6 +210,16 @@ def test_splits(lab: Callable[..., Screen], splits: dict[str, Any], expected: li
     assert lab(named, splits=splits).table["split"].tolist() == expected
 
 
+@pytest.mark.parametrize("by", ["plate", "experiment"])
+def test_a_screen_without_splits_is_shared_out(lab: Callable[..., Screen], by: str) -> None:
+    screen = lab(splits=by)
+    columns = ["experiment", "plate"][: 1 + (by == "plate")]
+    assert "train" in screen.splits
+    assert screen.table.groupby(columns, observed=True)["split"].nunique().max() == 1
+    with pytest.raises(ConfigError, match="'wells'"):
+        lab(splits="wells")
+
+
 def test_splits_that_share_plates_are_warned_about(
     lab: Callable[..., Screen], caplog: pytest.LogCaptureFixture
 ) -> None:
