@@ -306,6 +306,7 @@ ADVICE = {
     # the table of a screen
     "path": Advice("the table is {key}, relative to dataloaders.root_dir", (f"{_SOURCE}.path",)),
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
+    "divide": Advice("{key}=plate or {key}=experiment shares out whole ones", (f"{_SOURCE}.splits",)),
     "splits": Advice("those used are in {key}", ("dataloaders.eval_splits", f"{_SOURCE}.splits")),
     "label": Advice("the labels are {key}", (f"{_SOURCE}.columns.label",)),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),

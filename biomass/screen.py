@@ -228,8 +228,9 @@ class Screen:
         """
         rows = np.flatnonzero((self.table["split"] == split).to_numpy())
         if not len(rows):
-            hint = did_you_mean(split, self.splits) or "this screen has none: share out its plates, or its experiments"
-            raise ConfigError(f"split '{split}' has no rows; {hint}", advice="splits")
+            if not self.splits:
+                raise ConfigError(f"split '{split}' has no rows: this screen has no splits", advice="divide")
+            raise ConfigError(f"split '{split}' has no rows; {did_you_mean(split, self.splits)}", advice="splits")
         return rows
 
     def with_shuffled_labels(self, split: str, seed: int) -> "Screen":
