@@ -45,7 +45,16 @@ OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
 _LONGEST = 120
 """Characters of a run's name; a longer one is cut, and a digest of it is put behind."""
 _TRACEBACKS = "HYDRA_FULL_ERROR"
-_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+_NO_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+}
 """Why a file cannot be written, where the user can do something about it."""
 
 

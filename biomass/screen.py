@@ -228,8 +228,9 @@ class Screen:
         """
         rows = np.flatnonzero((self.table["split"] == split).to_numpy())
         if not len(rows):
-            hint = did_you_mean(split, self.splits) or "this screen has no splits"
-            raise ConfigError(f"split '{split}' has no rows; {hint}", advice="splits")
+            if not self.splits:
+                raise ConfigError(f"split '{split}' has no rows, and this screen has no splits at all", "no_splits")
+            raise ConfigError(f"split '{split}' has no rows; {did_you_mean(split, self.splits)}", advice="splits")
         return rows
 
     def with_shuffled_labels(self, split: str, seed: int) -> "Screen":
