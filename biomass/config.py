@@ -213,6 +213,8 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
             raise cause from None
         if isinstance(cause, TypeError | ImportError) or cause is None:
             raise ConfigError(f"cannot build {node.get('_target_')}: {one_line(cause or error)}") from error
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"the path '{cause.filename}' is too long for the disk: choose a shorter one") from error
         raise
 
 

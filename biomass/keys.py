@@ -320,6 +320,10 @@ ADVICE = {
     "depths": Advice("or set {key}=scale", (f"{_SOURCE}.depths",)),
     "sizes": Advice("or set {key} to crop or pad", (f"{_SOURCE}.sizes",)),
     "channels": Advice("the channels are {key}", (f"{_SOURCE}.channels", "channels")),
+    "other_channels": Advice(
+        f"name them alike in {{key}}, or, where every channel has a file of its own, in {_SOURCE}.image",
+        (f"{_SOURCE}.channels", "channels"),
+    ),
     "encoder_channels": Advice("set {key}, or leave them to the checkpoint", ("channels",)),
     "channel": Advice("the channels are {key}", (f"{_SOURCE}.channels",)),
     # batches

@@ -148,8 +148,15 @@ def training(out: Path) -> str:
     if out.name != "manifest.parquet":
         typed["dataloaders.source.path"] = out.name
     plain = {key: re.fullmatch(r"[\w./-]+", value) for key, value in typed.items()}
-    overrides = [f"{key}={text}" if plain[key] else shlex.quote(f'{key}="{text}"') for key, text in typed.items()]
+    overrides = [
+        f"{key}={text}" if plain[key] else shlex.quote(f'{key}="{_in_quotes(text)}"') for key, text in typed.items()
+    ]
     return " ".join(["python train_erm.py dataloaders=manifest", *overrides, "model.d_out=null"])
+
+
+def _in_quotes(text: str) -> str:
+    """A text as Hydra reads it between double quotes: backslashes count before a quote and at the end."""
+    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + '\\"' * (found[2] == '"'), text)
 
 
 def pairs(option: str, values: Sequence[str]) -> dict[str, str]:

@@ -568,8 +568,9 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
     fading = [row for row in map(int, newest) if row not in bad and ends_in_zeros(table.folder / files["path"][row])]
     if fading:
         table.notes.append(
-            f"image '{files['path'][fading[0]]}' changed lately and ends in zeros, as do {len(fading) - 1} more of the "
-            f"{len(newest)} newest: if they are still being written, index again when the plate is complete"
+            f"{len(fading)} of the {len(newest)} newest files looked at end in zeros, such as "
+            f"'{files['path'][fading[0]]}': dark images, or still being written; then index again when the plate is "
+            "complete"
         )
     if bad:
         why = next(iter(bad.values()))
@@ -597,7 +598,8 @@ def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
             f"image '{path}' cannot be read ({problem}), and changed {since:.0f} s ago: wait until the plate is "
             "complete, and index again"
         )
-    return f"image '{path}' cannot be read ({problem}): copy it again"
+    more = "" if incomplete else ", or save it as its name says"
+    return f"image '{path}' cannot be read ({problem}): copy it again{more}"
 
 
 def _first_of_plates(fields: pd.DataFrame) -> np.ndarray:

@@ -63,7 +63,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             written = file.read(2)
         if path.suffix != ".safetensors" and written not in _STARTS:
             raise CheckpointError(
-                f"'{path}' is no checkpoint: it does not begin as a file that torch.save wrote; name another"
+                f"checkpoint '{path}' is no file that torch.save wrote, by its first bytes; name another"
             ) from error
         why = one_line(error).partition(". ")[0]
         raise CheckpointError(f"checkpoint '{path}' cannot be read ({why}); is it cut off?") from error
