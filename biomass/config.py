@@ -509,6 +509,8 @@ def _is_given(settings: Any, mode: str) -> bool:
 
 
 def _cannot_write(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the path '{error.filename}' is too long for the disk: choose a shorter one"
     return f"cannot write to '{error.filename}' ({error.strerror}); run where you may write"
 
 
