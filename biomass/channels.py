@@ -57,6 +57,29 @@ def match_channels(wanted: Sequence[str], available: Sequence[str], advice: str 
     return tuple(found)
 
 
+def check_expected(network: object, wanted: Sequence[str], available: Sequence[str]) -> None:
+    """Make sure that a screen has the channels that a network expects, under these names or their synonyms.
+
+    Args:
+        network: where it comes from.
+        wanted: names of the channels that it expects.
+        available: names of the channels that the screen has.
+
+    Raises:
+        ConfigError: it has others; names both lists.
+
+    >>> check_expected("a.pt", ["DNA"], ["w1", "nuclei"])
+    """
+    try:
+        match_channels(wanted, available)
+    except ConfigError as error:
+        raise ConfigError(
+            f"'{network}' expects the channels {', '.join(wanted)}, and this screen has {', '.join(available)}: "
+            f"{error}",
+            "other_channels",
+        ) from error
+
+
 def _position(name: str, keys: Sequence[str], available: Sequence[str], advice: str) -> int:
     key = _key(name)
     others = [b if key == a else a for a, b in STAND_INS if key in (a, b)]

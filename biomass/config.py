@@ -45,7 +45,16 @@ OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
 _LONGEST = 120
 """Characters of a run's name; a longer one is cut, and a digest of it is put behind."""
 _TRACEBACKS = "HYDRA_FULL_ERROR"
-_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+_NO_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+}
 """Why a file cannot be written, where the user can do something about it."""
 
 
@@ -204,6 +213,8 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
             raise cause from None
         if isinstance(cause, TypeError | ImportError) or cause is None:
             raise ConfigError(f"cannot build {node.get('_target_')}: {one_line(cause or error)}") from error
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"the path '{cause.filename}' is too long for the disk: choose a shorter one") from error
         raise
 
 
@@ -498,6 +509,8 @@ def _is_given(settings: Any, mode: str) -> bool:
 
 
 def _cannot_write(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the path '{error.filename}' is too long for the disk: choose a shorter one"
     return f"cannot write to '{error.filename}' ({error.strerror}); run where you may write"
 
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from biomass import training
 from biomass.atomic import check_place
+from biomass.channels import check_expected
 from biomass.config import Config, build, is_given, next_commands, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
@@ -494,6 +495,8 @@ def _of_checkpoint(cfg: Config) -> _Found:
         raise ConfigError(
             f"'{path}' takes {architecture.in_channels} channels, not the {number} {', '.join(channels)}", "expects"
         )
+    else:
+        check_expected(path, channels, screen.pixels.channels)
     nodes = cfg.transforms.eval
     transform = trained_transform(origin.get("config", {}), path) if nodes is None else compose(nodes)
     return path, network, architecture, channels, screen, transform

@@ -298,6 +298,7 @@ ADVICE = {
     "root_dir": Advice("{key}, or the environment variable BIOMASS_DATA, says where it is", ("dataloaders.root_dir",)),
     "cache_dir": Advice("set {key} to a folder that can be written", ("dataloaders.cache_dir",)),
     "img_dir": Advice("the folder of images is {key}", ("dataloaders.img_dir", f"{_SOURCE}.image_dir")),
+    "image_dir": Advice("the folder of images is {key}", (f"{_SOURCE}.image_dir",)),
     "summary_file": Advice("correct {key}, or set it to null", ("dataloaders.summary_file",)),
     "metadata_file": Advice("correct {key}, or set it to null", ("dataloaders.metadata_file",)),
     "left_over": Advice("the nuclei are read from {key}", (f"{_SOURCE}.nuclei_dir",)),
@@ -308,6 +309,7 @@ ADVICE = {
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
     "divide": Advice("{key}=plate or {key}=experiment shares out whole ones", (f"{_SOURCE}.splits",)),
     "splits": Advice("those used are in {key}", ("dataloaders.eval_splits", f"{_SOURCE}.splits")),
+    "no_splits": Advice("say them in {key}, or index it again with --splits", (f"{_SOURCE}.splits",)),
     "label": Advice("the labels are {key}", (f"{_SOURCE}.columns.label",)),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
     "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),
@@ -319,6 +321,10 @@ ADVICE = {
     "depths": Advice("or set {key}=scale", (f"{_SOURCE}.depths",)),
     "sizes": Advice("or set {key} to crop or pad", (f"{_SOURCE}.sizes",)),
     "channels": Advice("the channels are {key}", (f"{_SOURCE}.channels", "channels")),
+    "other_channels": Advice(
+        f"name them alike in {{key}}, or, where every channel has a file of its own, in {_SOURCE}.image",
+        (f"{_SOURCE}.channels", "channels"),
+    ),
     "encoder_channels": Advice("set {key}, or leave them to the checkpoint", ("channels",)),
     "channel": Advice("the channels are {key}", (f"{_SOURCE}.channels",)),
     # batches

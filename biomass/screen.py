@@ -229,7 +229,7 @@ class Screen:
         rows = np.flatnonzero((self.table["split"] == split).to_numpy())
         if not len(rows):
             if not self.splits:
-                raise ConfigError(f"split '{split}' has no rows: this screen has no splits", advice="divide")
+                raise ConfigError(f"split '{split}' has no rows: this screen has no splits", advice="no_splits")
             raise ConfigError(f"split '{split}' has no rows; {did_you_mean(split, self.splits)}", advice="splits")
         return rows
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from biomass import training
+from biomass.channels import check_expected
 from biomass.datasets.any_source import open_source
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.encode import select_channels
@@ -103,14 +104,8 @@ class Member:
                     "channels",
                 )
             return self.transform
-        try:
-            return select_channels(self.channels, screen, self.transform)
-        except ConfigError as error:
-            raise ConfigError(
-                f"'{self.path}' expects the channels {', '.join(self.channels)}, and this screen has "
-                f"{', '.join(found)}: {error}",
-                "channels",
-            ) from error
+        check_expected(self.path, self.channels, found)
+        return select_channels(self.channels, screen, self.transform)
 
     def weighed(self, statistics: Statistics) -> nn.Module:
         """What the moments of plates depend on: the encoder, or all that classifies, where statistics ask classes."""

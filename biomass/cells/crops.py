@@ -159,6 +159,8 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48, *, alone: bool =
         DataError: no crop lies inside its field.
     """
     check_crop_size(screen, size)
+    if nuclei.table.empty:
+        raise DataError(f"there is not one nucleus in the {len(screen)} fields: check where they come from")
     cells = nuclei.table.sort_values("image", kind="stable")
     of_field = cells.groupby("image").cumcount().to_numpy(np.int64)
     if "nucleus" not in cells:

@@ -156,6 +156,20 @@ def read_nuclei_table(file: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     half = there & (nuclei["x"].isna() | nuclei["y"].isna())
     if half.any():
         raise DataError(f"{table.place(int(np.argmax(half)))} has only one of x and y: give both, or none", "nuclei")
+    endless = np.isinf(nuclei["x"]) | np.isinf(nuclei["y"])
+    if endless.any():
+        raise DataError(
+            f"{table.place(int(np.argmax(endless)))} has an infinite x or y: correct it, or remove it", "nuclei"
+        )
+    again = there & nuclei.duplicated(["field", "x", "y"])
+    if again.any():
+        row = int(np.argmax(again))
+        same = (nuclei[["field", "x", "y"]] == nuclei.loc[row, ["field", "x", "y"]]).all(axis=1)
+        more = f", as are {int(again.sum()) - 1} more that are there twice" if again.sum() > 1 else ""
+        raise DataError(
+            f"{table.place(row)} is the nucleus of {table.place(int(np.argmax(same)))} again{more}: remove one of them",
+            "nuclei",
+        )
     nuclei["area"] = nuclei["area"].astype(np.float64).fillna(0)
     return fields, nuclei[there].reset_index(drop=True)
 

@@ -14,6 +14,7 @@ A tool is imported when it is called, and not before: it may import what it like
 
 import argparse
 import ast
+import errno
 import logging
 import re
 import sys
@@ -34,6 +35,7 @@ ADVICE = {
     "metadata_file": "give --set metadata_file=…",
     "summary_file": "correct --set summary_file=…, or leave it out",
     "plates": "give --set 'plates=[…]'",
+    "image_dir": "give --set image_dir=…",
     "image": "give --set image=…, or --set image.<channel>=… where every channel has a file of its own",
     "channels": "give --set 'channels=[…]'",
     "axes": "give --set axes=CHW or --set axes=HWC",
@@ -42,6 +44,7 @@ ADVICE = {
     "depths": "or give --set depths=scale",
     "sizes": "or give --set sizes=crop or --set sizes=pad",
     "columns": "give --set columns.<column>=…",
+    "no_splits": "give --set 'splits.<split>.<column>=[…]'",
     "splits": "give --set 'splits.<split>.<column>=[…]'",
     "control": "give --set control.column=… --set 'control.negative=[…]'",
     "classes": "give --set 'classes=[…]'",
@@ -148,6 +151,10 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
     except BiomassError as error:
         advice = {name: text for name, text in (ADVICE | dict(own or {})).items() if name not in followed}
         raise SystemExit(f"error: {explain(error, advice)}") from None
+    except OSError as error:  # so long that even looking whether it is there fails, wherever that is first done
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise SystemExit(f"error: the path '{error.filename}' is too long for the disk: choose a shorter one") from None
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)
         raise SystemExit(130) from None

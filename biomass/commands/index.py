@@ -46,6 +46,8 @@ _OWN = {
     "time": "give --time with the number of one",
     "depths": "or give --depths scale",
     "sizes": "or give --sizes crop or --sizes pad",
+    "channels": "several channels in a file need a pattern without {channel}; focal planes need --z",
+    "axes": "save the files with the order of their dimensions, as OME-TIFF or as ImageJ does",
     "columns": "name columns with --set columns.<column>=…, and plates with --plate or --barcodes",
     "left_over": "or give --allow-left-over to leave it without labels",
 }
@@ -82,9 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key in settings:
             if key not in ("columns", "control"):
                 raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
-        out = args.out if args.out.suffix else args.out / "manifest.parquet"
+        out = args.out / "manifest.parquet" if args.out.is_dir() or not args.out.suffix else args.out
         if out.suffix.lower() != ".parquet":
-            raise ConfigError(f"'{out}' is to be the manifest, which is a Parquet file: call it {out.stem}.parquet")
+            raise ConfigError(
+                f"'{out}' is to be the manifest, which is a Parquet file: call it {out.stem}.parquet, or, if it is a "
+                f"folder, {out.name}/manifest.parquet"
+            )
         index = index_folder(
             args.folder,
             layout=args.layout,
@@ -143,8 +148,15 @@ def training(out: Path) -> str:
     if out.name != "manifest.parquet":
         typed["dataloaders.source.path"] = out.name
     plain = {key: re.fullmatch(r"[\w./-]+", value) for key, value in typed.items()}
-    overrides = [f"{key}={text}" if plain[key] else shlex.quote(f'{key}="{text}"') for key, text in typed.items()]
+    overrides = [
+        f"{key}={text}" if plain[key] else shlex.quote(f'{key}="{_in_quotes(text)}"') for key, text in typed.items()
+    ]
     return " ".join(["python train_erm.py dataloaders=manifest", *overrides, "model.d_out=null"])
+
+
+def _in_quotes(text: str) -> str:
+    """A text as Hydra reads it between double quotes: backslashes count before a quote and at the end."""
+    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + '\\"' * (found[2] == '"'), text)
 
 
 def pairs(option: str, values: Sequence[str]) -> dict[str, str]:

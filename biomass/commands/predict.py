@@ -25,6 +25,8 @@ from biomass.watching import Watch, to_table
 
 PLACE = 75
 
+log = logging.getLogger(__name__)
+
 
 @script("predict")
 def main(cfg: Config) -> float | None:
@@ -78,6 +80,13 @@ def main(cfg: Config) -> float | None:
     used = set(screen.group_names(model.by))
     fresh = used if again else used - known
     now = f", {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
+    if model.measures and used - fresh:
+        log.info(
+            "the statistics of %d plates, '%s' among them, were measured before and are told by the plates' names "
+            "alone: if these are other plates of the same names, set measure_again=true",
+            len(used - fresh),
+            min(used - fresh),
+        )
     print(
         f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; statistics "
         f"'{model.statistics}'{now}; see {folder}/"

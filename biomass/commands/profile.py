@@ -364,7 +364,12 @@ class _Stored(NamedTuple):
         """What is taken from the file, and what is measured."""
         assert self.measuring.names is not None
         if self.held:
-            log.info("calibrated: %d plates have moments in '%s'", len(self.held), self.file)
+            log.info(
+                "calibrated: %d plates have moments in '%s', by their names alone: if these are "
+                "other plates of the same names, set measure_again=true",
+                len(self.held),
+                self.file,
+            )
         now = [group for group in missing if group not in self.held]
         if now:
             rows = "all their images" if self.measuring.word == "plate" else f"their images ({self.measuring.label})"

@@ -14,15 +14,15 @@ from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.pixels.packed import ABOUT
 from biomass.screen import Screen
 
-_RXRX1 = "rxrx1_v1.0"
+_RXRX1, _MANIFEST = "rxrx1_v1.0", "manifest.parquet"
 
 
 def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -> tuple[Screen, Path]:
     """Read a source as what it is.
 
     Args:
-        source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, BBBC021, a manifest, or a packed
-            store.
+        source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, BBBC021, a manifest or the
+            folder of a ``manifest.parquet``, or a packed store.
         skip_bad: whether unreadable images are to be left out, which some readers must know: they look for all files.
         options: of its reader, which win.
 
@@ -42,6 +42,8 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
         return _call(load_rxrx1, root, skip | options, download=False), root / _RXRX1
     if is_bbbc021(source):
         return _call(load_bbbc021, source, skip | options), source
+    if source.is_dir() and (source / _MANIFEST).is_file():
+        source = source / _MANIFEST
     if source.is_file():
         return _call(load_manifest, source, skip | options), source
     if source.is_dir():

@@ -33,6 +33,7 @@ from biomass.datasets.layouts import (
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, did_you_mean, one_line
 from biomass.identifiers import normal
 from biomass.pixels.files import none_readable, open_files
+from biomass.pixels.metadata import OTHER_FORMAT, ends_in_zeros
 from biomass.pixels.planes import PROJECTIONS, Reading
 
 _FIELD = ("experiment", "plate", "well", "site")
@@ -42,6 +43,7 @@ _OPENED = 400  # files that are opened at most because of their size
 _ABOVE = 3  # folders, this one among them, whose names a preset may need
 _TRIED = 200  # plates of which a field is read
 _RECENT = 600  # seconds: a file that changed since may still be written
+_NEWEST = 60  # files that are opened at most because they changed since
 _SHOWN = 3
 
 
@@ -554,11 +556,22 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
         small = size[mine] < (usual if counts.max() >= _MOST * len(mine) else _SMALL * np.median(size[mine]))
         look[mine[small][:_OPENED]] = True
     look |= np.isin(number, _first_of_plates(table.fields)) & (size > 0)
+    changed = files["changed"].to_numpy(np.int64)
+    newest = np.argsort(-changed, kind="stable")[:_NEWEST]
+    newest = newest[(clock.time() - changed[newest] / 1e9 < _RECENT) & (size[newest] > 0)]
+    look[newest] = True
     bad: dict[int, str] = {}
     for row in tqdm(np.flatnonzero(look), "Opening some images", disable=None):
         why = _why_unreadable(table.folder, str(files["path"][row]), int(size[row]), int(files["changed"][row]))
         if why:
             bad[int(row)] = why
+    fading = [row for row in map(int, newest) if row not in bad and ends_in_zeros(table.folder / files["path"][row])]
+    if fading:
+        table.notes.append(
+            f"{len(fading)} of the {len(newest)} newest files looked at end in zeros, such as "
+            f"'{files['path'][fading[0]]}': dark images, or still being written; then index again when the plate is "
+            "complete"
+        )
     if bad:
         why = next(iter(bad.values()))
         more = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
@@ -567,21 +580,26 @@ def _unreadable(table: Index, files: pd.DataFrame, number: np.ndarray, channels:
 
 def _why_unreadable(folder: Path, path: str, size: int, changed: int) -> str:
     """Why a file cannot be read; empty where it can."""
-    problem = "it is empty" if size == 0 else ""
+    file = folder / path
+    if file.is_symlink() and not file.exists():
+        return f"image '{path}' is a link to '{file.readlink()}', which is not there: copy the images themselves"
+    problem, incomplete = "it is empty" if size == 0 else "", True
     if not problem:
         try:
             open_files(folder, [[path]])
         except BiomassError as error:  # what is laid out otherwise than others is another matter, see try_reading
             problem = one_line(error).partition(" cannot be read ")[2].rpartition("): ")[0].lstrip("(")
+            incomplete = not problem.endswith(OTHER_FORMAT.format(file.suffix))
     if not problem:
         return ""
     since = clock.time() - changed / 1e9
-    if 0 <= since < _RECENT:
+    if 0 <= since < _RECENT and incomplete:
         return (
             f"image '{path}' cannot be read ({problem}), and changed {since:.0f} s ago: wait until the plate is "
             "complete, and index again"
         )
-    return f"image '{path}' cannot be read ({problem}): copy it again"
+    more = "" if incomplete else ", or save it as its name says"
+    return f"image '{path}' cannot be read ({problem}): copy it again{more}"
 
 
 def _first_of_plates(fields: pd.DataFrame) -> np.ndarray:

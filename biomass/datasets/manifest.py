@@ -211,7 +211,7 @@ def _usual(root: Path) -> Path:
     there = [root / name for name in ("manifest.parquet", "manifest.csv") if (root / name).is_file()]
     if len(there) > 1:
         raise ConfigError(f"'{root}' holds {there[0].name} and {there[1].name}: say which", "path")
-    return there[0] if there else root / "manifest.csv"
+    return there[0] if there else root / "manifest.parquet"
 
 
 def _check_kinds(arguments: Mapping[str, Any]) -> None:

@@ -38,6 +38,13 @@ PLACE = ("experiment", "plate", "well")
 SOLVENTS = ("solvent", "vehicle")
 """Columns that say what a well without a compound holds."""
 
+_ONCE = (
+    ("treatment", "treatments", "name the columns that tell plates apart, or what is given together as one treatment"),
+    ("label", "labels", "correct its rows, or name the columns that tell plates apart, or another column of labels"),
+    ("control", "kinds of control", "correct its rows, or name the columns that tell plates apart"),
+)
+"""What a well has once: the column, its plural, and the remedy where rows say two."""
+
 _LIKE = {"columns": "{plate: barcode}", "control": "{column: compound, negative: [DMSO]}"}
 
 
@@ -373,22 +380,22 @@ def _find_controls(
 
 
 def _check_wells(table: pd.DataFrame) -> None:
-    """Refuse wells that hold two treatments."""
+    """Refuse wells that hold two treatments, or of which rows say two labels or two kinds of control."""
     if not (table["well"] != "").all():
         return
     place = ["experiment", "plate", "well"]
-    distinct = table[[*place, "treatment"]].drop_duplicates()
-    twice = distinct[distinct.duplicated(place, keep=False)]
-    if len(twice):
-        first = twice[(twice[place] == twice.iloc[0][place]).all(axis=1)]
-        plate = "/".join(filter(None, first.iloc[0][place[:2]]))
-        where = f" of plate '{plate}'" if plate else ""
-        raise DataError(
-            f"well {first.iloc[0]['well']}{where} has two treatments, '{first['treatment'].iloc[0]}' and "
-            f"'{first['treatment'].iloc[1]}': name the columns that tell plates apart, or what is given together as "
-            "one treatment",
-            "columns",
-        )
+    for column, what, remedy in _ONCE:
+        distinct = table[[*place, column]].drop_duplicates()
+        twice = distinct[distinct.duplicated(place, keep=False)]
+        if len(twice):
+            first = twice[(twice[place] == twice.iloc[0][place]).all(axis=1)]
+            plate = "/".join(filter(None, first.iloc[0][place[:2]]))
+            where = f" of plate '{plate}'" if plate else ""
+            raise DataError(
+                f"well {first.iloc[0]['well']}{where} has two {what}, '{first[column].iloc[0]}' and "
+                f"'{first[column].iloc[1]}': {remedy}",
+                "columns",
+            )
 
 
 def _said(named: Sequence[str]) -> str:

@@ -140,7 +140,7 @@ def _decode(path: Path, row: int, floats: bool = False) -> np.ndarray:
     raise BadImageError(
         f"image '{path}' is of type {array.dtype}: save it as uint8 or uint16",
         row,
-        "depths" if kind.kind == "f" else "skip",
+        "depths" if kind.kind == "f" and array.min() >= 0 and array.max() <= 1 else "skip",
     )
 
 
@@ -407,7 +407,7 @@ def _learn(
     if array.ndim == 3 and array.shape[2] in (2, 4) and array.shape[2] != expected and has_alpha(root / file):
         array = array[..., :-1]
         log.info("the last channel of '%s' is its transparency (alpha): it is left out, here and in all", root / file)
-    layout = _layout(array, root / file, expected, row, axes)
+    layout = _layout(array, root / file, expected, row, axes, reading.z)
     number = layout.shape[layout.letters.index("C")] if "C" in layout.letters else 1
     if expected is not None and number != expected:
         raise _wrong_channels(array, expected, file, row, layout.letters)
@@ -441,8 +441,10 @@ def _check_choice(reading: Reading, layout: Axes, columns: Sequence[Any], path: 
             raise ConfigError(f"image '{path}' has one {what}, number 0, and number {number} is to be read", name)
 
 
-def _layout(array: np.ndarray, path: Path, channels: int | None, row: int, axes: str | None) -> Axes:
-    """The order and the lengths of the dimensions of a file."""
+def _layout(
+    array: np.ndarray, path: Path, channels: int | None, row: int, axes: str | None, z: str | int | None
+) -> Axes:
+    """The order and the lengths of the dimensions of a file; ``z`` is what is chosen of planes, if anything is."""
     tiff, told = path.suffix.lower() in (".tif", ".tiff"), None
     if array.ndim > 2 and tiff:
         try:
@@ -470,6 +472,8 @@ def _layout(array: np.ndarray, path: Path, channels: int | None, row: int, axes:
                 "ZHW or THW",
                 "axes",
             )
+        if array.ndim == 3 and channels == 1 and z is not None and tiff and not _is_color(path):
+            return Axes("ZHW", array.shape)  # nothing says what its pages are but the user, who has chosen of planes
         return Axes(_find_axes(array, channels, str(path), row), array.shape)
     if len(axes) == array.ndim:
         return Axes(axes, array.shape)
@@ -605,6 +609,12 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
         file = next((one for one in names if not (Path(root) / one).is_file()), names[0])
         if not file:
             raise DataError(_no_file(int(missing[0]), c, channels or ("channel_0",)))
+        if len(missing) == len(column) > 1:
+            raise DataError(
+                f"image '{Path(root) / file}' is missing, and so are all others ({len(column)}): were they moved? Say "
+                "where they are, or index them again",
+                "image_dir",
+            )
         more = f", and {len(missing) - 1} more of {len(column)}" if len(missing) > 1 else ""
         raise DataError(f"image '{Path(root) / file}' is missing{more}: {_AGAIN}", "skip")
 

@@ -14,6 +14,20 @@ _LETTERS = {"T": "T", "Z": "Z", "C": "C", "S": "C", "Y": "H", "X": "W"}
 _MAX_SAMPLE = 281  # the tag MaxSampleValue
 _STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".npy": b"\x93NUMPY"}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OTHERS = {
+    **dict.fromkeys(_TIFF_STARTS, "a TIFF"),
+    _STARTS[".png"]: "a PNG",
+    _STARTS[".npy"]: "an array of NumPy",
+    b"\xff\xd8\xff": "a JPEG",
+    b"BM": "a BMP",
+    b"GIF8": "a GIF",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "packed with gzip",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git": "a pointer of Git LFS, and not the image (git lfs pull fetches it)",
+    b"<": "a page of the web or XML",
+}
+"""How files begin that are called an image and are something else."""
 
 
 class Axes(NamedTuple):
@@ -165,11 +179,16 @@ def why_damaged(path: Path) -> str | None:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start, ending = file.read(16), path.suffix.lower()
+            start, ending = file.read(32), path.suffix.lower()
             if not size:
                 return "it is empty: it may still be being written"
             if not start.strip(b"\0"):
                 return "it begins with zeros, as a file that is still being written, or was not copied to its end"
+            if size < _LEAST:
+                return _EARLY
+            for other, what in _OTHERS.items():
+                if start.startswith(other) and not start.startswith(_begins(ending)):
+                    return f"it is {what}{OTHER_FORMAT.format(path.suffix)}"
             if ending == ".png":
                 if not start.startswith(_STARTS[ending]):
                     return None
@@ -182,6 +201,24 @@ def why_damaged(path: Path) -> str | None:
         return None
 
 
+OTHER_FORMAT = ", though its name ends in {}"
+"""How :func:`why_damaged` ends where a file is whole, but of another format: with the ending of its name."""
+
+
+def ends_in_zeros(path: Path) -> bool:
+    """Whether the last quarter of a file is zeros, as of one that is still being written, or of a dark image."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LEAST)
+        file.seek(size - size // 4)
+        return size > _LEAST and bool(start.strip(b"\0")) and not file.read().strip(b"\0")
+
+
+def _begins(ending: str) -> tuple[bytes, ...]:
+    return (_STARTS[ending],) if ending in _STARTS else _TIFF_STARTS
+
+
+_LEAST = 8  # bytes that every image has
 _EARLY = "it ends too early: it may still be being written, or was not copied to its end"
 
 

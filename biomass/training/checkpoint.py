@@ -18,6 +18,7 @@ from biomass.errors import CheckpointError, one_line
 from biomass.keys import KEYS, may_change
 
 LAST, BEST = "last.pt", "best.pt"
+_STARTS = (b"PK", b"\x80\x02")  # of files that torch.save writes, today's and those of old
 METRICS = "metrics.jsonl"
 
 _OF_A_RUN = ("architecture", "config", "network", "optimizer", "schedule", "progress", "random")
@@ -43,6 +44,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint '{path}'; give a file that a run wrote below checkpoints/")
+    if not path.stat().st_size:
+        raise CheckpointError(f"checkpoint '{path}' is empty: copy it again, or name another")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -56,7 +59,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "refused, since reading it would run code; save its state dict alone"
         ) from error
     except Exception as error:  # torch.load raises whatever the bytes of another file lead it to
-        raise CheckpointError(f"checkpoint '{path}' cannot be read ({one_line(error)}); is it cut off?") from error
+        with path.open("rb") as file:
+            written = file.read(2)
+        if path.suffix != ".safetensors" and written not in _STARTS:
+            raise CheckpointError(
+                f"checkpoint '{path}' is no file that torch.save wrote, by its first bytes; name another"
+            ) from error
+        why = one_line(error).partition(". ")[0]
+        raise CheckpointError(f"checkpoint '{path}' cannot be read ({why}); is it cut off?") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint '{path}' holds a {type(state).__name__}, not a dictionary of weights")
     return state

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from biomass.errors import CheckpointError, ConfigError, one_line
+from biomass.errors import CheckpointError, ConfigError, did_you_mean, one_line
 from biomass.models import Architecture, Network, build_network, digest, is_own_code
 from biomass.norms import load_tuning
 from biomass.training.checkpoint import LAST, leaves, load_checkpoint
@@ -57,7 +57,8 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
         log.info("'%s' is the run '%s'", model_path, jobs[0].parent.name)
         return jobs[0]
     known = ", ".join(path.parent.name for path in runs[-5:]) or "none"
-    raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; runs in {folder}/: {known}")
+    hint = did_you_mean(Path(model_path).name, [path.parent.name for path in runs], f"runs in {folder}/: {known}")
+    raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; {hint}")
 
 
 def load_network(path: Path, key: str | None = None) -> tuple[Network, Architecture, dict[str, Any]]:

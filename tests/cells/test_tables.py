@@ -182,3 +182,16 @@ def test_a_few_nuclei_in_one_corner_are_no_other_unit():
     one = nuclei.assign(field=0)
     many = pd.concat([one] * 40, ignore_index=True)  # a colony in one field
     assert len(place_nuclei(screen, fields, many).table) == 480
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("P1,A1,1,3,4\nP1,A2,1,3,4\nP1,A1,1,3,4\n", "row 4 of 'n.csv' is the nucleus of row 2 of 'n.csv' again"),
+        ("P1,A1,1,3,inf\n", "row 2 of 'n.csv' has an infinite x or y"),
+    ],
+)
+def test_nuclei_that_are_listed_twice_and_those_without_end(tmp_path, rows, message):
+    (tmp_path / "n.csv").write_text(f"plate,well,site,x,y\n{rows}")
+    with pytest.raises(DataError, match=message):
+        read_nuclei_table(tmp_path / "n.csv")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path
@@ -10,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from tifffile import imread, imwrite
 
-from biomass.commands.index import main
+from biomass.commands.index import main, training
 from biomass.datasets.manifest import load_manifest
 from biomass.simulation.lab_folder import LAYOUTS, LabFolder, simulate_lab_folder
 
@@ -359,6 +363,8 @@ def test_sites_that_other_wells_have(lab, tmp_path, capsys) -> None:
         (lambda data: data[: len(data) // 2], "cannot be read"),
         (lambda data: b"<html>not found</html>", "cannot be read"),
         (lambda data: bytes(len(data)), "cannot be read"),
+        (lambda data: data[:3], "ends too early"),
+        (lambda data: b"\xff\xd8\xff\xe0" + data[4:], "a JPEG"),
     ],
 )
 def test_an_empty_a_cut_and_a_foreign_file(content, word, lab, tmp_path, capsys) -> None:
@@ -378,6 +384,48 @@ def test_a_file_that_is_still_being_written(lab, tmp_path) -> None:
     file = some_file(lab, "*24382/*/*_C05_s1_w2*")
     file.write_bytes(file.read_bytes()[:3000])
     assert "wait until the plate is complete" in fails(lab, tmp_path / "m.parquet")
+
+
+def test_a_file_of_the_full_size_that_is_still_being_written(lab, tmp_path, capsys) -> None:
+    old, file = 1_700_000_000, some_file(lab, "*24382/*/*_C05_s1_w2*")
+    data = file.read_bytes()
+    for path in lab.images.rglob("*.tif"):
+        os.utime(path, (old, old))
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    index(lab, tmp_path / "half.parquet")
+    assert re.search(f"1 of the 1 newest files .*zeros.*{file.name}", capsys.readouterr().out)
+    file.write_bytes(bytes(len(data)))
+    assert file.name in fails(lab, tmp_path / "m.parquet")
+
+
+def test_a_file_that_is_a_picture_is_not_waited_for_and_a_link_says_where_it_leads(lab, tmp_path) -> None:
+    file = some_file(lab, "*24382/*/*_C05_s1_w2*")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + file.read_bytes())
+    said = fails(lab, tmp_path / "m.parquet")
+    assert "a PNG" in said
+    assert "wait" not in said
+    file.unlink()
+    file.symlink_to(tmp_path / "gone.tif")
+    assert "gone.tif" in fails(lab, tmp_path / "m.parquet")
+
+
+def test_pages_that_nothing_describes_are_planes_where_planes_are_chosen(lab, tmp_path) -> None:
+    for path in lab.images.rglob("*.tif"):
+        image = imread(path)
+        imwrite(path, np.stack([image // 2, image, image // 4, image // 8, image // 3]), metadata=None)
+    assert "--z" in fails(lab, tmp_path / "m.parquet")
+    index(lab, tmp_path / "m.parquet", "--z", "max")
+    screen = load_manifest(tmp_path / "m.parquet")
+    truth = lab.screen.table.reset_index().sort_values(["plate", "well", "site"])["index"].to_numpy()
+    np.testing.assert_array_equal(screen.read(np.arange(72)), lab.screen.read(truth))
+
+
+def test_rows_of_a_well_that_say_two_labels(lab, tmp_path) -> None:
+    table = pd.read_csv(lab.platemap, dtype=str)
+    pd.concat([table, table.iloc[:1].assign(MoA="another")]).to_csv(lab.platemap, index=False)
+    said = fails(lab, tmp_path / "m.parquet")
+    assert "B03" in said
+    assert "'another'" in said
 
 
 def test_wells_without_a_partner_on_either_side(lab, tmp_path, capsys) -> None:
@@ -477,6 +525,23 @@ def test_a_place_that_is_a_file_and_a_manifest_that_is_no_parquet(lab, tmp_path)
     said = fails(lab, tmp_path / "file" / "m.parquet")
     assert "--out" in said
     assert "m.parquet" in fails(lab, tmp_path / "m.csv")
+    assert "v1.2/manifest.parquet" in fails(lab, tmp_path / "v1.2")
+    (tmp_path / "v1.2").mkdir()
+    main([str(lab.images), "--out", str(tmp_path / "v1.2"), "--platemap", str(lab.platemap)])
+    assert (tmp_path / "v1.2" / "manifest.parquet").is_file()
+
+
+@pytest.mark.parametrize("option", ["--out", "--platemap"])
+def test_a_path_that_is_too_long(option, lab, tmp_path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*nnn.*too long"):
+        main([str(lab.images), "--out", str(tmp_path / "m.parquet"), option, str(tmp_path / ("n" * 300))])
+
+
+@pytest.mark.parametrize("name", ['say "q"', "a\\b", "$HOME", "it's", "k=v, [x]"])
+def test_what_to_type_for_training_is_read_as_the_folder_it_names(name) -> None:
+    words = shlex.split(training(Path(name) / "manifest.parquet"))
+    (given,) = OverridesParser.create().parse_overrides([word for word in words if "root_dir" in word])
+    assert OmegaConf.create({"a": given.value()}).a == name
 
 
 def test_two_layouts_that_fit_are_both_named(made, tmp_path) -> None:

@@ -105,6 +105,7 @@ def test_stored_moments_are_taken_and_others_are_measured(profile, run, caplog):
     run("calibrate", *CELLS, "run_name=c")
     profile("run_name=p")
     assert "8 plates have moments in" in caplog.text
+    assert "measure_again=true" in caplog.text  # plates are told by their names alone
     assert "are measured now" not in caplog.text
     state = torch.load("checkpoints/encoder/last.calibrated.pt")
     names = state["plates"]
@@ -358,6 +359,10 @@ def test_images_that_cannot_be_read_are_left_out_and_listed(run, tmp_path):
     run("train_erm", *TINY_SCREEN, *TINY_RUN, "num_epochs=1", "run_name=erm")
     mine = ("dataloaders=manifest", f"dataloaders.root_dir={folder}", "dataloaders.source.axes=CHW", "device=cpu")
     mine += ("dataloaders.source.channels=[nuclei,ER,actin]", "dataloaders.num_workers=0", "model_path=erm")
+    others = [text.replace("[nuclei,ER,actin]", "[a,b,c]") for text in mine]
+    with pytest.raises(ConfigError, match=r"expects the channels .* has a, b, c"):
+        run("profile", *others, "run_name=p")
+    assert not Path("runs/p").exists()
     for name, *_ in rows[4:]:
         (folder / name).write_bytes(b"")
     (folder / rows[1][0]).write_bytes(b"cut")

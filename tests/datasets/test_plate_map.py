@@ -153,6 +153,8 @@ def test_the_tables_of_bbbc021(real_data) -> None:
         ("", {}, "empty"),
         ("plate,well,compound\nP,A1,\n", {}, "no row .* has a treatment"),
         ("plate,well,compound\nP,A1,x\nP,a01,y\n", {}, "well A01 of plate 'P' .* 'x' and 'y'"),
+        ("plate,well,compound,moa\nP,A1,x,m\nP,a01,x,n\n", {}, "well A01 of plate 'P' has two labels, 'm' and 'n'"),
+        ("plate,well,compound,control\nP,A1,x,negcon\nP,A1,x,\n", {}, "two kinds of control, 'negative' and ''"),
         ("plate,Plate,well,compound\nP,P,A1,x\n", {}, "'plate' or 'Plate'"),
         ("plate,well,compound,control\nP,A1,x,perhaps\n", {}, "row 2 .* 'perhaps'"),
         ("plate,well,compound\nP,A1,x\n", {"columns": {"plate": "barcode"}}, "'barcode'"),

@@ -268,6 +268,9 @@ def test_check_present(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png' is missing, and 1 more of 3") as caught:
         check_present(tmp_path, [["a.png", "b.png", "c.png"]])
     assert caught.value.advice == "skip"
+    with pytest.raises(DataError, match=r"b\.png' is missing, and so are all others \(2\)") as caught:
+        check_present(tmp_path, [["b.png", "c.png"]])
+    assert caught.value.advice == "image_dir"  # to skip all of them is not a remedy
     with pytest.raises(DataError, match=r"row 1 .* channel 'actin'"):
         check_present(tmp_path, [["a.png", "a.png"], ["a.png", ""]], ["dna", "actin"])
 

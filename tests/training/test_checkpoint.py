@@ -58,6 +58,10 @@ def test_a_cut_off_or_missing_file(tmp_path):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "nothing.pt")
+    for content, said in ((b"", "is empty"), (b"hello", "is no file")):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"last.pt' {said}"):
+            load_checkpoint(path)
 
 
 def test_best_is_there_before_last_says_so(tmp_path, monkeypatch):
