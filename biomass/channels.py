@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from biomass.errors import ConfigError, did_you_mean
 
 SYNONYMS = (
-    ("nuclei", "nucleus", "nuclear", "dna", "dapi", "hoechst", "h33342"),
+    ("nuclei", "nucleus", "nuclear", "dna", "dapi", "hoechst", "hoechst 33342", "hoechst 33258", "h33342"),
     ("er", "endoplasmic reticulum", "concanavalin a"),
     ("tubulin", "beta-tubulin", "microtubules"),
     ("actin", "f-actin", "phalloidin"),

@@ -23,7 +23,7 @@ from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
 from biomass.inference import Transform
-from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED
+from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED, OUTPUTS, PUBLISHED_OUTPUTS
 from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
@@ -118,6 +118,17 @@ class Experiment:
             check_place(checkpoints.folder)
         at_end, resident = trainer.measure_plates, trainer.resident
         return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, at_end, resident)
+
+    def outputs(self, screen: Screen) -> int:
+        """How many classes the network tells apart: as many as configured, or as the screen has.
+
+        The published number of a script is for the screen that it was published with; on another one it counts if the
+        command line gives it.
+        """
+        asked, there = self.cfg.model.d_out, len(screen.classes)
+        if asked is None or (asked == PUBLISHED_OUTPUTS.get(self.job) != there and not is_given(OUTPUTS)):
+            return there
+        return int(asked)
 
     def splits(self, screen: Screen, asked: list[str], d_out: int | None = None, advice: str = "d_out") -> list[str]:
         """The splits to evaluate. The script's defaults that the screen lacks are left out, and the log says so.
@@ -276,7 +287,7 @@ class Experiment:
             *overview.lines_of_run(screen, batches, splits, method, probe),
             ("device", f"{device}, {precision} bit floats; {rounds}"),
             ("folders", f"runs/{self.name}{kept}"),
-            ("", f"images in {self.cfg.dataloaders.get('root_dir')}"),
+            ("", f"images in {self.cfg.dataloaders.get('store') or self.cfg.dataloaders.get('root_dir')}"),
         ]
         metrics = ("loss",) if self.job == "train_simclr" else ("accuracy", "treatments", "by_class", "top5", "loss")
         if splits:

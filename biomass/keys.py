@@ -220,8 +220,11 @@ KEYS = {
 """Every key of the scripts and tools. What is below a ``_target_`` is the business of that target."""
 
 
-EVALUATED, MONITORED = "dataloaders.eval_splits", "trainer.monitor"
+EVALUATED, MONITORED, OUTPUTS = "dataloaders.eval_splits", "trainer.monitor", "model.d_out"
 """The keys of which it matters whether a user set them, or nobody did."""
+
+PUBLISHED_OUTPUTS = {"train_erm": 1139}
+"""Outputs of the published network, which are for its own screen: on another, nobody means them without typing them."""
 
 EVAL_SPLITS = {
     "train_erm": ["val", "test", "id_test"],

@@ -77,11 +77,11 @@ def main(cfg: Config) -> float | None:
         skipped.report(logger.folder)
     used = set(screen.group_names(model.by))
     fresh = used if again else used - known
-    now = f", {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
-    print(
-        f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; statistics "
-        f"'{model.statistics}'{now}; see {folder}/"
-    )
+    print(f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; see {folder}/")
+    now = f": {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
+    before = used - fresh if model.measures else set()
+    kept = f", {len(before)} as stored in '{stored}' for plates of these names" if before else ""
+    print(f"statistics '{model.statistics}'{now}{kept}")
     return None
 
 
