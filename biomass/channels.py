@@ -45,6 +45,8 @@ def match_channels(wanted: Sequence[str], available: Sequence[str], advice: str 
 
     >>> match_channels(["nuclei", "ER"], ["actin", "tubulin", "DAPI"])
     (2, 1)
+    >>> match_channels(["DAPI"], ["Alexa 488", "HOECHST 33342"])
+    (1,)
     """
     keys = [_key(name) for name in available]
     found = [_position(name, keys, available, advice) for name in wanted]

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from biomass import training
 from biomass.atomic import check_place
-from biomass.config import Config, build, is_given, next_commands, run_name
+from biomass.config import Config, build, is_given, is_left, next_commands, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
@@ -122,11 +122,11 @@ class Experiment:
     def outputs(self, screen: Screen) -> int:
         """How many classes the network tells apart: as many as configured, or as the screen has.
 
-        The published number of a script is for the screen that it was published with; on another one it counts if the
-        command line gives it.
+        The published number of a script is for the screen that it was published with. On another one it does not count
+        where a command line leaves it as it is.
         """
         asked, there = self.cfg.model.d_out, len(screen.classes)
-        if asked is None or (asked == PUBLISHED_OUTPUTS.get(self.job) != there and not is_given(OUTPUTS)):
+        if asked is None or (asked == PUBLISHED_OUTPUTS.get(self.job) != there and is_left(OUTPUTS)):
             return there
         return int(asked)
 

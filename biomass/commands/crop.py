@@ -110,8 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _draw(screen, nuclei, cells, before, counts, None if listed is not None else args.diameter, args)
         lost = len(nuclei.table) - len(cells)
         why = " (or other nuclei are in it: --alone)" if args.alone else ""
-        without = f"; {lost} nuclei have none: their crop of {args.size} pixels would leave the field{why}" if lost else ""
-        print(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields{without}")
+        left = (
+            f"; {lost} nuclei have none: their crop of {args.size} pixels would leave the field{why}"
+            if lost > 0
+            else ""
+        )
+        print(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields{left}")
         print(f"to train: python train_simclr.py {stored(args.out)}, or with labels: train_supervised_cell.py")
 
 

@@ -80,7 +80,7 @@ def main(cfg: Config) -> float | None:
     print(f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; see {folder}/")
     now = f": {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
     before = used - fresh if model.measures else set()
-    kept = f", {len(before)} as stored in '{stored}' for plates of these names" if before else ""
+    kept = f", {len(before)} as measured before for plates of these names" if before else ""
     print(f"statistics '{model.statistics}'{now}{kept}")
     return None
 
