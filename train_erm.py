@@ -40,7 +40,7 @@ def main(cfg: Config) -> float | None:
     screen = screen.with_shuffled_labels("train", cfg.seed) if cfg.shuffle_labels else screen
     rows, groups = screen.rows("train"), screen.groups(method.train_by)
     in_training, at_inference = method.statistics(screen)
-    d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
+    d_out = experiment.outputs(screen)
     splits = experiment.splits(screen, data.eval_splits, d_out)
     at_inference.check(screen, *splits)
 

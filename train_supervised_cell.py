@@ -33,7 +33,7 @@ def main(cfg: Config) -> float | None:
     # the cells, and where batch norm takes its statistics from
     screen, method = build(data.source), method_of(cfg)
     in_training, at_inference = method.statistics(screen)
-    d_out = cfg.model.d_out if cfg.model.d_out is not None else len(screen.classes)
+    d_out = experiment.outputs(screen)
     splits = experiment.splits(screen, data.eval_splits, d_out)
     at_inference.check(screen, *splits)
     groups, instances = screen.groups(method.train_by), screen.groups(data.instance)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from biomass.errors import ConfigError, did_you_mean
 
 SYNONYMS = (
-    ("nuclei", "nucleus", "nuclear", "dna", "dapi", "hoechst", "h33342"),
+    ("nuclei", "nucleus", "nuclear", "dna", "dapi", "hoechst", "hoechst 33342", "hoechst 33258", "h33342"),
     ("er", "endoplasmic reticulum", "concanavalin a"),
     ("tubulin", "beta-tubulin", "microtubules"),
     ("actin", "f-actin", "phalloidin"),
@@ -45,6 +45,8 @@ def match_channels(wanted: Sequence[str], available: Sequence[str], advice: str 
 
     >>> match_channels(["nuclei", "ER"], ["actin", "tubulin", "DAPI"])
     (2, 1)
+    >>> match_channels(["DAPI"], ["Alexa 488", "HOECHST 33342"])
+    (1,)
     """
     keys = [_key(name) for name in available]
     found = [_position(name, keys, available, advice) for name in wanted]

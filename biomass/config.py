@@ -530,6 +530,11 @@ def is_given(key: str) -> bool:
     return any(text.lstrip("+").partition("=")[0] == key for text in overrides())
 
 
+def is_left(key: str) -> bool:
+    """Whether there is a command line, and it leaves a key as its file has it."""
+    return HydraConfig.initialized() and not is_given(key)
+
+
 def next_commands(job: str, name: str) -> list[list[str]]:
     """What to type after a run, with its name and its images: the words of each command, as a shell takes them.
 

@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from biomass import training
 from biomass.atomic import check_place
 from biomass.channels import check_expected
-from biomass.config import Config, build, is_given, next_commands, run_name
+from biomass.config import Config, build, is_given, is_left, next_commands, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
 from biomass.inference import Transform
-from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED
+from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED, OUTPUTS, PUBLISHED_OUTPUTS
 from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
@@ -119,6 +119,17 @@ class Experiment:
             check_place(checkpoints.folder)
         at_end, resident = trainer.measure_plates, trainer.resident
         return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, at_end, resident)
+
+    def outputs(self, screen: Screen) -> int:
+        """How many classes the network tells apart: as many as configured, or as the screen has.
+
+        The published number of a script is for the screen that it was published with. On another one it does not count
+        where a command line leaves it as it is.
+        """
+        asked, there = self.cfg.model.d_out, len(screen.classes)
+        if asked is None or (asked == PUBLISHED_OUTPUTS.get(self.job) != there and is_left(OUTPUTS)):
+            return there
+        return int(asked)
 
     def splits(self, screen: Screen, asked: list[str], d_out: int | None = None, advice: str = "d_out") -> list[str]:
         """The splits to evaluate. The script's defaults that the screen lacks are left out, and the log says so.
@@ -277,7 +288,7 @@ class Experiment:
             *overview.lines_of_run(screen, batches, splits, method, probe),
             ("device", f"{device}, {precision} bit floats; {rounds}"),
             ("folders", f"runs/{self.name}{kept}"),
-            ("", f"images in {self.cfg.dataloaders.get('root_dir')}"),
+            ("", f"images in {self.cfg.dataloaders.get('store') or self.cfg.dataloaders.get('root_dir')}"),
         ]
         metrics = ("loss",) if self.job == "train_simclr" else ("accuracy", "treatments", "by_class", "top5", "loss")
         if splits:

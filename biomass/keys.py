@@ -220,8 +220,11 @@ KEYS = {
 """Every key of the scripts and tools. What is below a ``_target_`` is the business of that target."""
 
 
-EVALUATED, MONITORED = "dataloaders.eval_splits", "trainer.monitor"
+EVALUATED, MONITORED, OUTPUTS = "dataloaders.eval_splits", "trainer.monitor", "model.d_out"
 """The keys of which it matters whether a user set them, or nobody did."""
+
+PUBLISHED_OUTPUTS = {"train_erm": 1139}
+"""Outputs of the published network, which are for its own screen: on another, nobody means them without typing them."""
 
 EVAL_SPLITS = {
     "train_erm": ["val", "test", "id_test"],
@@ -307,9 +310,8 @@ ADVICE = {
     # the table of a screen
     "path": Advice("the table is {key}, relative to dataloaders.root_dir", (f"{_SOURCE}.path",)),
     "columns": Advice("name it in {key}", (f"{_SOURCE}.columns",)),
-    "divide": Advice("{key}=plate or {key}=experiment shares out whole ones", (f"{_SOURCE}.splits",)),
     "splits": Advice("those used are in {key}", ("dataloaders.eval_splits", f"{_SOURCE}.splits")),
-    "no_splits": Advice("say them in {key}, or index it again with --splits", (f"{_SOURCE}.splits",)),
+    "no_splits": Advice("{key}=plate or {key}=experiment shares out whole ones", (f"{_SOURCE}.splits",)),
     "label": Advice("the labels are {key}", (f"{_SOURCE}.columns.label",)),
     "control": Advice("the controls are {key}", (f"{_SOURCE}.control",)),
     "classes": Advice("the classes are {key}", (f"{_SOURCE}.classes",)),

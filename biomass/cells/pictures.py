@@ -1,5 +1,6 @@
 """Pictures of what was found and cut, to look at: for each plate three fields with outlines, and some of its cells."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from biomass.errors import BadImageError
 from biomass.pixels.processes import as_they_end
 from biomass.screen import Pixels, Screen
 
-_FIELD = 800  # width of a field in a picture, pixels
+_FIELD, _SMALL_FIELD = 800, 320  # width of a field in a picture, pixels; that small ones are drawn with
 _CELL, _ROWS, _COLUMNS = 72, 6, 12  # side of a cell in a montage; how many
 _CUT, _CROWDED, _LEFT_OUT = (80, 220, 80), (255, 190, 0), (255, 70, 70)
 LEGEND = "green: cut; yellow: cut, with other nuclei in the crop; red: left out"
@@ -125,7 +126,7 @@ class _Draw:
             image = self.fields.read(np.array([row]))[0, self.channel].astype(np.float32)
         except BadImageError:
             image = np.zeros(self.fields.size, np.float32)
-        share = min(1.0, _FIELD / image.shape[1])
+        share = min(max(1.0, _SMALL_FIELD / image.shape[1]), _FIELD / image.shape[1])
         size = (max(1, round(image.shape[1] * share)), max(1, round(image.shape[0] * share)))
         grey = np.asarray(Image.fromarray(_scaled(image, root=True)).resize(size, Image.Resampling.BILINEAR))
         picture = np.repeat(grey[:, :, None], 3, axis=2)
@@ -174,7 +175,8 @@ def _scaled(values: np.ndarray, root: bool = False) -> np.ndarray:
 
 
 def _save(picture: np.ndarray, file: Path, title: str) -> None:
-    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + 18))
+    wide = 8 + math.ceil(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(title))
+    image = Image.new("RGB", (max(picture.shape[1], wide), picture.shape[0] + 18))
     image.paste(Image.fromarray(picture), (0, 18))
     ImageDraw.Draw(image).text((4, 3), title, fill=(255, 255, 255))
     with whole_file(file) as part:

@@ -44,7 +44,7 @@ ADVICE = {
     "depths": "or give --set depths=scale",
     "sizes": "or give --set sizes=crop or --set sizes=pad",
     "columns": "give --set columns.<column>=…",
-    "no_splits": "give --set 'splits.<split>.<column>=[…]'",
+    "no_splits": "give --set splits=plate",
     "splits": "give --set 'splits.<split>.<column>=[…]'",
     "control": "give --set control.column=… --set 'control.negative=[…]'",
     "classes": "give --set 'classes=[…]'",

@@ -68,9 +68,11 @@ def describe(screen: Screen) -> str:
     """The screen in a line."""
     height, width = screen.pixels.size
     what = "cells" if screen.fields is not None else "images"
+    plates, classes = len(screen.plate_names), len(screen.classes)
+    channels, splits = ", ".join(screen.pixels.channels), ", ".join(screen.splits) or "none"
     return (
-        f"{len(screen)} {what} of {height} x {width} pixels, {len(screen.plate_names)} plates, {len(screen.classes)} "
-        f"classes, channels {', '.join(screen.pixels.channels)}; splits: {', '.join(screen.splits) or 'none'}"
+        f"{len(screen)} {what} of {height} x {width} pixels, {plates} plate{'s' * (plates != 1)}, "
+        f"{classes} class{'es' * (classes != 1)}, channels {channels}; splits: {splits}"
     )
 
 

@@ -31,6 +31,8 @@ A store that has fields or cells which the source no longer has is refused. Whil
 
 import logging
 import os
+import re
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(_as_text(compare_nuclei(screen, nuclei, others, args.within)))
         if not args.no_pictures:
             _draw(screen, nuclei, cells, before, counts, None if listed is not None else args.diameter, args)
-        print(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields")
+        lost = len(nuclei.table) - len(cells)
+        why = " (or other nuclei are in it: --alone)" if args.alone else ""
+        left = (
+            f"; {lost} nuclei have none: their crop of {args.size} pixels would leave the field{why}"
+            if lost > 0
+            else ""
+        )
+        print(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields{left}")
+        print(f"to train: python train_simclr.py {stored(args.out)}, or with labels: train_supervised_cell.py")
+
+
+def stored(store: Path) -> str:
+    """What to type to read a store of cells.
+
+    >>> stored(Path("my_screen/cells"))
+    'dataloaders=packed dataloaders.store=my_screen/cells'
+    """
+    plain = re.fullmatch(r"[\w./-]+", str(store))
+    named = f"dataloaders.store={store}" if plain else shlex.quote(f'dataloaders.store="{store}"')
+    return f"dataloaders=packed {named}"
 
 
 def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
@@ -185,4 +206,4 @@ def _draw(
         plates = np.unique(screen.plate_ids[changed | (times < 0) | (newest > times)])
     files = draw_plates(screen, nuclei, cells, folder, channel, diameter, plates=plates.tolist(), workers=args.workers)
     if files:
-        print(f"look at {len(files)} plates in {folder}")
+        print(f"look at {len(files)} plate{'s' * (len(files) > 1)} in {folder}")

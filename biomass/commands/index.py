@@ -15,7 +15,7 @@ or from 0 where one file holds several planes or time points. Whole plates (--sp
 test. The manifest is written whole, or not at all. A second call adds new plates; those that have changed need
 --replace.
 
-    python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen model.d_out=null
+    python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen
 """
 
 import re
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if plates:
                 print(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")
         print(f"{out} holds {written.rows} fields; the report is {out.with_suffix('.report.txt')}")
-        if (fields["label"] != "").any():
+        if written.trains:
             print(f"to train: {training(out)}")
 
 
@@ -142,7 +142,7 @@ def training(out: Path) -> str:
     """What to type to train on a manifest.
 
     >>> print(training(Path("my screen/manifest.parquet")))
-    python train_erm.py dataloaders=manifest 'dataloaders.root_dir="my screen"' model.d_out=null
+    python train_erm.py dataloaders=manifest 'dataloaders.root_dir="my screen"'
     """
     typed = {"dataloaders.root_dir": str(out.parent)}
     if out.name != "manifest.parquet":
@@ -151,7 +151,7 @@ def training(out: Path) -> str:
     overrides = [
         f"{key}={text}" if plain[key] else shlex.quote(f'{key}="{_in_quotes(text)}"') for key, text in typed.items()
     ]
-    return " ".join(["python train_erm.py dataloaders=manifest", *overrides, "model.d_out=null"])
+    return " ".join(["python train_erm.py dataloaders=manifest", *overrides])
 
 
 def _in_quotes(text: str) -> str:

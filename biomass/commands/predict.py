@@ -79,18 +79,13 @@ def main(cfg: Config) -> float | None:
         skipped.report(logger.folder)
     used = set(screen.group_names(model.by))
     fresh = used if again else used - known
-    now = f", {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
-    if model.measures and used - fresh:
-        log.info(
-            "the statistics of %d plates, '%s' among them, were measured before and are told by the plates' names "
-            "alone: if these are other plates of the same names, set measure_again=true",
-            len(used - fresh),
-            min(used - fresh),
-        )
-    print(
-        f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; statistics "
-        f"'{model.statistics}'{now}; see {folder}/"
-    )
+    print(f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; see {folder}/")
+    now = f": {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
+    before = used - fresh if model.measures else set()
+    kept = f", {len(before)} as measured before for plates of these names" if before else ""
+    print(f"statistics '{model.statistics}'{now}{kept}")
+    if before:
+        log.info("if these are other plates of the same names, set measure_again=true")
     return None
 
 

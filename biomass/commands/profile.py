@@ -374,12 +374,12 @@ class _Stored(NamedTuple):
         if now:
             rows = "all their images" if self.measuring.word == "plate" else f"their images ({self.measuring.label})"
             first = self.measuring.names[now[0]]
+            few, many = self.images[now].min(), self.images[now].max()
             log.info(
-                "calibrated: %d plates are measured now, on %s (%d to %d; the first is '%s'), and kept in '%s'",
+                "calibrated: %d plates are measured now, on %s (%s; the first is '%s'), and kept in '%s'",
                 len(now),
                 rows,
-                self.images[now].min(),
-                self.images[now].max(),
+                few if few == many else f"{few} to {many}",
                 first,
                 self.file,
             )

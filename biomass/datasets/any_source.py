@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
-from biomass.datasets.manifest import load_manifest
+from biomass.datasets.manifest import load_manifest, usual_manifest
 from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
@@ -21,8 +21,8 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
     """Read a source as what it is.
 
     Args:
-        source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, BBBC021, a manifest or the
-            folder of a ``manifest.parquet``, or a packed store.
+        source: a folder of cropped cells, a root of RxRx1-WILDS or its ``rxrx1_v1.0``, BBBC021, a manifest or its
+            folder, or a packed store.
         skip_bad: whether unreadable images are to be left out, which some readers must know: they look for all files.
         options: of its reader, which win.
 
@@ -42,8 +42,8 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
         return _call(load_rxrx1, root, skip | options, download=False), root / _RXRX1
     if is_bbbc021(source):
         return _call(load_bbbc021, source, skip | options), source
-    if source.is_dir() and (source / _MANIFEST).is_file():
-        source = source / _MANIFEST
+    if source.is_dir() and (manifest := usual_manifest(source)).is_file():
+        source = manifest
     if source.is_file():
         return _call(load_manifest, source, skip | options), source
     if source.is_dir():

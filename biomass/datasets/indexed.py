@@ -60,6 +60,7 @@ class Written(NamedTuple):
         replaced: plates that were indexed again.
         kept: plates that were there already, and have not changed.
         notes: how plates were divided, a sentence each.
+        trains: there are labels, and a training split.
     """
 
     rows: int
@@ -67,6 +68,7 @@ class Written(NamedTuple):
     replaced: list[str]
     kept: list[str]
     notes: list[str]
+    trains: bool = False
 
 
 def find_map(folder: Path, layout: str) -> Path | None:
@@ -244,7 +246,9 @@ def write_manifest(
     pyarrow.parquet.write_table(arrow, buffer)
     page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
     whole_files({out: buffer.getvalue().to_pybytes(), out.with_suffix(".report.txt"): page.encode()}, "manifest")
-    return written._replace(notes=notes)
+    labelled = pc.not_equal(table["label"], "")
+    trains = "split" in table.column_names and pc.any(pc.and_(labelled, pc.equal(table["split"], "train"))).as_py()
+    return written._replace(notes=notes, trains=bool(trains))
 
 
 def _divide(table: Any, splits: str | None, grown: bool) -> tuple[Any, list[str]]:

@@ -126,7 +126,7 @@ def load_manifest(
     """
     _check_kinds(locals())
     root = Path(root_dir)
-    file = root / path if path is not None else _usual(root)
+    file = root / path if path is not None else usual_manifest(root)
     manifest = read_table(file, "manifest", advice="path")
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
@@ -206,7 +206,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, str]] = {
 """What the arguments of a manifest may be: types, how to say it, and whose advice helps."""
 
 
-def _usual(root: Path) -> Path:
+def usual_manifest(root: Path) -> Path:
     """The manifest of a folder by its usual name: Parquet, as an index writes it, or CSV."""
     there = [root / name for name in ("manifest.parquet", "manifest.csv") if (root / name).is_file()]
     if len(there) > 1:

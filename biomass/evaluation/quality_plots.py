@@ -127,6 +127,7 @@ def examples(screen: Screen, found: Measured, table: pd.DataFrame) -> Figure:
     tile = next(inches for most, inches in ((2, 2.6), (8, 1.7), (_MOST_EXAMPLES, 1.1)) if len(shown) <= most)
     across = max(1, min(len(shown), round(15 / (len(channels) * tile + 0.4))))
     down = -(-len(shown) // across)
+    across = -(-len(shown) // down)  # rows of the same length
     height = tile * min(1.5, screen.pixels.size[0] / screen.pixels.size[1])
     size = (max(4.0, across * (len(channels) * tile + 0.15)), down * (height + 0.45) + 0.35)
     figure = Figure(figsize=size, layout="constrained")

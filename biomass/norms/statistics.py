@@ -100,7 +100,7 @@ class Word(NamedTuple):
 WORDS: Mapping[str, Word] = {
     "running": Word("plain batch norm: the batch in training, running averages at inference", None, "running", False),
     "batch": Word("all rows of the batch, whatever plates they are of", all_rows, by_group=False),
-    "plate": Word("all rows of the plate: BEN, or AdaBN where training was plain", all_rows),
+    "plate": Word("all rows of the plate", all_rows),
     "block": Word("the rows of the plate that are in the same batch: ARM-BN", all_rows, whole=False),
     "joint": Word("all rows of the plate, of which its controls make up two thirds: CS-ARM-BN", joint_rows),
     "controls": Word("the controls of the plate, applied to all its rows", control_rows, needs_controls=True),

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _LONG = 5.0
 """Seconds of a first step from which on its time is told at once."""
 
+_WIDTH = 80
+"""Characters of metrics that a line of the log may have."""
+
 Evaluate = Callable[["Training", int, int], dict[str, float]]
 """From (run, epoch, step) to the metrics of all evaluation splits, named ``<split>/<metric>``."""
 
@@ -204,7 +207,7 @@ def _close(
             is_best = plan.better(progress.monitored, progress.best)
             progress.best = progress.monitored if is_best else progress.best
         shown = {k: v for k, v in metrics.items() if k.count("/") == 1}
-        log.info("epoch %d/%d  %s", epoch, plan.num_epochs, _format(shown))
+        log.info("epoch %d/%d%s", epoch, plan.num_epochs, _by_split(shown))
     if run.fabric.is_global_zero:
         run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None or plan.monitor is None)
 
@@ -414,6 +417,16 @@ def _random_state(seed: int) -> Iterator[None]:
 def _mixed(*numbers: int) -> int:
     """One seed of several numbers, far apart for neighbouring ones."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _by_split(values: dict[str, float]) -> str:
+    """Metrics of several splits: a line each, if they are too long for one."""
+    one = f"  {_format(values)}"
+    if len(one) <= _WIDTH:
+        return one
+    splits = dict.fromkeys(name.partition("/")[0] for name in values)
+    of = {split: {n: v for n, v in values.items() if n.startswith(f"{split}/")} for split in splits}
+    return "".join(f"\n  {_format(some)}" for some in of.values())
 
 
 def _format(values: dict[str, float]) -> str:

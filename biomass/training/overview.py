@@ -85,6 +85,9 @@ def lines_of_run(
     if probe:
         return [*lines, ("statistics", f"of the frozen encoder: {at_inference}")]
     in_training = _statistics(method.train, method.train_by, method.controls)
+    if in_training == at_inference:
+        known = " (BEN)" if method.eval == "plate" else ""
+        return [*lines, ("statistics", f"in training and at inference: {in_training}{known}")]
     return [*lines, ("statistics", f"in training: {in_training}"), ("", f"at inference: {at_inference}")]
 
 
@@ -124,7 +127,7 @@ def _batches(batches: BatchSource, noun: str) -> str:
 
 
 def _statistics(word: str, by: Sequence[str], controls: str) -> str:
-    groups = f" by {', '.join(by)}" if WORDS[word].by_group else ""
+    groups = f" by {' and '.join(by)}" if WORDS[word].by_group else ""
     kind = f" ({controls} controls)" if word in ("controls", "joint", "balanced", "shrunk") else ""
     return f"'{word}'{groups}{kind}: {WORDS[word].meaning.partition(':')[0]}"
 

@@ -1,6 +1,7 @@
 """``biomass check``: what it writes and says of a screen of any source."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_a_manifest_is_looked_at_and_told_of(lab, tmp_path, monkeypatch, capsys)
     assert plates["negative_wells"].tolist() == [1] * 6
     check.main([str(lab), *SETTINGS, "--run-name", "look", "--images", "2"])  # the same folder again
     assert json.loads(Path("runs/look/check.json").read_text())["images"] == 12
+
+
+def test_a_folder_is_its_manifest(lab, tmp_path, monkeypatch):
+    shutil.copytree(lab.parent, tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder" / "m.csv").rename(tmp_path / "folder" / "manifest.csv")
+    check.main(["folder", *SETTINGS, "--run-name", "look"])
+    assert json.loads(Path("runs/look/check.json").read_text())["images"] == 23
+    (tmp_path / "folder" / "manifest.parquet").touch()
+    with pytest.raises(SystemExit, match=r"manifest\.parquet and manifest\.csv"):
+        check.main(["folder", *SETTINGS, "--run-name", "other"])
 
 
 def test_a_store_of_the_same_images_gives_the_same_table(tmp_path):

@@ -274,8 +274,10 @@ def test_a_new_manifest_is_divided_by_plates_and_one_that_grows_stays_as_it_is(l
     whole = index(lab, tmp_path / "whole.parquet")
     assert whole.groupby("plate")["split"].nunique().tolist() == [1, 1, 1]
     assert set(whole["split"]) == {"train", "val", "test"}
+    assert "to train: python train_erm.py" in capsys.readouterr().out
     shutil.move(lab.images / "24383", tmp_path / "later")
     assert "split" not in index(lab, out, "--splits", "none")
+    assert "to train" not in capsys.readouterr().out
     assert set(index(lab, out, "--splits", "plate")["split"]) == {"train", "test"}
     shutil.move(tmp_path / "later", lab.images / "24383")
     capsys.readouterr()

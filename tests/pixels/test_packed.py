@@ -99,6 +99,18 @@ def assert_same(screen, packed):
     assert np.array_equal(ours, theirs)
 
 
+def test_a_store_is_found_below_its_root_or_from_the_working_folder(tmp_path, small_blocks, monkeypatch):
+    screen = screen_of_files(tmp_path / "files")
+    pack(screen, tmp_path / "here" / "store", workers=0)
+    monkeypatch.chdir(tmp_path)
+    for path, root in (("store", "here"), ("here/store", "data"), (tmp_path / "here" / "store", "data")):
+        assert_same(screen, load_packed(path, root))
+    shutil.copytree("here/store", "data/here/store")
+    assert load_packed("here/store", "data").pixels.path == Path("data/here/store")
+    with pytest.raises(DataError, match="data/none"):
+        load_packed("none", "data")
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("one_a_channel", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from biomass import experiment
 from biomass.errors import ConfigError, DataError
 from biomass.keys import EVAL_SPLITS
-from biomass.training import find_checkpoint
+from biomass.training import find_checkpoint, load_checkpoint
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
 SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.pretrained=false", "model.projector=[16,8]")
@@ -201,6 +201,16 @@ def test_too_many_outputs_a_dead_channel_and_large_images_are_told_before_traini
     small = (o for o in large if not o.startswith("transforms."))
     run("train_erm", *small, "transforms=large", "run_name=b")
     assert "608 x 608 pixels" not in "\n".join(said(caplog))
+
+
+def test_a_screen_of_ones_own_gets_as_many_outputs_as_it_has_classes(run, run_alone, tmp_path):
+    own_screen(tmp_path / "own", plates=1)
+    plain = [o for o in of_own(tmp_path / "own", "trainer.max_steps=1") if not o.startswith("model.d_out")]
+    run_alone("train_erm", *plain, "model.key=resnet18", "run_name=a")
+    run("train_erm", *plain, "model.d_out=7", "run_name=b")
+    for name, outputs in (("a", 2), ("b", 7)):
+        state = load_checkpoint(tmp_path / "checkpoints" / name / "last.pt")
+        assert state["architecture"]["head"][-1] == outputs
 
 
 def test_a_contrastive_run_says_what_it_sees_and_where_chance_is(run, caplog):
