@@ -9,11 +9,14 @@ experiment, well (or row and column), site, channel, z and time; any other name 
 anything within a name, ** also for folders; {site:[a-d]} says what a part may be.
 
 What was found is one table, printed and written beside the manifest as <name>.report.txt: fields, wells and channels
-of every plate; what is missing, doubled, unreadable, or not on the plate map; what was left out. Fields that cannot be
-read are an error, or left out with --on-bad-image skip. --z and --time take a number as the names of files have it,
-or from 0 where one file holds several planes or time points. Whole plates (--splits) go to training, validation and
-test. The manifest is written whole, or not at all. A second call adds new plates; those that have changed need
---replace.
+of every plate; what is missing, doubled, unreadable, or not on the plate map; what was left out. Fields that cannot
+be read are an error, or left out with --on-bad-image skip. --z and --time take a number as the names of files have
+it, or from 0 where one file holds several planes or time points. Whole plates (--splits) go to training, validation
+and test. Plates that are added later are in none of them, and the others stay where they are: --splits test (or
+train, val) puts the new ones there, --splits plate divides all again. The manifest is written whole, or not at all. A
+second call adds new plates; those that have changed need --replace. The manifest knows how it was made: what is not
+given again is as it was the last time for the same folder, and, for another folder, as the images were read the last
+time.
 
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen
 """
@@ -21,17 +24,20 @@ test. The manifest is written whole, or not at all. A second call adds new plate
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from argparse import BooleanOptionalAction
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.datasets.index import Index, index_folder, try_reading
-from biomass.datasets.indexed import Mapped, find_map, join_map, report, write_manifest
+from biomass.datasets.index import Index, try_reading
+from biomass.datasets.indexed import Mapped, report, write_manifest
 from biomass.datasets.layout_tables import TABLES
 from biomass.datasets.layouts import PRESETS
-from biomass.datasets.splits import BY
+from biomass.datasets.recipe import Recipe, read_recipes
+from biomass.datasets.splits import BY, SHARES
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.design import plate_format
 from biomass.evaluation.page import draw_plate
@@ -70,16 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--place", action="append", default=[], metavar="PATH=FOLDER", help="such as s3://bucket=/data")
     parser.add_argument("--z", help=f"of several focal planes: {', '.join(PROJECTIONS)}, or the number of one")
     parser.add_argument("--time", type=int, help="of several time points: the number of one")
-    parser.add_argument("--depths", choices=DEPTHS, default="error", help="images of several bit depths")
-    parser.add_argument("--sizes", choices=SIZES, default="error", help="images of several sizes")
+    parser.add_argument("--depths", choices=DEPTHS, help="images of several bit depths")
+    parser.add_argument("--sizes", choices=SIZES, help="images of several sizes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the plate map")
-    parser.add_argument("--allow-left-over", action="store_true", help="plates may be missing on the plate map")
-    parser.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip: leave the field out")
-    parser.add_argument("--splits", choices=(*BY, "none"), help="divide into training, validation and test by these")
+    parser.add_argument("--allow-left-over", action=BooleanOptionalAction, help="plates may lack on the plate map")
+    parser.add_argument("--on-bad-image", choices=("error", "skip"), help="skip: leave the field out")
+    parser.add_argument("--splits", choices=(*BY, *SHARES, "none"), help="divide by these; or where new plates go")
     parser.add_argument("--replace", action="store_true", help="index plates again that are in the manifest")
     args = parser.parse(arguments, needs_out=True)
-    skip = args.on_bad_image == "skip"
-    with run_on_files("nothing was written", {"skip"} if skip else (), _OWN):
+    followed = {"skip"} if args.on_bad_image == "skip" else ()
+    with run_on_files("nothing was written", followed, _OWN):
         settings = parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):
@@ -90,25 +96,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"'{out}' is to be the manifest, which is a Parquet file: call it {out.stem}.parquet, or, if it is a "
                 f"folder, {out.name}/manifest.parquet"
             )
-        index = index_folder(
+        given = Recipe(
             args.folder,
-            layout=args.layout,
-            pattern=args.pattern,
-            channels=pairs("--channels", args.channels),
-            plate=args.plate,
-            places=pairs("--place", args.place),
-            z=int(args.z) if args.z is not None and args.z.isdecimal() else args.z,
-            time=args.time,
+            args.layout,
+            args.pattern,
+            pairs("--channels", args.channels) or None,
+            args.plate,
+            pairs("--place", args.place) or None,
+            int(args.z) if args.z is not None and args.z.isdecimal() else args.z,
+            args.time,
+            args.platemap,
+            args.barcodes,
+            args.compounds,
+            args.experiment,
+            settings.get("columns"),
+            settings.get("control"),
+            args.allow_left_over,
+            args.depths,
+            args.sizes,
+            args.on_bad_image,
+            args.splits if args.splits == "none" else None,
         )
-        mapped = join_map(
-            index,
-            args.platemap or find_map(index.folder, index.layout),
-            barcodes=args.barcodes,
-            compounds=args.compounds,
-            experiment=args.experiment,
-            allow_left_over=args.allow_left_over,
-            **settings,
-        )
+        before = read_recipes(out)
+        recipe = given.as_before(before)
+        depths, sizes, skip = recipe.depths or "error", recipe.sizes or "error", recipe.on_bad_image == "skip"
+        index = recipe.index()
+        if before and (taken := {k: v for k, v in recipe.said().items() if k not in given.said()}):
+            index.notes.insert(0, f"as '{out}' was made: {', '.join(f'{k} {_plainly(v)}' for k, v in taken.items())}")
+        mapped = recipe.join(index)
         page = "\n".join(render(index, mapped))
         encoding = sys.stdout.encoding or "utf-8"
         print(page.encode(encoding, "replace").decode(encoding))
@@ -118,16 +133,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not keep.any():
             raise DataError(f"no field of '{args.folder}' can be read, the first: {index.faults[0].message}")
         fields, good = mapped.fields[keep].reset_index(drop=True), index.without_bad()
-        try_reading(good, args.depths, args.sizes)
+        try_reading(good, depths, sizes)
         written = write_manifest(
             out,
             good,
             fields,
-            depths=args.depths,
-            sizes=args.sizes,
+            depths=depths,
+            sizes=sizes,
             replace=args.replace,
-            splits=args.splits,
+            splits=args.splits or recipe.splits,
             page=page,
+            made=recipe.kept_with(before, index.layout, out),
         )
         print("\n".join(f"note: {one}" for one in written.notes))
         for what, plates in (("added", written.new), ("replaced", written.replaced), ("there already", written.kept)):
@@ -136,6 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{out} holds {written.rows} fields; the report is {out.with_suffix('.report.txt')}")
         if written.trains:
             print(f"to train: {training(out)}")
+
+
+def _plainly(value: Any) -> str:
+    """A remembered option as it is typed, or nearly so."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={one}" for key, one in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def training(out: Path) -> str:

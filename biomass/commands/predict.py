@@ -5,16 +5,20 @@
 The statistics of a plate are measured on all its images (or on its controls, or balanced), and stored beside the
 checkpoint: any image of it gives the same prediction later, by itself. The classes are those of the checkpoint; the
 screen need not have labels. Of several checkpoints the mean of their probabilities is taken, and their disagreement
-written. With ``watch=true`` a screen that is still being imaged is predicted as its wells arrive.
+written. With ``watch=true`` a screen that is still being imaged is predicted as its wells arrive: the folders that
+``biomass index`` made the manifest of are looked at again and again.
 """
 
 import itertools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from biomass import training
 from biomass.config import Config, build, script
+from biomass.datasets.manifest import manifest_path
+from biomass.datasets.recipe import look_again, read_recipes
 from biomass.errors import ConfigError
 from biomass.evaluation.predictions import write_predictions
 from biomass.experiment import chosen_words, compose, tool_folder
@@ -63,7 +67,7 @@ def main(cfg: Config) -> float | None:
     # from here on the tool writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         if screen is None:
-            watch = Watch(model, _refresh(source), reading, folder, stored)
+            watch = Watch(model, _refresh(source, folder), reading, folder, stored)
             watch.run(seconds, stop_after)
             print(
                 f"{len(set(to_table(watch.news)['plate']))} plates were predicted in {watch.looks} looks; see {folder}/"
@@ -98,16 +102,25 @@ def _sizes(model: Model, plates: set[str]) -> str:
     return f" on {min(counts)}" + (f" to {max(counts)}" if max(counts) > min(counts) else "") + " images each"
 
 
-def _refresh(source: dict[str, Any]) -> Callable[[], Screen]:
-    """Reads the screen as it is now, in which files may be missing. How it is read is said once."""
-    skip = {"on_bad_image": "skip"} if "on_bad_image" in source else {}
+def _refresh(source: dict[str, Any], folder: Path) -> Callable[[], Screen]:
+    """Reads the screen as it is now, in which files may be missing. How it is read is said once.
+
+    Where a manifest says which folders it was made of, these are indexed first, for what has come; the manifest itself
+    stays as it is, and what is there now is listed beside the predictions.
+    """
+    skip: dict[str, Any] = {"on_bad_image": "skip"} if "on_bad_image" in source else {}
     readers, looks = logging.getLogger("biomass.datasets"), itertools.count()
+    grown = folder / "manifest.parquet"
 
     def refresh() -> Screen:
         level = readers.level
         readers.setLevel(level if next(looks) == 0 else logging.WARNING)
         try:
-            return cast("Screen", build(source, **skip))
+            path = manifest_path(**source) if str(source.get("_target_", "")).endswith(".load_manifest") else None
+            if path is None or not read_recipes(path):
+                return cast("Screen", build(source, **skip))
+            look_again(path, grown)
+            return cast("Screen", build(source, path=grown.absolute(), **skip))
         finally:
             readers.setLevel(level)
 

@@ -3,8 +3,10 @@
     biomass profile model_path=my_run dataloaders=manifest dataloaders.root_dir=my_screen
 
 Below runs/<run name>/ it writes profiles_cells.parquet (where images are of cells), profiles_fields.parquet and
-profiles_wells.parquet: Metadata_* columns, Metadata_Count_Cells, and features emb_0000 …. A run that was stopped goes
-on with the plates that are missing if it is started again under the same run_name; so does one whose screen has grown.
+profiles_wells.parquet: Metadata_* columns, Metadata_Count_Cells, and features emb_0000 …. The cells of a screen of
+fields are known where classical features counted them, or a column of the screen says it (cells, Count_Cells);
+otherwise that column is left out. A run that was stopped goes on with the plates that are missing if it is started
+again under the same run_name; so does one whose screen has grown.
 
 Every plate is normalized with its own moments (calibrated): those that stand beside the checkpoint (`biomass calibrate`
 and `biomass predict` write them, too), or else they are measured now, on all images of the plate, and kept there. So a

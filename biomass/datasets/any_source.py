@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biomass.datasets.bbbc021 import is_bbbc021, load_bbbc021
-from biomass.datasets.manifest import load_manifest, usual_manifest
+from biomass.datasets.manifest import load_manifest, manifest_path
 from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
@@ -14,7 +14,7 @@ from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.pixels.packed import ABOUT
 from biomass.screen import Screen
 
-_RXRX1, _MANIFEST = "rxrx1_v1.0", "manifest.parquet"
+_RXRX1 = "rxrx1_v1.0"
 
 
 def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -> tuple[Screen, Path]:
@@ -42,7 +42,7 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
         return _call(load_rxrx1, root, skip | options, download=False), root / _RXRX1
     if is_bbbc021(source):
         return _call(load_bbbc021, source, skip | options), source
-    if source.is_dir() and (manifest := usual_manifest(source)).is_file():
+    if source.is_dir() and (manifest := manifest_path(None, source)).is_file():
         source = manifest
     if source.is_file():
         return _call(load_manifest, source, skip | options), source

@@ -82,6 +82,7 @@ class Index:
         notes: what a reader must know, a sentence each.
         z: what to make of planes: of the files of ``images``, or within files.
         time: likewise for the time points within files.
+        taken: of which ``plane`` and ``time point`` all files are, where their names tell it.
     """
 
     folder: Path
@@ -96,6 +97,7 @@ class Index:
     notes: list[str] = field(default_factory=list)
     z: str | int | None = None
     time: int | None = None
+    taken: dict[str, str] = field(default_factory=dict)
 
     @property
     def bad(self) -> np.ndarray:
@@ -121,6 +123,7 @@ class Index:
             self.notes,
             self.z,
             self.time,
+            self.taken,
         )
 
 
@@ -191,9 +194,12 @@ def index_folder(
     files, dropped = _rename_channels(files, channels or {})
     if len(dropped):
         left.append(left_out("images of channels left out", dropped))
-    files, time = _choose_time(files, time, notes)
-    files, z = _choose_plane(files, z, notes)
-    return _group(root, str(layout), files, left, notes, z, time)
+    taken: dict[str, str] = {}
+    files, time = _choose_time(files, time, notes, taken)
+    files, z = _choose_plane(files, z, notes, taken)
+    found_index = _group(root, str(layout), files, left, notes, z, time)
+    found_index.taken = taken
+    return found_index
 
 
 def _find_layout(
@@ -357,23 +363,29 @@ def _rename_channels(files: pd.DataFrame, channels: Mapping[str, str]) -> tuple[
     return kept.assign(channel=left_over), files["path"][drop].tolist()
 
 
-def _choose_time(files: pd.DataFrame, time: int | None, notes: list[str]) -> tuple[pd.DataFrame, int | None]:
+def _choose_time(
+    files: pd.DataFrame, time: int | None, notes: list[str], taken: dict[str, str]
+) -> tuple[pd.DataFrame, int | None]:
     """The files of one time point; and which one to take within files."""
     if "time" not in files:
         return files, time
     there = _in_order(files["time"])
     if len(there) == 1:
-        return files.drop(columns="time"), time
+        taken["time point"] = there[0]
+        return files.drop(columns="time"), None if str(time) == there[0] else time
     if time is None:
         raise ConfigError(f"the images are of {len(there)} time points ({_some(there)}): choose one", "time")
     if str(time) not in there:
         raise ConfigError(f"no image is of time point {time}, but of {_some(there)}: choose one", "time")
     notes.append(f"time point {time} of {len(there)} is taken")
+    taken["time point"] = str(time)
     chosen = files[files["time"] == str(time)].reset_index(drop=True)
     return chosen.drop(columns="time"), None
 
 
-def _choose_plane(files: pd.DataFrame, z: str | int | None, notes: list[str]) -> tuple[pd.DataFrame, str | int | None]:
+def _choose_plane(
+    files: pd.DataFrame, z: str | int | None, notes: list[str], taken: dict[str, str]
+) -> tuple[pd.DataFrame, str | int | None]:
     """The files of one plane, or of all of them; and what to make of planes."""
     if isinstance(z, str) and z not in PROJECTIONS:
         raise ConfigError(f"planes '{z}' are unknown; choose {', '.join(PROJECTIONS)}, or the number of one", "z")
@@ -381,7 +393,8 @@ def _choose_plane(files: pd.DataFrame, z: str | int | None, notes: list[str]) ->
         return files, z
     there = _in_order(files["z"])
     if len(there) == 1:
-        return files.drop(columns="z"), z
+        taken |= {"plane": there[0]} if there[0] else {}
+        return files.drop(columns="z"), None if str(z) == there[0] else z
     if z is None:
         raise ConfigError(f"the images are of {len(there)} focal planes ({_some(there)}): choose what to take", "z")
     if isinstance(z, str):
@@ -391,6 +404,7 @@ def _choose_plane(files: pd.DataFrame, z: str | int | None, notes: list[str]) ->
     if str(z) not in there:
         raise ConfigError(f"no image is of plane {z}, but of {_some(there)}: choose one", "z")
     notes.append(f"plane {z} of {len(there)} is taken")
+    taken["plane"] = str(z)
     return files[files["z"] == str(z)].reset_index(drop=True).drop(columns="z"), None
 
 

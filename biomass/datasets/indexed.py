@@ -22,7 +22,7 @@ from biomass.datasets.index import Index
 from biomass.datasets.join_maps import Unmatched, join_plate_map
 from biomass.datasets.manifest import IMAGES_KEY
 from biomass.datasets.plate_map import read_plate_maps
-from biomass.datasets.splits import default_split, make_splits
+from biomass.datasets.splits import SHARES, default_split, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import normal
 from biomass.screen import PLATE
@@ -31,6 +31,10 @@ from biomass.table_files import read_table
 PLATES = b"biomass.plates"
 """Where the schema of a manifest says what tells whether the files of a plate have changed since."""
 
+MADE = b"biomass.index"
+"""Where the schema of a manifest says how it was made: JSON, a list of :class:`biomass.datasets.recipe.Recipe`."""
+
+_SHOWN = 5
 _RXRX3 = ("EMPTY_control", "CRISPR_control")  # negative controls of RxRx3, among its treatments
 _RXRX3_COLUMNS = {"well": "address", "experiment": "experiment_name", "treatment": "treatment"}
 
@@ -212,6 +216,8 @@ def write_manifest(
     replace: bool = False,
     splits: str | None = None,
     page: str = "",
+    made: Sequence[Mapping[str, Any]] | None = None,
+    base: Path | None = None,
 ) -> Written:
     """Write the manifest of an index, or add its plates to one that is there.
 
@@ -222,72 +228,118 @@ def write_manifest(
         depths: what to do about images of several bit depths, ``error`` or ``scale``.
         sizes: what to do about images of several sizes, ``error``, ``crop`` or ``pad``.
         replace: put plates that have changed in place of those that are there.
-        splits: divide the screen by ``plate`` or ``experiment``, see :func:`.make_splits`; ``none``: not at all. If
-            left out, a new manifest is divided by what there is enough of, and one that grows stays as it is.
-        page: the report.
+        splits: divide the screen by ``plate`` or ``experiment``, see :func:`.make_splits`; ``train``, ``val`` or
+            ``test``: put the plates there that are in no split; ``none``: neither. If left out, a new manifest is
+            divided by what there is enough of, and of one that grows the new plates are in no split.
+        page: the report; none is written if it is empty.
+        made: how the manifest is made, see :data:`MADE`; as the one before says if left out.
+        base: the manifest that grows, if it is another one, which then stays as it is.
 
     Raises:
         ConfigError: the manifest cannot be written, or says otherwise of its images.
         DataError: what is there is no manifest of this kind, or a plate of it has changed.
     """
-    old = _read_old(out)
+    old = _read_old(base or out)
+    if old is not None and base is not None:
+        old.about["image_dir"] = os.path.normpath(base.absolute().parent / old.about["image_dir"])
     about = _about(out, index, depths, sizes)
+    if base is not None:
+        about["image_dir"] = index.folder.absolute().as_posix()
     stamps = _stamp_plates(index, fields)
     table = _table(index, fields, about, out)
     if old is None:
         new = list(dict.fromkeys(fields[list(PLATE)].itertuples(index=False, name=None)))
         written = Written(len(fields), _plain(new), [], [], [])
     else:
-        table, about, stamps, written = _grow(out, old, table, about, stamps, replace)
+        table, about, stamps, written = _grow(base or out, old, table, about, stamps, replace)
     table, notes = _divide(table, splits, old is not None)
     schema = {IMAGES_KEY: json.dumps(about).encode(), PLATES: json.dumps(stamps).encode()}
+    if made is not None or old is not None:
+        schema[MADE] = json.dumps(old.made if made is None and old is not None else made).encode()
     arrow = table.replace_schema_metadata(schema)
     buffer = pa.BufferOutputStream()
     pyarrow.parquet.write_table(arrow, buffer)
-    page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
-    whole_files({out: buffer.getvalue().to_pybytes(), out.with_suffix(".report.txt"): page.encode()}, "manifest")
+    files = {out: buffer.getvalue().to_pybytes()}
+    if page:
+        page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
+        files[out.with_suffix(".report.txt")] = page.encode()
+    whole_files(files, "manifest")
     labelled = pc.not_equal(table["label"], "")
     trains = "split" in table.column_names and pc.any(pc.and_(labelled, pc.equal(table["split"], "train"))).as_py()
     return written._replace(notes=notes, trains=bool(trains))
 
 
 def _divide(table: Any, splits: str | None, grown: bool) -> tuple[Any, list[str]]:
-    """The table with a column ``split``, and what was done."""
+    """The table with a column ``split``, and what was done. Only who asks for it moves plates to another split."""
     frame = table.select([*PLATE, "label"]).to_pandas()
-    there = "split" in table.column_names and pc.any(pc.not_equal(table["split"], "")).as_py()
+    before = table["split"].to_pandas() if "split" in table.column_names else pd.Series("", frame.index)
+    there = bool((before != "").any())
+    new = _plain(list(frame[list(PLATE)][before == ""].drop_duplicates().itertuples(index=False, name=None)))
     if splits == "none" or (there and splits is None):
-        lacks = pc.equal(table["split"], "") if there else None
-        plates = frame[list(PLATE)][lacks.to_numpy()].drop_duplicates() if lacks is not None else frame[:0]
-        more = ": to divide all plates again, say by what" if grown else ""
-        return table, [f"{len(plates)} of the plates are in no split{more}"] if len(plates) else []
+        if not there or not new:
+            return table, []
+        stay = "; the others stay where they are" if grown else ""
+        return table, [
+            f"{_some(new)} in no split, so that no training and no test takes {'it' if len(new) == 1 else 'them'}{stay}"
+        ]
+    if splits in SHARES:
+        if not new:
+            return table, [f"every plate is in a split, so that none goes to '{splits}'"]
+        stay = "; the others stay where they are" if there else ""
+        return _with_split(table, before.mask(before == "", splits)), [f"{_some(new)} in split '{splits}' now{stay}"]
     by = splits or default_split(frame)
     if by is None:
         return table, ["there are too few plates for a training, a validation and a test: no split is written"]
     made = make_splits(frame, by)
-    column = pa.array(made.split.tolist(), pa.string())
+    moved = frame[list(PLATE)][(before != "") & (before != made.split)].drop_duplicates()
+    names = _plain(list(moved.itertuples(index=False, name=None)))
+    more = [f"{_some(names)} in another split than before: train again before you test"] if names else []
+    return _with_split(table, pd.Series(made.split)), made.notes + more
+
+
+def _with_split(table: Any, split: "pd.Series[str]") -> Any:
+    column = pa.array(split.tolist(), pa.string())
     if "split" in table.column_names:
-        table = table.set_column(table.column_names.index("split"), "split", column)
-    else:
-        table = table.append_column("split", column)
-    return table, made.notes
+        return table.set_column(table.column_names.index("split"), "split", column)
+    return table.append_column("split", column)
+
+
+def _some(plates: Sequence[str]) -> str:
+    """Plates as the beginning of a sentence.
+
+    >>> _some(["E/P1"]), _some(["E/P1", "E/P2"])
+    ("1 plate ('E/P1') is", "2 plates ('E/P1', 'E/P2') are")
+    """
+    named = ", ".join(f"'{one}'" for one in plates[:_SHOWN]) + (", …" if len(plates) > _SHOWN else "")
+    return f"{len(plates)} plate{'s' * (len(plates) != 1)} ({named}) {'is' if len(plates) == 1 else 'are'}"
 
 
 def _plain(plates: Sequence[tuple[str, ...]]) -> list[str]:
     return ["/".join(filter(None, one)) for one in plates]
 
 
-def _read_old(out: Path) -> tuple[Any, dict[str, Any], dict[str, str]] | None:
-    """The manifest that is there: its table, what it says of images, and of plates."""
+class _Old(NamedTuple):
+    """A manifest that is there: its table, and what it says of images, of plates, and of how it was made."""
+
+    table: Any
+    about: dict[str, Any]
+    stamps: dict[str, str]
+    made: list[dict[str, Any]]
+
+
+def _read_old(out: Path) -> _Old | None:
+    """The manifest that is there."""
     if not out.exists():
         return None
     try:
         table = pyarrow.parquet.read_table(out)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"'{out}' is there, and is no Parquet file: choose another place, or remove it") from error
-    about = (table.schema.metadata or {}).get(IMAGES_KEY)
+    said = table.schema.metadata or {}
+    about = said.get(IMAGES_KEY)
     if about is None:
         raise DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
-    return table, json.loads(about), json.loads((table.schema.metadata or {}).get(PLATES, b"{}"))
+    return _Old(table, json.loads(about), json.loads(said.get(PLATES, b"{}")), json.loads(said.get(MADE, b"[]")))
 
 
 def _about(out: Path, index: Index, depths: str, sizes: str) -> dict[str, Any]:
@@ -298,15 +350,16 @@ def _about(out: Path, index: Index, depths: str, sizes: str) -> dict[str, Any]:
         "image": "path" if one_file else {one: f"image_{one}" for one in channels},
         "channels": None,
         "axes": None,
-        "image_dir": _place(index.folder.absolute(), out.absolute().parent),
+        "image_dir": place_beside(index.folder.absolute(), out.absolute().parent),
         "z": index.z,
         "time": index.time,
+        "taken": index.taken,
         "depths": depths,
         "sizes": sizes,
     }
 
 
-def _place(folder: Path, beside: Path) -> str:
+def place_beside(folder: Path, beside: Path) -> str:
     """How the manifest calls the folder of images: relative where both move together."""
     if folder.is_relative_to(beside) or folder.is_relative_to(beside.parent):
         return Path(os.path.relpath(folder, beside)).as_posix()
@@ -344,20 +397,27 @@ def _column(values: "pd.Series[Any]") -> Any:
 
 def _grow(
     out: Path,
-    old: tuple[Any, dict[str, Any], dict[str, str]],
+    old: _Old,
     table: Any,
     about: dict[str, Any],
     stamps: dict[str, str],
     replace: bool,
 ) -> tuple[Any, dict[str, Any], dict[str, str], Written]:
     """The rows that are there and those of new plates, in this order."""
-    before, said, known = old
+    before, said, known, _ = old
     for what in ("image", "z", "time", "depths", "sizes"):
         if said[what] != about[what]:
             names = [list(one[what]) if isinstance(one[what], dict) else one[what] for one in (said, about)]
             what = "channels" if what == "image" else what
             raise ConfigError(
                 f"'{out}' has {what} {names[0]}, and these plates {names[1]}: index them alike, or choose another place"
+            )
+    for what, number in about["taken"].items():
+        other = said.setdefault("taken", {}).setdefault(what, number)
+        if other != number:
+            raise ConfigError(
+                f"'{out}' holds images of {what} {other}, and these are of {what} {number}, as their names say: index "
+                "them alike, or choose another place"
             )
     keys = [list(zip(*(one[column].to_pylist() for column in PLATE), strict=True)) for one in (before, table)]
     there = set(keys[0])

@@ -126,7 +126,7 @@ def load_manifest(
     """
     _check_kinds(locals())
     root = Path(root_dir)
-    file = root / path if path is not None else usual_manifest(root)
+    file = manifest_path(path, root)
     manifest = read_table(file, "manifest", advice="path")
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
@@ -206,8 +206,11 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, str]] = {
 """What the arguments of a manifest may be: types, how to say it, and whose advice helps."""
 
 
-def usual_manifest(root: Path) -> Path:
-    """The manifest of a folder by its usual name: Parquet, as an index writes it, or CSV."""
+def manifest_path(path: str | Path | None, root_dir: str | Path, **_: Any) -> Path:
+    """Where :func:`load_manifest` finds a manifest: by the usual name in a folder, Parquet or CSV, if none is given."""
+    root = Path(root_dir)
+    if path is not None:
+        return root / path
     there = [root / name for name in ("manifest.parquet", "manifest.csv") if (root / name).is_file()]
     if len(there) > 1:
         raise ConfigError(f"'{root}' holds {there[0].name} and {there[1].name}: say which", "path")

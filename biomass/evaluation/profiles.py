@@ -41,6 +41,10 @@ CONTROL = f"{METADATA}control"
 """The column that says what a well is a control of: negative, positive or nothing."""
 
 COUNT_CELLS, COUNT_FIELDS = f"{METADATA}Count_Cells", f"{METADATA}Count_Fields"
+
+COUNTS = ("Count_Cells", "Image_Count_Cells", "cells", "Count_Nuclei", "Image_Count_Nuclei")
+"""Columns of a screen of fields that say how many cells each has, as CellProfiler and ``biomass crop`` call them."""
+
 """How many cells a field or a well has, and how many fields a well, that its profile is made of."""
 
 LEVELS = ("cells", "fields", "wells")
@@ -61,6 +65,7 @@ class Description:
         fields: (N,) the number of the field that each row belongs to,
         wells: (N,) and of its well; both in the order of their names.
         columns: for each level, those columns that have one value in each of its rows.
+        counts: (N,) cells of each row, where rows are fields and a column of the screen (:data:`COUNTS`) says it.
     """
 
     table: pd.DataFrame
@@ -68,6 +73,7 @@ class Description:
     fields: np.ndarray
     wells: np.ndarray
     columns: Mapping[str, list[str]]
+    counts: np.ndarray | None = None
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -123,11 +129,34 @@ def describe(screen: Screen, rows: str | None = None) -> Description:
     row_level = rows or ("cells" if several or screen.fields is not None else "fields")
     if row_level == "fields":  # each by itself, also where sites have no names
         fields = np.arange(len(screen))
-    table = metadata_table(screen)
+    table, counts = _counts(metadata_table(screen)) if row_level == "fields" else (metadata_table(screen), None)
     columns = {row_level: list(table.columns)}
     columns["fields"] = [c for c in table.columns if row_level == "fields" or _is_one(table[c], fields)]
     columns["wells"] = [c for c in table.columns if _is_one(table[c], wells)]
-    return Description(table, row_level, fields, wells, columns)
+    return Description(table, row_level, fields, wells, columns, counts)
+
+
+def _counts(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """The table of fields without its column of counted cells, and what that says; None where there is none.
+
+    >>> table, counts = _counts(pd.DataFrame({"Metadata_Site": ["1", "2"], "Metadata_cells": ["12", "0"]}))
+    >>> list(table), counts.tolist()
+    (['Metadata_Site'], [12, 0])
+    """
+    there = {str(name).lower(): str(name) for name in table}
+    column = next((there[one] for one in (f"{METADATA}{name}".lower() for name in COUNTS) if one in there), None)
+    if column is None:
+        return table, None
+    numbers = pd.to_numeric(table[column], errors="coerce")
+    whole = numbers.ge(0) & (numbers % 1).eq(0)
+    if not whole.all():
+        bad = table[column][~whole].iloc[0]
+        if column == COUNT_CELLS:
+            table = table.rename(columns={column: f"{METADATA}own_Count_Cells"})
+        log.info("column '%s' holds no counts of cells, such as '%s', and is not taken for them", column, bad)
+        return table, None
+    log.info("cells are counted as in column '%s'", column)
+    return table.drop(columns=column), numbers.to_numpy(np.int64)
 
 
 def check_groups(known: Description, groups: np.ndarray, by: Sequence[str]) -> None:
@@ -220,7 +249,8 @@ def plate_tables(known: Description, plate: PlateVectors, schemas: Mapping[str, 
     """
     rows, vectors = plate.rows, plate.vectors
     tables = {}
-    counts = {COUNT_CELLS: np.ones(len(rows), np.int64) if plate.counts is None else plate.counts}
+    given = known.counts[rows] if plate.counts is None and known.counts is not None else plate.counts
+    counts = {COUNT_CELLS: np.ones(len(rows), np.int64) if given is None else given}
     for level in known.levels:
         if level != known.row_level:
             groups = (known.fields if level == "fields" else known.wells)[rows]
@@ -296,7 +326,7 @@ class Parts:
             known = self.known
             if not schemas:
                 columns = [f"emb_{i:04d}" for i in range(plate.vectors.shape[1])] if features is None else features
-                counted = known.row_level == "cells" or plate.counts is not None
+                counted = known.row_level == "cells" or plate.counts is not None or known.counts is not None
                 schemas = {level: known.schema(level, columns, counted) for level in known.levels}
             folder, moments = self.folders[plate.group], self.held.get(plate.group, plate.moments)
             if plate.moments:

@@ -257,6 +257,48 @@ def test_other_channels_than_those_of_the_manifest_are_refused(lab, tmp_path) ->
     assert "channels ['w1', 'w2', 'w3']" in fails(lab, out, "--channels", "w1=DNA")
 
 
+def test_what_was_given_once_need_not_be_given_again(made, tmp_path, capsys) -> None:
+    lab, out = made("cellvoyager", sites=2, planes=3), tmp_path / "my_screen" / "manifest.parquet"
+    shutil.copytree(lab.images.parent, tmp_path / "lab")
+    lab = LabFolder(tmp_path / "lab" / lab.images.name, tmp_path / "lab" / lab.platemap.name, lab.screen)
+    later = sorted(one for one in lab.images.iterdir() if one.is_dir())[-1]
+    shutil.move(later, tmp_path / "later")
+    options = ("--z", "2", "--channels", "C01=DNA", "C02=", "--experiment", "November")
+    before = index(lab, out, *options, "--set", "columns.label=Compound", "--splits", "none")
+    shutil.move(tmp_path / "later", later)
+    capsys.readouterr()
+    main([str(lab.images), "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "z 2" in said
+    assert "channels C01=DNA C02=" in said
+    after = pd.read_parquet(out)
+    pd.testing.assert_frame_equal(after[: len(before)], before)
+    assert after["plate"].nunique() == before["plate"].nunique() + 1
+    assert set(after["experiment"]) == {"November"}
+    assert all("Z02" in path for path in after["image_DNA"])
+    assert (after["label"] != "").all()
+    assert "channels" in fails(lab, out, "--channels", "C01=DNA")  # what is given wins
+    for name in ("my_screen", "lab"):  # it finds them where both have moved
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    capsys.readouterr()
+    main([str(tmp_path / "moved" / "lab" / lab.images.name), "--out", str(tmp_path / "moved" / "my_screen")])
+    assert "there already" in capsys.readouterr().out
+
+
+def test_planes_and_times_of_files_are_not_mixed(made, tmp_path) -> None:
+    lab, out = made("cellvoyager", planes=3, times=2), tmp_path / "manifest.parquet"
+    index(lab, out, "--z", "2", "--time", "1")
+    assert "plane 2" in (said := fails(lab, out, "--z", "3"))
+    assert "plane 3" in said
+    assert "time point 2" in fails(lab, out, "--time", "2")
+    assert "no image is of plane 9" in fails(lab, out, "--z", "9")
+    only = lab._replace(images=tmp_path / "only")
+    for path in lab.images.rglob("*T0001*Z02*.*"):
+        (only.images / path.relative_to(lab.images)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, only.images / path.relative_to(lab.images))
+    assert len(index(only, out, "--replace")) == len(pd.read_parquet(out))
+
+
 @pytest.mark.parametrize("content", [b"", b"plate,well\n"])
 def test_what_is_no_manifest_is_not_overwritten(content, lab, tmp_path) -> None:
     out = tmp_path / "manifest.parquet"
@@ -283,8 +325,16 @@ def test_a_new_manifest_is_divided_by_plates_and_one_that_grows_stays_as_it_is(l
     capsys.readouterr()
     table = index(lab, out)
     assert set(table.loc[table["plate"] == "24383", "split"]) == {""}
-    assert "1 of the plates are in no split" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 plate ('screen/24383') is in no split" in said
+    assert "the others stay" in said
+    put = index(lab, out, "--splits", "val")
+    assert set(put.loc[put["plate"] == "24383", "split"]) == {"val"}
+    pd.testing.assert_frame_equal(put[put["plate"] != "24383"], table[table["plate"] != "24383"])
+    assert "1 plate ('screen/24383') is in split 'val' now" in capsys.readouterr().out
     pd.testing.assert_frame_equal(index(lab, out, "--splits", "plate"), whole)
+    moved = put.groupby("plate")["split"].first() != whole.groupby("plate")["split"].first()
+    assert ("in another split than before" in capsys.readouterr().out) == moved.any()
     before = whole.set_index(["plate", "well", "site"])["split"]
     for path in (lab.images / "24382").rglob("*_D06_s2_*"):
         path.unlink()

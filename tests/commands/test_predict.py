@@ -1,6 +1,7 @@
 """``biomass predict``: on what the scripts trained, end to end; and the predictions that training leaves."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN
 
+from biomass.commands.index import main as index
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation.predictions import ABOUT
+from biomass.simulation.lab_folder import simulate_lab_folder
 
 TRAIN = (*TINY_SCREEN, *TINY_RUN, "num_epochs=2", "train_batch_size=8", "dataloaders.eval_splits=[val,test]")
 PREDICT = (*TINY_SCREEN, "device=cpu")
@@ -89,6 +92,49 @@ def test_a_screen_on_the_disk_is_watched_to_its_end(run, capsys, data_root):
     assert "8 plates were predicted" in capsys.readouterr().out
     assert_same(read("w"), read("p"))
     assert set(pd.read_csv("runs/w/watch.csv")["settled"]) == {"settled"}  # they are known, and stay what they are
+
+
+def test_a_folder_that_grows_is_indexed_at_each_look_and_its_manifest_stays(run, tmp_path, monkeypatch):
+    lab = simulate_lab_folder(tmp_path / "lab", "imagexpress", sites=2, size=48)
+    later = tmp_path / "later"
+    shutil.move(lab.images / "24383", later / "24383")
+    wells = sorted((lab.images / "24382").rglob("*_D0*"))
+    for path in wells:
+        (later / path.relative_to(lab.images)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, later / path.relative_to(lab.images))
+    options = ["--z", "max", "--channels", "w1=DNA", "w2=actin"]
+    index([str(lab.images), "--out", "screen", "--platemap", str(lab.platemap), "--splits", "plate", *options])
+    source = ("dataloaders=manifest", "dataloaders.root_dir=screen", "device=cpu", "dataloaders.num_workers=0")
+    run("train_erm", *source, *TINY_RUN, "+method=ben", "run_name=net", "num_epochs=1", "model.d_out=null",
+        "model.key=test_resnet", "model.pretrained=false", "dataloaders.eval_splits=[test]",
+        "trainer.monitor=test/accuracy")  # fmt: skip
+    manifest, report = Path("screen/manifest.parquet"), Path("screen/manifest.report.txt")
+    before = manifest.read_bytes(), report.read_bytes()
+    looks = iter(range(10))
+
+    def arrive(seconds: float) -> None:
+        """Between two looks: wells and a plate that were lacking, but for one file; then that file."""
+        if (number := next(looks)) == 0:
+            shutil.copytree(later / "24382", lab.images / "24382", dirs_exist_ok=True)
+            shutil.copytree(later / "24383", lab.images / "24383")
+            half = next(path for path in (lab.images / "24383").rglob("*_B03_s1_w2*") if "thumb" not in path.name)
+            half.rename(tmp_path / half.name)
+            left.append(half)
+        elif number == 1:
+            (tmp_path / left[0].name).rename(left[0])
+
+    left: list[Path] = []
+    monkeypatch.setattr("biomass.watching.time.sleep", arrive)
+    run("predict", *source, "model_path=net", "run_name=w", "watch=true", "watch_seconds=0.001",
+        "watch_stop_after=0.001")  # fmt: skip
+    assert (manifest.read_bytes(), report.read_bytes()) == before
+    looked = pd.read_csv("runs/w/watch.csv").groupby("look")["images"].sum().to_dict()
+    assert len(looked) == 3
+    assert (looked[1], looked[3]) == (24 + 16, 24)
+    assert looked[2] == 24 + 23
+    index([str(lab.images), "--out", "screen", "--replace"])
+    run("predict", *source, "model_path=net", "run_name=p", "measure_again=true")
+    assert_same(read("w"), read("p"))
 
 
 def test_probes_predict_as_in_their_training_and_need_their_encoder(run):

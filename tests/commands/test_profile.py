@@ -14,7 +14,8 @@ from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
 from biomass.commands import profile as tool
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError
 from biomass.evaluation import profiles
-from biomass.screen import VectorPixels, make_screen
+from biomass.evaluation.profiles import PlateVectors, describe, plate_tables
+from biomass.screen import COLUMNS, VectorPixels, make_screen
 
 MODEL = ("model.key=test_resnet", "model.pretrained=false")
 CELLS = (*(option for option in TINY_CELLS if "warmup" not in option), "model_path=encoder")
@@ -188,6 +189,26 @@ def test_a_screen_of_fields_has_no_cells(run):
     assert set(table("p")["Metadata_Count_Fields"]) == {2}
     run("profile", *options, "rows=cells", "run_name=q")
     assert len(table("q", "cells")) == len(table("p", "fields"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "counted"),
+    [("cells", [3, 4], True), ("Image_Count_Cells", ["3", "4"], True), ("cells", ["A549", "U2OS"], False)],
+)
+def test_cells_that_somebody_counted_are_known(column, values, counted):
+    names = dict.fromkeys(COLUMNS, ["P1"] * 4) | {"well": ["A1", "A1", "A2", "A2"], "site": ["1", "2"] * 2}
+    frame = pd.DataFrame(names | {"label": 0, "control": "", column: values * 2})
+    known = describe(make_screen(frame, None, ["DMSO"]), "fields")
+    plate = PlateVectors(0, np.arange(4), np.ones((4, 2), np.float32))
+    schemas = {level: known.schema(level, ["a", "b"], known.counts is not None) for level in known.levels}
+    tables = {level: one.to_pandas() for level, one in plate_tables(known, plate, schemas).items()}
+    if counted:
+        assert tables["fields"]["Metadata_Count_Cells"].tolist() == [3, 4, 3, 4]
+        assert tables["wells"]["Metadata_Count_Cells"].tolist() == [7, 7]
+        assert f"Metadata_{column}" not in tables["fields"]
+    else:
+        assert "Metadata_Count_Cells" not in tables["fields"]
+        assert tables["fields"]["Metadata_cells"].tolist() == values * 2
 
 
 def test_a_network_without_batch_norm_runs_as_it_is(run, caplog):

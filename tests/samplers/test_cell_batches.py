@@ -263,3 +263,14 @@ def test_views_and_cells_must_agree():
         with pytest.raises(ConfigError, match=words) as error:
             check_views(*views)
         assert error.value.advice == advice
+
+
+@pytest.mark.parametrize("mode", ["random", "random_single", "first"])
+def test_no_batch_holds_a_row_that_is_not_served(mode):
+    sampler, cells, _ = serve([3, 1, 5, 2], mode)
+    assert sorted(sampler.served.tolist()) == sorted(row for own in cells.values() for row in own)
+    seen = set()
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        seen |= {row for batch in sampler for row in batch.tolist()}
+    assert seen == ({own[0] for own in cells.values()} if mode == "first" else set(sampler.served.tolist()))

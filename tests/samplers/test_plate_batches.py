@@ -426,3 +426,9 @@ def test_data_that_cannot_be_served_is_refused_by_name():
         serve(2, [3, 3], controls=np.array([True, True]), num_controls=1)
     with pytest.raises(ValueError, match="3 groups"):
         serve(4, [1, 2, 3])
+
+
+def test_what_is_served_is_what_batches_are_made_of():
+    controls = np.arange(12) % 4 == 0
+    sampler = serve(12, [0] * 6 + [1] * 6, controls=controls, num_controls=1, batch_size=3)
+    assert set(sampler.served.tolist()) == {row for batch in sampler for row in batch.tolist()}

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, its cells are short, and nothing of a run is left in git."""
+"""The notebooks run from top to bottom, their cells are short, and nothing of a run is left in git."""
 
 import copy
 import importlib.util
@@ -16,8 +16,9 @@ from nbclient.exceptions import CellExecutionError
 
 from biomass.evaluation import transfer
 from biomass.models import Architecture, build_network
+from biomass.simulation.lab_folder import simulate_lab_folder
 
-NOTEBOOK = ROOT / "notebooks/pybbbc.ipynb"
+NOTEBOOK, OWN = (ROOT / f"notebooks/{name}.ipynb" for name in ("pybbbc", "own_screen"))
 
 SMALL = {
     "SIMULATED": {
@@ -50,15 +51,18 @@ def strip_notebook():
     return module
 
 
-def execute(**parameters):
-    """Run the notebook with other values in its first cell of code; returns its texts and pictures."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def execute(path=NOTEBOOK, until=None, **parameters):
+    """Run a notebook with other values in its first cell of code, up to a cell; returns its texts and pictures."""
+    notebook = nbformat.read(path, as_version=4)
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     names = re.findall(r"^(\w+) = ", notebook.cells[place].source, re.M)
     assert set(parameters) <= set(names)
     lines = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    if until:
+        last = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and until in cell.source)
+        del notebook.cells[last + 1 :]
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(lines))
-    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     data = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     return [d["text/markdown"] for d in data if "text/markdown" in d], sum("image/png" in d for d in data)
@@ -68,15 +72,44 @@ def accuracy(folder, name):
     return transfer.evaluate(pd.read_parquet(folder / f"wells_{name}.parquet")).nscb.accuracy
 
 
-def test_the_notebook_runs_without_any_download(tmp_path):
-    tables, pictures = execute(FOLDER=str(tmp_path / "out"), **SMALL)
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook as it is, but small: its folder, texts and pictures."""
+    folder = tmp_path_factory.mktemp("notebook")
+    return folder, *execute(FOLDER=str(folder / "out"), **SMALL)
+
+
+def test_the_notebook_runs_without_any_download(executed):
+    folder, tables, pictures = executed
     assert pictures == 4
     rows = [line.split(" | ")[:2] for line in tables[0].splitlines()[2:]]
     how = [one.title for one in transfer.POSTPROCESSINGS.values()]
     assert rows == [
         [f"| {name}", title] for name in ("no BEN", "BEN, all cells", "BEN, control cells") for title in how
     ]
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert {path.name for path in folder.iterdir()} == {"out"}
+
+
+def test_a_screen_of_ones_own_is_indexed_trained_profiled_and_predicted(tmp_path):
+    lab, later = (
+        simulate_lab_folder(tmp_path / name, "imagexpress", plates=plates, sites=1, size=48, seed=plates)
+        for name, plates in (("lab", 3), ("later", 4))
+    )
+    _, pictures = execute(
+        OWN,
+        IMAGES=str(lab.images),
+        PLATEMAP=str(lab.platemap),
+        NEXT=str(later.images),
+        FOLDER=str(tmp_path / "out"),
+        TRAINING="model.key=test_resnet model.pretrained=false num_epochs=1 num_warmup_epochs=0 "
+        "train_batch_size=8 dataloaders.num_workers=0",
+    )
+    assert pictures == 2
+    runs = tmp_path / "out/runs"
+    assert len(pd.read_parquet(runs / "profiles/profiles_wells.parquet")) == 36
+    predictions = pd.read_parquet(runs / "predictions/predictions_wells.parquet")
+    assert len(predictions) == 48
+    assert set(predictions.filter(regex="(?i)^Metadata_batch$").iloc[:, 0]) == {"December"}
 
 
 def checkpoint(folder, channels, seed):
@@ -87,9 +120,10 @@ def checkpoint(folder, channels, seed):
     return str(folder / f"{seed}.pt")
 
 
-def test_every_encoder_is_given_its_own_channels(tmp_path):
+def test_every_encoder_is_given_its_own_channels(executed, tmp_path):
     one, other = checkpoint(tmp_path, ["nuclei", "actin"], 0), checkpoint(tmp_path, ["actin", "nuclei", "ER"], 1)
-    same = {"SIMULATED": SMALL["SIMULATED"]}
+    (root,) = (executed[0] / "out/data/simulated_bbbc021").glob("[!.]*")
+    same = {"BBBC021": str(root), "until": "transfer.well_profiles("}
     execute(FOLDER=str(tmp_path / "a"), MODEL_PATH=one, FROZEN_MODEL_PATH=other, **same)
     execute(FOLDER=str(tmp_path / "b"), MODEL_PATH=other, **same)
     a, b = (pd.read_parquet(tmp_path / folder / "wells_running.parquet") for folder in "ab")
@@ -118,8 +152,9 @@ def test_as_it_is_and_with_other_paths(tmp_path):
     assert accuracy(tmp_path / "other", "controls") == accuracy(tmp_path / "out", "controls")
 
 
-def test_cells_are_short_and_know_no_machine():
-    notebook = json.loads(NOTEBOOK.read_text())
+@pytest.mark.parametrize("path", [NOTEBOOK, OWN], ids=lambda path: path.stem)
+def test_cells_are_short_and_know_no_machine(path):
+    notebook = json.loads(path.read_text())
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         assert cell["cell_type"] == "markdown" or len(cell["source"]) <= 20
@@ -127,8 +162,9 @@ def test_cells_are_short_and_know_no_machine():
         assert not re.search(r"^\s*(def|class|for .*:$|while) ", source, re.M) or cell["cell_type"] == "markdown"
 
 
-def test_outputs_are_stripped(strip_notebook, tmp_path):
-    clean = json.loads(NOTEBOOK.read_text())
+@pytest.mark.parametrize("notebook", [NOTEBOOK, OWN], ids=lambda path: path.stem)
+def test_outputs_are_stripped(notebook, strip_notebook, tmp_path):
+    clean = json.loads(notebook.read_text())
     assert strip_notebook.strip(copy.deepcopy(clean)) == clean
     dirty = copy.deepcopy(clean)
     dirty["metadata"]["widgets"] = {"state": 1}
@@ -139,7 +175,7 @@ def test_outputs_are_stripped(strip_notebook, tmp_path):
     path = tmp_path / "dirty.ipynb"
     path.write_text(json.dumps(dirty))
     strip_notebook.main([str(path)])
-    assert path.read_text() == NOTEBOOK.read_text()
+    assert path.read_text() == notebook.read_text()
     stamp = path.stat().st_mtime_ns
     strip_notebook.main([str(path)])
     assert path.stat().st_mtime_ns == stamp

@@ -18,6 +18,7 @@ from biomass.config import Config, build
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError, TrainingError
 from biomass.evaluation.accuracy import mixing_rows
 from biomass.experiment import compose
+from biomass.loader import Loader
 from biomass.models import Architecture, build_network
 from biomass.screen import COLUMNS, make_screen
 from biomass.training import load_checkpoint, load_network
@@ -89,6 +90,19 @@ def test_same_seed_same_bits_and_another_seed_another_run(run):
     a, b, c = (load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"] for name in "abc")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["head.weight"], c["head.weight"])
+
+
+def test_images_that_stay_in_the_memory_of_the_device_give_the_same_bits(run, monkeypatch):
+    states, held, hold = [], [], Loader.hold
+    monkeypatch.setattr(Loader, "hold", lambda loader, device: held.append(loader) or hold(loader, device))
+    for name, resident in (("a", "false"), ("b", "true")):
+        run("train_erm", *TINY, "+method=ben", "num_epochs=1", f"run_name={name}", f"trainer.resident={resident}")
+        states.append(load_checkpoint(Path(f"checkpoints/{name}/last.pt"))["network"])
+    assert len(held) == 1
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    same = [{k: v for k, v in evaluation(name).items() if k.startswith("val/")} for name in "ab"]
+    assert same[0] == same[1]
 
 
 def test_a_run_leaves_the_global_random_state_alone(run):
