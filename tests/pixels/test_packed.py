@@ -461,7 +461,7 @@ def test_the_command_packs_bbbc021(tmp_path):
         (["root", "--set", "root_dir=x"], "option 'root_dir' cannot be set to 'x': the source names it"),
         (["root", "--set", "download=true"], "option 'download' cannot be set to 'True': it is always false here"),
         (["store", "out", "--set", "path=x"], "option 'path' cannot be set to 'x': the source names it"),
-        (["store", "out", "--set", "image=x"], "load_packed has no option 'image'; it has none"),
+        (["store", "out", "--set", "image=x"], "load_packed has no option 'image'; choose root_dir"),
         (["empty"], "no cropped cells in '.*/empty'"),
         (["--verify", "empty"], "packed store '.*empty' has no usable store.json"),
     ],

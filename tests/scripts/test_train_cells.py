@@ -92,7 +92,7 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
     ("script", "more"),
     [
         ("train_simclr", SIMCLR),
-        ("train_supervised_cell", SUPERVISED),
+        pytest.param("train_supervised_cell", SUPERVISED, marks=pytest.mark.slow),  # the loop is the same
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(run_alone, run_and_kill, tmp_path, monkeypatch, script, more):
@@ -365,7 +365,7 @@ def test_the_ablation_table(run, pretrained, tmp_path):
     assert (tmp_path / "tables/ablation.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["ablation", "ablation_hard"])
+@pytest.mark.parametrize("name", ["ablation", pytest.param("ablation_hard", marks=pytest.mark.slow)])
 def test_the_ablation_by_its_three_commands(tmp_path, data_root, name):
     tiny = [o for o in TINY_CELLS if o != "dataloaders=simulated_cells"]
 
