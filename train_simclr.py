@@ -39,14 +39,13 @@ def main(cfg: Config) -> float | None:
     at_inference.check(screen, *splits)
     groups, instances = screen.groups(method.train_by), screen.groups(data.instance)
     training.check_instances(screen, instances, groups, ["train", *splits])
-    reader = BatchReader(screen, groups, data.on_bad_image, instances)
 
     # fields of view → views → batches of raw images
     loader, *others = (
         training.view_loader(
             experiment.fabric,
             screen,
-            reader,
+            BatchReader(screen, groups, data.on_bad_image, instances),
             split,
             by_group=method.batches_by is not None if split == "train" else at_inference.by_group,
             mode=data.mode,

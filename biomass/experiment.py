@@ -345,9 +345,10 @@ class Experiment:
         folder = Path("runs") / self.name
         config = about["config"] | {"method": about["method"]}
         if self.resident:
+            log.info("reading the training images into the memory of %s", self.fabric.device)
             loader.hold(self.fabric.device)
-        log = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
-        with log as logger:
+        writes = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
+        with writes as logger:
             run = training.Training(
                 fabric=self.fabric,
                 **optimized._asdict(),

@@ -164,15 +164,18 @@ class ResidentPixels:
         self.name: Callable[[int], str] = pixels.name
         self.place = np.full(len(reader.labels), -1, np.int64)
         self.images: Tensor | None = None
+        held = 0
         for part in np.array_split(rows, -(-len(rows) // _UPLOAD)):
             batch = reader[part]
             if isinstance(batch, BiomassError):
                 raise batch
+            if not len(batch):  # nothing of it can be read, so that it does not tell the type of images either
+                continue
             if self.images is None:
                 self.images = _allocate(batch.images, len(rows), device)
-            first = int(self.place.max()) + 1
-            self.images[first : first + len(batch)] = batch.images.to(device)
-            self.place[batch.rows.numpy()] = np.arange(first, first + len(batch))
+            self.images[held : held + len(batch)] = batch.images.to(device)
+            self.place[batch.rows.numpy()] = np.arange(held, held + len(batch))
+            held += len(batch)
 
     def read(self, rows: np.ndarray) -> Tensor:
         """The images of ``rows`` (N,): (N, C, H, W) on the device, in the source's own type.
@@ -246,6 +249,8 @@ class Loader:
 
     def hold(self, device: torch.device) -> None:
         """Read all images that batches are made of now, and take them from the memory of ``device`` from then on.
+
+        The reader must be this loader's own: it reads no other images any more.
 
         Raises:
             BiomassError: an image cannot be read.

@@ -235,3 +235,26 @@ def test_images_in_the_memory_of_a_device_are_those_of_the_source() -> None:
     missing = reader[np.array([1, 3])]
     assert isinstance(missing, BadImageError)
     assert missing.row == 3
+
+
+class Torn(VectorPixels):
+    """Images of which the first ones cannot be read."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        if (rows < 3).any():
+            raise BadImageError("torn", int(rows[rows < 3][0]), "skip")
+        return super().read(rows)
+
+
+def test_images_that_cannot_be_read_are_missing_in_the_memory_of_a_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("biomass.loader._UPLOAD", 2)  # of the first two, none can be read
+    images = np.arange(6 * 2 * 3 * 3, dtype=np.uint16).reshape(6, 2, 3, 3) + 60000
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 6) | {"plate": ["P"] * 6, "label": 0})
+    screen = make_screen(table, Torn(images, ("a", "b")), ["x"])
+    reader = BatchReader(screen, screen.plate_ids, "skip")
+    reader.hold(np.arange(6), torch.device("cpu"))
+    batch = reader[np.array([1, 5, 2, 3])]
+    assert isinstance(batch, Batch)
+    assert batch.rows.tolist() == [5, 3]
+    assert batch.skipped.tolist() == [1, 2]
+    assert np.array_equal(batch.images.numpy(), images[[5, 3]])

@@ -365,6 +365,13 @@ def test_the_ablation_table(run, pretrained, tmp_path):
     assert (tmp_path / "tables/ablation.csv").exists()
 
 
+def test_cells_that_stay_in_the_memory_of_the_device_give_the_same_losses(run):
+    for name, resident in (("a", "false"), ("b", "true")):
+        run("train_simclr", *SIMCLR, "num_epochs=1", f"run_name={name}", f"trainer.resident={resident}")
+    for metric in ("train/loss", "val/loss"):
+        assert last("a", metric)[metric] == last("b", metric)[metric]
+
+
 @pytest.mark.parametrize("name", ["ablation", pytest.param("ablation_hard", marks=pytest.mark.slow)])
 def test_the_ablation_by_its_three_commands(tmp_path, data_root, name):
     tiny = [o for o in TINY_CELLS if o != "dataloaders=simulated_cells"]
