@@ -33,16 +33,17 @@ TITLES = {"vanilla": "vanilla batch norm", "ben": "BEN", "adabn": "AdaBN"}
 def main(overrides: list[str]) -> None:
     """Train by one Hydra multirun over the methods, then print the table and draw the picture."""
     name = f"demo-{datetime.now():%Y-%m-%d-%H-%M-%S}"
-    command = [sys.executable, "train_erm.py", "-m", "+experiment=demo", f"+method={','.join(METHODS)}"]
-    subprocess.run([*command, f"run_name={name}", *overrides], cwd=ROOT, check=True)
-    folders = {method: ROOT / "runs" / f"{name}-{job}" for job, method in enumerate(METHODS)}
+    command = [sys.executable, str(ROOT / "train_erm.py"), "-m", "+experiment=demo", f"+method={','.join(METHODS)}"]
+    subprocess.run([*command, f"run_name={name}", *overrides], check=True)
+    runs = Path("runs")
+    folders = {method: next(runs.glob(f"{name}-{job}_*")) for job, method in enumerate(METHODS)}
     table = pd.DataFrame({TITLES[method]: accuracies(folder) for method, folder in folders.items()}).T
-    picture = ROOT / "runs" / f"{name}.png"
+    picture = runs / f"{name}.png"
     draw(folders, picture)
     print("\nAccuracy (%) on a simulated screen (id_test: other sites of training plates; val, test: unseen plates)\n")
     print((100 * table).round(1).to_string())
     gain = 100 * (table["test"].iloc[1] - table["test"].iloc[0])
-    print(f"\nBEN minus vanilla on the unseen test plates: {gain:+.1f} points. Picture: {picture.relative_to(ROOT)}")
+    print(f"\nBEN minus vanilla on the unseen test plates: {gain:+.1f} points. Picture: {picture}")
 
 
 def accuracies(folder: Path) -> dict[str, float]:
