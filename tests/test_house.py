@@ -28,6 +28,8 @@ LAYERS = (
     "loader samplers transforms norms",
     "models inference",
     "objectives evaluation",
+    "judgement",
+    "report",
     "training",
     "notation",
     "config",
