@@ -1,0 +1,146 @@
+"""Any table of profiles, read and understood: from files, or from a table in memory, to :class:`.table.Profiles`.
+
+What is taken for what, what is left out, filled or averaged is in the notes of the result: nothing is guessed silently.
+:mod:`.raw` reads files, :mod:`.joined` adds tables that say more, :mod:`.roles` finds columns, :mod:`.described` brings
+them into normal form, :mod:`.clean` deals with missing values.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from biomass.errors import DataError
+from biomass.judgement.clean import drop_constant, fill_missing, first_seen, mean_of
+from biomass.judgement.described import Controls, Described, describe
+from biomass.judgement.joined import join_table
+from biomass.judgement.raw import Raw, raw_frame, read_raw
+from biomass.judgement.roles import Given
+from biomass.judgement.table import CONTROL, COUNT, PLATE, TREATMENT, WELL, Profiles
+from biomass.table_files import read_table
+
+
+def read_profiles(
+    path: str | Path,
+    metadata: Sequence[str | Path] = (),
+    roles: Given | None = None,
+    controls: Controls | None = None,
+) -> Profiles:
+    """Read profiles.
+
+    Args:
+        path: a table as CSV, other separated text, Excel or Parquet; AnnData; the folder of a run of ``biomass
+            profile``, or of DeepProfiler's ``.npz``.
+        metadata: tables that say more of the rows, joined one after the other by the columns that both have.
+        roles: role → its column or columns, where names do not tell (:data:`biomass.judgement.roles.SYNONYMS`).
+        controls: treatments or compounds that are negative controls, or ``{negative: […], positive: […]}``, where no
+            column says so; an empty text stands for wells without a name.
+
+    Raises:
+        ConfigError: a role, a column, a control is not there.
+        DataError: a file cannot be read, has no features or rows, or cannot be joined.
+
+    >>> file = getfixture("tmp_path") / "wells.csv"
+    >>> _ = file.write_text("Plate,Well,drug,a,b\\nP1,a1,DMSO,1,5\\nP1,b1,taxol,2,6\\nP1,b2,taxol,4,4\\n")
+    >>> profiles = read_profiles(file)
+    >>> profiles.features.shape, profiles.wells["treatment"].tolist(), profiles.negative.tolist()
+    ((3, 2), ['DMSO', 'taxol', 'taxol'], [True, False, False])
+    >>> [f"{role}: {column}" for role, column in profiles.taken.items()]
+    ['plate: Plate', 'well: Well', 'row: Well', 'column: Well', 'compound: drug', 'treatment: drug', 'control: drug']
+    """
+    tables = [(f"'{one}'", _metadata_frame(Path(one))) for one in metadata]
+    return _understood(read_raw(Path(path), roles), tables, roles, controls)
+
+
+def understand(
+    table: pd.DataFrame,
+    metadata: Sequence[pd.DataFrame] = (),
+    roles: Given | None = None,
+    controls: Controls | None = None,
+) -> Profiles:
+    """Understand profiles in memory, a table or AnnData; as :func:`read_profiles`.
+
+    >>> table = pd.DataFrame({"Metadata_Plate": ["P1", "P1"], "Metadata_moa": ["x", "y"], "f": [1.0, 2.0]})
+    >>> understand(table).wells.to_dict("list")
+    {'plate': ['P1', 'P1'], 'mechanism': ['x', 'y']}
+    """
+    tables = [(f"table {i + 1} of the metadata", one) for i, one in enumerate(metadata)]
+    return _understood(raw_frame(table, roles), tables, roles, controls)
+
+
+def _metadata_frame(path: Path) -> pd.DataFrame:
+    return read_table(path, "metadata").frame()
+
+
+def _understood(
+    raw: Raw, tables: Sequence[tuple[str, pd.DataFrame]], roles: Given | None, controls: Controls | None
+) -> Profiles:
+    about, notes = raw.about, list(raw.notes)
+    for name, table in tables:
+        about, said = join_table(about, table, name)
+        notes += said
+    known = describe(about, roles, controls)
+    notes += known.notes
+    plates = known.table[PLATE].to_numpy(object) if PLATE in known.table else np.full(len(about), "")
+    features, names, stays, said = fill_missing(raw.features, raw.names, pd.factorize(plates)[0])
+    notes += said
+    if not stays.any():
+        raise DataError("in every row more than half of the features are missing: nothing is left to judge")
+    wells, features, said = _one_row_a_well(known, stays, features)
+    notes += said
+    features, names, said = drop_constant(features, names)
+    return Profiles(wells, features, tuple(names), known.taken, (*notes, *said))
+
+
+def _one_row_a_well(
+    known: Described, stays: np.ndarray, features: np.ndarray
+) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """Cells and fields averaged: a field is the mean of its cells, a well the mean of its fields."""
+    table = known.table[stays].reset_index(drop=True)
+    if WELL not in table:
+        return table, features, ["no column of wells is known: every row is judged as it is"]
+    notes: list[str] = []
+    keys = [table[role] for role in (PLATE, WELL, TREATMENT, CONTROL) if role in table]
+    place = [table[role] for role in (PLATE, WELL) if role in table]
+    nameless = table[WELL] == ""
+    alone = np.where(nameless, np.arange(len(table)).astype(str), "")  # rows without a well are no well together
+    number, first = first_seen(*keys, alone)
+    if len(first) == len(table):
+        return table, features, _nameless(nameless)
+    torn = len(first) - len(first_seen(*place, alone)[1])
+    if torn:
+        notes.append(f"{torn} wells hold several treatments: for each of these a row is judged")
+    rows = len(table)
+    counts = table[COUNT].to_numpy(np.float64) if COUNT in table else None
+    if known.site is None:
+        what = "cells" if known.cells else "rows"
+        counts = np.bincount(number).astype(float) if known.cells else _mean_count(counts, number)
+        features = mean_of(features, number)
+    else:
+        field, first_row = first_seen(number.astype(str), known.site[stays])
+        of_field = number[first_row]
+        what = "fields"
+        if len(first_row) < rows:
+            what = "cells"
+            counts = np.bincount(field).astype(float)
+            features = mean_of(features, field)
+        if counts is not None:
+            counts = np.bincount(of_field, counts, minlength=len(first))
+        features = mean_of(features, of_field)
+    notes.append(f"{rows} {what} are of {len(first)} wells: each well is the mean of its {what}")
+    wells = table.iloc[first].reset_index(drop=True)
+    if counts is not None:
+        wells[COUNT] = counts
+        known.taken.setdefault(COUNT, "number of rows")
+    return wells, features, notes + _nameless(nameless)
+
+
+def _mean_count(counts: np.ndarray | None, number: np.ndarray) -> np.ndarray | None:
+    """Rows of one well without sites are the same well again: its cells are not counted twice."""
+    return None if counts is None else np.bincount(number, counts) / np.bincount(number)
+
+
+def _nameless(nameless: "pd.Series[bool]") -> list[str]:
+    many = int(nameless.sum())
+    return [f"{many} row{'s have' if many > 1 else ' has'} no well"] if many else []
