@@ -173,15 +173,18 @@ def _average_precision(matrix: np.ndarray, positive: np.ndarray, negative: np.nd
         scores.loc[count > 0, "average_precision"] = ap_contiguous(relevant, count[count > 0].astype(np.uint32))[0]
     unanswered = (positives == 0) | (count == positives)
     scores.loc[unanswered, "average_precision"] = np.nan
-    chance = _chance(positives, np.maximum(count, 2))
+    chance = expected_precision(positives, np.maximum(count, 2))
     scores["normalized_average_precision"] = (scores["average_precision"] - chance) / (1 - chance).clip(1e-10)
     return scores
 
 
-def _chance(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
+def expected_precision(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Expected AP of a random ranking of ``total`` >= 2 profiles, ``positives`` of them replicates.
 
     ``((M - 1) / (L - 1) (L - H_L) + H_L) / L`` with the harmonic number H_L (Bestgen 2015).
+
+    >>> expected_precision(np.array([1, 2]), np.array([2, 2]))  # one of two: 1 or 1/2
+    array([0.75, 1.  ])
     """
     harmonic = digamma(total + 1.0) + np.euler_gamma
     return ((positives - 1) / (total - 1) * (total - harmonic) + harmonic) / total
