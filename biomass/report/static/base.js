@@ -11,9 +11,9 @@ window.biomass = (function () {
   biomass.missing = "#d9d9d9"; // what has no value, and what is not chosen
   biomass.maps = {
     viridis: ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"],
-    cividis: ["#00224e", "#173b6d", "#434e6c", "#61656f", "#7d7c78", "#9b9475", "#bcae6c", "#dfca57", "#fee838"],
+    cividis: ["#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838"],
     blues: ["#f7fbff", "#deebf7", "#c6dbef", "#9dcae1", "#6aaed6", "#4191c6", "#2070b4", "#08509b", "#08306b"],
-    diverging: ["#7f3b08", "#b55806", "#e0820f", "#fdb863", "#f7f6f6", "#b2abd2", "#8072ac", "#542788", "#2d004b"],
+    diverging: ["#7f3b08", "#be630a", "#ef9e3c", "#fed7a2", "#f6f6f7", "#cecde4", "#988dbe", "#5d3790", "#2d004b"],
   };
 
   function channels(hex) {
@@ -145,11 +145,29 @@ window.biomass = (function () {
     return new kind(bytes.buffer);
   };
 
-  // Start a section's script with its data, which the page calls once a section.
-  biomass.start = function (name, key) {
-    const element = document.getElementById(key).querySelector(".moves");
-    const data = document.getElementById(key + "-data");
-    biomass[name](element, data ? JSON.parse(data.textContent) : {});
+  // Start the scripts of all sections, each in the first element of its section that has the class "moves", or in a new
+  // one at its end. What has the class "still" is for those without scripts. A script that fails leaves it there.
+  biomass.start = function () {
+    document.documentElement.classList.add("moving");
+    for (const section of document.querySelectorAll("section[data-section]")) {
+      let place = section.querySelector(".moves");
+      if (!place) section.append((place = biomass.element("div", { class: "moves" })));
+      try {
+        biomass[section.dataset.section](place, JSON.parse(document.getElementById(section.id + "-data").textContent));
+      } catch (error) {
+        section.classList.add("failed");
+        console.error(section.dataset.section, error);
+      }
+    }
+    const closed = () => [...document.querySelectorAll("details:not([open]):not(.noprint)")];
+    let opened = [];
+    window.addEventListener("beforeprint", () => {
+      opened = closed();
+      for (const one of opened) one.open = true;
+    });
+    window.addEventListener("afterprint", () => {
+      for (const one of opened) one.open = false;
+    });
   };
 
   return biomass;
