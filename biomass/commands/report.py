@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biomass.commands import Parser, run_on_files
-from biomass.report.page import REPORT, write_report
+from biomass.report.files import REPORT
+from biomass.report.page import write_report
 
 PLACE = 90
 

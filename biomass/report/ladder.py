@@ -17,8 +17,8 @@ LEAD = (
     "from that place, not from biology. Bars are 95 % intervals, the dashed line is chance."
 )
 
-_WIDE, _HIGH = 360, 250
-_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 62
+_WIDE, _HIGH = 360, 240
+_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 50
 
 
 def ladder(folder: Path) -> Section | str:

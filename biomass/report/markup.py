@@ -18,12 +18,12 @@ def figure(value: float) -> str:
     """A number for people.
 
     >>> figure(0.9149), figure(-0.0042), figure(1234.5), figure(float("nan")), figure(0)
-    ('0.91', '−0.0042', '1234', '–', '0')
+    ('0.91', '−0.004', '1234', '–', '0')
     """
     if not math.isfinite(value):
         return "–"
     size = abs(value)
-    text = "0" if not size else f"{size:.2g}" if size < 0.01 else f"{size:.2f}" if size < 100 else f"{size:.0f}"
+    text = "0" if not size else f"{size:.1g}" if size < 0.00995 else f"{size:.2f}" if size < 100 else f"{size:.0f}"
     return f"−{text}" if value < 0 else text
 
 
@@ -32,10 +32,12 @@ def percent(value: float) -> str:
 
     >>> percent(0.0412), percent(1), percent(float("nan"))
     ('4.1 %', '100 %', '–')
+    >>> percent(0.04), percent(0.004)
+    ('4 %', '0.4 %')
     """
     if not math.isfinite(value):
         return "–"
-    return f"{100 * value:.0f} %" if value in (0, 1) or value >= 0.0995 else f"{100 * value:.1f} %"
+    return f"{100 * value:.0f} %" if value >= 0.0995 else f"{f'{100 * value:.1f}'.removesuffix('.0')} %"
 
 
 def span(low: float, high: float) -> str:

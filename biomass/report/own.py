@@ -16,6 +16,7 @@ from biomass.run_files import read_config, read_log
 
 _SHARES = ("accuracy", "top5", "treatments", "by_class", "mixing", "mixing_expected", "cell_type")
 """Metrics that are shares, by the first part of their name in a split."""
+_LOWER = ("loss", "mixing")  # metrics that begin so are better the lower they are
 
 
 class Told(NamedTuple):
@@ -42,6 +43,11 @@ class Told(NamedTuple):
     epoch: float
 
     @property
+    def better(self) -> str:
+        """Which direction is better."""
+        return "lower" if self.metric.startswith(_LOWER) else "higher"
+
+    @property
     def share(self) -> bool:
         """Whether it is a share, which is said in per cent."""
         return self.metric.partition("/")[0] in _SHARES
@@ -63,8 +69,7 @@ def told_by_training(folder: Path) -> list[Told]:
         values = np.array([value for value, _ in at])
         if not np.isfinite(values).any():
             continue
-        lowest = metric.startswith(("loss", "mixing"))
-        best = int(np.nanargmin(values) if lowest else np.nanargmax(values))
+        best = int(np.nanargmin(values) if metric.startswith(_LOWER) else np.nanargmax(values))
         low, high = intervals.get(split, (math.nan, math.nan)) if metric == "accuracy" else (math.nan, math.nan)
         found.append(Told(split, metric, meaning(name), values[-1], low, high, values[best], at[best][1]))
     return found
@@ -106,12 +111,12 @@ def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     told = told_by_training(folder)
     plates = read_plates(folder)
     classes = (config.get("model") or {}).get("d_out") if isinstance(config.get("model"), Mapping) else None
-    chance = f" (chance {percent(1 / classes)})" if isinstance(classes, int) and classes > 1 else ""
-    words = [_words(config)] if told else []
+    chance = f" (one of {classes} classes by chance: {percent(1 / classes)})" if isinstance(classes, int) and classes > 1 else ""
+    words: list[str] = []
     for one in told:
         if one.metric != "accuracy":
             continue
-        sure = f", between {percent(one.low)} and {percent(one.high)} if other such plates were drawn" if one.low == one.low else ""
+        sure = f", 95 % interval over plates {percent(one.low)} to {percent(one.high)}" if math.isfinite(one.low) else ""
         best = f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
         text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}{sure}{best}."
         some = plates[plates["split"] == one.split]["accuracy"].dropna()
@@ -125,7 +130,7 @@ def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
             f"On {split}, {percent(one.last)} of the negative controls have their nearest neighbour in their own "
             f"experiment{f' ({percent(even.last)} if experiments were mixed perfectly)' if even else ''}."
         )
-    return [text for text in words if text]
+    return [text for text in [*words, _words(config) if told else ""] if text]
 
 
 def _words(config: Mapping[str, Any]) -> str:
@@ -144,7 +149,7 @@ def _of_stress(folder: Path) -> list[str]:
     said = []
     for axis, value, what in (("wells", "all", "whole plates"), ("label_shift", "inf", "plates that are not shifted")):
         for row in table[(table["axis"] == axis) & (table["value"] == value)].to_dict("records"):
-            sure = f" ({percent(row['low'])} to {percent(row['high'])})" if row["low"] == row["low"] else ""
+            sure = f" ({percent(row['low'])} to {percent(row['high'])})" if math.isfinite(row["low"]) else ""
             said.append(f"On {what}, the statistics '{row['statistics']}' answer {percent(row['accuracy'])}{sure} right.")
         if said:
             break

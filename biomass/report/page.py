@@ -23,9 +23,6 @@ from biomass.report.provenance import provenance, skipped
 from biomass.report.section import Section
 from biomass.report.verdict import verdict
 
-REPORT = "report.html"
-"""What the page is called in the folder of a run."""
-
 SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
     "verdict": verdict,
     "statistics × corrections": factorial,
@@ -68,10 +65,15 @@ def one_run(folder: Path) -> str:
     """The page of a run."""
     found = {name: section_of(make, folder) for name, make in SECTIONS.items()}
     sections = [one for one in found.values() if isinstance(one, Section)]
-    absent = [(name, why) for name, why in found.items() if isinstance(why, str)]
-    for last in (section_of(lambda place: skipped(place, absent), folder), section_of(provenance, folder)):
+    absent: dict[str, list[str]] = {}
+    for name, why in found.items():
+        if isinstance(why, str):
+            absent.setdefault(why, []).append(name)
+    left_out = [(", ".join(names), why) for why, names in absent.items()]
+    for last in (section_of(lambda place: skipped(place, left_out), folder), section_of(provenance, folder)):
         sections += [last] if isinstance(last, Section) else []
-    return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?", sections)
+    is_judged = isinstance(found["statistics × corrections"], Section)
+    return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?" if is_judged else "", sections)
 
 
 def several_runs(folders: Sequence[Path], out: Path) -> str:

@@ -13,7 +13,9 @@ biomass.scatter = function (element, data) {
   }));
   const count = panels[0].x.length;
   const dot = count < 800 ? 3.6 : count < 4000 ? 2.6 : count < 12000 ? 1.9 : 1.5;
-  let role = data.choices[0], only = -1, marked = -1, colors = [], sprites = [], order = [];
+  // many plates are many shades: their experiments say more at first sight
+  const first = data.choices.find((one) => fields[one].values.length <= 12);
+  let role = data.choices[0] === "plate" && first === "experiment" ? first : data.choices[0], only = -1, marked = -1, colors = [], sprites = [], order = [];
 
   // Colours of a role's categories: along a scale where they follow each other, else the commonest have their own.
   function recolor() {
@@ -171,6 +173,7 @@ biomass.scatter = function (element, data) {
     [role, only] = [value, -1];
     recolor();
   });
+  choose.querySelector("select").value = role;
   const holder = biomass.element("div", { class: "panels maps" });
   element.append(biomass.element("div", { class: "controls" }, choose), list, holder);
   recolor();
