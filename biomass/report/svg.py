@@ -96,15 +96,15 @@ def chart(
     levels: Mapping[str, float] | None = None,
     log: bool = False,
     percent: bool = False,
-    size: tuple[int, int] = (420, 260),
+    size: tuple[int, int] = (380, 250),
     styles: Sequence[Style] = (),
 ) -> Markup:
     """Lines with their intervals over one axis.
 
     Args:
         lines: at least one. A legend is not part of the chart, see :func:`legend`.
-        x_label: below the axis.
-        y_label: above the other axis.
+        x_label: below the axis; may be empty.
+        y_label: above the other axis; likewise.
         title: above the chart, and what is read aloud.
         names: of the places 0 … on the axis, where it has names, not numbers.
         y: ends of the axis; None: of what is shown.
@@ -120,7 +120,8 @@ def chart(
     width, height = size
     looks = styles or [style(i) for i in range(len(lines))]
     slant = _slant(names) if names else 0
-    height, bottom = height + slant, BOTTOM + slant
+    bottom = BOTTOM + slant - (0 if x_label else 18)
+    height += bottom - BOTTOM
     ends = _ends(lines, y, [*(levels or {}).values()], log)
     xs = [value for line in lines for value in line.x]
     first, last = (-0.3, len(names) - 0.7) if names else (min(xs, default=0.0), max(xs, default=1.0))
@@ -168,7 +169,7 @@ def dots(
     levels: Mapping[str, float] | None = None,
     percent: bool = False,
     kinds: Sequence[int] = (),
-    width: int = 420,
+    width: int = 370,
     step: int = 15,
 ) -> Markup:
     """A row a name with a dot, and its interval, over a common axis.
@@ -199,7 +200,7 @@ def dots(
     first, last = _ends([Line("", (), values, low, high)], ends, [*(levels or {}).values()], False)
 
     def across(value: float) -> float:
-        return float(room + 6 + (value - first) / (last - first) * (width - room - 6 - RIGHT))
+        return float(room + 6 + (value - first) / (last - first) * (width - room - 24))
 
     parts = [Markup("")]
     for value in ticks(first, last, 5):
@@ -264,21 +265,23 @@ def heat(
     2
     """
     colours = SHADES[shades]
-    room = max((len(shorten(name, 20)) for name in rows), default=0) * 10 * _SIGN + 8
+    room = round(max((len(shorten(name, 20)) for name in rows), default=0) * 10 * _SIGN + 8)
     top = 16
     width, height = room + cell * len(columns) + 4, top + cell * len(rows) + 4
     parts = [
-        Markup('<rect x="{:.1f}" y="{}" width="{}" height="{}" fill="none" stroke="{}"/>').format(
+        Markup('<rect x="{}" y="{}" width="{}" height="{}" fill="none" stroke="{}"/>').format(
             room, top, cell * len(columns), cell * len(rows), GRID
         )
     ]
+    levels = shade_of(values, ends, len(colours))
     for level, colour in enumerate(colours):
-        places = np.argwhere(shade_of(values, ends, len(colours)) == level)
-        if len(places):
-            drawn = "".join(
-                f"M{room + cell * c:.1f} {top + cell * r}h{cell - 0.5}v{cell - 0.5}h{0.5 - cell}z" for r, c in places
+        drawn = "".join(f"M{c} {r}h.95v.95h-.95z" for r, c in np.argwhere(levels == level))
+        if drawn:
+            parts.append(
+                Markup('<path transform="translate({} {}) scale({})" d="{}" fill="{}"/>').format(
+                    room, top, cell, drawn, colour
+                )
             )
-            parts.append(Markup('<path d="{}" fill="{}"/>').format(drawn, colour))
     every = -(-10 // cell)
     parts += [
         _text(room - 4, top + cell * (r + 0.5) + 3.5, shorten(rows[r], 20), "end", size=10)
@@ -289,7 +292,7 @@ def heat(
         _text(room + cell * (c + 0.5), top - 4, columns[c], "middle", size=10)
         for c in range(0, len(columns), max(1, int(-(-wide // cell))))
     ]
-    return _figure(Markup("").join(parts), round(width), round(height), title)
+    return _figure(Markup("").join(parts), width, height, title)
 
 
 def shade_of(values: np.ndarray, ends: tuple[float, float], count: int) -> np.ndarray:
