@@ -34,6 +34,7 @@ from biomass.report.finish import finish
 from biomass.run_files import read_log
 from biomass.screen import Screen
 from biomass.training import overview, verdicts
+from biomass.training.samples import save_samples
 from biomass.transforms import Compose, Standardize
 
 log = logging.getLogger(__name__)
@@ -394,11 +395,12 @@ class Experiment:
             found = judge(overview.last_metrics(read_log(folder))) if progress.epoch else None
             if found is not None:
                 self.warn(found)
-            if self.report:
-                finish(folder, [partial(self._layers, progress, folder)])
+            if self.report and self.seen is not None:
+                samples = partial(save_samples, folder, self.seen.screen, self.seen.transform)
+                finish(folder, [partial(self._compare_layers, progress, folder), samples])
         return progress.best
 
-    def _layers(self, progress: training.Progress, folder: Path) -> None:
+    def _compare_layers(self, progress: training.Progress, folder: Path) -> None:
         """Leave in the folder of the run where in the network plates differ: those of a split that is evaluated."""
         assert self.seen is not None
         network, screen, splits, transform = self.seen

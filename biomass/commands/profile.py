@@ -82,10 +82,12 @@ def main(cfg: Config) -> float | None:
         for one, of_one in [(maker, parts), *others]:
             if one.stored is not None:
                 one.stored.save(of_one, of_one.missing())
-        _write(maker.word, parts, unread, folder, correction.fitted(parts, unread, folder), anndata)
-        _write_compared([(one.word, of_one) for one, of_one in others], folder)
+        wells = {
+            maker.word: _write(maker.word, parts, unread, folder, correction.fitted(parts, unread, folder), anndata)
+        }
+        wells |= _write_compared([(one.word, of_one) for one, of_one in others], folder)
     if report:
-        finish_profiles(maker, folder)
+        finish_profiles(maker, wells, folder)
     return None
 
 
@@ -147,8 +149,12 @@ def _write(
     folder: Path,
     change: Callable[[pd.DataFrame], pd.DataFrame] | None,
     anndata: bool,
-) -> None:
-    """Join the plates; what an earlier call has written and this one does not is removed."""
+) -> Path:
+    """Join the plates; what an earlier call has written and this one does not is removed.
+
+    Returns:
+        The file of wells before post-processing.
+    """
     files = {level: folder / f"profiles_{level}.parquet" for level in profiles.LEVELS}
     raw, h5ad = folder / RAW, files["wells"].with_suffix(".h5ad")
     for level in parts.known.levels:
@@ -164,9 +170,10 @@ def _write(
     gone += [raw] * (change is None) + [h5ad] * (not anndata)
     for file in gone:
         file.unlink(missing_ok=True)
+    return files["wells"] if change is None else raw
 
 
-def _write_compared(others: Sequence[tuple[str, profiles.Parts]], folder: Path) -> None:
+def _write_compared(others: Sequence[tuple[str, profiles.Parts]], folder: Path) -> dict[str, Path]:
     """Join the wells under other words, without post-processing; those of an earlier call that are not asked for go."""
     made = {folder / COMPARED.format(word=_for_files(word)): (word, parts) for word, parts in others}
     for file, (word, parts) in made.items():
@@ -175,6 +182,7 @@ def _write_compared(others: Sequence[tuple[str, profiles.Parts]], folder: Path) 
     for file in folder.glob(COMPARED.format(word="*")):
         if file not in made and file.name != RAW:
             file.unlink()
+    return {word: file for file, (word, _) in made.items()}
 
 
 def _of_any(fabric: Fabric, error: BiomassError | None) -> BiomassError | None:

@@ -45,7 +45,8 @@ class Maker(NamedTuple):
         origin: the part of it without which a post-processing is of no use.
         stored: the moments of plates, where they are taken.
         network: what sees images, if it is a network,
-        transform: and what is done to them before.
+        transform: and what is done to them before,
+        channels: names of those that it sees then; None: those of the screen.
         others: what makes the vectors that these are compared with.
     """
 
@@ -61,6 +62,7 @@ class Maker(NamedTuple):
     stored: Stored | None = None
     network: nn.Module | None = None
     transform: Transform | None = None
+    channels: Sequence[str] | None = None
     others: tuple["Maker", ...] = ()
 
 
@@ -119,6 +121,7 @@ class _Bench:
             stored,
             network,
             encode.select_channels(channels, self.screen, self.transform),
+            channels,
         )
 
 
