@@ -1,0 +1,37 @@
+"""Wells as a script reads them: numbers of two bytes in base64, names as codes of a dictionary."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from biomass.report.markup import shorten
+
+LARGEST = 65534
+"""Of a packed number; the next one stands for what is missing."""
+
+
+def pack(numbers: np.ndarray) -> str:
+    """Integers (N,) between 0 and :data:`LARGEST`, or -1 where one is missing, as ``biomass.unpack`` reads them.
+
+    >>> pack(np.array([0, 1, -1]))
+    'AAABAP//'
+    """
+    return base64.b64encode(np.where(numbers < 0, LARGEST + 1, numbers).astype("<u2").tobytes()).decode()
+
+
+def names(column: "pd.Series[Any]", most: int = 60) -> dict[str, Any]:
+    """A column of names (N,): its values in the order of names, and the code of each row; shortened to ``most`` letters.
+
+    >>> names(pd.Series(["b", "a", "b"]))
+    {'values': ['a', 'b'], 'codes': 'AQAAAAEA'}
+    """
+    codes, values = pd.factorize(column.fillna("").astype(str), sort=True)
+    return {"values": [shorten(value, most) for value in values], "codes": pack(codes)}
+
+
+def place(values: np.ndarray, low: float, size: float) -> str:
+    """Numbers (N,) between ``low`` and ``low + size``, packed; NaN is missing."""
+    share = (values - low) / (size or 1.0)
+    return pack(np.where(np.isfinite(share), np.round(np.nan_to_num(share) * LARGEST), -1).astype(np.int64))

@@ -1,0 +1,127 @@
+"""The page: sections made from the files of a run's folder, one after the other, in one HTML that needs nothing else."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from biomass.atomic import whole_file
+from biomass.errors import BiomassError, DataError, one_line
+from biomass.report.comparison import compared
+from biomass.report.factorial import factorial
+from biomass.report.files import EVALUATION, METRICS, TABLE
+from biomass.report.ladder import ladder
+from biomass.report.maps import maps
+from biomass.report.markup import render
+from biomass.report.metrics import all_metrics
+from biomass.report.provenance import provenance, skipped
+from biomass.report.section import Section
+from biomass.report.verdict import verdict
+
+REPORT = "report.html"
+"""What the page is called in the folder of a run."""
+
+SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
+    "verdict": verdict,
+    "statistics × corrections": factorial,
+    "ladder": ladder,
+    "maps of the wells": maps,
+    "all metrics": all_metrics,
+}
+"""What is on the page of a run, in order: name → from its folder to a section, or why there is none."""
+
+_RUN = (EVALUATION, METRICS, TABLE, "config.yaml", "metrics.jsonl", "stress.csv")
+"""Files of which a run has at least one."""
+
+
+def write_report(folders: Sequence[Path], out: Path) -> Path:
+    """The page of a run, or of several side by side.
+
+    Args:
+        folders: of the runs.
+        out: the file.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DataError: a folder holds no run.
+        ConfigError: the file cannot be written.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"'{folder}' is no folder; name the folder of a run, such as runs/my_run")
+        if not any((folder / name).exists() for name in _RUN):
+            raise DataError(f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it")
+    page = one_run(folders[0]) if len(folders) == 1 else several_runs(folders, out)
+    with whole_file(out, "store") as part:
+        part.write_text(page, encoding="utf-8")
+    return out
+
+
+def one_run(folder: Path) -> str:
+    """The page of a run."""
+    found = {name: section_of(make, folder) for name, make in SECTIONS.items()}
+    sections = [one for one in found.values() if isinstance(one, Section)]
+    absent = [(name, why) for name, why in found.items() if isinstance(why, str)]
+    for last in (section_of(lambda place: skipped(place, absent), folder), section_of(provenance, folder)):
+        sections += [last] if isinstance(last, Section) else []
+    return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?", sections)
+
+
+def several_runs(folders: Sequence[Path], out: Path) -> str:
+    """The page of several runs, side by side."""
+    title = f"{len(folders)} runs side by side"
+    return assemble(title, "", compared(folders, out.parent))
+
+
+def section_of(make: Callable[[Path], Section | str], folder: Path) -> Section | str:
+    """A section; why there is none, also where a file is damaged."""
+    try:
+        return make(folder)
+    except BiomassError as error:
+        return one_line(error)
+
+
+def assemble(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """The HTML of sections, with their scripts and their data in it.
+
+    Only the scripts of the package may run: the page allows these by their hashes, and nothing else.
+    """
+    names = ["base", *dict.fromkeys(one.script for one in sections if one.script)]
+    scripts = [static(f"{name}.js") for name in names] + ["biomass.start();\n"]
+    return render(
+        "report",
+        title=title,
+        subtitle=subtitle,
+        sections=sections,
+        style=Markup(static("page.css")),
+        scripts=[Markup(one) for one in scripts],
+        hashes=[_hash(one) for one in scripts],
+        data={one.key: as_json(one.data or {}) for one in sections if one.script},
+    )
+
+
+def static(name: str) -> str:
+    """A file of ``static/``."""
+    return (resources.files("biomass.report") / "static" / name).read_text(encoding="utf-8")
+
+
+def as_json(data: Mapping[str, Any]) -> Markup:
+    """JSON that may stand in a script element: no name in it can end that.
+
+    >>> as_json({"name": "</script>"})
+    Markup('{"name":"\\\\u003c/script>"}')
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _hash(script: str) -> str:
+    """Of the text of a script element, for Content-Security-Policy."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
