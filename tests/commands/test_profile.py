@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
 
-from biomass.commands import profile as tool
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError
 from biomass.evaluation import profiles
 from biomass.evaluation.profiles import PlateVectors, describe, plate_tables
+from biomass.profiling import makers as tool
 from biomass.screen import COLUMNS, VectorPixels, make_screen
 
 MODEL = ("model.key=test_resnet", "model.pretrained=false")
