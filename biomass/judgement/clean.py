@@ -43,7 +43,8 @@ def fill_missing(
     Raises:
         DataError: nothing is left.
 
-    >>> values = np.array([[1, 5, 0, np.nan], [np.inf, 6, 0, np.nan], [3, 8, 0, np.nan], *[[4, 9, 1, 1]] * 40], np.float32)
+    >>> first = [[1, 5, 0, np.nan], [np.inf, 6, 0, np.nan], [3, 8, 0, np.nan]]
+    >>> values = np.array([*first, *[[4, 9, 1, 1]] * 40], np.float32)
     >>> filled, names, rows, notes = fill_missing(values, list("abcd"), np.array([0] * 3 + [1] * 40))
     >>> filled[1].tolist(), names
     ([2.0, 6.0, 0.0], ['a', 'b', 'c'])
@@ -74,7 +75,7 @@ def fill_missing(
     kept &= ~often
     if not kept.any():
         raise DataError(
-            f"each of the {total} features is missing or infinite in more than {SOME:.0%} of the rows, '{names[0]}' "
+            f"each of the {total} features is missing or infinite in more than 5 % of the rows, '{names[0]}' "
             "among them: nothing is left to judge"
         )
     if not stays.all() or not kept.all():
@@ -99,24 +100,30 @@ def _missing(features: np.ndarray) -> np.ndarray:
 
 
 def _fill(features: np.ndarray, missing: np.ndarray, plates: np.ndarray) -> None:
+    """Fill what is missing in place, some columns at a time, which are copied for speed."""
     order = np.argsort(plates, kind="stable")
-    ends = np.flatnonzero(np.diff(plates[order])) + 1
-    groups = np.split(order, ends)
-    for column in np.flatnonzero(missing.any(0)):
-        lost, values = missing[:, column], features[:, column]
-        whole = np.median(values[~lost])
-        for rows in groups:
-            gone = lost[rows]
-            if gone.any():
-                there = values[rows[~gone]]
-                features[rows[gone], column] = np.median(there) if len(there) else whole
+    rows_of = np.split(order, np.flatnonzero(np.diff(plates[order])) + 1)
+    group = np.empty(len(plates), np.int64)
+    for number, rows in enumerate(rows_of):
+        group[rows] = number
+    columns = np.flatnonzero(missing.any(0))
+    for start in range(0, len(columns), 64):
+        some = columns[start : start + 64]
+        values = np.where(missing[:, some], np.nan, features[:, some]).T.copy()
+        for i, column in enumerate(some):
+            gone = np.flatnonzero(np.isnan(values[i]))
+            for number in np.unique(group[gone]):
+                of_plate = values[i, rows_of[number]]
+                known = of_plate[~np.isnan(of_plate)]
+                rows = gone[group[gone] == number]
+                features[rows, column] = np.median(known) if len(known) else np.nanmedian(values[i])
 
 
 def _say_features(notes: list[str], names: Sequence[str], which: np.ndarray, total: int, share: float) -> None:
     if which.any():
         some = _some(names, which)
         one = len(some) == 1
-        how = "half" if share == HALF else f"{share:.0%}".replace("%", " %")
+        how = "half" if share == HALF else f"{100 * share:.0f} %"
         notes.append(
             f"{len(some)} of {total} features {'is' if one else 'are'} left out, as {'it is' if one else 'they are'} "
             f"missing or infinite in more than {how} of the rows: {listing(some)}"

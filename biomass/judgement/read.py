@@ -99,18 +99,15 @@ def _one_row_a_well(
     """Cells and fields averaged: a field is the mean of its cells, a well the mean of its fields."""
     table = known.table[stays].reset_index(drop=True)
     if WELL not in table:
-        return table, features, ["no column of wells is known: every row is judged as it is"]
-    notes: list[str] = []
-    keys = [table[role] for role in (PLATE, WELL, TREATMENT, CONTROL) if role in table]
-    place = [table[role] for role in (PLATE, WELL) if role in table]
+        return table, features, ["no column of wells is known: each row is judged as it is"]
     nameless = table[WELL] == ""
     alone = np.where(nameless, np.arange(len(table)).astype(str), "")  # rows without a well are no well together
-    number, first = first_seen(*keys, alone)
+    place = [*(table[role] for role in (PLATE, WELL) if role in table), alone]
+    well = first_seen(*place)[0]
+    number, first = first_seen(well.astype(str), *(table[role] for role in (TREATMENT, CONTROL) if role in table))
+    notes = _odd_wells(nameless, well[first])
     if len(first) == len(table):
-        return table, features, _nameless(nameless)
-    torn = len(first) - len(first_seen(*place, alone)[1])
-    if torn:
-        notes.append(f"{torn} wells hold several treatments: for each of these a row is judged")
+        return table, features, notes
     rows = len(table)
     counts = table[COUNT].to_numpy(np.float64) if COUNT in table else None
     if known.site is None:
@@ -133,7 +130,7 @@ def _one_row_a_well(
     if counts is not None:
         wells[COUNT] = counts
         known.taken.setdefault(COUNT, "number of rows")
-    return wells, features, notes + _nameless(nameless)
+    return wells, features, notes
 
 
 def _mean_count(counts: np.ndarray | None, number: np.ndarray) -> np.ndarray | None:
@@ -141,6 +138,12 @@ def _mean_count(counts: np.ndarray | None, number: np.ndarray) -> np.ndarray | N
     return None if counts is None else np.bincount(number, counts) / np.bincount(number)
 
 
-def _nameless(nameless: "pd.Series[bool]") -> list[str]:
-    many = int(nameless.sum())
-    return [f"{many} row{'s have' if many > 1 else ' has'} no well"] if many else []
+def _odd_wells(nameless: "pd.Series[bool]", held: np.ndarray) -> list[str]:
+    """What is strange about wells: rows without one, and those (``held`` more than once) with several treatments."""
+    many, several = int(nameless.sum()), int((np.bincount(held) > 1).sum())
+    notes = [f"{many} row{'s have' if many > 1 else ' has'} no well"] if many else []
+    if several:
+        notes.append(
+            f"{several} well{'s hold' if several > 1 else ' holds'} several treatments, each of which is judged as a row"
+        )
+    return notes

@@ -58,7 +58,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     COUNT: (
         *("count_cells", "image_count_cells", "cell_count", "cells_count", "cells", "n_cells", "num_cells"),
         *("number_of_cells", "count_nuclei", "image_count_nuclei", "nuclei_count", "object_count"),
-        *("number_of_objects",),
+        *("number_of_objects", "nuclei_number_of_objects", "cells_number_of_objects"),
     ),
 }
 """What columns are called, in the order in which they are looked for, see :func:`.map_files.short_name`."""
