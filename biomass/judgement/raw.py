@@ -60,7 +60,11 @@ def read_raw(path: Path, roles: Given | None = None) -> Raw:
         own = next((path / name for name in OWN if (path / name).is_file()), None)
         if own is None:
             return _checked(Raw(*read_npz_folder(path), []), path)
-        path = own
+        raw = read_raw(own, roles)
+        corrected = own.with_stem(f"{own.stem}_raw").is_file()
+        note = f"of the folder, '{own.name}' is judged"
+        more = f", which is post-processed; '{own.stem}_raw.parquet' is not" if corrected else ""
+        return raw._replace(notes=[note + more, *raw.notes])
     start = b""
     if path.is_file():
         try:
@@ -157,10 +161,10 @@ def _parse_objects(column: "pd.Series[Any]") -> np.ndarray | None:
 
 def _stack(column: "pd.Series[Any]") -> np.ndarray | None:
     """A column of vectors as a matrix, NaN where one is missing; None if they are not numbers of one length."""
-    sizes = column.dropna().map(np.size)
-    if sizes.nunique() != 1:
+    sizes = set(column.dropna().map(np.size))
+    if len(sizes) > 1:
         return None
-    matrix = np.full((len(column), int(sizes.iloc[0])), np.nan, np.float32)
+    matrix = np.full((len(column), *sizes), np.nan, np.float32)
     try:
         with np.errstate(over="ignore"):
             for row, vector in enumerate(column):
