@@ -14,6 +14,7 @@ Then features that are the same in all wells are left out. Nothing else is chang
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,8 @@ def fill_missing(
     Raises:
         DataError: nothing is left.
 
-    >>> values = np.array([[1, 5, 0, np.nan], [np.inf, 6, 0, np.nan], [3, 8, 0, np.nan], *[[4, 9, 1, 1]] * 40], np.float32)
+    >>> first = [[1, 5, 0, np.nan], [np.inf, 6, 0, np.nan], [3, 8, 0, np.nan]]
+    >>> values = np.array([*first, *[[4, 9, 1, 1]] * 40], np.float32)
     >>> filled, names, rows, notes = fill_missing(values, list("abcd"), np.array([0] * 3 + [1] * 40))
     >>> filled[1].tolist(), names
     ([2.0, 6.0, 0.0], ['a', 'b', 'c'])
@@ -74,7 +76,7 @@ def fill_missing(
     kept &= ~often
     if not kept.any():
         raise DataError(
-            f"each of the {total} features is missing or infinite in more than {SOME:.0%} of the rows, '{names[0]}' "
+            f"each of the {total} features is missing or infinite in more than 5 % of the rows, '{names[0]}' "
             "among them: nothing is left to judge"
         )
     if not stays.all() or not kept.all():
@@ -99,24 +101,28 @@ def _missing(features: np.ndarray) -> np.ndarray:
 
 
 def _fill(features: np.ndarray, missing: np.ndarray, plates: np.ndarray) -> None:
+    """Fill what is missing in place, a plate at a time."""
     order = np.argsort(plates, kind="stable")
-    ends = np.flatnonzero(np.diff(plates[order])) + 1
-    groups = np.split(order, ends)
-    for column in np.flatnonzero(missing.any(0)):
-        lost, values = missing[:, column], features[:, column]
-        whole = np.median(values[~lost])
-        for rows in groups:
-            gone = lost[rows]
-            if gone.any():
-                there = values[rows[~gone]]
-                features[rows[gone], column] = np.median(there) if len(there) else whole
+    for rows in np.split(order, np.flatnonzero(np.diff(plates[order])) + 1):
+        columns = np.flatnonzero(missing[rows].any(0))
+        if not len(columns):
+            continue
+        here = np.ix_(rows, columns)
+        values = np.where(missing[here], np.nan, features[here])
+        known = len(rows) - missing[here].sum(0)
+        ordered, at = np.sort(values, axis=0), np.arange(len(columns))  # NaN come last
+        middle = (ordered[np.maximum(known - 1, 0) // 2, at] + ordered[np.minimum(known // 2, len(rows) - 1), at]) / 2
+        for i in np.flatnonzero(known == 0):
+            whole = features[:, columns[i]]
+            middle[i] = np.median(whole[~missing[:, columns[i]]])
+        features[here] = np.where(missing[here], middle, values)
 
 
 def _say_features(notes: list[str], names: Sequence[str], which: np.ndarray, total: int, share: float) -> None:
     if which.any():
         some = _some(names, which)
         one = len(some) == 1
-        how = "half" if share == HALF else f"{share:.0%}".replace("%", " %")
+        how = "half" if share == HALF else f"{100 * share:.0f} %"
         notes.append(
             f"{len(some)} of {total} features {'is' if one else 'are'} left out, as {'it is' if one else 'they are'} "
             f"missing or infinite in more than {how} of the rows: {listing(some)}"
@@ -164,7 +170,7 @@ def mean_of(features: np.ndarray, number: np.ndarray) -> np.ndarray:
     return result
 
 
-def first_seen(*columns: "pd.Series[str] | np.ndarray") -> tuple[np.ndarray, np.ndarray]:
+def first_seen(*columns: "pd.Series[Any] | np.ndarray") -> tuple[np.ndarray, np.ndarray]:
     """The group that each row is in, (N,), numbered in the order in which groups come, and the first row of each."""
     table = pd.DataFrame({i: np.asarray(column, dtype=object) for i, column in enumerate(columns)})
     number = table.groupby(list(table), sort=False).ngroup().to_numpy(np.int64)

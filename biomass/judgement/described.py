@@ -93,14 +93,16 @@ def describe(about: pd.DataFrame, roles: Given | None = None, controls: Controls
     for role in (SOURCE, EXPERIMENT, PLATE):
         if role in of:
             _take(known, role, text(about, of[role], "/"), of[role])
+    if PLATE not in known.table:
+        known.notes.append("no column of plates is known")
     if WELL in of:
         _add_wells(known, about, of[WELL])
     if EXPERIMENT not in known.table and EXPERIMENT not in (roles or {}):
         _find_experiments(known, about)
     _make_unique(known)
-    _add_treatments(known, about, of)
     if MECHANISM in of:
         _take(known, MECHANISM, text(about, of[MECHANISM], " "), of[MECHANISM])
+    _add_treatments(known, about, of)
     _add_controls(known, about, of, controls)
     if COUNT in of:
         numbers = pd.to_numeric(about[of[COUNT][0]], errors="coerce").to_numpy(np.float64)
@@ -199,8 +201,15 @@ def _add_treatments(known: Described, about: pd.DataFrame, of: Mapping[str, list
             known.notes.append("no concentration is known: a treatment is a compound")
         elif role == LABEL:
             known.notes.append(f"no treatment or compound is known: replicates are what has the same '{of[LABEL][0]}'")
-    if LABEL in of and known.taken.get(TREATMENT) != of[LABEL][0]:
+    if LABEL in of and not _is_told(known, about[of[LABEL][0]]):
         known.notes.append(f"column '{of[LABEL][0]}' is not used; if it is the mechanism or the treatment, say so")
+
+
+def _is_told(known: Described, column: "pd.Series[Any]") -> bool:
+    """Whether a role says what a column says."""
+    codes = pd.factorize(column.astype(str))[0]
+    others = [known.table[role] for role in (TREATMENT, COMPOUND, MECHANISM) if role in known.table]
+    return any((pd.factorize(one)[0] == codes).all() for one in others)
 
 
 def _add_controls(
@@ -208,6 +217,8 @@ def _add_controls(
 ) -> None:
     """Which wells are controls, by a column, by names of treatments, or as the user says."""
     kinds, said = np.full(len(about), "", dtype=object), ""
+    if TREATMENT not in known.table:
+        known.notes.append("no column of treatments, compounds or genes is known")
     if CONTROL in of:
         kinds, said = _by_column(known, about, of[CONTROL][0])
     named = [(role, known.table[role].to_numpy(object)) for role in (COMPOUND, TREATMENT) if role in known.table]
@@ -225,15 +236,12 @@ def _add_controls(
         _take(known, CONTROL, kinds, [said])
     if not (kinds == "negative").any():
         known.notes.append("no well is known as a negative control")
-    for role, values in named:
-        bare = values == ""
-        if (bare & (kinds == "")).any():
-            number = int((bare & (kinds == "")).sum())
+    for role, values in named[-1:]:
+        if bare := int(((values == "") & (kinds == "")).sum()):
             known.notes.append(
-                f"{_count(number, 'row')} without a {role} ('{known.taken[role]}' is empty there), taken for neither a "
-                "treatment nor a control: if they are controls, list the empty text among these"
+                f"{_count(bare, 'row')} without a {role} ('{known.taken[role]}' is empty there): if these are controls, "
+                "list the empty text among the controls"
             )
-            break
     for role, values in named:
         known.table[role] = np.where((values == "") & (kinds != ""), kinds + " control", values)
 

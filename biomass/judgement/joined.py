@@ -5,78 +5,111 @@ barcodes), a plate map for all plates, or a row a compound, at each concentratio
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from biomass.datasets.map_files import MAPS, short_name
 from biomass.errors import DataError
-from biomass.identifiers import is_missing, match, names, wells, wells_at
+from biomass.identifiers import is_missing, match, wells, wells_at
 from biomass.judgement.clean import listing
-from biomass.judgement.roles import DOSE, GENE, REAGENT, SYNONYMS, doses, find_columns
+from biomass.judgement.roles import (
+    DOSE,
+    GENE,
+    REAGENT,
+    SYNONYMS,
+    Given,
+    codes_of,
+    doses,
+    find_columns,
+    like,
+    listed,
+    text,
+)
 from biomass.judgement.table import COMPOUND, EXPERIMENT, PLATE, TREATMENT, WELL
 
 _SUBSTANCES = (TREATMENT, COMPOUND, REAGENT, GENE)
+_Keys: TypeAlias = tuple[pd.DataFrame, pd.DataFrame]
 
 
-def join_table(about: pd.DataFrame, table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
-    """Add what a table says of the rows.
+def join_tables(
+    about: pd.DataFrame, tables: Sequence[tuple[str, pd.DataFrame]], roles: Given | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Add what tables say of the rows, in whatever order they can be joined.
 
     Args:
         about: N rows, what is known of them.
-        table: what is to be added.
-        name: what to call it in messages.
+        tables: what to call each in messages, and what it says.
+        roles: what the user says of columns.
 
     Returns:
-        The N rows with the columns of the table that were not there, empty where it says nothing; and what was done.
+        The N rows with the columns of the tables that were not there, empty where these say nothing; and what was
+        done, a sentence each.
 
     Raises:
-        DataError: both have no column in common, or no row has a partner.
+        DataError: a table has no column in common with the rows and the other tables, or none of its rows is theirs.
 
     >>> rows = pd.DataFrame({"Metadata_Plate": ["P1", "P1"], "Metadata_Well": ["A01", "A02"]})
     >>> drugs = pd.DataFrame({"Plate": ["P1", "P1", "P1"], "well": ["a1", "a1", "b7"], "drug": ["x", "x", "y"]})
-    >>> joined, notes = join_table(rows, drugs, "drugs")
+    >>> joined, notes = join_tables(rows, [("drugs", drugs)])
     >>> joined["drug"].tolist(), notes[0]
     (['x', ''], "joined from drugs by plate and well: 'drug'")
     >>> notes[1].partition("; ")[0]
     '1 of 2 rows of the profiles has no partner in drugs, the first plate P1, well A02'
     """
-    if table.empty:
-        raise DataError(f"{name} has no rows: leave it out, or name the right table")
-    table = table.rename(columns=str).reset_index(drop=True)
-    left, right = _keys(about, table, name)
+    notes: list[str] = []
+    left = [(name, table.rename(columns=str).reset_index(drop=True)) for name, table in tables]
+    if empty := [name for name, table in left if table.empty]:
+        raise DataError(f"{empty[0]} has no rows: leave it out, or name the right table")
+    while left:
+        found = ((i, keys) for i, (_, table) in enumerate(left) if (keys := _keys(about, table, roles)) is not None)
+        i, keys = next(found, (0, None))
+        name, table = left.pop(i)
+        if keys is None:
+            raise DataError(
+                f"{name} has no column by which it could be joined, such as plate and well, or compound: it has "
+                f"{listing(list(map(str, table)))}, and the profiles {listing(list(map(str, about)))}"
+            )
+        about, said = _join(about, table, name, *keys)
+        notes += said
+    return about, notes
+
+
+def _join(
+    about: pd.DataFrame, table: pd.DataFrame, name: str, left: pd.DataFrame, right: pd.DataFrame
+) -> tuple[pd.DataFrame, list[str]]:
+    """Join one table by keys that are called alike."""
     on = list(map(str, left))
     number = right.groupby(on, sort=False).ngroup().to_numpy(np.int64)
     first = np.unique(number, return_index=True)[1]
-    new, mixed = _constant(table, number, first, about)
+    same, mixed = _constant(table, number, first)
     at = match(
         left, right.iloc[first], on, left_name="rows of the profiles", right_name=f"rows of {name}", left_over="ignore"
     )
-    empty = (left == "").all(axis=1).to_numpy()
-    at = np.where(empty, -1, at)
+    nameless = (left == "").all(axis=1).to_numpy() & (at >= 0)
+    if WELL in on or PLATE in on:
+        at[nameless] = -1
     if (at < 0).all():
         raise DataError(
             f"no row of the profiles has a partner in {name}, joined by {_and(on)}: the profiles say "
             f"{_example(left)}, and it says {_example(right)}; correct the names, or name another table"
         )
     joined, filled = about.copy(), []
-    for column in new:
-        values = table[column].to_numpy(object)[first]
-        found = np.where(at >= 0, values[at], "")
-        own = next((one for one in about if short_name(str(one)) == short_name(column)), None)
-        if own is None:
-            joined[column] = found
-            filled.append(column)
-        elif is_missing(about[own]).all():
-            joined[own] = found
-            filled.append(str(own))
+    own = {short_name(str(one)): str(one) for one in about}
+    for column in same:
+        found = np.where(at >= 0, table[column].to_numpy(object)[first][at], "")
+        there = own.get(short_name(column))
+        if there is None or is_missing(about[there]).all():
+            joined[there or column] = found
+            filled.append(there or column)
     notes = [f"joined from {name} by {_and(on)}: {listing(filled) if filled else 'nothing that is new'}"]
     if mixed:
-        notes.append(f"not joined from {name}, as its rows differ in it for one {_and(on)}: {listing(mixed)}")
-    lone, spare = int((at < 0).sum()), len(first) - len(set(at[at >= 0]))
-    if lone:
-        row = int(np.argmax(at < 0))
+        notes.append(f"not joined from {name}, as rows of one {_and(on)} differ in it: {listing(mixed)}")
+    if many := int((nameless & (at >= 0)).sum()):
+        notes.append(f"{many} rows without {_and(on)} are what {name} says of its row without a name")
+    if lone := int((at < 0).sum()):
+        row, spare = int(np.argmax(at < 0)), len(first) - len(set(at[at >= 0]))
         called = ", ".join(f"{key} {left[key].iloc[row] or '(empty)'}" for key in on)
         more = f"; {spare} of {len(first)} of {name} {_has(spare)} none in the profiles" if spare else ""
         notes.append(
@@ -85,76 +118,74 @@ def join_table(about: pd.DataFrame, table: pd.DataFrame, name: str) -> tuple[pd.
     return joined, notes
 
 
-def _keys(about: pd.DataFrame, table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The columns to compare, called alike in both, in normal form."""
-    own, other = find_columns(about).of, find_columns(table).of
-    roles: list[str] = []
-    maps = [_map_column(about), _map_column(table)]
-    by_map = maps[0] is not None and maps[1] is not None
-    if WELL in own and WELL in other:
-        roles = [WELL] if by_map else [*([PLATE] if PLATE in own and PLATE in other else []), WELL]
-    elif by_map:
-        roles = []
-    elif PLATE in own and PLATE in other and not any(one in other for one in _SUBSTANCES):
-        roles = [PLATE]
-    if PLATE in roles and EXPERIMENT in own and EXPERIMENT in other:
-        roles = [EXPERIMENT, *roles]
-    left, right = pd.DataFrame(index=about.index), pd.DataFrame(index=table.index)
-    if by_map and (not roles or roles == [WELL]):
-        left["map"], right["map"] = names(about[maps[0]], str(maps[0])), names(table[maps[1]], str(maps[1]))
-    for role in roles:
-        left[role], right[role] = _form(about, own[role], role), _form(table, other[role], role)
-    if len(left.columns):
-        return left, right
-    shared = {short_name(str(one)): str(one) for one in about}
-    usual = [c for c in map(str, table) if short_name(c) in shared and _is_substance(c)]
-    if usual:
-        pairs = {short_name(usual[0]): ([shared[short_name(usual[0])]], [usual[0]])}
-    elif role := next((one for one in _SUBSTANCES if one in own and one in other), ""):
-        pairs = {role: (own[role], other[role])}
-    else:
-        shown = f"it has {listing(list(map(str, table)))}, and the profiles {listing(list(map(str, about)))}"
-        raise DataError(
-            f"{name} has no column by which it could be joined, such as plate and well or compound: {shown}"
-        )
-    if DOSE in own and DOSE in other:
-        [(_, columns)] = pairs.values()
-        if table.duplicated(columns).any():
-            pairs[DOSE] = (own[DOSE], other[DOSE])
-    for key, (mine, its) in pairs.items():
-        left[key], right[key] = _form(about, mine, key), _form(table, its, key)
-    return left, right
+def _keys(about: pd.DataFrame, table: pd.DataFrame, roles: Given | None) -> _Keys | None:
+    """The columns to compare, called alike in both, in normal form; None where there are none."""
+    there = set(map(str, about))
+    usable = {role: value for role, value in (roles or {}).items() if all(like(one, there) for one in listed(value))}
+    own, other = find_columns(about, usable).of, find_columns(table).of
+    both = {role for role in own if role in other}
+    pairs: dict[str, tuple[list[str], list[str]]] = {}
+    maps = _map_column(about), _map_column(table)
+    if maps[0] and maps[1] and (WELL in both or WELL not in other):
+        pairs["map"] = [maps[0]], [maps[1]]
+    elif PLATE in both and (WELL in both or not any(role in other for role in _SUBSTANCES)):
+        if EXPERIMENT in both and _ambiguous(table[other[EXPERIMENT][0]], table[other[PLATE][0]]):
+            pairs[EXPERIMENT] = own[EXPERIMENT], other[EXPERIMENT]
+        pairs[PLATE] = own[PLATE], other[PLATE]
+    if WELL in both:
+        pairs[WELL] = own[WELL], other[WELL]
+    if not pairs:
+        shared = {short_name(str(one)): str(one) for one in about}
+        usual = [
+            c
+            for c in map(str, table)
+            if short_name(c) in shared and any(short_name(c) in SYNONYMS[r] for r in _SUBSTANCES)
+        ]
+        if usual:
+            pairs[short_name(usual[0])] = [shared[short_name(usual[0])]], [usual[0]]
+        elif role := next((one for one in _SUBSTANCES if one in both), ""):
+            pairs[role] = own[role], other[role]
+        else:
+            return None
+        [(_, its)] = pairs.values()
+        if DOSE in both and table.duplicated(its).any():
+            pairs[DOSE] = own[DOSE], other[DOSE]
+    forms = [
+        pd.DataFrame({key: _form(one, pair[i], key) for key, pair in pairs.items()})
+        for i, one in enumerate((about, table))
+    ]
+    return forms[0], forms[1]
 
 
-def _is_substance(column: str) -> bool:
-    return any(short_name(column) in SYNONYMS[role] for role in _SUBSTANCES)
+def _ambiguous(experiments: "pd.Series[Any]", plates: "pd.Series[Any]") -> bool:
+    """Whether plates of two experiments are called alike."""
+    pairs = pd.DataFrame({"experiment": experiments, "plate": plates}).drop_duplicates()
+    return bool(pairs["plate"].duplicated().any())
 
 
-def _map_column(table: pd.DataFrame) -> str | None:
-    return next((c for c in map(str, table) if short_name(c) in MAPS), None)
+def _map_column(table: pd.DataFrame) -> str:
+    return next((c for c in map(str, table) if short_name(c) in MAPS), "")
 
 
-def _form(table: pd.DataFrame, columns: Sequence[str], role: str) -> np.ndarray:
-    if role == WELL:
+def _form(table: pd.DataFrame, columns: Sequence[str], key: str) -> np.ndarray:
+    if key == WELL:
         parts: list[Any] = [table[c] for c in columns]
         return wells_at(*parts) if len(parts) == 2 else wells(parts[0], columns[0])
-    return doses(table[columns[0]]) if role == DOSE else names(table[columns[0]], columns[0])
+    return doses(table[columns[0]]) if key == DOSE else text(table, columns, "/")
 
 
-def _constant(
-    table: pd.DataFrame, number: np.ndarray, first: np.ndarray, about: pd.DataFrame
-) -> tuple[list[str], list[str]]:
+def _constant(table: pd.DataFrame, number: np.ndarray, first: np.ndarray) -> tuple[list[str], list[str]]:
     """The columns that have one value a group, and those that have several."""
     same: list[str] = []
     mixed: list[str] = []
     for column in table:
-        codes = pd.factorize(table[column])[0]
+        codes = codes_of(table[column])
         (same if (codes == codes[first][number]).all() else mixed).append(str(column))
     return same, mixed
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(names)
+def _and(keys: Sequence[str]) -> str:
+    return " and ".join(keys)
 
 
 def _has(number: int) -> str:

@@ -60,7 +60,11 @@ def read_raw(path: Path, roles: Given | None = None) -> Raw:
         own = next((path / name for name in OWN if (path / name).is_file()), None)
         if own is None:
             return _checked(Raw(*read_npz_folder(path), []), path)
-        path = own
+        raw = read_raw(own, roles)
+        corrected = own.with_stem(f"{own.stem}_raw").is_file()
+        note = f"of the folder, '{own.name}' is judged"
+        more = f", which is post-processed; '{own.stem}_raw.parquet' is not" if corrected else ""
+        return raw._replace(notes=[note + more, *raw.notes])
     start = b""
     if path.is_file():
         try:
@@ -119,8 +123,10 @@ def _with_texts(
 ) -> Raw:
     """The features with those of columns that were text, and a note of what is no feature."""
     if parsed:
-        more = np.column_stack(list(parsed.values())).astype(np.float32)
-        features = np.hstack([features, more]) if names else more
+        more = [values if values.ndim == 2 else values[:, None] for values in parsed.values()]
+        features = np.hstack([features, *more] if names or len(more) > 1 else more)
+        for name, values in zip(parsed, more, strict=True):
+            names = [*names, *([name] if parsed[name].ndim == 1 else [f"{name}_{i}" for i in range(values.shape[1])])]
     described = set(by_name)
     texts = [str(c) for c in about if c not in described]
     notes = []
@@ -130,7 +136,7 @@ def _with_texts(
     named = [str(c) for c in about if c in described and "metadata_" not in str(c).lower()]
     if named:
         notes.append(f"not taken as features, by their names: {listing(named)} ({len(named)})")
-    return Raw(about, features, [*names, *parsed], notes)
+    return Raw(about, features, names, notes)
 
 
 def _is_number(kind: Any) -> bool:
@@ -138,9 +144,12 @@ def _is_number(kind: Any) -> bool:
 
 
 def _parse_objects(column: "pd.Series[Any]") -> np.ndarray | None:
-    """A column of objects as numbers, if at least half of its values are."""
+    """A column of objects as numbers (N,), if at least half of its values are; of vectors of one length, (N, k)."""
     if column.dtype != object and not pd.api.types.is_string_dtype(column.dtype):
         return None
+    vectors = column.dropna()
+    if len(vectors) and isinstance(vectors.iloc[0], np.ndarray | list | tuple):
+        return _stack(column)
     known = column.notna() & ~column.astype(str).str.strip().isin(["", *MISSING_WORDS])
     numbers = pd.to_numeric(column, errors="coerce")
     there = int((numbers.notna() & known).sum())
@@ -148,6 +157,22 @@ def _parse_objects(column: "pd.Series[Any]") -> np.ndarray | None:
         return None
     with np.errstate(over="ignore"):
         return numbers.to_numpy(np.float64, na_value=np.nan).astype(np.float32)
+
+
+def _stack(column: "pd.Series[Any]") -> np.ndarray | None:
+    """A column of vectors as a matrix, NaN where one is missing; None if they are not numbers of one length."""
+    sizes = set(column.dropna().map(np.size))
+    if len(sizes) > 1:
+        return None
+    matrix = np.full((len(column), *sizes), np.nan, np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            for row, vector in enumerate(column):
+                if np.ndim(vector) == 1:
+                    matrix[row] = vector
+    except (TypeError, ValueError):
+        return None
+    return matrix
 
 
 def _parse_text(column: Any, commas: bool) -> np.ndarray | None:

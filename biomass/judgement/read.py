@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from biomass.errors import DataError
+from biomass.datasets.map_files import find_matrices, read_map_files
 from biomass.judgement.clean import drop_constant, fill_missing, first_seen, mean_of
 from biomass.judgement.described import Controls, Described, describe
-from biomass.judgement.joined import join_table
+from biomass.judgement.joined import join_tables
 from biomass.judgement.raw import Raw, raw_frame, read_raw
-from biomass.judgement.roles import Given
+from biomass.judgement.roles import Given, find_columns, like, listed, text
 from biomass.judgement.table import CONTROL, COUNT, PLATE, TREATMENT, WELL, Profiles
-from biomass.table_files import read_table
+from biomass.table_files import read_cells, read_table
+
+_BEGINNING = 200  # rows of a text in which a drawn plate begins, if it holds one
 
 
 def read_profiles(
@@ -49,8 +51,9 @@ def read_profiles(
     >>> [f"{role}: {column}" for role, column in profiles.taken.items()]
     ['plate: Plate', 'well: Well', 'row: Well', 'column: Well', 'compound: drug', 'treatment: drug', 'control: drug']
     """
-    tables = [(f"'{one}'", _metadata_frame(Path(one))) for one in metadata]
-    return _understood(read_raw(Path(path), roles), tables, roles, controls)
+    raw = read_raw(Path(path), roles)
+    tables = [(f"'{Path(one).name}'", _read_metadata(Path(one), raw, roles)) for one in metadata]
+    return _understood(raw, tables, roles, controls)
 
 
 def understand(
@@ -69,24 +72,28 @@ def understand(
     return _understood(raw_frame(table, roles), tables, roles, controls)
 
 
-def _metadata_frame(path: Path) -> pd.DataFrame:
-    return read_table(path, "metadata").frame()
+def _read_metadata(path: Path, raw: Raw, roles: Given | None) -> pd.DataFrame:
+    """A table that says more; or the maps in a folder, or drawn as plates, as one table."""
+    if not path.is_dir() and not any(find_matrices(one.rows) for one in read_cells(path, "metadata", start=_BEGINNING)):
+        return read_table(path, "metadata").frame()
+    there = set(map(str, raw.about))
+    usable = {role: value for role, value in (roles or {}).items() if all(like(one, there) for one in listed(value))}
+    columns = find_columns(raw.about, usable).of.get(PLATE)
+    plates = list(dict.fromkeys(filter(None, text(raw.about, columns, "/")))) if columns else None
+    return read_map_files(path, columns={}, plates=plates).frame
 
 
 def _understood(
     raw: Raw, tables: Sequence[tuple[str, pd.DataFrame]], roles: Given | None, controls: Controls | None
 ) -> Profiles:
     about, notes = raw.about, list(raw.notes)
-    for name, table in tables:
-        about, said = join_table(about, table, name)
-        notes += said
+    about, said = join_tables(about, tables, roles)
+    notes += said
     known = describe(about, roles, controls)
     notes += known.notes
     plates = known.table[PLATE].to_numpy(object) if PLATE in known.table else np.full(len(about), "")
     features, names, stays, said = fill_missing(raw.features, raw.names, pd.factorize(plates)[0])
     notes += said
-    if not stays.any():
-        raise DataError("in every row more than half of the features are missing: nothing is left to judge")
     wells, features, said = _one_row_a_well(known, stays, features)
     notes += said
     features, names, said = drop_constant(features, names)
@@ -99,48 +106,48 @@ def _one_row_a_well(
     """Cells and fields averaged: a field is the mean of its cells, a well the mean of its fields."""
     table = known.table[stays].reset_index(drop=True)
     if WELL not in table:
-        return table, features, ["no column of wells is known: every row is judged as it is"]
-    notes: list[str] = []
-    keys = [table[role] for role in (PLATE, WELL, TREATMENT, CONTROL) if role in table]
-    place = [table[role] for role in (PLATE, WELL) if role in table]
-    nameless = table[WELL] == ""
+        return table, features, ["no column of wells is known: each row is judged as it is"]
+    if PLATE not in table and table[WELL].duplicated().any():
+        return table, features, ["no column of plates is known: each row is judged as a well of its own"]
+    nameless = (table[WELL] == "") | (table[PLATE] == "" if PLATE in table else False)
     alone = np.where(nameless, np.arange(len(table)).astype(str), "")  # rows without a well are no well together
-    number, first = first_seen(*keys, alone)
+    place = [*(table[role].to_numpy(object) for role in (PLATE, WELL) if role in table), alone]
+    well = first_seen(*place)[0]
+    number, first = first_seen(well.astype(str), *(table[role] for role in (TREATMENT, CONTROL) if role in table))
+    notes = _odd_wells(nameless, well[first])
     if len(first) == len(table):
-        return table, features, _nameless(nameless)
-    torn = len(first) - len(first_seen(*place, alone)[1])
-    if torn:
-        notes.append(f"{torn} wells hold several treatments: for each of these a row is judged")
+        return table, features, notes
     rows = len(table)
     counts = table[COUNT].to_numpy(np.float64) if COUNT in table else None
-    if known.site is None:
-        what = "cells" if known.cells else "rows"
-        counts = np.bincount(number).astype(float) if known.cells else _mean_count(counts, number)
-        features = mean_of(features, number)
-    else:
-        field, first_row = first_seen(number.astype(str), known.site[stays])
-        of_field = number[first_row]
-        what = "fields"
-        if len(first_row) < rows:
-            what = "cells"
-            counts = np.bincount(field).astype(float)
-            features = mean_of(features, field)
-        if counts is not None:
-            counts = np.bincount(of_field, counts, minlength=len(first))
+    site = np.full(rows, "") if known.site is None else known.site[stays]
+    field, first_row = first_seen(number.astype(str), site)
+    of_field, what = number[first_row], "fields"
+    if len(first_row) < rows:
+        what = "cells" if counts is None and (known.cells or known.site is not None) else "rows"
+        if what == "cells":
+            counts = np.bincount(field).astype(np.float64)
+        elif counts is not None:  # of the same field again, whose cells are not counted twice
+            counts = np.bincount(field, counts) / np.bincount(field)
+        features = mean_of(features, field)
+    if counts is not None:
+        counts = np.bincount(of_field, counts)
+    if len(first_row) > len(first):
         features = mean_of(features, of_field)
-    notes.append(f"{rows} {what} are of {len(first)} wells: each well is the mean of its {what}")
+    through = ", and each field that of its cells" if what == "cells" and len(first_row) > len(first) else ""
+    is_mean = "fields" if through else what
+    notes.append(f"{rows} {what} are of {len(first)} wells: each well is the mean of its {is_mean}{through}")
     wells = table.iloc[first].reset_index(drop=True)
     if counts is not None:
         wells[COUNT] = counts
         known.taken.setdefault(COUNT, "number of rows")
-    return wells, features, notes + _nameless(nameless)
+    return wells, features, notes
 
 
-def _mean_count(counts: np.ndarray | None, number: np.ndarray) -> np.ndarray | None:
-    """Rows of one well without sites are the same well again: its cells are not counted twice."""
-    return None if counts is None else np.bincount(number, counts) / np.bincount(number)
-
-
-def _nameless(nameless: "pd.Series[bool]") -> list[str]:
-    many = int(nameless.sum())
-    return [f"{many} row{'s have' if many > 1 else ' has'} no well"] if many else []
+def _odd_wells(nameless: "pd.Series[bool]", held: np.ndarray) -> list[str]:
+    """What is strange about wells: rows without one, and those (``held`` more than once) with several treatments."""
+    many, several = int(nameless.sum()), int((np.bincount(held) > 1).sum())
+    notes = [f"{many} row{'s have' if many > 1 else ' has'} no well or no plate"] if many else []
+    if several:
+        verb = "s hold" if several > 1 else " holds"
+        notes.append(f"{several} well{verb} several treatments, each of which is judged as a row")
+    return notes

@@ -58,7 +58,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     COUNT: (
         *("count_cells", "image_count_cells", "cell_count", "cells_count", "cells", "n_cells", "num_cells"),
         *("number_of_cells", "count_nuclei", "image_count_nuclei", "nuclei_count", "object_count"),
-        *("number_of_objects",),
+        *("number_of_objects", "nuclei_number_of_objects", "cells_number_of_objects"),
     ),
 }
 """What columns are called, in the order in which they are looked for, see :func:`.map_files.short_name`."""
@@ -66,7 +66,13 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 SETTABLE = (SOURCE, EXPERIMENT, PLATE, WELL, SITE, TREATMENT, COMPOUND, DOSE, MECHANISM, CONTROL, COUNT)
 """The roles that a user may name columns for."""
 
-_KNOWN = frozenset(one for listed in SYNONYMS.values() for one in listed) | {*ROWS, *COLUMNS, *MAPS}
+_KNOWN = frozenset(
+    (
+        *(one for listed in SYNONYMS.values() for one in listed),
+        *(*ROWS, *COLUMNS, *MAPS, "count_fields", "replicate", "rep", "solvent", "smiles", "pubchem_cid", "cid"),
+        *("entrez_id", "ncbi_gene_id"),
+    )
+)
 _SHOWN = 5
 
 
@@ -168,16 +174,23 @@ def _may_be(role: str, column: "pd.Series[Any]") -> bool:
     if role == COUNT:
         numbers = pd.to_numeric(column, errors="coerce")
         return bool(numbers.notna().mean() > 0.5 and (numbers.dropna() >= 0).all())
-    distinct = pd.unique(column.dropna())
+    distinct = list(dict.fromkeys(map(str, column.dropna())))
     if role == WELL:
         return any(re.fullmatch(r"[A-Z]{1,2}\d\d", well(one)) for one in distinct[:200])
-    return any(str(one).strip() for one in distinct)
+    return any(map(str.strip, distinct))
 
 
 def _same(one: "pd.Series[Any]", other: "pd.Series[Any]") -> bool:
     """Whether two columns tell the same rows apart."""
-    codes = [pd.factorize(column)[0] for column in (one, other)]
-    return bool((codes[0] == codes[1]).all())
+    return bool((codes_of(one) == codes_of(other)).all())
+
+
+def codes_of(column: "pd.Series[Any]") -> np.ndarray:
+    """A number (N,) for each distinct value, in the order in which they come; -1 where one is missing."""
+    try:
+        return pd.factorize(column)[0]
+    except TypeError:  # lists or arrays
+        return pd.factorize(column.astype(str))[0]
 
 
 def text(about: pd.DataFrame, columns: Sequence[str], between: str) -> np.ndarray:
