@@ -42,12 +42,16 @@ class Labels(NamedTuple):
         """The label of each well, (N,), -1 where it is no candidate."""
         return np.where(self.unit >= 0, self.label[self.unit], -1)
 
-    def shuffled(self, strata: np.ndarray, seed: np.random.Generator) -> "Labels":
-        """The labels dealt again to the units, within strata (U,)."""
-        order = np.lexsort([seed.random(len(strata)), strata])
-        label = np.empty_like(self.label)
-        label[np.argsort(strata, kind="stable")] = self.label[order]
-        return Labels(self.unit, label)
+    def shuffled(self, strata: np.ndarray, times: int, generator: np.random.Generator) -> "list[Labels]":
+        """The labels dealt again to the units, within strata (U,) int."""
+        order = np.argsort(strata, kind="stable")
+        stratum = strata[order]
+        dealt = []
+        for _ in range(times):
+            label = np.empty_like(self.label)
+            label[order] = self.label[order[np.argsort(stratum + generator.random(len(strata)))]]
+            dealt.append(Labels(self.unit, label))
+        return dealt
 
 
 @dataclass(frozen=True)
@@ -90,25 +94,53 @@ class Found(NamedTuple):
     Attributes:
         precision: (Q, S) average precision.
         first: (Q, S) 1 where the nearest candidate is a match, else 0.
-        expected_precision: (Q, S) of a random ranking.
-        expected_first: (Q, S) likewise: the share of matches among the candidates.
+        matches: (Q, S) how many there are among the candidates.
+        candidates: (Q, S) matches and rivals.
     """
 
     precision: np.ndarray
     first: np.ndarray
-    expected_precision: np.ndarray
-    expected_first: np.ndarray
+    matches: np.ndarray
+    candidates: np.ndarray
+
+    @property
+    def expected_precision(self) -> np.ndarray:
+        """(Q, S) average precision of a random ranking."""
+        return expected_precision(self.matches, self.candidates)
+
+    @property
+    def expected_first(self) -> np.ndarray:
+        """(Q, S) likewise for the nearest: the share of matches."""
+        return self.matches / self.candidates
+
+
+class Admits(NamedTuple):
+    """A restriction: who may be a candidate.
+
+    Attributes:
+        match: (8,) bool, which of the :data:`CODES` a match may have.
+        rival: (8,) bool, likewise a rival.
+        rivals: (N,) bool, wells that may be rivals; all that have a label if left out.
+    """
+
+    match: np.ndarray
+    rival: np.ndarray
+    rivals: np.ndarray | None = None
 
 
 class Question(NamedTuple):
-    """Labels, with shuffled ones behind them, and restrictions by name: which of the :data:`CODES` are candidates."""
+    """Labels, with shuffled ones behind them, and restrictions by name."""
 
     labels: Sequence[Labels]
-    restrictions: Mapping[str, np.ndarray]
+    restrictions: Mapping[str, Admits]
 
 
 def retrieve(
-    features: np.ndarray, queries: np.ndarray, places: Places, questions: Mapping[str, Question]
+    features: np.ndarray,
+    queries: np.ndarray,
+    places: Places,
+    questions: Mapping[str, Question],
+    few: int | None = None,
 ) -> dict[tuple[str, str], Found]:
     """Rank all wells for some of them.
 
@@ -117,19 +149,25 @@ def retrieve(
         queries: (Q,) rows that ask.
         places: of the wells.
         questions: what is asked, by name.
+        few: how many of the queries, from the first on, ask under the shuffled labels, too; all if left out.
 
     Returns:
         By question and restriction.
 
     >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
     >>> labels = Labels(np.arange(4), np.array([0, 0, 1, 1]))
-    >>> question = Question([labels], {"any": np.ones(8, bool)})
+    >>> question = Question([labels], {"any": Admits(np.ones(8, bool), np.ones(8, bool))})
     >>> found = retrieve(features, np.arange(4), Places(None, None, None, None), {"replicate": question})
     >>> found["replicate", "any"].first.ravel(), found["replicate", "any"].expected_first[0].round(2)
     (array([1., 1., 1., 1.]), array([0.33]))
     """
-    unit = directions(np.asarray(features, np.float32), centre=False).astype(np.float32)
+    unit = _unit(features)
     members = {name: _Members(question.labels) for name, question in questions.items()}
+    alone = {name: _Members(question.labels[:1]) for name, question in questions.items()}
+    seen: list[np.ndarray] = []
+    for one in (*members.values(), *alone.values()):  # what several questions have in common is counted once
+        one.candidate = next((same for same in seen if np.array_equal(same, one.candidate)), one.candidate)
+        seen.append(one.candidate)
     out = {
         (name, restriction): Found(*(np.full((len(queries), len(question.labels)), np.nan) for _ in Found._fields))
         for name, question in questions.items()
@@ -139,28 +177,47 @@ def retrieve(
     for start in range(0, len(queries), block):
         rows = queries[start : start + block]
         similarity = unit[rows] @ unit.T
-        for i, query in enumerate(rows):
-            near = similarity[i]
+        for i, query in enumerate(map(int, rows), start):
+            near = similarity[i - start]
             near[query] = -2
-            code = places.codes(int(query), len(unit))
-            order = np.argsort(-near)
-            ranking = _Ranking(near, -near[order], code, code[order], order)
+            ranking = _Ranking(near, places.codes(query, len(unit)))
             for name, question in questions.items():
-                if question.labels[0].unit[query] >= 0:
-                    for restriction, found in _answer(int(query), ranking, question, members[name]).items():
-                        for whole, part in zip(out[name, restriction], found, strict=True):
-                            whole[start + i] = part
+                if question.labels[0].unit[query] < 0:
+                    continue
+                who = members[name] if few is None or i < few else alone[name]
+                for restriction, found in _answer(query, ranking, question.restrictions, who).items():
+                    for whole, part in zip(out[name, restriction], found, strict=True):
+                        whole[i, : len(part)] = part
     return out
 
 
-class _Ranking(NamedTuple):
-    """All wells as one query sees them: ``distance`` is minus the similarity, sorted, and ``order`` sorts it."""
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length, (N, D) float32; a part at a time, for memory."""
+    out = np.empty(features.shape, np.float32)
+    for start in range(0, len(out), 1024):
+        out[start : start + 1024] = directions(features[start : start + 1024].astype(np.float64), centre=False)
+    return out
 
-    similarity: np.ndarray
-    distance: np.ndarray
-    code: np.ndarray
-    code_sorted: np.ndarray
-    order: np.ndarray
+
+class _Ranking:
+    """All wells as one query sees them."""
+
+    def __init__(self, similarity: np.ndarray, code: np.ndarray) -> None:
+        self.similarity, self.code = similarity, code
+        self.order = np.argsort(-similarity)
+        self.distance = -similarity[self.order]  # ascending
+        self._code = code[self.order]
+        self._eligible: dict[int, np.ndarray] = {}
+        self._before: dict[tuple[int, bytes], np.ndarray] = {}
+
+    def before(self, eligible: np.ndarray, admitted: np.ndarray) -> np.ndarray:
+        """How many of the eligible (N,) wells with a code that is admitted (9,) are among the nearest 0 … N."""
+        key = (id(eligible), admitted.tobytes())
+        if key not in self._before:
+            if id(eligible) not in self._eligible:
+                self._eligible[id(eligible)] = eligible[self.order]
+            self._before[key] = _cumulate(self._eligible[id(eligible)] & admitted[self._code])
+        return self._before[key]
 
 
 class _Members:
@@ -168,8 +225,9 @@ class _Members:
 
     def __init__(self, labels: Sequence[Labels]) -> None:
         self.unit = labels[0].unit
+        self.candidate = self.unit >= 0
         self.label = np.stack([one.label for one in labels])
-        candidates = np.flatnonzero(self.unit >= 0)
+        candidates = np.flatnonzero(self.candidate)
         count = int(self.label.max(initial=-1)) + 1
         self.wells = np.empty((len(labels), len(candidates)), np.int32)
         self.start = np.zeros((len(labels), count + 1), np.int32)
@@ -190,10 +248,10 @@ class _Members:
         return wells[keep], under[keep]
 
 
-def _answer(query: int, ranking: _Ranking, question: Question, members: _Members) -> dict[str, Found]:
+def _answer(query: int, ranking: _Ranking, restrictions: Mapping[str, Admits], members: _Members) -> dict[str, Found]:
     """What one query finds under each restriction, values (S,)."""
     wells, under = members.of(query)
-    s = len(question.labels)
+    s = len(members.label)
     near = ranking.similarity[wells].astype(np.float64)
     key = 4 * under - near  # ascending: by label, and within it the nearest first
     order = np.argsort(key, kind="stable")
@@ -205,30 +263,31 @@ def _answer(query: int, ranking: _Ranking, question: Question, members: _Members
     own = np.searchsorted(key, 4 * under + reach.astype(np.float64), side="right")
     other = members.unit[wells] != members.unit[query]
     code = ranking.code[wells]
-    candidate = (members.unit >= 0)[ranking.order]
     found = {}
-    for name, admits in question.restrictions.items():
-        admitted = np.append(admits, False)
-        all_before = _cumulate(candidate & admitted[ranking.code_sorted])
-        same_before = _cumulate(admitted[code])
-        match = other & admitted[code]
+    for name, (as_match, as_rival, rivals) in restrictions.items():
+        eligible = members.candidate if rivals is None else rivals
+        admitted = np.append(as_rival, False)
+        all_before = ranking.before(eligible, admitted)
+        same_before = _cumulate(eligible[wells] & admitted[code])
+        match = other & as_match[code]
         matches_before = _cumulate(match)
         rank = matches_before[1:] - matches_before[begin[under]]  # among the matches, from 1
-        rivals = np.maximum(all_before[position] - (same_before[own] - same_before[begin[under]]), 0)
-        precision = np.where(match, rank / np.maximum(rank + rivals, 1), 0)
+        ahead = np.maximum(all_before[position] - (same_before[own] - same_before[begin[under]]), 0)
+        precision = np.where(match, rank / np.maximum(rank + ahead, 1), 0)
         count = np.diff(matches_before[begin])
         total = all_before[-1] - np.diff(same_before[begin]) + count
         answered = (count > 0) & (total > count)
-        several = np.maximum(total, 2)
         values = (
             np.bincount(under, precision, s) / np.maximum(count, 1),
-            np.bincount(under[match & (rank == 1) & (rivals == 0)], minlength=s).astype(float),
-            expected_precision(np.maximum(count, 1), several),
-            count / several,
+            np.bincount(under[match & (rank == 1) & (ahead == 0)], minlength=s),
+            count,
+            total,
         )
         found[name] = Found(*(np.where(answered, value, np.nan) for value in values))
     return found
 
 
 def _cumulate(flags: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(flags)])
+    out = np.zeros(len(flags) + 1, np.int32)
+    np.cumsum(flags, out=out[1:])
+    return out
