@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from biomass.errors import DataError, one_line
 from biomass.evaluation.plots import natural
-from biomass.report import svg
+from biomass.report import packed, svg
+from biomass.report.maps import read_wells
 from biomass.report.markup import figure, name, percent, shorten
 from biomass.report.section import Section
 from biomass.screen import FORMATS
@@ -82,21 +82,6 @@ def plate_maps(folder: Path) -> Section | str:
     html.append(Markup("").join(Markup("<p>{}.</p>").format(note) for note in notes))
     data = _packed(table[some], [value._replace(values=value.values[some]) for value in kept], shown, formats, odd)
     return Section("plates", "Plate maps", Markup("").join(html), "plate_maps", data, LEAD)
-
-
-def read_wells(folder: Path) -> pd.DataFrame | str:
-    """The wells of a judgement; why they are not there, where they are not.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    file = folder / "wells.parquet"
-    if not file.exists():
-        return "no plate maps: biomass evaluate makes them"
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # of pyarrow, too
-        raise DataError(f"'{file.name}' is damaged ({one_line(error)}): run the command that made it again") from error
 
 
 def drawn_values(table: pd.DataFrame) -> list[Value]:
@@ -287,19 +272,15 @@ def _packed(
             }
             for plate in shown
         ],
-        "place": _base64(place.to_numpy(np.uint16)),
+        "place": packed.pack(place.to_numpy(np.int64)),
         "controls": "control" in table,
         "values": [_levels(value) for value in values],
     }
     if "treatment" in table:
-        codes, names = pd.factorize(table["treatment"].astype(str), sort=True)
-        most = max(12, min(60, _NAMES // max(1, len(names))))
-        wide = np.uint16 if len(names) <= 65536 else np.uint32
-        data["names"] = [shorten(text, most) for text in names]
-        data["treatment"] = _base64(codes.astype(wide))
+        most = max(12, min(60, _NAMES // max(1, table["treatment"].nunique())))
+        data["treatment"] = packed.names(table["treatment"], most)
         if "mechanism" in table:
-            of = table.groupby(codes)["mechanism"].agg(["first", "nunique"])
-            data["mechanism"] = [shorten(one, 60) if n == 1 else "" for one, n in of.itertuples(index=False)]
+            data["mechanism"] = packed.names(table["mechanism"])
     return data
 
 
@@ -307,22 +288,18 @@ def _levels(value: Value) -> dict[str, Any]:
     """The levels of one value, 255 (65535) where it is not known: whole counts as they are, all else in 255 steps."""
     known = np.isfinite(value.values)
     whole = value.kind == "cells" and bool((value.values[known] % 1 == 0).all() and value.values[known].max() < 65535)
-    kind, top = (np.uint16, 65535) if whole else (np.uint8, 255)
+    kind, top = ("<u2", 65535) if whole else ("u1", 255)
     low, high = (0.0, 65534.0) if whole else value.ends
     part = np.clip((np.where(known, value.values, low) - low) / (high - low), 0, 1)
-    levels = np.where(known, np.round(part * (top - 1)), top).astype(kind)
+    levels = np.where(known, np.round(part * (top - 1)), top)
     return {
         "kind": value.kind,
         "title": TITLES[value.kind],
         "name": NAMES[value.kind],
         "pair": shorten(value.pair, 80),
-        "bytes": levels.itemsize,
+        "bytes": 2 if whole else 1,
         "low": low,
         "high": high,
         "ends": list(value.ends),
-        "levels": _base64(levels),
+        "levels": base64.b64encode(levels.astype(kind).tobytes()).decode("ascii"),
     }
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")

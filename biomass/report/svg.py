@@ -96,7 +96,7 @@ def chart(
     levels: Mapping[str, float] | None = None,
     log: bool = False,
     percent: bool = False,
-    size: tuple[int, int] = (380, 250),
+    size: tuple[int, int] = (364, 250),
     styles: Sequence[Style] = (),
 ) -> Markup:
     """Lines with their intervals over one axis.
@@ -169,7 +169,7 @@ def dots(
     levels: Mapping[str, float] | None = None,
     percent: bool = False,
     kinds: Sequence[int] = (),
-    width: int = 370,
+    width: int = 364,
     step: int = 15,
 ) -> Markup:
     """A row a name with a dot, and its interval, over a common axis.
