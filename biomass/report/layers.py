@@ -44,7 +44,7 @@ def layer_distances(folder: Path) -> Section | str:
         looks.append(look)
         if np.isfinite(of["chance"]).any():
             lines.append(svg.Line(f"by chance ({word})", at, of["chance"].tolist()))
-            looks.append(look._replace(dash=svg.DASHES[2]))
+            looks.append(look._replace(dash=svg.DOTTED))
     known = table.loc[table["distance"] > 0, "distance"]
     chart = svg.chart(
         lines,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from biomass.report import svg
+from biomass.report import shades, svg
 from biomass.report.files import read_table
 from biomass.report.markup import figure, name, percent, shade
 from biomass.report.section import Section
@@ -95,8 +95,8 @@ def _shares(table: pd.DataFrame, pairs: Sequence[str]) -> Markup:
     return Markup(
         "<h3>Share of the variance within plates that the place explains beyond chance</h3>"
         '<p class="quiet">In brackets its 95 % interval over plates; below, on how many plates it is more than chance '
-        '(p &lt; {}).</p><div class="scroll"><table class="heat"><thead><tr><th scope="col">statistics · correction</th>'
-        "{}</tr></thead><tbody>{}</tbody></table></div>"
+        '(p &lt; {}).</p><div class="scroll"><table class="heat"><thead><tr>'
+        '<th scope="col">statistics · correction</th>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(_SURE, head, Markup("").join(rows))
 
 
@@ -134,7 +134,7 @@ def _profiles(places: pd.DataFrame, kind: str, pairs: Sequence[str]) -> Markup:
         grid = places.pivot_table(index="pair", columns="place", values="effect", aggfunc="first", sort=False)
         values = grid.reindex(index=there, columns=names).to_numpy(np.float64)
         top = float(np.nanmax(np.abs(values))) or 1.0
-        drawn = svg.heat(values, there, names, ends=(-top, top), shades="both", title="all corrections", cell=16)
-        parts.append(Markup("<div>{}{}</div>").format(drawn, svg.scale((-top, top), "sd within plates", "both")))
+        drawn = shades.heat(values, there, names, ends=(-top, top), shades="both", title="all corrections", cell=16)
+        parts.append(Markup("<div>{}{}</div>").format(drawn, shades.scale((-top, top), "sd within plates", "both")))
     title = f"Where wells of every {kind} lie, along the direction in which {KINDS[kind]} differ most"
     return Markup("<h3>{}</h3>").format(title) + parts[0] + svg.side_by_side(parts[1:])
