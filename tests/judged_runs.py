@@ -13,7 +13,7 @@ HOSTILE = (SCRIPT, BREAKOUT, "x" * 200, "紫杉醇板", "it's \"quoted\" & {{ 7*
 """Names that must be shown and never run."""
 
 STATISTICS = ("running", "plate")
-CORRECTIONS = ("none", "standardize", "combat", "harmony")
+CORRECTIONS = ("none", "standardize", "standardize_tvn", "combat", "harmony")
 NULLS = ("untrained", "cell count only", "labels shuffled")
 
 _METRICS: dict[str, tuple[str, str, str, str, float, float, float]] = {
@@ -40,7 +40,7 @@ def write_judged(folder: Path, plates: int = 6, wells: int = 96, hostile: bool =
 
 
 def _about(hostile: bool, rows: int) -> dict[str, Any]:
-    evil = list(HOSTILE) if hostile else []
+    evil, why = list(HOSTILE) if hostile else [], "every experiment is one plate"
     return {
         "command": " ".join(["biomass evaluate profiles.parquet plate=profiles_plate.parquet", *evil]),
         "versions": {"biomass": "0.1.0", "python": "3.11.7", "numpy": "2.4.6", "pandas": "2.3.3"},
@@ -59,8 +59,8 @@ def _about(hostile: bool, rows: int) -> dict[str, Any]:
                 *evil,
             ],
             "effects": {
-                "plate": {"there": True, "value": 0.91, "null": 0.04, "interval": [0.88, 0.93]},
-                "edge": {"there": False, "value": 0.02, "null": 0.02, "interval": [0.0, 0.05]},
+                "plate": {"name": "plate", "word": "strong", "share": 0.31, "deviation": 0.8, "p": 0.001, "reason": ""},
+                "experiment": {"name": "experiment", "word": "cannot be told", "share": None, "p": None, "reason": why},
             },
         },
     }

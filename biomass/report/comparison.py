@@ -116,7 +116,8 @@ def _trainings(titles: Sequence[str], told: Mapping[str, Sequence[Told]]) -> Sec
     for (split, metric), any_of_them in found.items():
         ones = [next((one for one in told[title] if (one.split, one.metric) == (split, metric)), None) for title in titles]
         values = np.array([math.nan if one is None else one.last for one in ones])
-        good = goodness(values, any_of_them.better) if np.isfinite(values).sum() > 1 else values * np.nan
+        differ = len(set(values[np.isfinite(values)])) > 1
+        good = goodness(values, any_of_them.better) if differ else values * np.nan
         say = percent if any_of_them.share else figure
         cells = [(say(value), shade(place)) for value, place in zip(values, good, strict=True)]
         rows.append((f"{split} {metric}", any_of_them.means, cells))

@@ -146,14 +146,22 @@ def _of_stress(folder: Path) -> list[str]:
     if not file.exists():
         return []
     table = read_table(file, ["statistics", "axis", "value"], ["accuracy", "low", "high"])
-    said = []
     for axis, value, what in (("wells", "all", "whole plates"), ("label_shift", "inf", "plates that are not shifted")):
-        for row in table[(table["axis"] == axis) & (table["value"] == value)].to_dict("records"):
-            sure = f" ({percent(row['low'])} to {percent(row['high'])})" if math.isfinite(row["low"]) else ""
-            said.append(f"On {what}, the statistics '{row['statistics']}' answer {percent(row['accuracy'])}{sure} right.")
-        if said:
+        rows = table[(table["axis"] == axis) & (table["value"] == value) & table["accuracy"].notna()]
+        if len(rows):
             break
-    return said
+    else:
+        return []
+    ranked = rows.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+    said = [f"On {what}, {_right(ranked[0])}" + (", the best of those that were tried." if ranked[1:] else ".")]
+    return [*said, *(f"There {_right(one)}." for one in ranked[1:])]
+
+
+def _right(row: Mapping[Any, Any]) -> str:
+    """What one word for statistics answers in a stress test."""
+    low, high = row["low"], row["high"]
+    sure = f" ({percent(low)} to {percent(high)})" if math.isfinite(low) and low < high else ""
+    return f"the statistics '{row['statistics']}' answer {percent(row['accuracy'])} of the treated wells right{sure}"
 
 
 def _of_profiles(folder: Path) -> list[str]:
