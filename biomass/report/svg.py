@@ -171,7 +171,7 @@ def dots(
     Args:
         names: (N,) of the rows, from top to bottom.
         values: (N,) where the dots are; a row without a finite value has none.
-        label: below the axis.
+        label: below the axis; may be empty.
         low: (N,) lower ends of intervals; empty: none.
         high: (N,) upper ends.
         title: above the chart.
@@ -189,7 +189,8 @@ def dots(
     room = (
         min(width * 0.5, max((len(shorten(name, 30)) for name in names), default=0) * 11 * LETTER + 8) if shown else 12
     )
-    height = step * len(names) + TOP + BOTTOM + (12 if levels else 0)
+    bottom = BOTTOM if label else BOTTOM - 18
+    height = step * len(names) + TOP + bottom + (12 if levels else 0)
     top = TOP + (12 if levels else 0)
     first, last = _ends([Line("", (), values, low, high)], ends, [*(levels or {}).values()], False)
 
@@ -202,16 +203,16 @@ def dots(
         at = across(value)
         parts.append(
             Markup('<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" stroke="{3}"/>').format(
-                at, top, height - BOTTOM + 4, GRID
+                at, top, height - bottom + 4, GRID
             )
         )
-        parts.append(text(at, height - BOTTOM + 16, told, "middle"))
+        parts.append(text(at, height - bottom + 16, told, "middle"))
     for i, (name, value) in enumerate((levels or {}).items()):
         parts.append(
             Markup(
                 '<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" stroke="{3}" stroke-dasharray="{4}" '
                 'stroke-width="1.5"/>'
-            ).format(across(value), top, height - BOTTOM + 4, GREY, (DASHES[1], DOTTED)[i % 2])
+            ).format(across(value), top, height - bottom + 4, GREY, (DASHES[1], DOTTED)[i % 2])
         )
         parts.append(text(across(value), top - 3, name, "middle", colour=GREY))
     for i, (name, value) in enumerate(zip(names, values, strict=True)):

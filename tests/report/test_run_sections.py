@@ -13,6 +13,7 @@ from PIL import Image
 from biomass.errors import DataError
 from biomass.report import samples
 from biomass.report.curves import compare_curves, learning_curves
+from biomass.report.drift import drift
 from biomass.report.layers import layer_distances
 from biomass.report.position import position
 from biomass.report.section import Section
@@ -255,3 +256,37 @@ def test_rows_and_columns_have_a_line_a_pair(tmp_path) -> None:
 
 def test_without_places_there_is_a_reason(tmp_path) -> None:
     assert "position.csv" in str(position(tmp_path))
+
+
+def write_drift(folder) -> None:
+    rows = [
+        ("plate", correction, refit, 4, 10, metric, fit, fit - 0.1, fit + 0.1, later, "", "", null, note)
+        for correction, refit, moved, note in (
+            ("none", False, 0.0, ""),
+            (EVIL, True, 0.37, "fitted again on all plates"),
+            ("tvn", False, "", "no plate has controls"),
+        )
+        for metric, fit, later, null in (("drift", moved, "", ""), ("plate_predicted", 0.4, 0.7, 0.1))
+        if fit != ""
+    ]
+    columns = (
+        "statistics,correction,refit_only,k,plates,metric,fit,fit_low,fit_high,later,later_low,later_high,null,note"
+    )
+    pd.DataFrame(rows, columns=columns.split(",")).to_csv(folder / "drift.csv", index=False)
+
+
+def test_later_plates_stand_beside_those_of_the_fit_and_drift_is_said(tmp_path) -> None:
+    write_drift(tmp_path)
+    html = section(drift(tmp_path)).html
+    assert "stay what they were under <bdi>plate · none</bdi>" in html
+    assert re.search(r"They move under <bdi[^>]*>plate · &lt;/script.*by 0\.37", html)
+    assert "(refit only)" in html
+    assert html.count("<title>later plates: 0.7</title>") == 3
+    assert "no plate has controls" in html
+    assert "fitted on 4 of 10 plates" in html
+
+
+def test_a_drift_of_a_stress_test_is_left_to_it(tmp_path) -> None:
+    assert "drift.csv" in str(drift(tmp_path))
+    (tmp_path / "drift.csv").write_text("statistics,axis,value,drift\n")
+    assert "stress test" in str(drift(tmp_path))
