@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from biomass.errors import DataError, one_line
 from biomass.evaluation.plots import natural
-from biomass.report import svg
+from biomass.report import packed, shades, svg
+from biomass.report.maps import read_wells
 from biomass.report.markup import figure, name, percent, shorten
 from biomass.report.section import Section
 from biomass.screen import FORMATS
@@ -34,7 +34,7 @@ NAMES = {"right": "accuracy", "distance": "distance to controls", "cells": "cell
 KINDS = {"": 0, "negative": 1, "positive": 2}
 
 _NAMES = 250_000  # letters of all names of treatments
-_STANDS_OUT, _MATTERS = 3.5, 0.1  # robust standard deviations, and shares of the usual value
+_STANDS_OUT, _MATTERS = 3.5, 0.1  # in units of what is usual, and as a share of the usual value
 
 
 class Value(NamedTuple):
@@ -63,12 +63,14 @@ def plate_maps(folder: Path) -> Section | str:
     placed = wells[(wells["row"] >= 0) & (wells["column"] >= 0)]
     if placed.empty:
         return "no plate maps: no well has a place such as A01"
-    notes = [] if len(placed) == len(wells) else [f"{len(wells) - len(placed)} wells without a place are not drawn"]
+    lost = len(wells) - len(placed)
+    notes = [f"Wells without a place, which are not drawn: {lost}"] if lost else []
     table, twice = _one_a_well(placed)
     if twice:
-        notes.append(f"{twice} wells have several rows, whose mean is drawn")
+        notes.append(f"Wells with several rows, whose mean is drawn: {twice}")
     values = drawn_values(table)
-    odd = oddness(table["plate"], values)
+    off = oddness(table["plate"], values)
+    odd = off.max(axis=1).fillna(0.0)
     formats = _formats(table)
     most = max(1, min(MOST_PLATES, MOST_WELLS // max(h * w for h, w in formats.values())))
     shown = sorted(map(str, odd.sort_values(ascending=False, kind="stable").index[:most]), key=natural)
@@ -76,27 +78,12 @@ def plate_maps(folder: Path) -> Section | str:
         notes.append(f"{len(shown)} of {len(odd)} plates are drawn, those most unlike the others in their means")
     some = table["plate"].isin(shown).to_numpy()
     kept = _affordable(values, int(some.sum()))
-    if lost := len({value.pair for value in values} - {value.pair for value in kept}):
-        notes.append(f"{lost} further pairs of statistics and correction are left out, so that the page stays light")
-    html = [_words(odd, table["plate"], values), _means(table, kept, formats)]
+    if left := len({value.pair for value in values} - {value.pair for value in kept}):
+        notes.append(f"Further pairs of statistics and correction, left out so that the page stays light: {left}")
+    html = [_words(off, table["plate"], values), _means(table, kept, formats)]
     html.append(Markup("").join(Markup("<p>{}.</p>").format(note) for note in notes))
     data = _packed(table[some], [value._replace(values=value.values[some]) for value in kept], shown, formats, odd)
     return Section("plates", "Plate maps", Markup("").join(html), "plate_maps", data, LEAD)
-
-
-def read_wells(folder: Path) -> pd.DataFrame | str:
-    """The wells of a judgement; why they are not there, where they are not.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    file = folder / "wells.parquet"
-    if not file.exists():
-        return "no plate maps: biomass evaluate makes them"
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # of pyarrow, too
-        raise DataError(f"'{file.name}' is damaged ({one_line(error)}): run the command that made it again") from error
 
 
 def drawn_values(table: pd.DataFrame) -> list[Value]:
@@ -122,15 +109,25 @@ def drawn_values(table: pd.DataFrame) -> list[Value]:
     return sorted(found, key=lambda value: value.kind != "cells")
 
 
-def oddness(plates: "pd.Series[str]", values: Sequence[Value]) -> "pd.Series[float]":
-    """How unlike the others every plate is: the largest distance of its means from their median, in robust sd.
+def oddness(plates: "pd.Series[str]", values: Sequence[Value]) -> pd.DataFrame:
+    """How unlike the others every plate is in each value: the distance of its mean from the median of all means.
 
-    The sd is 1.48 times the median distance from the median (Hampel 1974).
+    In units of what is usual: the robust spread of the means (1.48 times their median distance from the median; Hampel
+    1974) and the standard error of a mean of one plate's wells, squared, summed, and the root taken. So few plates that
+    happen to be alike make no other one odd.
+
+    Args:
+        plates: (N,) of the wells.
+        values: V of them.
+
+    Returns:
+        (plates, V), index: the plates.
     """
-    means = pd.DataFrame({i: value.values for i, value in enumerate(values)}, plates.index).groupby(plates).mean()
+    wells = pd.DataFrame({i: value.values for i, value in enumerate(values)}, plates.index).groupby(plates)
+    means = wells.mean()
     off = (means - means.median()).abs()
-    spread = 1.4826 * off.median()
-    return (off / spread.where(spread > 0)).max(axis=1).fillna(0.0)
+    spread = ((1.4826 * off.median()) ** 2 + wells.sem().median().fillna(0.0) ** 2) ** 0.5
+    return (off / spread.where(spread > 0)).fillna(0.0)
 
 
 def _one_a_well(placed: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -172,24 +169,23 @@ def _affordable(values: Sequence[Value], wells: int) -> list[Value]:
     return kept
 
 
-def _words(odd: "pd.Series[float]", plates: "pd.Series[str]", values: Sequence[Value]) -> Markup:
+def _words(off: pd.DataFrame, plates: "pd.Series[str]", values: Sequence[Value]) -> Markup:
     """Which plates stand out, and by what."""
-    means = [pd.Series(value.values).groupby(plates.to_numpy()).mean() for value in values]
     told = []
-    for plate in odd[odd > _STANDS_OUT].sort_values(ascending=False, kind="stable").index:
+    means = [pd.Series(value.values).groupby(plates.to_numpy()).mean() for value in values]
+    for plate in off.max(axis=1).sort_values(ascending=False, kind="stable").index if len(values) else ():
         parts = []
-        for value, mean in zip(values, means, strict=True):
+        for i, (value, mean) in enumerate(zip(values, means, strict=True)):
             usual = float(mean.median())
-            off = (mean - usual).abs()
-            if off[plate] > max(_STANDS_OUT * 1.4826 * off.median(), _MATTERS * abs(usual)) and off.median() > 0:
-                show = percent if value.kind == "right" else figure
+            if off.loc[plate, i] > _STANDS_OUT and abs(mean[plate] - usual) > _MATTERS * abs(usual):
+                show = {"right": percent, "cells": "{:.0f}".format}.get(value.kind, figure)
                 which = f" ({value.pair})" if value.pair else ""
                 parts.append(f"{NAMES[value.kind]}{which} {show(float(mean[plate]))}, mostly {show(usual)}")
         if parts:
             told.append(Markup("<li>{}: {}.</li>").format(name(plate, 40), "; ".join(parts[:2])))
     if not told:
         return Markup("<p>No plate stands out from the others in the means of what is drawn.</p>")
-    head = Markup("<p>Most unlike the others ({} of {} plates stand out):</p>").format(len(told), len(odd))
+    head = Markup("<p>Most unlike the others ({} of {} plates stand out):</p>").format(len(told), len(off))
     return head + Markup("<ul>{}</ul>").format(Markup("").join(told[:3]))
 
 
@@ -249,8 +245,8 @@ def _map(value: Value, mean: np.ndarray, ends: tuple[float, float]) -> Markup:
     height, width = mean.shape
     letters, numbers = [row_letters(row) for row in range(height)], [str(column + 1) for column in range(width)]
     title = shorten(f"{NAMES[value.kind]}{', ' if value.pair else ''}{value.pair}", 60)
-    drawn = svg.heat(mean, letters, numbers, ends=ends, title=title, cell=max(6, min(22, 340 // width)))
-    return Markup("<div>{}{}</div>").format(drawn, svg.scale(ends, "", percent=value.kind == "right"))
+    drawn = shades.heat(mean, letters, numbers, ends=ends, title=title, cell=max(6, min(22, 340 // width)))
+    return Markup("<div>{}{}</div>").format(drawn, shades.scale(ends, "", percent=value.kind == "right"))
 
 
 def row_letters(row: int) -> str:
@@ -287,19 +283,15 @@ def _packed(
             }
             for plate in shown
         ],
-        "place": _base64(place.to_numpy(np.uint16)),
+        "place": packed.pack(place.to_numpy(np.int64)),
         "controls": "control" in table,
         "values": [_levels(value) for value in values],
     }
     if "treatment" in table:
-        codes, names = pd.factorize(table["treatment"].astype(str), sort=True)
-        most = max(12, min(60, _NAMES // max(1, len(names))))
-        wide = np.uint16 if len(names) <= 65536 else np.uint32
-        data["names"] = [shorten(text, most) for text in names]
-        data["treatment"] = _base64(codes.astype(wide))
+        most = max(12, min(60, _NAMES // max(1, table["treatment"].nunique())))
+        data["treatment"] = packed.names(table["treatment"], most)
         if "mechanism" in table:
-            of = table.groupby(codes)["mechanism"].agg(["first", "nunique"])
-            data["mechanism"] = [shorten(one, 60) if n == 1 else "" for one, n in of.itertuples(index=False)]
+            data["mechanism"] = packed.names(table["mechanism"])
     return data
 
 
@@ -307,22 +299,18 @@ def _levels(value: Value) -> dict[str, Any]:
     """The levels of one value, 255 (65535) where it is not known: whole counts as they are, all else in 255 steps."""
     known = np.isfinite(value.values)
     whole = value.kind == "cells" and bool((value.values[known] % 1 == 0).all() and value.values[known].max() < 65535)
-    kind, top = (np.uint16, 65535) if whole else (np.uint8, 255)
+    kind, top = ("<u2", 65535) if whole else ("u1", 255)
     low, high = (0.0, 65534.0) if whole else value.ends
     part = np.clip((np.where(known, value.values, low) - low) / (high - low), 0, 1)
-    levels = np.where(known, np.round(part * (top - 1)), top).astype(kind)
+    levels = np.where(known, np.round(part * (top - 1)), top)
     return {
         "kind": value.kind,
         "title": TITLES[value.kind],
         "name": NAMES[value.kind],
         "pair": shorten(value.pair, 80),
-        "bytes": levels.itemsize,
+        "bytes": 2 if whole else 1,
         "low": low,
         "high": high,
         "ends": list(value.ends),
-        "levels": _base64(levels),
+        "levels": base64.b64encode(levels.astype(kind).tobytes()).decode("ascii"),
     }
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")

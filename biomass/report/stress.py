@@ -58,7 +58,6 @@ def _charts(table: pd.DataFrame, measure: str, words: list[str], classes: float)
                 y=(0.0, top),
                 levels={"chance": 1 / classes} if classes > 0 else {},
                 percent=True,
-                size=(380, 250),
                 styles=[svg.style(i) for i in shown],
             )
         )

@@ -4,9 +4,8 @@ biomass.plate_maps = function (element, data) {
   const make = biomass.element;
   const place = biomass.unpack(data.place, Uint16Array);
   const wells = Array.from(place, (at) => ({ row: at & 31, column: (at >> 5) & 63, control: at >> 11 }));
-  const treatment = data.treatment
-    ? biomass.unpack(data.treatment, data.names.length <= 65536 ? Uint16Array : Uint32Array)
-    : null;
+  const treatment = data.treatment ? biomass.unpack(data.treatment.codes, Uint16Array) : null;
+  const mechanism = data.mechanism ? biomass.unpack(data.mechanism.codes, Uint16Array) : null;
   const controls = ["treated", "negative control", "positive control"];
   const colours = ["#d9d9d9", "#0072b2", "#e69f00"]; // of the layout
   const levels = data.values.map((one) => biomass.unpack(one.levels, one.bytes === 1 ? Uint8Array : Uint16Array));
@@ -137,14 +136,14 @@ biomass.plate_maps = function (element, data) {
   function lines(i, plate) {
     const well = wells[i];
     const shown = [plate.name + ", " + wellName(well)];
-    if (treatment && data.names[treatment[i]]) shown.push(data.names[treatment[i]]);
-    if (data.mechanism && data.mechanism[treatment[i]]) shown.push(data.mechanism[treatment[i]]);
+    if (treatment) shown.push(data.treatment.values[treatment[i]]);
+    if (mechanism) shown.push(data.mechanism.values[mechanism[i]]);
     if (well.control) shown.push(controls[well.control]);
     data.values.forEach((one, number) => {
       if (number === chosen || (one.kind === "cells" && !one.pair) || (one.pair === pair && pair))
         shown.push((one.kind === "right" ? "found again on another plate" : short[one.kind]) + ": " + say(number, valueOf(number, i)));
     });
-    return shown;
+    return shown.filter((line) => line);
   }
 
   const grid = make("div", { class: "plates" });
@@ -173,7 +172,7 @@ biomass.plate_maps = function (element, data) {
     },
   );
   const options = [...kinds.map((one) => [one, short[one]]), ["layout", "layout: controls and treated wells"]];
-  const first = biomass.select("show", options, (value) => {
+  const first = biomass.select("Show", options, (value) => {
     kind = value;
     show();
   });
@@ -191,7 +190,7 @@ biomass.plate_maps = function (element, data) {
     },
   );
   const hint = make("p", {}, treatment ? "Choose a well to outline all wells with its treatment." : "");
-  element.append(make("div", { class: "choices" }, first, pairs.length ? second : null, third), legend, hint, grid);
+  element.append(make("div", { class: "controls" }, first, pairs.length ? second : null, third), legend, hint, grid);
 
   function sample(control, colour) {
     const drawn = [
@@ -213,7 +212,7 @@ biomass.plate_maps = function (element, data) {
       const one = data.values[chosen];
       const [low, high] = one.ends.map((end) => (kind === "cells" ? String(Math.round(end)) : biomass.number(end)));
       const ends = kind === "right" ? ["no", "yes"] : ["≤ " + low, "≥ " + high];
-      legend.append(biomass.colorbar("cividis", ends[0], ends[1], one.title));
+      legend.append(biomass.colorbar("cividis", ends[0], ends[1], one.title + (one.pair ? ", " + one.pair : "")));
     }
     const kindsThere = data.controls ? [0, 1, 2] : [];
     for (const control of kindsThere) {
