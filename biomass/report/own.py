@@ -54,9 +54,7 @@ def told_by_training(folder: Path) -> list[Told]:
         DataError: a table is damaged.
     """
     lines = [line for line in read_log(folder) if isinstance(line, dict)]
-    names = list(
-        dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/"))
-    )
+    names = list(dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/")))
     intervals = _over_plates(folder)
     found = []
     for name in names:
@@ -113,14 +111,8 @@ def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     for one in told:
         if one.metric != "accuracy":
             continue
-        sure = (
-            f", between {percent(one.low)} and {percent(one.high)} if other such plates were drawn"
-            if one.low == one.low
-            else ""
-        )
-        best = (
-            f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
-        )
+        sure = f", between {percent(one.low)} and {percent(one.high)} if other such plates were drawn" if one.low == one.low else ""
+        best = f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
         text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}{sure}{best}."
         some = plates[plates["split"] == one.split]["accuracy"].dropna()
         if len(some) > 1:
@@ -153,9 +145,7 @@ def _of_stress(folder: Path) -> list[str]:
     for axis, value, what in (("wells", "all", "whole plates"), ("label_shift", "inf", "plates that are not shifted")):
         for row in table[(table["axis"] == axis) & (table["value"] == value)].to_dict("records"):
             sure = f" ({percent(row['low'])} to {percent(row['high'])})" if row["low"] == row["low"] else ""
-            said.append(
-                f"On {what}, the statistics '{row['statistics']}' answer {percent(row['accuracy'])}{sure} right."
-            )
+            said.append(f"On {what}, the statistics '{row['statistics']}' answer {percent(row['accuracy'])}{sure} right.")
         if said:
             break
     return said
