@@ -52,10 +52,11 @@ def plate_distances(
 ) -> pd.DataFrame:
     """The distance between plates at every batch norm, in the order in which they run, under each of :data:`WORDS`.
 
-    A channel of a layer is taken for a Gaussian on each plate; the distance between two plates is the symmetric
-    Kullback-Leibler divergence, averaged over channels (Pan et al. 2018, IBN-Net, section 4.3), and then over pairs of
-    plates. A few images are looked at, spread evenly over a plate's wells, so that some distance is there by chance:
-    what the halves of the same plate (its wells in turn) differ by, of which images half as many have half as much.
+    A channel of a layer is taken for a Gaussian on each plate, as in the divergence of features of Pan et al. (2018,
+    IBN-Net). The distance between two plates is that of Bhattacharyya (1943), which a small variance of few images does
+    not blow up; it is averaged over channels, and then over pairs of plates. ``exp(-distance)`` is how much the two
+    overlap. A few images are looked at, spread evenly over the wells of a plate, so that some distance is there by
+    chance: what the halves of the same plate (its wells in turn) differ by, of which twice as many images have half.
 
     Args:
         network: (n, C, H, W) → (n, D), with plate-aware norms; on its device.
@@ -79,7 +80,7 @@ def plate_distances(
     >>> network = convert(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()))
     >>> found = plate_distances(network, screen, lambda images: images)
     >>> found[found["layer"] == "features"].set_index("words")["distance"].round(2).to_dict()
-    {'running': 0.8, 'plate': 0.0}
+    {'running': 0.1, 'plate': 0.0}
     """
     inner = unwrap(network)
     if not any(isinstance(module, PlateBatchNorm) for module in inner.modules()):
@@ -114,15 +115,15 @@ def write_distances(table: pd.DataFrame, folder: Path) -> None:
         table.to_csv(part, index=False, float_format="%.6g")
 
 
-def symmetric_divergence(mean: np.ndarray, var: np.ndarray, other_mean: np.ndarray, other_var: np.ndarray) -> float:
-    """The symmetric Kullback-Leibler divergence of Gaussians with these moments (C,), averaged over channels.
+def bhattacharyya(mean: np.ndarray, var: np.ndarray, other_mean: np.ndarray, other_var: np.ndarray) -> float:
+    """The distance of Gaussians with these moments (C,), averaged over channels.
 
-    >>> symmetric_divergence(np.zeros(2), np.ones(2), np.array([0.0, 1.0]), np.ones(2))
-    0.5
+    >>> round(bhattacharyya(np.zeros(2), np.ones(2), np.array([0.0, 4.0]), np.ones(2)), 3)
+    1.0
     """
-    ratio = var / other_var
-    squared = (mean - other_mean) ** 2
-    return float(((ratio + 1 / ratio) / 2 - 1 + squared * (1 / var + 1 / other_var) / 2).mean())
+    both = var + other_var
+    shift = (mean - other_mean) ** 2 / both / 4
+    return float((shift + np.log(both / (2 * np.sqrt(var * other_var))) / 2).mean())
 
 
 def _samples(screen: Screen, rows: np.ndarray | None, most: int) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -188,10 +189,9 @@ def _rows(word: str, plates: Sequence[dict[str, Tensor]]) -> Iterator[dict[str, 
         mean = moments[:, 0]
         var = moments[:, 1] - mean**2 + _EPSILON
         pairs = [
-            symmetric_divergence(mean[a, 2], var[a, 2], mean[b, 2], var[b, 2])
-            for a, b in combinations(range(len(plates)), 2)
+            bhattacharyya(mean[a, 2], var[a, 2], mean[b, 2], var[b, 2]) for a, b in combinations(range(len(plates)), 2)
         ]
-        halves = [symmetric_divergence(m[0], v[0], m[1], v[1]) / 2 for m, v in zip(mean, var, strict=True)]
+        halves = [bhattacharyya(m[0], v[0], m[1], v[1]) / 2 for m, v in zip(mean, var, strict=True)]
         chance = [value for value in halves if np.isfinite(value)]
         yield {
             "layer": place,

@@ -53,7 +53,7 @@ def _judge(maker: Maker, wells: Mapping[str, Path], folder: Path) -> None:
 def _compare_layers(maker: Maker, folder: Path) -> None:
     assert maker.network is not None
     assert maker.transform is not None
-    most = number_of_images(len(maker.screen))
+    most = number_of_images(len(maker.screen) * (1 + len(maker.others)))
     write_distances(plate_distances(maker.network, maker.screen, maker.transform, most=most), folder)
 
 
