@@ -239,8 +239,8 @@ def _add_controls(
     for role, values in named[-1:]:
         if bare := int(((values == "") & (kinds == "")).sum()):
             known.notes.append(
-                f"{_count(bare, 'row')} without a {role} ('{known.taken[role]}' is empty there): if these are controls, "
-                "list the empty text among the controls"
+                f"{_count(bare, 'row')} without a {role} ('{known.taken[role]}' is empty there): if these are "
+                "controls, list the empty text among the controls"
             )
     for role, values in named:
         known.table[role] = np.where((values == "") & (kinds != ""), kinds + " control", values)

@@ -50,7 +50,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         *("jcp2022", "pert_id", "pert_name", "molecule", "substance", "inchikey"),
     ),
     DOSE: (*USUAL["dose"], "dose_value", "pert_dose", "dose_recode", "concentration_nm", "concentration_m"),
-    REAGENT: ("sirna", "sgrna", "guide", "sgrna_id", "guide_id", "shrna", "orf", "construct", "reagent"),
+    REAGENT: ("sirna", "sirna_id", "sgrna", "guide", "sgrna_id", "guide_id", "shrna", "orf", "construct", "reagent"),
     GENE: ("gene", "gene_symbol", "gene_name", "gene_id", "symbol", "target_gene"),
     LABEL: ("label", "class", "pert"),
     MECHANISM: ("moa", "mechanism", "mechanism_of_action", "moa_list", "target", "targets", "target_list"),
