@@ -105,7 +105,7 @@ def listed(value: str | Sequence[str] | None) -> list[str]:
     """The columns that a user names for a role."""
     if value is None or value is False or value == "":
         return []
-    return [value] if isinstance(value, str) else list(map(str, value))
+    return list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
 
 
 def like(name: str, columns: Collection[str]) -> str:
@@ -137,13 +137,13 @@ def find_columns(about: pd.DataFrame, given: Given | None = None) -> Columns:
     found = Columns({})
     for role, value in (given or {}).items():
         if role not in SETTABLE:
-            raise ConfigError(f"'{role}' is not a role of a column; {did_you_mean(role, SETTABLE)}", "roles")
+            raise ConfigError(f"'{role}' is not a role of a column; {did_you_mean(role, SETTABLE)}", "columns")
         own = [(one, like(one, there)) for one in listed(value)]
         for one, column in own:
             if not column:
                 raise ConfigError(
                     f"role '{role}': the table has no column '{one}'; {did_you_mean(one, there, _there(there))}",
-                    "roles",
+                    "columns",
                 )
         if own:
             found.of[role] = [column for _, column in own]

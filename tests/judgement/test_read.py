@@ -162,7 +162,9 @@ def test_controls_are_what_a_column_a_name_or_the_user_says() -> None:
     odd = understand(wells(Metadata_control=["neg", "weird"] * 20))
     assert odd.negative.tolist() == [True, False] * 20
     assert noted(odd, "'weird'")
-    for controls, word in ((["BRD1"], "'BRD-1'"), ({"neg": ["BRD-1"]}, "'neg'")):
+    table["Metadata_kind"] = ["x", "y"] * 20
+    assert understand(table, controls={"column": "kind", "negative": ["y"]}).negative.tolist() == [False, True] * 20
+    for controls, word in ((["BRD1"], "'BRD-1'"), ({"neg": ["BRD-1"]}, "'neg'"), ({"column": "kin"}, "'kin'")):
         with pytest.raises(ConfigError, match=word):
             understand(table, controls=controls)
 
@@ -171,7 +173,7 @@ def test_controls_are_what_a_column_a_name_or_the_user_says() -> None:
     "name", ["DMSO 0.1 %", "untreated", "Negative Control", "non-targeting", "NTC", "EMPTY", "mock"]
 )
 def test_names_of_negative_controls(name: str) -> None:
-    found = understand(wells(Metadata_compound=[name, "emptyin", "controlamide", "dmsox"] * 10))
+    found = understand(wells(Metadata_compound=[name, "mockingbird", "controlamide", "dmsox"] * 10))
     assert found.negative.tolist() == [True, False, False, False] * 10
     assert noted(found, f"'{name}'")
 
