@@ -50,7 +50,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         *("jcp2022", "pert_id", "pert_name", "molecule", "substance", "inchikey"),
     ),
     DOSE: (*USUAL["dose"], "dose_value", "pert_dose", "dose_recode", "concentration_nm", "concentration_m"),
-    REAGENT: ("sirna", "sgrna", "guide", "sgrna_id", "guide_id", "shrna", "orf", "construct", "reagent"),
+    REAGENT: ("sirna", "sirna_id", "sgrna", "guide", "sgrna_id", "guide_id", "shrna", "orf", "construct", "reagent"),
     GENE: ("gene", "gene_symbol", "gene_name", "gene_id", "symbol", "target_gene"),
     LABEL: ("label", "class", "pert"),
     MECHANISM: ("moa", "mechanism", "mechanism_of_action", "moa_list", "target", "targets", "target_list"),
@@ -105,7 +105,7 @@ def listed(value: str | Sequence[str] | None) -> list[str]:
     """The columns that a user names for a role."""
     if value is None or value is False or value == "":
         return []
-    return [value] if isinstance(value, str) else list(map(str, value))
+    return list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
 
 
 def like(name: str, columns: Collection[str]) -> str:
@@ -137,13 +137,13 @@ def find_columns(about: pd.DataFrame, given: Given | None = None) -> Columns:
     found = Columns({})
     for role, value in (given or {}).items():
         if role not in SETTABLE:
-            raise ConfigError(f"'{role}' is not a role of a column; {did_you_mean(role, SETTABLE)}", "roles")
+            raise ConfigError(f"'{role}' is not a role of a column; {did_you_mean(role, SETTABLE)}", "columns")
         own = [(one, like(one, there)) for one in listed(value)]
         for one, column in own:
             if not column:
                 raise ConfigError(
                     f"role '{role}': the table has no column '{one}'; {did_you_mean(one, there, _there(there))}",
-                    "roles",
+                    "columns",
                 )
         if own:
             found.of[role] = [column for _, column in own]
