@@ -36,10 +36,11 @@ _SMALL = 20  # wells of a batch below which kBET is unsuited
 _LABELS = 300  # treatments whose batches get a silhouette
 _COMPARED = 4000  # wells in silhouettes of treatments
 
-LabelValues = Callable[[np.ndarray], np.ndarray]
+MakeValues = Callable[[Graph, np.ndarray], tuple[shuffles.Values, str]]
+"""From neighbours and labels to a function of labels, one value a well or treatment, and a note."""
 
 
-def silhouettes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def silhouettes(features: np.ndarray, labels: np.ndarray, others: str = "nearest") -> np.ndarray:
     """The silhouette of each row under the cosine distance (Rousseeuw 1987), -1 … 1; NaN of one alone in its label.
 
     The mean cosine distance to a label is linear in the sum of its unit vectors: no pairs are compared.
@@ -47,21 +48,30 @@ def silhouettes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Args:
         features: (N, D).
         labels: (N,) int, at least two different ones.
+        others: what the own label is compared with: the ``nearest`` other, or the ``mean`` over all others, as in
+            Rautenstrauch & Ohler (2025).
 
     >>> silhouettes(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), np.array([0, 0, 1, 1])).round(2)
     array([0.99, 0.99, 0.99, 0.99])
     """
-    units = directions(np.asarray(features, np.float32), centre=False)
+    return _silhouettes(directions(np.asarray(features, np.float32), centre=False), labels, others)
+
+
+def _silhouettes(units: np.ndarray, labels: np.ndarray, others: str = "nearest") -> np.ndarray:
+    """Of rows of length 1, or 0."""
     known, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
     rows = np.arange(len(units))
-    sums = _member(number, len(known)) @ units
-    similar = (units @ sums.T).astype(np.float64)
+    similar = (units @ (_member(number, len(known)) @ units).T).astype(np.float64)
     square = np.einsum("nd,nd->n", units, units, dtype=np.float64)
+    own = similar[rows, number]
     with np.errstate(invalid="ignore", divide="ignore"):
-        within = (counts[number] - similar[rows, number] - (1 - square)) / (counts[number] - 1)
+        within = (counts[number] - own - (1 - square)) / (counts[number] - 1)
         similar /= counts
-        similar[rows, number] = -np.inf
-        other = 1 - similar.max(1)
+        if others == "mean":
+            other = 1 - (similar.sum(1) - similar[rows, number]) / (len(known) - 1)
+        else:
+            similar[rows, number] = -np.inf
+            other = 1 - similar.max(1)
         widths = (other - within) / np.maximum(within, other)
     return np.where(counts[number] > 1, np.nan_to_num(widths), np.nan)
 
@@ -98,14 +108,18 @@ def lisi(indices: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> np.nda
 
 
 def kbet(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether the labels among the neighbours (N, k) of each well differ from those of all wells, (N,) 0 or 1.
+    """How far the labels among the neighbours (N, k) of each well are from those of all wells, (N,).
 
-    Pearson's chi-square test at :data:`ALPHA` (Büttner et al. 2019), without the well itself.
+    Pearson's chi-square statistic (Büttner et al. 2019), without the well itself, as a multiple of its critical value
+    at :data:`ALPHA`: above 1, it is rejected that they are the same.
+
+    >>> kbet(np.array([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]]), np.array([0, 0, 0, 1, 1, 1])).round(2)
+    array([0.52, 0.52, 0.52, 0.52, 0.52, 0.52])
     """
     counts = _shares(indices, np.ones(indices.shape), labels)
     expected = np.bincount(np.unique(labels, return_inverse=True)[1]) / len(labels) * indices.shape[1]
     statistic = (np.square(counts - expected) / expected).sum(1)
-    return (chi2.sf(statistic, len(expected) - 1) < ALPHA).astype(float)
+    return statistic / chi2.isf(ALPHA, len(expected) - 1)
 
 
 def connectivity(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -125,14 +139,14 @@ def connectivity(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return largest / np.bincount(number)
 
 
-def _batch_silhouette(role: str) -> Callable[[Profiles, int], Measured]:
+def _batch_silhouette(role: str, others: str) -> Callable[[Profiles, int], Measured]:
     def measure(profiles: Profiles, seed: int) -> Measured:
         sample = plate_sample if role == PLATE else partial(even_sample, role=role)
         rows, note = sample(profiles, LIMIT, seed)
         batches, finest = shuffles.plates(profiles, rows, seed, role)
         known = profiles.has(TREATMENT)
         labels = profiles.codes(TREATMENT)[rows] if known else np.zeros_like(rows)
-        features = directions(profiles.features[rows], centre=False)
+        units = directions(profiles.features[rows], centre=False)
         parts = []
         for label in np.unique(labels[labels >= 0]):
             members = np.flatnonzero(labels == label)
@@ -150,7 +164,7 @@ def _batch_silhouette(role: str) -> Callable[[Profiles, int], Measured]:
             weights[members] = 1 / len(members)
             for way, batch in enumerate(batches[:, members]):
                 if batch.min() < batch.max():
-                    values[way, members] = 1 - np.abs(silhouettes(features[members], batch))
+                    values[way, members] = 1 - np.abs(_silhouettes(units[members], batch, others))
         note = _join(note, "" if known else "treatments are not known: all wells are one")
         return _of_plates(profiles, rows, values, "lower", finest, note, weights)
 
@@ -158,22 +172,29 @@ def _batch_silhouette(role: str) -> Callable[[Profiles, int], Measured]:
 
 
 def _mixing(
-    role: str, make: Callable[[Graph, Profiles, np.ndarray], tuple[LabelValues, str]], effect: str
+    role: str, make: MakeValues, effect: str, limit: float | None = None
 ) -> Callable[[Profiles, int], Measured]:
-    """A metric of the labels of plates or experiments among neighbours; an effect makes it ``higher`` or ``lower``."""
+    """A metric of the labels of plates or experiments among neighbours; an effect makes it ``higher`` or ``lower``.
+
+    With a limit, the share of wells above it is told; p is that of the mean, which is closer to normal than the share.
+    """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
         rows, _ = even_sample(profiles, LIMIT, seed, role)
         labels, finest = shuffles.plates(profiles, rows, seed, role)
         graph = plate_graph(profiles, seed, role)
-        values, note = make(graph, profiles, labels[0])
+        values, note = make(graph, labels[0])
         found = shuffles.measure(labels, values)
-        return _of_plates(profiles, graph.rows, found, effect, finest, _join(graph.note, note))
+        measured = _of_plates(profiles, graph.rows, found, effect, finest, _join(graph.note, note))
+        if limit is None:
+            return measured
+        above = (found > limit).astype(float)
+        return measured._replace(values=above[0], null=float(above[1:].mean()))
 
     return measure
 
 
-def _kbet(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _kbet(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     sizes = np.unique(labels, return_counts=True)[1]
     count = int(np.clip(sizes.mean(), 10, min(70, graph.indices.shape[1])))
     few = int((sizes < _SMALL).sum())
@@ -183,32 +204,30 @@ def _kbet(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelVa
     return partial(kbet, graph.indices[:, :count]), note
 
 
-def _ilisi(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _ilisi(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     perplexity = graph.indices.shape[1] / 3
     weights = lisi_weights(graph.distances, perplexity)
     return partial(lisi, graph.indices, weights), f"perplexity {perplexity:.0f}, {len(np.unique(labels))} at most"
 
 
-def _first(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _first(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     return lambda labels: (labels[graph.indices[:, 0]] == labels).astype(float), ""
 
 
-def _treatment(
-    make: Callable[[Graph, Profiles, np.ndarray], tuple[LabelValues, str]], better: str
-) -> Callable[[Profiles, int], Measured]:
+def _treatment(make: MakeValues, better: str) -> Callable[[Profiles, int], Measured]:
     """A metric of treatments among neighbours."""
 
     def measure(profiles: Profiles, seed: int) -> Measured:
         graph = treatment_graph(profiles, seed)
         labels = _treatments(profiles, graph.rows, seed)
-        values, note = make(graph, profiles, labels[0])
+        values, note = make(graph, labels[0])
         found = shuffles.measure(labels, values)
         return _of_compounds(profiles, graph.rows, found, better, _join(graph.note, note))
 
     return measure
 
 
-def _clisi(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _clisi(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     replicates = np.median(np.bincount(labels)[labels])
     perplexity = int(np.clip(replicates - 1, 2, graph.indices.shape[1] // 3 or 1))
     some = slice(0, min(3 * perplexity, graph.indices.shape[1]))
@@ -216,15 +235,15 @@ def _clisi(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelV
     return partial(lisi, graph.indices[:, some], weights), f"perplexity {perplexity}"
 
 
-def _connectivity(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _connectivity(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     return partial(connectivity, graph.indices[:, :CONNECTED]), ""
 
 
 def _label_silhouette(profiles: Profiles, seed: int) -> Measured:
     rows, note = treatment_sample(profiles, _COMPARED, seed)
     labels = _treatments(profiles, rows, seed)
-    features = directions(profiles.features[rows], centre=False)
-    found = shuffles.measure(labels, lambda labels: (1 + silhouettes(features, labels)) / 2)
+    units = directions(profiles.features[rows], centre=False)
+    found = shuffles.measure(labels, lambda labels: (1 + _silhouettes(units, labels)) / 2)
     return _of_compounds(profiles, rows, found, "higher", note)
 
 
@@ -286,15 +305,19 @@ _HASTIE = "Hastie, Tibshirani & Friedman 2009"
 def _both(role: str, null: str) -> dict[str, Metric]:
     """The metrics of mixing for plates or experiments."""
     few = "with many small batches the test is rough, and below some 20 wells a batch unsuited: compare it with chance"
-    alone = "blind to a batch effect that leaves the nearest batch near (Rautenstrauch & Ohler 2025)"
+    alone = "of many batches, the nearest is near by chance: an effect may even raise it (Rautenstrauch & Ohler 2025)"
     return {
         f"{role}_silhouette": Metric(
             f"batch silhouette of {role}s within treatments", "batch", "higher", "plates", null,
-            "Luecken et al. 2022", _batch_silhouette(role), alone,
+            "Luecken et al. 2022", _batch_silhouette(role, "nearest"), alone,
+        ),
+        f"{role}_bras": Metric(
+            f"batch silhouette of {role}s within treatments, against the mean of other {role}s (BRAS)", "batch",
+            "higher", "plates", null, "Rautenstrauch & Ohler 2025", _batch_silhouette(role, "mean"),
         ),
         f"{role}_kbet": Metric(
             f"neighbourhoods whose {role}s differ from all (kBET)", "batch", "lower", "plates", null,
-            "Büttner et al. 2019", _mixing(role, _kbet, "higher"), few,
+            "Büttner et al. 2019", _mixing(role, _kbet, "higher", limit=1.0), few,
         ),
         f"{role}_ilisi": Metric(
             f"effective number of {role}s among neighbours (iLISI)", "batch", "higher", "plates", null,

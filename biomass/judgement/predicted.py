@@ -7,8 +7,8 @@ plate
 experiment
     no well of its plate, either: else the plate is recognized, and an experiment is more than its plates.
 row, column
-    no well of its plate, nor with its compound: else a compound that is always at the same place is recognized. Controls
-    count as one compound.
+    no well of its plate, nor with its compound: else a compound that is always at the same place is recognized.
+    Controls of one name count as one compound.
 """
 
 from collections.abc import Callable
@@ -68,6 +68,8 @@ def place(role: str) -> Callable[[Profiles, int], Measured]:
         if not known.all():
             note = _join(note, f"{(~known).sum():,} wells have no place")
         codes = profiles.wells[role].to_numpy()[rows]
+        if not len(codes):
+            raise CannotJudgeError("no well has a place")
         if len(np.unique(codes)) < 2:
             raise CannotJudgeError(f"all wells lie in one {role}: nothing can be compared with it")
         labels = _numbered(_places(profiles, rows, codes, seed))
