@@ -104,7 +104,9 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
         tables.append(table | {"main": key in main, "corner": "statistics · correction"})
     tables = [one for one in tables if one["told"]]
     data = {"options": [[one["key"], f"{one['family']}: {one['title']}"] for one in tables]}
-    lead = "The darker a cell, the better among all runs. Runs can be compared where their data are the same; see below."
+    lead = (
+        "The darker a cell, the better among all runs. Runs can be compared where their data are the same; see below."
+    )
     html = render("factorial", tables=tables, refit_only=False)
     return Section("metrics", "Metrics", html, "factorial", data, lead)
 
@@ -114,7 +116,9 @@ def _trainings(titles: Sequence[str], told: Mapping[str, Sequence[Told]]) -> Sec
     found = {(one.split, one.metric): one for runs in told.values() for one in runs}
     rows = []
     for (split, metric), any_of_them in found.items():
-        ones = [next((one for one in told[title] if (one.split, one.metric) == (split, metric)), None) for title in titles]
+        ones = [
+            next((one for one in told[title] if (one.split, one.metric) == (split, metric)), None) for title in titles
+        ]
         values = np.array([math.nan if one is None else one.last for one in ones])
         differ = len(set(values[np.isfinite(values)])) > 1
         good = goodness(values, any_of_them.better) if differ else values * np.nan
@@ -145,7 +149,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     about = read_json(folder / EVALUATION)
     found = {key: about.get(key) for key in ("command", "table", "fingerprint", "rows", "features")}
     versions = about.get("versions") or read_json(folder / "environment.json")
-    tree = {"versions": versions} | {key: value for key, value in (read_config(folder) or {}).items() if key not in _OWN}
+    tree = {"versions": versions} | {
+        key: value for key, value in (read_config(folder) or {}).items() if key not in _OWN
+    }
     return found | _flat(OmegaConf.to_container(OmegaConf.create(tree)))
 
 

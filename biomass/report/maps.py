@@ -80,9 +80,7 @@ def maps(folder: Path) -> Section | str:
         "panels": panels,
     }
     by = next((role for role in choices), "")
-    still = [
-        (one.statistics, one.correction, _picture(one, rows, table[by] if by else None)) for one in found[:4]
-    ]
+    still = [(one.statistics, one.correction, _picture(one, rows, table[by] if by else None)) for one in found[:4]]
     html = render("maps", still=still, by=by, drawn=len(rows), total=total)
     return Section("maps", "Maps of the wells, before and after", html, "scatter", data, LEAD)
 

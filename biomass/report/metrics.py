@@ -21,5 +21,3 @@ def all_metrics(folder: Path) -> Section | str:
             notes.setdefault(one["note"], len(notes) + 1)
     html = render("metrics", judged=judged, scores=scores, notes=notes)
     return Section("metrics", "All metrics", html, lead=LEAD)
-
-

@@ -60,7 +60,9 @@ def told_by_training(folder: Path) -> list[Told]:
         DataError: a table is damaged.
     """
     lines = [line for line in read_log(folder) if isinstance(line, dict)]
-    names = list(dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/")))
+    names = list(
+        dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/"))
+    )
     intervals = _over_plates(folder)
     found = []
     for name in names:
@@ -111,13 +113,21 @@ def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     told = told_by_training(folder)
     plates = read_plates(folder)
     classes = (config.get("model") or {}).get("d_out") if isinstance(config.get("model"), Mapping) else None
-    chance = f" (one of {classes} classes by chance: {percent(1 / classes)})" if isinstance(classes, int) and classes > 1 else ""
+    chance = (
+        f" (one of {classes} classes by chance: {percent(1 / classes)})"
+        if isinstance(classes, int) and classes > 1
+        else ""
+    )
     words: list[str] = []
     for one in told:
         if one.metric != "accuracy":
             continue
-        sure = f", 95 % interval over plates {percent(one.low)} to {percent(one.high)}" if math.isfinite(one.low) else ""
-        best = f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
+        sure = (
+            f", 95 % interval over plates {percent(one.low)} to {percent(one.high)}" if math.isfinite(one.low) else ""
+        )
+        best = (
+            f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
+        )
         text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}{sure}{best}."
         some = plates[plates["split"] == one.split]["accuracy"].dropna()
         if len(some) > 1:

@@ -48,7 +48,9 @@ def provenance(folder: Path) -> Section:
         command=_words(about.get("command")),
         facts=[(what, value) for what, value in facts if value],
         roles=[(str(role), str(column)) for role, column in roles.items()] if isinstance(roles, Mapping) else [],
-        versions=[(str(one), str(version)) for one, version in versions.items()] if isinstance(versions, Mapping) else [],
+        versions=[(str(one), str(version)) for one, version in versions.items()]
+        if isinstance(versions, Mapping)
+        else [],
         config="" if config is None else OmegaConf.to_yaml(OmegaConf.create(config)),
     )
     return Section("provenance", "How it was made", html)
