@@ -55,7 +55,7 @@ def _about(hostile: bool, rows: int) -> dict[str, Any]:
         "features": 516,
         "verdict": {
             "sentences": [
-                "Plates can be told apart: the plate of a well is predicted right for 91 % of wells (chance 4 %); after BEN, 12 %.",
+                "Plates can be told apart: a well's plate is predicted right for 91 % (chance 4 %); after BEN, 12 %.",
                 "Replicate retrieval across plates rose from 0.21 to 0.48.",
                 "We are sure of both: the intervals over plates do not overlap.",
                 *evil,
@@ -69,7 +69,7 @@ def _about(hostile: bool, rows: int) -> dict[str, Any]:
 
 
 def _wells(draw: np.random.Generator, plates: int, wells: int, hostile: bool) -> pd.DataFrame:
-    height, width = {96: (8, 12), 384: (16, 24)}[wells]
+    width = {96: 12, 384: 24}[wells]
     names = [f"Week{1 + i // 3}/P{i:03d}" for i in range(plates)]
     if hostile:
         names[: len(HOSTILE)] = HOSTILE[:plates]

@@ -92,7 +92,7 @@ def _panel(
         place = list(colors).index(correction)
         lines.append({"color": colors[correction], "dash": _dash(place), "points": points})
     chance = [
-        (across(rung) - step / 2 + 2, across(rung) + step / 2 - 2, up(float(null)))
+        (across(str(rung)) - step / 2 + 2, across(str(rung)) + step / 2 - 2, up(float(null)))
         for rung, null in table.groupby("restriction", sort=False)["null"].mean().dropna().items()
     ]
     ticks = [(up(bottom + (top - bottom) * k / 4), figure(bottom + (top - bottom) * k / 4)) for k in range(5)]

@@ -89,7 +89,8 @@ def test_names_that_are_scripts_are_shown_and_not_run(opened) -> None:
 
 def test_a_metric_can_be_chosen_with_the_keyboard(opened) -> None:
     tab, _ = opened
-    shown = "[...document.querySelectorAll('#factorial figure')].filter(one => one.offsetHeight).map(one => one.dataset.metric)"
+    all_of_them = "[...document.querySelectorAll('#factorial figure')]"
+    shown = f"{all_of_them}.filter(one => one.offsetHeight).map(one => one.dataset.metric)"
     assert tab.evaluate(shown) == ["plate_predicted", "experiment_predicted", "replicates_other_plate", "nsc"]
     tab.focus("#factorial select")
     for _ in range(3):

@@ -66,7 +66,7 @@ def page(judged):
 
 def test_the_verdict_comes_first_and_what_was_skipped_and_the_command_last(page) -> None:
     assert page.headings == ["verdict", "factorial", "ladder", "maps", "metrics", "skipped", "provenance"]
-    assert "the plate of a well is predicted right for 91 %" in page.text
+    assert "plate is predicted right for 91 %" in page.text
     assert "biomass evaluate profiles.parquet" in page.text
     assert "sha256:6f1ed002ab5595859014ebf0951522d9" in page.text
     assert "all wells are of one source" in page.text
@@ -233,3 +233,11 @@ def test_a_folder_without_a_run_is_one_line(tmp_path, monkeypatch, place) -> Non
     with pytest.raises(SystemExit, match="error: "):
         report.main([place])
     assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_damaged_verdict_is_said_and_the_rest_is_there(tmp_path) -> None:
+    run = write_judged(tmp_path / "run", plates=2)
+    (run / files.EVALUATION).write_text("{")
+    found = page_of(run)
+    assert {"factorial", "ladder", "maps", "metrics", "skipped"} <= set(found.headings)
+    assert f"'{files.EVALUATION}' is damaged" in found.text
