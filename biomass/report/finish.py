@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from biomass.errors import BiomassError, one_line
-
-PAGE = "report.html"
-"""The page, in the folder of a run."""
+from biomass.report.files import REPORT
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ def finish(
     """
     for step in steps:
         _tried(step, "the page has one part less")
-    page = out or folder / PAGE
+    page = out or folder / REPORT
     if not _tried(partial(_write, [folder, *others], page), "there is no page of this run"):
         return None
     log.info("the page of this run is %s", page)
