@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from biomass.errors import BiomassError, one_line
 from biomass.evaluation.comparison import differences
+from biomass.report.curves import compare_curves
 from biomass.report.factorial import heat_map
 from biomass.report.files import EVALUATION, REPORT, read_json
 from biomass.report.judged import NULL_ROWS, Judged, goodness, read_judged
@@ -56,6 +57,8 @@ def compared(folders: Sequence[Path], place: Path) -> list[Section]:
     sections = [Section("verdict", "Verdicts", verdicts)]
     sections += [_metrics(judged)] if judged else []
     sections += [_trainings(titles, told)] if any(told.values()) else []
+    curves = compare_curves(dict(zip(titles, folders, strict=True)))
+    sections += [curves] if isinstance(curves, Section) else []
     sections += [_differences(titles, folders, skipped)]
     if skipped:
         sections.append(Section("skipped", "What was skipped", render("skipped", notes=[], skipped=[], absent=skipped)))

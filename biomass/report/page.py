@@ -13,14 +13,21 @@ from markupsafe import Markup
 from biomass.atomic import whole_file
 from biomass.errors import BiomassError, DataError, one_line
 from biomass.report.comparison import compared
+from biomass.report.curves import learning_curves
+from biomass.report.drift import drift
 from biomass.report.factorial import factorial
 from biomass.report.files import EVALUATION, METRICS, TABLE
 from biomass.report.ladder import ladder
+from biomass.report.layers import layer_distances
 from biomass.report.maps import maps
 from biomass.report.markup import render
 from biomass.report.metrics import all_metrics
+from biomass.report.plate_maps import plate_maps
+from biomass.report.position import position
 from biomass.report.provenance import provenance, skipped
+from biomass.report.samples import sample_images
 from biomass.report.section import Section
+from biomass.report.stress import stress_test
 from biomass.report.verdict import verdict
 
 SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
@@ -28,6 +35,13 @@ SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
     "statistics × corrections": factorial,
     "ladder": ladder,
     "maps of the wells": maps,
+    "plate maps": plate_maps,
+    "effects of the place": position,
+    "plates that come later": drift,
+    "distance between plates by layer": layer_distances,
+    "sample images": sample_images,
+    "learning curves": learning_curves,
+    "stress test": stress_test,
     "all metrics": all_metrics,
 }
 """What is on the page of a run, in order: name → from its folder to a section, or why there is none."""
