@@ -6,7 +6,7 @@ they need not be evenly spread. Where a design cannot tell two effects apart, th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,10 +81,24 @@ def find_effects(profiles: Profiles, seed: int = 0) -> dict[str, Effect]:
         wells = judged_wells(profiles, seed)
     except CannotJudgeError as reason:
         return {name: Effect(name, UNKNOWN, reason=str(reason)) for name in NAMES}
-    plate = _plate(wells, seed) if profiles.has(PLATE) else _unknown("plate", "no column says the plate")
-    found = [plate, _experiment(wells, plate, seed), *_places(profiles, wells, seed)]
-    found += [_treatment(wells, seed), _mechanism(profiles, wells, seed)]
+    places = list(_places(profiles, wells, seed))
+    inside, beside = wells, ""
+    if places[0].there:  # an edge effect that is not the same on all plates moves their means
+        inside, beside = _inside(profiles, wells)
+    plate = _plate(inside, seed) if profiles.has(PLATE) else _unknown("plate", "no column says the plate")
+    found = [plate, _experiment(inside, plate, seed)]
+    found = [replace(one, reason="; ".join(filter(None, (one.reason, beside)))) for one in found]
+    found += [*places, _treatment(wells, seed), _mechanism(profiles, wells, seed)]
     return {effect.name: effect for effect in found}
+
+
+def _inside(profiles: Profiles, wells: Wells) -> tuple[Wells, str]:
+    """The wells that are not at the edge, where they are enough to compare plates."""
+    row, column = (profiles.wells[role].to_numpy()[wells.rows] for role in (ROW, COLUMN))
+    inside = _some(wells, ~_at_edge(row, column) | (row < 0) | (column < 0))
+    if inside.plate.count < wells.plate.count:
+        return wells, "some plates have wells at the edge alone: the edge effect may be part of it"
+    return inside, "judged on the wells that are not at the edge"
 
 
 def _unknown(name: str, reason: str) -> Effect:
@@ -147,16 +161,19 @@ def _experiment(wells: Wells, plate: Effect, seed: int) -> Effect:
     spread = float((within**2).sum()) / (own.count - home.count)
     variance = float(((means - means.mean(0)) ** 2).sum()) / (home.count - 1) - spread * float((1 / home.sizes).mean())
     chance, reason = exchange_units(fit.first, home, seed), ""
-    if chance.least > SURE:
+    least = chance.least
+    if least > SURE:
         arrangements = f"{chance.ways:.0f} ways to deal {own.count} plates to {home.count} experiments"
         if plate.word == NONE:
             strata = Groups.of(wells.treatment.codes[use])
             chance = exchange_wells(wells.values[use], Groups.of(experiment.codes[use]), strata, seed)
             reason = f"{arrangements}: wells were exchanged instead, as plates of an experiment are alike"
         else:
-            reason = f"{arrangements}, smallest possible p {chance.least:.2g}: an F test was taken instead"
+            reason = f"{arrangements}, smallest possible p {least:.2g}: an F test was taken instead"
             chance = compare_spread(fit.first, home)
-    return _effect(name, wells, variance, chance, reason)
+    found = _effect(name, wells, variance, chance, reason)
+    open_question = plate.there and least > SURE and variance / wells.fit.noise >= _LEAST
+    return replace(found, word=UNKNOWN) if open_question and not found.there else found
 
 
 def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:
@@ -179,7 +196,7 @@ def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:
             bases[name], left[name] = _basis(part, about, beside)
         except CannotJudgeError as reason:
             why[known] = str(reason)
-    chances = exchange_residuals(part.fit.residual, bases, part.plate, seed)
+    chances = exchange_residuals(part.fit.residual, part.fit.rank, bases, part.plate, seed)
     for name in names:
         if name in why:
             yield _unknown(name, why[name])
@@ -199,21 +216,27 @@ def _some(wells: Wells, use: np.ndarray) -> Wells:
     if use.all():
         return wells
     plate, treatment = (Groups.of(one.codes[use]) for one in (wells.plate, wells.treatment))
+    experiment = None if wells.experiment is None else Groups.of(wells.experiment.codes[use])
     values = wells.values[use] - wells.values[use].mean(0)
-    return Wells(wells.rows[use], values, plate, None, treatment, wells.held, wells.notes)
+    return Wells(wells.rows[use], values, plate, experiment, treatment, wells.held, wells.notes)
+
+
+def _at_edge(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Whether wells (N,) are at the edge of the smallest plate that has them all."""
+    fits = [size for size in FORMATS.values() if row.max() < size[0] and column.max() < size[1]]
+    height, width = fits[0] if fits else (int(row.max()) + 1, int(column.max()) + 1)
+    return (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
 
 
 def _covariates(row: np.ndarray, column: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name → what is tested (N, q), and what it is tested beside (N, r)."""
-    fits = [size for size in FORMATS.values() if row.max() < size[0] and column.max() < size[1]]
-    height, width = fits[0] if fits else (int(row.max()) + 1, int(column.max()) + 1)
-    edge = ((row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)).astype(float)[:, None]
+    edge = _at_edge(row, column).astype(float)[:, None]
     trend = [one[:, None].astype(float) for one in (row, column)]
     each = [np.eye(int(one.max()) + 1)[one] for one in (row, column)]
     return {
         "edge": (edge, np.hstack(trend)),
-        "row": (each[0], edge),
-        "column": (each[1], edge),
+        "row": (each[0], np.hstack([edge, each[1]])),
+        "column": (each[1], np.hstack([edge, each[0]])),
         "edge|row": (edge, np.hstack([each[0], trend[1]])),
         "edge|column": (edge, np.hstack([each[1], trend[0]])),
     }
