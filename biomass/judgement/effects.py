@@ -223,8 +223,8 @@ def _experiment(wells: Wells, plate: Effect, seed: int) -> Effect:
     """Experiments beyond what their plates alone would make."""
     try:
         plates = plates_in_experiments(wells)
-    except CannotJudgeError as reason:
-        return _unknown("experiment", str(reason))
+    except CannotJudgeError as why:
+        return _unknown("experiment", str(why))
     variance = plates.variance()
     chance, reason = exchange_units(plates.effects, plates.home, seed), ""
     least = chance.least

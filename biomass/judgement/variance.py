@@ -34,9 +34,12 @@ def _shares(wells: Wells, explained: np.ndarray, groups: np.ndarray, p: float, n
     return Measured(values, groups, 0.0, total, p, said)
 
 
-def _even(explained: np.ndarray, by_chance: float) -> np.ndarray:
-    """What each well has of a sum of squares, less its part of what chance explains."""
-    return explained - by_chance / len(explained)
+def _part(fitted: np.ndarray, values: np.ndarray, by_chance: float) -> np.ndarray:
+    """What each well has of the sum of squares that a projection of the values (N, K) has, less what chance explains.
+
+    The products sum up to the sum of squares, and vary with the wells that are drawn, as they must for an interval.
+    """
+    return np.asarray((fitted * values).sum(1) - by_chance / len(values))
 
 
 def plate_share(profiles: Profiles, seed: int = 0) -> Measured:
@@ -50,7 +53,7 @@ def plate_share(profiles: Profiles, seed: int = 0) -> Measured:
         raise CannotJudgeError("no two plates have a treatment in common, not even controls")
     own = wells.treatment.within(fit.first[plate.codes])
     p = exchange_wells(wells.values, plate, wells.treatment, seed).p
-    return _shares(wells, _even((own**2).sum(1), freedom * fit.noise), plate.codes, p)
+    return _shares(wells, _part(own, wells.values, freedom * fit.noise), plate.codes, p)
 
 
 def experiment_share(profiles: Profiles, seed: int = 0) -> Measured:
@@ -73,7 +76,7 @@ def treatment_share(profiles: Profiles, seed: int = 0) -> Measured:
     freedom = treatment.count - int(fit.parts.max()) - 1
     own = wells.plate.within(fit.second[treatment.codes])
     groups = Groups.of(profiles.codes(COMPOUND)[wells.rows]) if profiles.has(COMPOUND) else treatment
-    return _shares(wells, _even((own**2).sum(1), freedom * fit.noise), groups.codes, effect.p)
+    return _shares(wells, _part(own, wells.values, freedom * fit.noise), groups.codes, effect.p)
 
 
 def mechanism_share(profiles: Profiles, seed: int = 0) -> Measured:
@@ -95,7 +98,7 @@ def place_share(name: str) -> Callable[[Profiles, int], Measured]:
         wells, covariates = placed_wells(profiles, judged_wells(profiles, seed))
         basis, left = basis_of(wells, *covariates[name])
         own = basis @ (basis.T @ wells.fit.residual)
-        explained = _even((own**2).sum(1), basis.shape[1] * wells.fit.noise) / left
+        explained = _part(own, wells.fit.residual, basis.shape[1] * wells.fit.noise) / left
         return _shares(wells, explained, wells.plate.codes, effect.p)
 
     return measure
