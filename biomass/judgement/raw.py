@@ -5,6 +5,7 @@ run of ``biomass profile``, and DeepProfiler's folders of ``.npz``. By their nam
 (:func:`.roles.describing`); of all others those are features whose values are numbers.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ OWN = tuple(f"profiles_{level}.parquet" for level in ("wells", "fields", "cells"
 
 _ROWS = 4096  # of a Parquet file that are in memory at once
 _NUMBERS = 0.5  # share of the values of a text column that must be numbers if it is a feature
+_ALIKE = 0.9  # share of the features whose names must begin alike, for others to be strange
 _DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 
 
@@ -115,7 +117,23 @@ def _checked(raw: Raw, path: Path | None) -> Raw:
         raise DataError(f"{called} has no rows, but needs one for each well")
     number, first, last = len(raw.names), raw.names[0], raw.names[-1]
     said = f"{number} features are judged, '{first}' … '{last}'" if number > 1 else f"one feature is judged, '{first}'"
-    return raw._replace(notes=[said, *raw.notes])
+    odd = _strangers(raw.names)
+    strange = [f"called unlike all other features: {listing(odd)} ({len(odd)}); what describes a row is no feature"]
+    return raw._replace(notes=[said, *(strange if odd else ()), *raw.notes])
+
+
+def _strangers(names: Sequence[str]) -> list[str]:
+    """Features whose names begin as hardly any others do, where most begin alike: they may describe the row.
+
+    >>> _strangers([*(f"Cells_Texture_{i}" for i in range(30)), "hours"])
+    ['hours']
+    """
+    begin = [re.match(r"[^\W\d_]*", one)[0].lower() for one in names]  # type: ignore[index]  # it matches the empty text
+    count = Counter(begin)
+    common = {one for one, number in count.items() if number > max(2, len(names) // 50)}
+    if sum(count[one] for one in common) < _ALIKE * len(names):
+        return []
+    return [name for name, one in zip(names, begin, strict=True) if one not in common]
 
 
 def _with_texts(

@@ -187,6 +187,11 @@ def test_a_table_without_any_known_name_is_judged_by_its_numbers() -> None:
     assert noted(found, "wells")
 
 
+def test_numbers_that_are_called_unlike_the_features_are_said() -> None:
+    assert noted(understand(wells(features=30).assign(hours=np.arange(40))), "'hours'", "unlike")
+    assert not noted(understand(wells(features=30)), "unlike")
+
+
 def test_missing_values_are_handled_by_the_stated_rule() -> None:
     table = wells(40, 6)
     table["f0"] = table["f0"].astype(object)
