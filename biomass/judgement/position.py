@@ -147,10 +147,12 @@ def position_table(
 
     Returns:
         A row for each plate and kind (``row``, ``column``, ``edge``) with an empty place: ``effect`` is the share of
-        the variance within the plate that the kind explains beyond chance, 0 where there is none (it may be slightly
-        negative), ``p`` from permutations; plate "" is all plates together, with an interval over plates. And for plate
-        "" a row for each place (``A``, ``1``, ``edge``, ``inner``): the ``effect`` is where its wells lie, in standard
-        deviations within plates, along the direction in which places of the kind differ most.
+        the variance within the plate that the kind explains beyond chance, about 0 where there is none, and ``p`` is
+        from permutations. Plate "" is all plates together, with an interval over plates; its p is that of what places
+        do on each plate, or of what they do alike on all, the smaller one, doubled. Where every well that is compared
+        has a place of its own, the share is that of what places do alike.
+        And for plate "" a row for each place (``A``, ``1``, ``edge``, ``inner``): its ``effect`` is where its wells
+        lie, in standard deviations within plates, along the direction in which places of the kind differ most.
 
     Raises:
         CannotJudgeError: places are not known, or no plate has wells at several places.
@@ -160,7 +162,7 @@ def position_table(
     >>> values = np.random.default_rng(0).normal(size=(48, 2)) + 9.0 * (wells[["column"]] == 5).to_numpy()
     >>> found = position_table(Profiles(wells, np.float32(values), ("f", "g")))
     >>> found[(found["plate"] == "") & (found["place"] == "")].set_index("kind")["p"].to_dict()
-    {'row': 0.915, 'column': 0.005, 'edge': 0.165}
+    {'row': 1.0, 'column': 0.01, 'edge': 0.33}
     """
     wells, negative = _wells(profiles, seed), profiles.negative
     controls = _wells(profiles, seed, negative) if (negative & (_places(profiles) >= 0).all(0)).any() else None
@@ -280,36 +282,40 @@ def _of_kind(wells: _Wells, kind: str, seed: int, permutations: int) -> pd.DataF
     sizes = np.bincount(group, minlength=plates * len(levels)).reshape(plates, len(levels))
     total = np.bincount(wells.plates, (wells.scores**2).sum(1), plates)
 
-    def look(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What places explain of each plate (P,), and where their wells lie on each plate, in all (P, L)."""
+    def look(scores: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        """What places explain of each plate (P,), what they explain alike on all, where their wells lie (P, L)."""
         found = (sums @ scores).reshape(plates, len(levels), -1)
-        explained = ((found**2).sum(2) / np.maximum(sizes, 1)).sum(1)
-        along = np.linalg.svd(found.sum(0) / np.sqrt(sizes.sum(0))[:, None], full_matrices=False)[2][0]
-        return explained, found @ along
+        own = ((found**2).sum(2) / np.maximum(sizes, 1)).sum(1)
+        alike = found.sum(0) / np.sqrt(sizes.sum(0))[:, None]
+        along = np.linalg.svd(alike, full_matrices=False)[2][0]
+        return own, float((alike**2).sum()), found @ (along / max(float((scores @ along).std()), 1e-12))
 
-    explained, lying = look(wells.scores)
+    own, alike, lying = look(wells.scores)
     effects = lying.sum(0) / sizes.sum(0)
     lying, effects = (one * np.sign(effects[np.abs(effects).argmax()]) for one in (lying, effects))
     rng = np.random.default_rng(seed)
-    chance, beyond, beyond_all = np.zeros(plates), np.ones(plates), 1
-    beyond_place = np.ones(len(levels))
+    chance, chance_alike = np.zeros(plates), 0.0
+    beyond, beyond_own, beyond_alike, beyond_place = np.ones(plates), 1, 1, np.ones(len(levels))
     for _ in range(permutations):
         keys = rng.random((wells.rows.max() + 1, wells.columns.max() + 1))[wells.rows, wells.columns]
         keys[wells.free] = rng.random(int(wells.free.sum()))
-        drawn = np.lexsort((keys, wells.strata))
-        by_chance, at = look(wells.scores[drawn])
-        chance += by_chance / permutations
-        beyond += by_chance >= explained * (1 - _SAME)
-        beyond_all += by_chance.sum() >= explained.sum() * (1 - _SAME)
+        by_own, by_alike, at = look(wells.scores[np.lexsort((keys, wells.strata))])
+        chance, chance_alike = chance + by_own / permutations, chance_alike + by_alike / permutations
+        beyond += by_own >= own * (1 - _SAME)
+        beyond_own += by_own.sum() >= own.sum() * (1 - _SAME)
+        beyond_alike += by_alike >= alike * (1 - _SAME)
         beyond_place += np.abs(at.sum(0) / sizes.sum(0)) >= np.abs(effects) * (1 - _SAME)
-    more, room = explained - chance, total - chance
+    more, room = own - chance, total - chance
     fits = room > total * _SAME  # where every well has a place of its own, nothing is left to explain
     share = np.divide(more, room, out=np.full(plates, np.nan), where=fits)
-    low, high = interval(np.where(fits, more, 0), np.where(fits, room, 0), np.arange(plates), seed)
-    whole = float(more[fits].sum() / room[fits].sum()) if fits.any() else np.nan
+    if fits.any():
+        whole = float(more[fits].sum() / room[fits].sum())
+        low, high = interval(np.where(fits, more, 0), np.where(fits, room, 0), np.arange(plates), seed)
+    else:
+        whole, low, high = (alike - chance_alike) / (total.sum() - chance_alike), np.nan, np.nan
     ends = [interval(lying[:, i], sizes[:, i].astype(float), np.arange(plates), seed) for i in range(len(levels))]
     every = permutations + 1
-    rows = [("", "", whole, low, high, beyond_all / every)]
+    rows = [("", "", whole, low, high, min(1.0, 2 * min(beyond_own, beyond_alike) / every))]
     rows += [
         ("", _place(kind, int(levels[i])), effects[i], *ends[i], beyond_place[i] / every) for i in range(len(levels))
     ]
