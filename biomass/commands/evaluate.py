@@ -5,7 +5,7 @@
     biomass evaluate wells.csv.gz --metadata images.csv --metadata moa.csv --set 'control.negative=[DMSO]'
     biomass evaluate runs/my_profiles
 
-``<table>`` is a table of profiles of wells, fields or cells: of ``biomass profile``, of CellProfiler and pycytominer, of
+``<table>`` is a table of profiles of wells, fields or cells: of ``biomass profile``, of CellProfiler, pycytominer or
 DeepProfiler, AnnData, or any other whose features are numbers. Columns are found by their usual names, and the page
 says which were taken; others are named: ``--set columns.treatment='[compound, dose]' --set columns.plate=barcode --set
 'control.negative=[DMSO]'``. Several tables, each with a name and ``=`` before it, are the rows of one factorial table
@@ -106,7 +106,7 @@ def named_tables(given: Sequence[str]) -> dict[str, Path]:
         for one, of_it in found.items():
             if one in files:
                 raise ConfigError(
-                    f"'{files[one]}' and '{of_it}' are both called '{one}'; write another name and '=' before one of them"
+                    f"'{files[one]}' and '{of_it}' are both called '{one}'; write another name and '=' before one"
                 )
             files[one] = of_it
     return files

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,23 +12,29 @@ import pandas as pd
 from tqdm import tqdm
 
 from biomass.errors import ConfigError, did_you_mean
-from biomass.judgement import batch, biology
+from biomass.judgement import batch, biology, variance
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.effects import Effect, find_effects
+from biomass.judgement.induction import induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
+from biomass.judgement.recommend import PLAIN, Pair, recommend
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
 from biomass.judgement.scores import CannotJudgeError, Metric, Score, score
 from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
-from biomass.judgement.table import Profiles
+from biomass.judgement.table import PLATE, Profiles
+from biomass.judgement.verdict import BIOLOGY, MECHANISMS, PREDICTED, REPLICATES, Difference, paired_difference, say
 
 DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
 """The corrections that are compared where nothing else is asked for."""
 
-METRICS: Mapping[str, Metric] = {**batch.METRICS, **biology.METRICS}
+METRICS: Mapping[str, Metric] = {**batch.METRICS, **variance.METRICS, **biology.METRICS}
 """All metrics, by key."""
+
+_INDUCED = ("plate_predicted", "plate_neighbour", "map_other_plate", "treatment_neighbour")
+"""What is asked of plates that came later."""
 
 _PANELS = 4  # pairs that are drawn, at most
 
@@ -61,19 +68,7 @@ class Settings(NamedTuple):
 
     def all_corrections(self) -> tuple[str, ...]:
         """The corrections, ``none`` first."""
-        return tuple(dict.fromkeys(("none", *self.corrections)))
-
-
-class Pair(NamedTuple):
-    """A cell of the factorial table.
-
-    Attributes:
-        statistics: the word of the encoder, or the name of the table.
-        correction: of the profiles.
-    """
-
-    statistics: str
-    correction: str
+        return tuple(dict.fromkeys((PLAIN, *self.corrections)))
 
 
 def evaluate(
@@ -102,11 +97,15 @@ def evaluate(
     main = tables["running" if "running" in tables else names[0]]
     skipped = [] if UNTRAINED in tables else [f"{UNTRAINED}: profiles of an untrained encoder are not among the tables"]
     table, ladder = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
-    before, after = Pair(names[0], "none"), Pair(names[0], "standardize")
-    shown = list(dict.fromkeys([before, after, *(Pair(name, "none") for name in names if name not in NULL_ROWS)]))
+    real = [name for name in names if name not in NULL_ROWS]
+    before = ("running" if "running" in real else real[0], PLAIN)
+    choice = recommend(table, BIOLOGY, before)
+    after = choice.best if choice is not None and choice.best != before else None
+    shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
     shown = shown[:_PANELS]
     wells, position, effects = _look_at(shown, tables, main, settings, skipped)
-    verdict = {"sentences": [], "effects": {k: v.__dict__ for k, v in effects[before].items()}}
+    differences = _differences(before, after, tables, metrics, settings.seed) if after else {}
+    verdict = say(table, effects, before, after, differences)
     found = {
         "roles": dict(main.taken),
         "notes": _notes(tables),
@@ -115,9 +114,9 @@ def evaluate(
         "features": len(main.names),
         "seed": settings.seed,
         "shown": [list(pair) for pair in shown],
-        "verdict": verdict,
+        "verdict": asdict(verdict),
     }
-    drift = pd.DataFrame()
+    drift = _induce(main, settings, skipped)
     results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
     results.write(folder, metrics)
     return results
@@ -134,22 +133,20 @@ def _score_all(
     rows, ladder, seed = [], [], settings.seed
     every = {**tables, COUNTED: main}
     for pair, profiles in _shown_pairs(every, settings.all_corrections()):
-        refit_only = CORRECTIONS[pair.correction].refit_only
+        refit_only = CORRECTIONS[pair[1]].refit_only
         try:
             corrected = _corrected(profiles, pair, seed)
         except CannotJudgeError as reason:
-            skipped.append(f"{pair.statistics}, {pair.correction}: {reason}")
+            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
             empty = [Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, str(reason)) for key in metrics]
             rows += rows_of(*pair, refit_only, empty)
             continue
         rows += rows_of(*pair, refit_only, [score(key, one, corrected, seed) for key, one in metrics.items()])
-        ladder.append(
-            pd.DataFrame(climb(corrected, seed)).assign(statistics=pair.statistics, correction=pair.correction)
-        )
-        if profiles is main and pair.statistics != COUNTED:
+        ladder.append(pd.DataFrame(climb(corrected, seed)).assign(statistics=pair[0], correction=pair[1]))
+        if profiles is main and pair[0] != COUNTED:
             dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
             scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
-            rows += rows_of(SHUFFLED, pair.correction, refit_only, scores)
+            rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
     place = {name: number for number, name in enumerate([*every, SHUFFLED])}
     table = pd.DataFrame(rows, columns=list(TABLE))
     table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
@@ -164,16 +161,16 @@ def _look_at(
     wells, positions, effects = main.wells.copy(), [], {}
     for pair in pairs:
         log.info("maps, places and effects: %s, %s", *pair)
-        profiles = CORRECTIONS[pair.correction].fit_transform(tables[pair.statistics], settings.seed)
+        profiles = CORRECTIONS[pair[1]].fit_transform(tables[pair[0]], settings.seed)
         if profiles.wells.equals(main.wells):
             _draw(wells, pair, profiles, settings)
         else:
-            skipped.append(f"maps of {pair.statistics}, {pair.correction}: its wells are not those of the first table")
+            skipped.append(f"maps of {pair[0]}, {pair[1]}: its wells are not those of the first table")
         effects[pair] = find_effects(profiles, settings.seed)
         try:
             positions.append(position_table(profiles, *pair, settings.seed))
         except CannotJudgeError as reason:
-            skipped.append(f"effects of places, {pair.statistics}, {pair.correction}: {reason}")
+            skipped.append(f"effects of places, {pair[0]}, {pair[1]}: {reason}")
     return wells, pd.concat(positions, ignore_index=True) if positions else pd.DataFrame(), effects
 
 
@@ -184,6 +181,36 @@ def _draw(wells: pd.DataFrame, pair: Pair, profiles: Profiles, settings: Setting
     wells[f"map_x|{name}"], wells[f"map_y|{name}"] = places.T
     wells[f"right|{name}"] = nearest_is_right(profiles).astype(np.float32)
     wells[f"distance|{name}"] = distance_to_controls(profiles).astype(np.float32)
+
+
+def _differences(
+    before: Pair, after: Pair, tables: Mapping[str, Profiles], metrics: Mapping[str, Metric], seed: int
+) -> dict[str, Difference]:
+    """Paired differences of what the verdict speaks of, where the same units were judged under both pairs."""
+    found = {}
+    one, other = (_corrected(tables[pair[0]], pair, seed) for pair in (before, after))
+    for key in (*REPLICATES, *MECHANISMS, *PREDICTED):
+        try:
+            first, then = (metrics[key].measure(profiles, seed) for profiles in (one, other))
+        except CannotJudgeError:
+            continue
+        if first.weights is None and then.weights is None and np.array_equal(first.groups, then.groups):
+            found[key] = paired_difference(first, then, seed)
+    return found
+
+
+def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.DataFrame:
+    """What corrections make of plates that they were not fitted on."""
+    plates = profiles.wells[PLATE].nunique() if profiles.has(PLATE) else 0
+    first = settings.first or plates // 2
+    chosen = {}
+    for name in settings.all_corrections():
+        chosen[name] = CORRECTIONS[name]
+    try:
+        return induct(profiles, chosen, first, {key: METRICS[key] for key in _INDUCED}, settings.seed)
+    except CannotJudgeError as reason:
+        skipped.append(f"plates that come later: {reason}")
+        return pd.DataFrame()
 
 
 def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:
@@ -206,7 +233,7 @@ def _notes(tables: Mapping[str, Profiles]) -> list[str]:
 
 def _shown_pairs(tables: Mapping[str, Profiles], corrections: Sequence[str]) -> Iterator[tuple[Pair, Profiles]]:
     """All pairs, with a bar where a person watches, and a line for each where not."""
-    pairs = [(Pair(name, one), profiles) for name, profiles in tables.items() for one in corrections]
+    pairs = [((name, one), profiles) for name, profiles in tables.items() for one in corrections]
     watched = sys.stderr.isatty()
     for number, (pair, profiles) in enumerate(tqdm(pairs, desc="judge", unit="pair", disable=not watched), 1):
         if not watched:
@@ -220,5 +247,5 @@ def _corrected(profiles: Profiles, pair: Pair, seed: int) -> Profiles:
     Raises:
         CannotJudgeError: there are none.
     """
-    one = counted(profiles) if pair.statistics == COUNTED else profiles
-    return as_directions(CORRECTIONS[pair.correction].fit_transform(one, seed))
+    one = counted(profiles) if pair[0] == COUNTED else profiles
+    return as_directions(CORRECTIONS[pair[1]].fit_transform(one, seed))

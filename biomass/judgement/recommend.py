@@ -6,14 +6,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
+from biomass.judgement.results import NULL_ROWS
 from biomass.norms import WORDS
 
 Pair: TypeAlias = tuple[str, str]
 """Statistics of the encoder (or the name of a table), and correction of its profiles."""
-
-CELL_COUNT = "cell count only"
-YARDSTICKS = ("untrained", CELL_COUNT, "labels shuffled")
-"""Statistics of the table that are there to compare with, and nobody would use."""
 
 PLAIN = "none"
 """The correction that leaves profiles as they are."""
@@ -34,10 +31,10 @@ class Recommendation(NamedTuple):
 
 
 def pairs_of(table: pd.DataFrame) -> list[Pair]:
-    """The pairs of a table, in its order, without :data:`YARDSTICKS`."""
+    """The pairs of a table, in its order, without :data:`.NULL_ROWS`."""
     if table.empty:
         return []
-    own = table[~table["statistics"].isin(YARDSTICKS)]
+    own = table[~table["statistics"].isin(NULL_ROWS)]
     return list(dict.fromkeys(zip(own["statistics"], own["correction"], strict=True)))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from biomass.judgement.effects import STRONG, TECHNICAL, UNKNOWN, Effect
-from biomass.judgement.recommend import CELL_COUNT, Pair, Recommendation, named, pairs_of, recommend
+from biomass.judgement.recommend import Pair, Recommendation, named, pairs_of, recommend
+from biomass.judgement.results import COUNTED
 from biomass.judgement.scores import Measured, interval
 
 REPLICATES: Mapping[str, str] = {
@@ -347,7 +348,7 @@ def _count_alone(table: pd.DataFrame, values: Mapping[str, Value]) -> list[str]:
     key = next((key for key in BIOLOGY if key in values), None)
     if key is None or table.empty:
         return []
-    row = table[(table["statistics"] == CELL_COUNT) & (table["metric"] == key) & np.isfinite(table["value"])]
+    row = table[(table["statistics"] == COUNTED) & (table["metric"] == key) & np.isfinite(table["value"])]
     if row.empty or not values[key].low <= float(row["value"].iloc[0]):
         return []
     name = {**REPLICATES, **MECHANISMS}.get(key, "the variance explained by treatments")

@@ -112,40 +112,21 @@ def sentences(folder: Path) -> list[str]:
 def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     told = told_by_training(folder)
     plates = read_plates(folder)
-<<<<<<< HEAD
-    classes = (config.get("model") or {}).get("d_out") if isinstance(config.get("model"), Mapping) else None
-    chance = (
-        f" (one of {classes} classes by chance: {percent(1 / classes)})"
-        if isinstance(classes, int) and classes > 1
-        else ""
-    )
-=======
     model = config.get("model")
     classes = model.get("d_out") if isinstance(model, Mapping) else None
     chance = ""
     if isinstance(classes, int) and classes > 1:
-        chance = f" (one of {classes} classes by chance: {percent(1 / classes)})"
->>>>>>> page
+        chance = f" (guessing evenly among {classes} classes: {percent(1 / classes)})"
     words: list[str] = []
     for one in told:
         if one.metric != "accuracy":
             continue
-<<<<<<< HEAD
-        sure = (
-            f", 95 % interval over plates {percent(one.low)} to {percent(one.high)}" if math.isfinite(one.low) else ""
-        )
-        best = (
-            f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
-        )
-        text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}{sure}{best}."
-=======
         text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}"
         if math.isfinite(one.low):
             text += f", {100 * LEVEL:.0f} % interval over plates {percent(one.low)} to {percent(one.high)}"
         if one.best > one.last:
             text += f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}"
         text += "."
->>>>>>> page
         some = plates[plates["split"] == one.split]["accuracy"].dropna()
         if len(some) > 1:
             text += f" The worst of its {len(some)} plates has {percent(some.min())}, the best {percent(some.max())}."
