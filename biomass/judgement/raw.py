@@ -94,15 +94,18 @@ def raw_frame(table: pd.DataFrame, roles: Given | None = None) -> Raw:
     if len(twice):
         raise DataError(f"column '{twice[0]}' is in the profiles more than once: rename or drop one of them")
     by_name = describing(table.columns, roles)
-    numbers = [c for c in map(str, table) if c not in by_name and _is_number(table[c].dtype)]
+    kinds = dict(zip(map(str, table), table.dtypes, strict=True))
+    numbers = [c for c, kind in kinds.items() if c not in by_name and _is_number(kind)]
     features = np.empty((len(table), len(numbers)), np.float32)
     with np.errstate(over="ignore"):
         for start in range(0, len(numbers), 64):
             some = numbers[start : start + 64]
             features[:, start : start + 64] = table[some].to_numpy(np.float32, na_value=np.nan)
-    rest = [c for c in map(str, table) if c not in by_name and c not in set(numbers)]
+    told = {*numbers, *by_name}
+    rest = [c for c in kinds if c not in told]
     parsed = {c: values for c in rest if (values := _parse_objects(table[c])) is not None}
-    about = table[[c for c in table if c in by_name or (c in rest and c not in parsed)]].reset_index(drop=True)
+    gone = {*numbers, *parsed}
+    about = table[[c for c in table if c not in gone]].reset_index(drop=True)
     return _checked(_with_texts(about, features, numbers, parsed, by_name), None)
 
 
@@ -244,7 +247,8 @@ def _parquet(path: Path, roles: Given | None) -> Raw:
             names = [one for one in schema.names if not one.startswith("__index_level_")]
             by_name = describing(names, roles)
             numeric = [n for n in names if n not in by_name and _is_arrow_number(schema.field(n).type)]
-            texts = [n for n in names if n not in set(numeric)]
+            chosen = set(numeric)
+            texts = [n for n in names if n not in chosen]
             features = np.empty((file.metadata.num_rows, len(numeric)), np.float32)
             at = 0
             for batch in _batches(file, numeric):

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from biomass.datasets.map_files import COLUMNS, MAPS, ROWS, USUAL, short_name
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.tables import METADATA, left_out
-from biomass.identifiers import names, well
+from biomass.identifiers import names, well, wells_at
 from biomass.judgement.table import (
     COMPOUND,
     CONTROL,
@@ -98,7 +98,7 @@ def describing(columns: Iterable[str], given: Given | None = None) -> set[str]:
     there = list(map(str, columns))
     named = {resolved for value in (given or {}).values() for one in listed(value) if (resolved := like(one, there))}
     usual = {one for one in there if one.startswith(METADATA) or short_name(one) in _KNOWN}
-    return usual | named | set(left_out(pd.DataFrame(columns=there)))
+    return usual | named | set(left_out(pd.DataFrame(np.empty((0, len(there))), columns=there)))
 
 
 def listed(value: str | Sequence[str] | None) -> list[str]:
@@ -165,7 +165,11 @@ def find_columns(about: pd.DataFrame, given: Given | None = None) -> Columns:
             )
     apart = [next((c for one in words for c in short.get(one, ())), None) for words in (ROWS, COLUMNS)]
     if WELL not in found.of and not (given and WELL in given) and apart[0] is not None and apart[1] is not None:
-        found.of[WELL] = [apart[0], apart[1]]
+        try:
+            wells_at(about[apart[0]], about[apart[1]])
+            found.of[WELL] = [apart[0], apart[1]]
+        except DataError as reason:
+            found.notes.append(f"'{apart[0]}' and '{apart[1]}' are not taken for rows and columns of wells: {reason}")
     return found
 
 

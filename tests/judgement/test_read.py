@@ -147,6 +147,9 @@ def test_wells_may_be_told_by_row_and_column() -> None:
     found = understand(table)
     assert found.wells["well"].tolist() == understand(wells()).wells["well"].tolist()
     assert found.taken["well"] == "Row + Col"
+    odd = understand(table.assign(Row="top"))
+    assert not odd.has("well")
+    assert noted(odd, "'Row'", "'TOP'")
 
 
 def test_controls_are_what_a_column_a_name_or_the_user_says() -> None:
