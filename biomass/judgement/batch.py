@@ -141,11 +141,12 @@ def connectivity(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _batch_silhouette(role: str, others: str) -> Callable[[Profiles, int], Measured]:
     def measure(profiles: Profiles, seed: int) -> Measured:
+        if not profiles.has(TREATMENT):
+            raise CannotJudgeError("no column says what a well was treated with: wells of a treatment are compared")
         sample = plate_sample if role == PLATE else partial(even_sample, role=role)
         rows, note = sample(profiles, LIMIT, seed)
         batches, finest = shuffles.plates(profiles, rows, seed, role)
-        known = profiles.has(TREATMENT)
-        labels = profiles.codes(TREATMENT)[rows] if known else np.zeros_like(rows)
+        labels = profiles.codes(TREATMENT)[rows]
         units = directions(profiles.features[rows], centre=False)
         parts = []
         for label in np.unique(labels[labels >= 0]):
@@ -153,7 +154,7 @@ def _batch_silhouette(role: str, others: str) -> Callable[[Profiles, int], Measu
             if 1 < len(np.unique(batches[0, members])) < len(members):
                 parts.append(members)
         if not parts:
-            raise CannotJudgeError(f"no treatment has two wells on one {role} and others elsewhere")
+            raise CannotJudgeError(f"no treatment has two wells in one {role} and others elsewhere")
         if len(parts) > _LABELS:
             some = np.random.default_rng(seed).choice(len(parts), _LABELS, replace=False)
             note = _join(note, f"{_LABELS} of {len(parts):,} treatments")
@@ -165,7 +166,6 @@ def _batch_silhouette(role: str, others: str) -> Callable[[Profiles, int], Measu
             for way, batch in enumerate(batches[:, members]):
                 if batch.min() < batch.max():
                     values[way, members] = 1 - np.abs(_silhouettes(units[members], batch, others))
-        note = _join(note, "" if known else "treatments are not known: all wells are one")
         return _of_plates(profiles, rows, values, "lower", finest, note, weights)
 
     return measure
@@ -314,6 +314,7 @@ def _both(role: str, null: str) -> dict[str, Metric]:
         f"{role}_bras": Metric(
             f"batch silhouette of {role}s within treatments, against the mean of other {role}s (BRAS)", "batch",
             "higher", "plates", null, "Rautenstrauch & Ohler 2025", _batch_silhouette(role, "mean"),
+            "an absolute value: where wells lie nearer to other batches by chance, a weak effect may raise it",
         ),
         f"{role}_kbet": Metric(
             f"neighbourhoods whose {role}s differ from all (kBET)", "batch", "lower", "plates", null,

@@ -205,7 +205,11 @@ def test_p_is_uniform_where_there_is_no_effect(effects):
         ({"plate": "P"}, OF_PLATES, "only one plate"),
         ({"experiment": "E"}, OF_EXPERIMENTS, "only one experiment"),
         ({"plate": None}, OF_PLATES, "no column says which plate"),
-        ({"treatment": None}, OF_TREATMENTS, "no column says what a well was treated with"),
+        (
+            {"treatment": None},
+            [*OF_TREATMENTS, "plate_silhouette", "experiment_bras"],
+            "no column says what a well was treated with",
+        ),
         ({"treatment": ""}, OF_TREATMENTS, "no well has a known treatment"),
         ({"treatment": "DMSO", "compound": "DMSO"}, OF_TREATMENTS, "fewer than two treatments"),
         ({"row": None}, ["row_predicted"], "no column says in which row"),
@@ -231,7 +235,7 @@ def test_a_treatment_on_each_plate_once_has_no_batch_silhouette():
     profiles = profiles.take(profiles.treated)
     found = score("", METRICS["plate_silhouette"], profiles)
     assert np.isnan(found.value)
-    assert "no treatment has two wells on one plate" in found.note
+    assert "no treatment has two wells in one plate" in found.note
 
 
 def test_profiles_that_hold_nothing_have_no_p():
