@@ -12,7 +12,8 @@ from sklearn.metrics import silhouette_samples
 
 from biomass.evaluation.nearest import batch_mixing
 from biomass.judgement import batch, neighbours, predicted
-from biomass.judgement.batch import METRICS, connectivity, kbet, lisi, lisi_weights, silhouettes
+from biomass.judgement.batch import METRICS
+from biomass.judgement.mixing import connectivity, kbet, lisi, lisi_weights, silhouettes
 from biomass.judgement.neighbours import nearest
 from biomass.judgement.scores import CannotJudgeError, score, summarize
 from biomass.judgement.table import Profiles
@@ -172,8 +173,9 @@ def test_treatments_find_each_other_across_plates():
     assert found["treatment_connectivity"].n == 12
 
 
-def test_without_effects_metrics_are_at_chance():
+def test_without_effects_metrics_are_at_chance(monkeypatch):
     """Ten screens with treatments and no batch effect."""
+    monkeypatch.setattr(predicted, "CROSSED", 2)  # to be quick
     keys = [key for key in BATCH if key != "treatment_connectivity"]
     found = [scores(planted(treatment=0.7, rows=5, plates=6, experiments=3, seed=i), keys, seed=i) for i in range(10)]
     excess = pd.DataFrame([{key: each[key].value - each[key].null for key in keys} for each in found])
