@@ -29,6 +29,10 @@ LIMIT = 6000
 FOLDS, CROSSED = 5, 4
 """Folds of one kind; of each of two kinds, where both are kept apart."""
 
+PLATES, COMPOUNDS = 8, 2
+"""Folds of these for experiments. With few folds of plates, shuffled experiments too often lie in one fold altogether:
+then fewer are left to choose from, and chance is told too high."""
+
 _LARGEST = 1 / 3  # of all wells: relatives beyond this are too many to be kept apart together
 
 
@@ -48,8 +52,8 @@ def experiment(profiles: Profiles, seed: int) -> Measured:
     units, kept = relatives(profiles, rows)
     labels = _numbered(labels)
     if profiles.has(PLATE):
-        first = folds(profiles.codes(PLATE)[rows], CROSSED, seed, strata=labels[0])
-        second = _parted(units, CROSSED, seed)
+        first = folds(profiles.codes(PLATE)[rows], PLATES, seed, strata=labels[0])
+        second = _parted(units, COMPOUNDS, seed)
         found = predict(profiles.features[rows], labels, first, second)
     else:
         found = predict(profiles.features[rows], labels, _parted(units, FOLDS, seed))
