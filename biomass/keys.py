@@ -182,6 +182,7 @@ KEYS = {
     "anndata": FLAG,
     "postprocess": SECTION,
     "postprocess.how": WORD,
+    "postprocess.position": FLAG,
     "postprocess.controls": WORD,
     "postprocess.fit_on": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
     "postprocess.by": WORDS.or_null(),
