@@ -184,6 +184,7 @@ KEYS = {
     "report": FLAG.may_change(),
     "postprocess": SECTION,
     "postprocess.how": WORD,
+    "postprocess.position": FLAG,
     "postprocess.controls": WORD,
     "postprocess.fit_on": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
     "postprocess.by": WORDS.or_null(),

@@ -211,6 +211,7 @@ class Correction:
         features: their names.
         origin: what the profiles were made by; a correction is of no use for those of another network.
         steps: fitted.
+        position: whether it was fitted on profiles without position effects, and is for such profiles.
     """
 
     how: str
@@ -219,6 +220,7 @@ class Correction:
     features: tuple[str, ...]
     origin: str
     steps: tuple[Step, ...]
+    position: bool = False
 
     def learn(self, controls: pd.DataFrame) -> "Correction":
         """The same, which also knows the plates and batches of these controls.
@@ -275,7 +277,8 @@ class Correction:
         Raises:
             ConfigError: the file cannot be written.
         """
-        about = {"how": self.how, "by": self.by, "controls": self.controls, "origin": self.origin}
+        about: dict[str, Any] = {"how": self.how, "by": self.by, "controls": self.controls, "origin": self.origin}
+        about["position"] = self.position
         arrays = {f"{i}.{name}": value for i, step in enumerate(self.steps) for name, value in step.arrays().items()}
         arrays |= {"about": np.array(json.dumps(about)), "features": np.array(self.features, dtype=str)}
         with whole_file(file) as part, part.open("wb") as out:
@@ -300,7 +303,8 @@ class Correction:
             steps = tuple(STEPS[kind].of(values) for kind, values in zip(kinds, own, strict=True))
             by = None if about["by"] is None else tuple(about["by"])
             features = tuple(arrays["features"].tolist())
-            return cls(about["how"], by, about["controls"], features, about["origin"], steps)
+            position = bool(about.get("position", False))  # written before this entry existed
+            return cls(about["how"], by, about["controls"], features, about["origin"], steps, position)
         except FileNotFoundError:
             raise DataError(f"there is no saved post-processing '{file}'", "postprocess") from None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ import pandas as pd
 from biomass.config import Config
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import postprocess, profiles
+from biomass.evaluation.positions import Positions
 from biomass.evaluation.tables import METADATA
-from biomass.identifiers import find
+from biomass.identifiers import find, well_places
 from biomass.screen import KINDS, control_numbers
 
 POSTPROCESS = "postprocess.npz"
@@ -32,6 +34,7 @@ class Correcting(NamedTuple):
         epsilon: of the steps.
         loaded: what was fitted before, where it is to be applied.
         origin: what the profiles are made by.
+        position: whether row and column effects of plates are removed first.
     """
 
     how: str
@@ -41,6 +44,7 @@ class Correcting(NamedTuple):
     epsilon: float | None
     loaded: postprocess.Correction | None
     origin: str
+    position: bool
 
     @classmethod
     def asked(cls, cfg: Config, known: profiles.Description, origin: str) -> "Correcting":
@@ -48,7 +52,7 @@ class Correcting(NamedTuple):
         asked = cfg.postprocess
         how, fit_on, loaded = asked.how, asked.fit_on, None
         postprocess.check_how(how)
-        controls, by, epsilon = asked.controls, asked.by, asked.epsilon
+        controls, by, epsilon, position = asked.controls, asked.by, asked.epsilon, asked.position
         if by is not None:  # columns of the screen, or of the profiles
             by = [c if c.startswith(METADATA) else profiles.NAMES.get(c, f"{METADATA}{c}") for c in by]
         if asked.load is not None:
@@ -64,9 +68,17 @@ class Correcting(NamedTuple):
                     f"'{asked.load}' is fitted already, to {loaded.how}; leave out what it is to be fitted on",
                     "postprocess",
                 )
+            if position and not loaded.position:
+                raise ConfigError(
+                    f"'{asked.load}' was fitted on profiles with their position effects; leave these, or fit it again",
+                    "postprocess",
+                )
             how, controls, by = loaded.how, loaded.controls, None if loaded.by is None else list(loaded.by)
+            position = loaded.position
         control_numbers(controls)
         wells = known.well_table()
+        if position:
+            well_places(wells[profiles.NAMES["well"]])
         if fit_on is not None:
             names = wells[profiles.NAMES["plate"]].astype(str)
             whole = postprocess.group_names(wells, (postprocess.BATCH, postprocess.PLATE))
@@ -78,7 +90,7 @@ class Correcting(NamedTuple):
                 )
             mask = wells[profiles.CONTROL].isin(KINDS[controls]).to_numpy()
             postprocess.check_controls(wells, mask, how, by, loaded)
-        return cls(how, controls, fit_on, by, epsilon, loaded, origin)
+        return cls(how, controls, fit_on, by, epsilon, loaded, origin, position)
 
     def fitted(
         self, parts: profiles.Parts, without: Sequence[int], folder: Path
@@ -91,10 +103,13 @@ class Correcting(NamedTuple):
             folder: of the run.
         """
         file = folder / POSTPROCESS
+        positions = Positions.of(map(pd.read_parquet, parts.files("wells", without))) if self.position else None
         if self.how == "none":
             file.unlink(missing_ok=True)
-            return None
+            return None if positions is None else positions.apply
         controls = parts.controls(self.controls, without)
+        if positions is not None:
+            controls = positions.apply(controls)
         if self.loaded is not None:
             done = self.loaded.learn(controls)
             anew = [postprocess.STEPS[one].anew for one in postprocess.CORRECTIONS[self.how]]
@@ -115,5 +130,5 @@ class Correcting(NamedTuple):
                 kind=self.controls,
                 origin=self.origin,
             )
-        done.save(file)
-        return done.apply
+        replace(done, position=self.position).save(file)
+        return done.apply if positions is None else lambda wells: done.apply(positions.apply(wells))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
 
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError
-from biomass.evaluation import profiles
+from biomass.evaluation import postprocess, profiles
+from biomass.evaluation.positions import Positions
 from biomass.evaluation.profiles import PlateVectors, describe, plate_tables
 from biomass.profiling import makers as tool
 from biomass.screen import COLUMNS, VectorPixels, make_screen
@@ -326,6 +328,22 @@ def test_wells_are_corrected_on_their_controls_and_a_later_run_does_the_same(pro
     pd.testing.assert_frame_equal(table("p"), raw)
     assert not Path("runs/p/profiles_wells_raw.parquet").exists()
     assert not Path("runs/p/postprocess.npz").exists()
+
+
+def test_position_effects_are_removed_by_a_key_alone_or_before_a_correction(profile):
+    profile("run_name=p", "postprocess=position")
+    done, raw = table("p"), pd.read_parquet("runs/p/profiles_wells_raw.parquet")
+    pd.testing.assert_frame_equal(done, Positions.of([raw]).apply(raw))
+    assert not Path("runs/p/postprocess.npz").exists()
+    profile("run_name=p", "postprocess=standardize", "postprocess.position=true")
+    controls = done[done["Metadata_control"] == "negative"]
+    expected = postprocess.fit(controls, "standardize").apply(done)
+    np.testing.assert_allclose(features(table("p")), features(expected), rtol=1e-2, atol=1e-2)
+    profile("run_name=q", "postprocess.load=p", "measure_again=true")  # which knows that its plates go without
+    pd.testing.assert_frame_equal(table("q"), table("p"))
+    replace(postprocess.Correction.load(Path("runs/p/postprocess.npz")), position=False).save(Path("with.npz"))
+    with pytest.raises(ConfigError, match="position"):
+        profile("run_name=s", "postprocess.load=with.npz", "postprocess.position=true")
 
 
 def test_a_correction_fitted_on_some_plates_is_that_of_a_run_of_these_plates(profile):
