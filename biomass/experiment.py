@@ -21,6 +21,7 @@ from biomass.atomic import check_place
 from biomass.channels import check_expected
 from biomass.config import Config, build, is_given, is_left, next_commands, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
+from biomass.evaluation import layers
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
 from biomass.inference import Transform
@@ -29,9 +30,11 @@ from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
 from biomass.objectives import Classification, Contrastive, Objective, with_penalty
+from biomass.report.finish import finish
 from biomass.run_files import read_log
 from biomass.screen import Screen
 from biomass.training import overview, verdicts
+from biomass.training.samples import save_samples
 from biomass.transforms import Compose, Standardize
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,13 @@ class Optimized(NamedTuple):
     network: nn.Module
     optimizer: Any
     lr_schedule: LRScheduler
+
+
+class _Seen(NamedTuple):
+    network: nn.Module
+    screen: Screen
+    splits: Sequence[str]
+    transform: Compose
 
 
 _LARGE = 600
@@ -75,6 +85,8 @@ class Experiment:
         resume: the checkpoint that it goes on from, None for a new run.
         most_plates: how many training plates are measured in the end.
         resident: whether training images stay in the memory of the device.
+        report: whether a page is made in the end.
+        seen: what it is made of: the network, the screen, the splits that are evaluated, what is done to an image.
     """
 
     cfg: Config
@@ -87,6 +99,8 @@ class Experiment:
     resume: dict[str, Any] | None
     most_plates: int
     resident: bool = False
+    report: bool = False
+    seen: "_Seen | None" = None
 
     @classmethod
     def begin(cls, cfg: Config, job: str, name: str | None = None) -> "Experiment":
@@ -118,7 +132,7 @@ class Experiment:
         if cfg.save_model:
             check_place(checkpoints.folder)
         at_end, resident = trainer.measure_plates, trainer.resident
-        return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, at_end, resident)
+        return cls(cfg, job, name, fabric, plan, recipe, checkpoints, resume, at_end, resident, cfg.report)
 
     def outputs(self, screen: Screen) -> int:
         """How many classes the network tells apart: as many as configured, or as the screen has.
@@ -259,6 +273,9 @@ class Experiment:
             ConfigError: a key that nothing reads, or statistics that the network cannot take.
             CheckpointError: the checkpoint to go on from was made with other settings.
         """
+        nodes = self.cfg.transforms.get("eval")
+        plain = Compose([Standardize()]) if nodes is None else compose(nodes)
+        self.seen = _Seen(network, screen, splits, plain)
         self.cfg.check_all_read()
         method, channels = method_of(self.cfg), list(screen.pixels.channels)
         method.check_network(network)
@@ -378,7 +395,19 @@ class Experiment:
             found = judge(overview.last_metrics(read_log(folder))) if progress.epoch else None
             if found is not None:
                 self.warn(found)
+            if self.report and self.seen is not None:
+                samples = partial(save_samples, folder, self.seen.screen, self.seen.transform)
+                finish(folder, [partial(self._compare_layers, progress, folder), samples])
         return progress.best
+
+    def _compare_layers(self, progress: training.Progress, folder: Path) -> None:
+        """Leave in the folder of the run where in the network plates differ: those of a split that is evaluated."""
+        assert self.seen is not None
+        network, screen, splits, transform = self.seen
+        several = (rows for rows in map(screen.rows, (*splits, "train")) if len(np.unique(screen.plate_ids[rows])) > 1)
+        most = layers.number_of_images(len(screen.rows("train")) * max(progress.epoch, 1))
+        encoder = network.encoder if isinstance(network, Network) else network
+        layers.write_distances(layers.plate_distances(encoder, screen, transform, next(several, None), most), folder)
 
     def _chances(
         self, evaluate: training.Evaluate | None, objective: Objective, loader: Loader

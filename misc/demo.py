@@ -2,7 +2,8 @@
 
     make demo        or        python misc/demo.py [further overrides of train_erm.py]
 
-Writes a picture beside the runs and prints a table of accuracies.
+Writes a picture beside the runs and prints a table of accuracies. Two pages say more: one of both runs side by side, and
+one that judges the profiles which the BEN network gives under running averages and under statistics of plates.
 """
 
 import json
@@ -20,6 +21,9 @@ from omegaconf import OmegaConf
 
 from biomass.atomic import whole_file
 from biomass.config import build
+from biomass.keys import data_overrides
+from biomass.report.finish import PAGE
+from biomass.report.page import write_report
 from biomass.screen import Screen
 
 if TYPE_CHECKING:
@@ -44,6 +48,18 @@ def main(overrides: list[str]) -> None:
     print((100 * table).round(1).to_string())
     gain = 100 * (table["test"].iloc[1] - table["test"].iloc[0])
     print(f"\nBEN minus vanilla on the unseen test plates: {gain:+.1f} points. Picture: {picture}")
+    print(f"Both runs side by side: {write_report(list(folders.values()), picture.with_suffix('.html'))}", flush=True)
+    profiles = f"{name}-profiles"
+    subprocess.run(profile_command(folders["ben"], profiles, overrides), check=True)
+    print(f"\nIs there a batch effect, and is it gone? {runs / profiles / PAGE}")
+
+
+def profile_command(run: Path, name: str, overrides: list[str]) -> list[str]:
+    """What makes and judges the profiles of a run, on the images that the overrides say."""
+    source = [] if any(text.startswith("dataloaders=") for text in overrides) else ["dataloaders=simulated"]
+    device = [text for text in overrides if text.startswith("device=")]
+    words = [f"model_path={Path('checkpoints') / run.name / 'last.pt'}", "compare=[running]", f"run_name={name}"]
+    return [sys.executable, "-m", "biomass", "profile", *words, *source, *data_overrides(overrides), *device]
 
 
 def accuracies(folder: Path) -> dict[str, float]:

@@ -65,13 +65,18 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path) -> Callable[..., float | None]:
-    """``run("train_erm", "key=value", …)``: the script, or the tool, in this process, in a folder of its own."""
+    """``run("train_erm", "key=value", …)``: the script, or the tool, in this process, in a folder of its own.
+
+    No page is made in the end where ``report`` is not among the keys.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BIOMASS_DATA", str(data_root))
 
     def _run(script: str, *overrides: str) -> float | None:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose(script, list(overrides))
+        if "report" in config and not any(one.startswith("report=") for one in overrides):
+            config.report = False
         module = script if (ROOT / f"{script}.py").exists() else f"biomass.commands.{script}"
         return importlib.import_module(module).main.__wrapped__(Config(config))
 
@@ -96,7 +101,7 @@ def run_alone(tmp_path: Path, data_root: Path) -> Callable[..., None]:
 
     def _run_alone(script: str, *overrides: str) -> None:
         environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(ROOT / f"{script}.py"), *overrides]
+        command = [sys.executable, str(ROOT / f"{script}.py"), "report=false", *overrides]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 

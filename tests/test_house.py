@@ -34,6 +34,7 @@ LAYERS = (
     "notation",
     "config",
     "experiment",
+    "profiling",
     "trained",
     "watching",
     "commands",

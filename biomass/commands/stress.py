@@ -28,6 +28,7 @@ from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
 from biomass.norms import Method, Statistics, tuning_state
+from biomass.report.finish import finish
 from biomass.screen import PLATE
 
 PLACE = 70
@@ -73,7 +74,7 @@ def main(cfg: Config) -> float | None:
         cfg.eval_batch_size,
     )
     reader, skipped = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image), SkippedImages(screen)
-    folder = tool_folder(cfg, "stress")
+    folder, report = tool_folder(cfg, "stress"), cfg.report
     settings = [digest(network), repr(tuning_state(network)), repr(test), repr(transform), repr(base)]
     cfg.check_all_read()
 
@@ -115,6 +116,8 @@ def main(cfg: Config) -> float | None:
         for name, figure in {"stress": plots.stress_curves(table), "drift": plots.stress_curves(drift)}.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
         skipped.report(folder)
+    if report:
+        finish(folder)
     print(f"{stress.to_markdown(table)}\n{len(plates)} plates; see {folder}/")
     return float(table["accuracy"].iloc[0])
 

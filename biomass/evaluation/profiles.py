@@ -50,6 +50,9 @@ COUNTS = ("Count_Cells", "Image_Count_Cells", "cells", "Count_Nuclei", "Image_Co
 LEVELS = ("cells", "fields", "wells")
 """What a row of a profile table may be."""
 
+STATISTICS = "biomass.statistics"
+"""Under this key the metadata of a Parquet file of profiles say which word for statistics they were made under."""
+
 _ROW_GROUP = 8192  # rows that are in memory at once while files are joined
 
 log = logging.getLogger(__name__)
@@ -245,7 +248,7 @@ def plate_tables(known: Description, plate: PlateVectors, schemas: Mapping[str, 
     Args:
         known: of the screen.
         plate: what its rows were made into.
-        schemas: of each level.
+        schemas: of each level that is wanted.
     """
     rows, vectors = plate.rows, plate.vectors
     tables = {}
@@ -258,6 +261,8 @@ def plate_tables(known: Description, plate: PlateVectors, schemas: Mapping[str, 
             vectors = _means(vectors, number, size)
             counts = {COUNT_CELLS: np.bincount(number, counts[COUNT_CELLS]).astype(np.int64), COUNT_FIELDS: size}
             rows = rows[first]
+        if level not in schemas:
+            continue
         about = _plain(known.table[known.columns[level]].iloc[rows])
         schema = schemas[level]
         columns = [
@@ -292,19 +297,26 @@ class Parts:
         folders: of each plate.
         prints: what the profiles of each plate depend on, see :func:`biomass.evaluation.parts.fingerprints`.
         held: the moments of plates that were stored before, by the number of the plate; what they are made from, too.
+        only: the one level that is kept; None: all that there are.
     """
 
     known: Description
     folders: Sequence[Path]
     prints: Sequence[str]
     held: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    only: str | None = None
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that are kept."""
+        return self.known.levels if self.only is None else (self.only,)
 
     def missing(self) -> list[int]:
         """The plates that have no profiles yet, or whose profiles were made from something else."""
         return [group for group in range(len(self.folders)) if not self._is_there(group)]
 
     def _is_there(self, group: int) -> bool:
-        about = [read_about(self.folders[group] / f"{level}.parquet") for level in self.known.levels]
+        about = [read_about(self.folders[group] / f"{level}.parquet") for level in self.levels]
         if not all(one.get("fingerprint") == self.prints[group] for one in about):
             return False
         if group in self.held:
@@ -327,7 +339,7 @@ class Parts:
             if not schemas:
                 columns = [f"emb_{i:04d}" for i in range(plate.vectors.shape[1])] if features is None else features
                 counted = known.row_level == "cells" or plate.counts is not None or known.counts is not None
-                schemas = {level: known.schema(level, columns, counted) for level in known.levels}
+                schemas = {level: known.schema(level, columns, counted) for level in self.levels}
             folder, moments = self.folders[plate.group], self.held.get(plate.group, plate.moments)
             if plate.moments:
                 with whole_file(folder / MOMENTS) as file:
@@ -358,6 +370,7 @@ class Parts:
         file: Path,
         without: Sequence[int] = (),
         change: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+        statistics: str = "",
     ) -> int:
         """Make one file of those of the plates, with no more than a few thousand rows in memory.
 
@@ -366,6 +379,7 @@ class Parts:
             file: written whole or not at all.
             without: plates that are left out.
             change: what is done to some rows of a plate at a time; as they are if left out.
+            statistics: the word that the profiles were made under, which the file carries (:data:`STATISTICS`).
 
         Returns:
             How many rows it has.
@@ -376,7 +390,7 @@ class Parts:
         parts, rows = self.files(level, without), 0
         columns = pq.read_schema(parts[0]).names
         features = [name for name in columns if not name.startswith(METADATA)]
-        schema = self.known.schema(level, features, COUNT_CELLS in columns)
+        schema = self.known.schema(level, features, COUNT_CELLS in columns).with_metadata({STATISTICS: statistics})
         with whole_file(file) as whole, pq.ParquetWriter(whole, schema, use_dictionary=_texts(schema)) as writer:
             for part in parts:
                 with pq.ParquetFile(part) as source:

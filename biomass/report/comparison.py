@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from biomass.errors import BiomassError, one_line
 from biomass.evaluation.comparison import differences
+from biomass.judgement.results import NULL_ROWS
 from biomass.report.curves import compare_curves
 from biomass.report.factorial import heat_map
 from biomass.report.files import EVALUATION, REPORT, read_json
-from biomass.report.judged import NULL_ROWS, Judged, goodness, read_judged
+from biomass.report.judged import Judged, goodness, read_judged
 from biomass.report.markup import figure, percent, render, shade
 from biomass.report.own import Told, sentences, told_by_training
 from biomass.report.section import Section
@@ -107,7 +107,9 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
         tables.append(table | {"main": key in main, "corner": "statistics · correction"})
     tables = [one for one in tables if one["told"]]
     data = {"options": [[one["key"], f"{one['family']}: {one['title']}"] for one in tables]}
-    lead = "The darker a cell, the better among all runs. Runs can be compared where their data are the same; see below."
+    lead = (
+        "The darker a cell, the better among all runs. Runs can be compared where their data are the same; see below."
+    )
     html = render("factorial", tables=tables, refit_only=False)
     return Section("metrics", "Metrics", html, "factorial", data, lead)
 
@@ -116,8 +118,9 @@ def _trainings(titles: Sequence[str], told: Mapping[str, Sequence[Told]]) -> Sec
     """What runs measured while they were trained: splits' metrics × runs."""
     found = {(one.split, one.metric): one for runs in told.values() for one in runs}
     rows = []
+    of = {title: {(one.split, one.metric): one for one in told.get(title, ())} for title in titles}
     for (split, metric), any_of_them in found.items():
-        ones = [next((one for one in told[title] if (one.split, one.metric) == (split, metric)), None) for title in titles]
+        ones = [of[title].get((split, metric)) for title in titles]
         values = np.array([math.nan if one is None else one.last for one in ones])
         differ = len(set(values[np.isfinite(values)])) > 1
         good = goodness(values, any_of_them.better) if differ else values * np.nan
@@ -148,8 +151,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     about = read_json(folder / EVALUATION)
     found = {key: about.get(key) for key in ("command", "table", "fingerprint", "rows", "features")}
     versions = about.get("versions") or read_json(folder / "environment.json")
-    tree = {"versions": versions} | {key: value for key, value in (read_config(folder) or {}).items() if key not in _OWN}
-    return found | _flat(OmegaConf.to_container(OmegaConf.create(tree)))
+    config = {key: value for key, value in (read_config(folder) or {}).items() if key not in _OWN}
+    return found | _flat({"versions": versions} | config)
 
 
 def _flat(tree: Any, above: str = "") -> dict[str, Any]:

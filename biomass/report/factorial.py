@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from biomass.report.judged import NULL_ROWS, About, Judged, read_judged
+from biomass.judgement.results import NULL_ROWS
+from biomass.report.judged import About, Judged, read_judged
 from biomass.report.markup import render
 from biomass.report.section import Section
 

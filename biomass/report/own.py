@@ -1,4 +1,4 @@
-"""What a run that was not judged says by itself: a training by its log, a stress test by its table, profiles by theirs."""
+"""What a run that was not judged says by itself: a training by its log, a stress test and profiles by their tables."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.evaluation.accuracy import meaning
-from biomass.judgement.scores import interval
+from biomass.judgement.scores import LEVEL, interval
 from biomass.report.files import number, read_table
 from biomass.report.markup import percent
 from biomass.run_files import read_config, read_log
@@ -60,7 +60,9 @@ def told_by_training(folder: Path) -> list[Told]:
         DataError: a table is damaged.
     """
     lines = [line for line in read_log(folder) if isinstance(line, dict)]
-    names = list(dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/")))
+    names = list(
+        dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/"))
+    )
     intervals = _over_plates(folder)
     found = []
     for name in names:
@@ -110,15 +112,21 @@ def sentences(folder: Path) -> list[str]:
 def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     told = told_by_training(folder)
     plates = read_plates(folder)
-    classes = (config.get("model") or {}).get("d_out") if isinstance(config.get("model"), Mapping) else None
-    chance = f" (one of {classes} classes by chance: {percent(1 / classes)})" if isinstance(classes, int) and classes > 1 else ""
+    model = config.get("model")
+    classes = model.get("d_out") if isinstance(model, Mapping) else None
+    chance = ""
+    if isinstance(classes, int) and classes > 1:
+        chance = f" (one of {classes} classes by chance: {percent(1 / classes)})"
     words: list[str] = []
     for one in told:
         if one.metric != "accuracy":
             continue
-        sure = f", 95 % interval over plates {percent(one.low)} to {percent(one.high)}" if math.isfinite(one.low) else ""
-        best = f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
-        text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}{sure}{best}."
+        text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}"
+        if math.isfinite(one.low):
+            text += f", {100 * LEVEL:.0f} % interval over plates {percent(one.low)} to {percent(one.high)}"
+        if one.best > one.last:
+            text += f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}"
+        text += "."
         some = plates[plates["split"] == one.split]["accuracy"].dropna()
         if len(some) > 1:
             text += f" The worst of its {len(some)} plates has {percent(some.min())}, the best {percent(some.max())}."
@@ -146,11 +154,11 @@ def _of_stress(folder: Path) -> list[str]:
     if not file.exists():
         return []
     table = read_table(file, ["statistics", "axis", "value"], ["accuracy", "low", "high"])
-    for axis, value, what in (("wells", "all", "whole plates"), ("label_shift", "inf", "plates that are not shifted")):
-        rows = table[(table["axis"] == axis) & (table["value"] == value) & table["accuracy"].notna()]
-        if len(rows):
-            break
-    else:
+    whole = (table["axis"] == "wells") & (table["value"] == "all")
+    what = "whole plates" if whole.any() else "plates that are not shifted"
+    rows = table[whole if whole.any() else (table["axis"] == "label_shift") & (table["value"] == "inf")]
+    rows = rows[rows["accuracy"].notna()]
+    if rows.empty:
         return []
     ranked = rows.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
     said = [f"On {what}, {_right(ranked[0])}" + (", the best of those that were tried." if ranked[1:] else ".")]

@@ -22,7 +22,7 @@ def pack(numbers: np.ndarray) -> str:
 
 
 def names(column: "pd.Series[Any]", most: int = 60) -> dict[str, Any]:
-    """A column of names (N,): its values in the order of names, and the code of each row; shortened to ``most`` letters.
+    """A column of names (N,): its values in their order, shortened to ``most`` letters, and the code of each row.
 
     >>> names(pd.Series(["b", "a", "b"]))
     {'values': ['a', 'b'], 'codes': 'AQAAAAEA'}

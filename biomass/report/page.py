@@ -1,4 +1,4 @@
-"""The page: sections made from the files of a run's folder, one after the other, in one HTML that needs nothing else."""
+"""The page: sections made from the files of a run's folder, one after the other, in one HTML that needs nothing."""
 
 import base64
 import hashlib
@@ -36,12 +36,12 @@ SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
     "ladder": ladder,
     "maps of the wells": maps,
     "plate maps": plate_maps,
-    "effects of the place": position,
-    "plates that come later": drift,
-    "distance between plates by layer": layer_distances,
-    "sample images": sample_images,
-    "learning curves": learning_curves,
+    "effects of the place on a plate": position,
+    "new plates": drift,
     "stress test": stress_test,
+    "learning curves": learning_curves,
+    "layers": layer_distances,
+    "sample images": sample_images,
     "all metrics": all_metrics,
 }
 """What is on the page of a run, in order: name → from its folder to a section, or why there is none."""
@@ -79,13 +79,13 @@ def one_run(folder: Path) -> str:
     """The page of a run."""
     found = {name: section_of(make, folder) for name, make in SECTIONS.items()}
     sections = [one for one in found.values() if isinstance(one, Section)]
+    origin = section_of(provenance, folder)
     absent: dict[str, list[str]] = {}
-    for name, why in found.items():
+    for name, why in [*found.items(), ("how it was made", origin)]:
         if isinstance(why, str):
             absent.setdefault(why, []).append(name)
     left_out = [(", ".join(names), why) for why, names in absent.items()]
-    for last in (section_of(lambda place: skipped(place, left_out), folder), section_of(provenance, folder)):
-        sections += [last] if isinstance(last, Section) else []
+    sections += [one for one in (skipped(folder, left_out), origin) if isinstance(one, Section)]
     is_judged = isinstance(found["statistics × corrections"], Section)
     return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?" if is_judged else "", sections)
 

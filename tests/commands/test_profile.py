@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
 
-from biomass.commands import profile as tool
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError
 from biomass.evaluation import profiles
 from biomass.evaluation.profiles import PlateVectors, describe, plate_tables
+from biomass.profiling import makers as tool
 from biomass.screen import COLUMNS, VectorPixels, make_screen
 
 MODEL = ("model.key=test_resnet", "model.pretrained=false")
@@ -27,7 +28,15 @@ def weights(data_root, tmp_path_factory):
     """The checkpoint of a run of one epoch on the tiny cells."""
     folder = tmp_path_factory.mktemp("encoder")
     environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = (*TINY_CELLS, *MODEL, "model.projector=[16,8]", "num_epochs=1", "dataloaders.sampler=plate", "run_name=e")
+    options = (
+        *TINY_CELLS,
+        *MODEL,
+        "report=false",
+        "model.projector=[16,8]",
+        "num_epochs=1",
+        "dataloaders.sampler=plate",
+        "run_name=e",
+    )
     subprocess.run([sys.executable, str(ROOT / "train_simclr.py"), *options], cwd=folder, env=environment, check=True)
     return folder / "checkpoints" / "e" / "last.pt"
 
@@ -158,13 +167,16 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(profile, caplog, mo
 
 
 def test_two_processes_write_the_same_files_as_one(profile, data_root, tmp_path):
-    profile("run_name=one", "dataloaders.num_workers=0")
+    profile("run_name=one", "dataloaders.num_workers=0", "compare=[running]")
     environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "biomass", "profile", *CELLS, "devices=2", "run_name=two", "measure_again=true"]
+    command += ["compare=[running]", "report=false"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "plate 4 of 4" in done.stdout + done.stderr
     for level in ("cells", "fields", "wells"):
+        pd.testing.assert_frame_equal(table("one", level), table("two", level), rtol=1e-4, atol=1e-5)
+    for level in ("wells_running", "wells_untrained"):
         pd.testing.assert_frame_equal(table("one", level), table("two", level), rtol=1e-4, atol=1e-5)
 
 
@@ -172,6 +184,86 @@ def test_two_processes_write_the_same_files_as_one(profile, data_root, tmp_path)
 def test_any_word_will_do(profile, word):
     profile("run_name=p", f"statistics.eval={word}", "encode_batch_size=40")
     assert np.isfinite(features(table("p"))).all()
+
+
+def word_of(name, level):
+    return pq.read_schema(f"runs/{name}/profiles_{level}.parquet").metadata[b"biomass.statistics"].decode()
+
+
+def test_wells_under_other_words_are_those_of_a_run_under_them(profile):
+    profile("run_name=p", "compare=[running,controls/all,plate]", "encode_batch_size=30")
+    made = sorted(file.name for file in Path("runs/p").glob("*.parquet"))
+    others = ["controls-all", "plate", "running", "untrained"]
+    assert made == sorted(
+        f"profiles_{n}.parquet" for n in ("cells", "fields", "wells", *(f"wells_{o}" for o in others))
+    )
+    assert [word_of("p", "wells"), word_of("p", "cells")] == ["calibrated", "calibrated"]
+    assert [word_of("p", f"wells_{one}") for one in others] == ["controls/all", "plate", "running", "untrained"]
+    profile("run_name=r", "statistics.eval=running", "report=false")
+    pd.testing.assert_frame_equal(table("p", "wells_running"), table("r"))
+    profile("run_name=c", "statistics.eval=controls", "statistics.controls=all", "encode_batch_size=30")
+    pd.testing.assert_frame_equal(table("p", "wells_controls-all"), table("c"))
+    np.testing.assert_allclose(features(table("p", "wells_plate")), features(table("p")), rtol=1e-4, atol=1e-5)
+    before = {file: file.stat().st_mtime_ns for file in Path("runs/p/compared").rglob("*.parquet")}
+    assert {file.name for file in before} == {"wells.parquet"}
+    profile("run_name=p", "compare=[running]", "postprocess=standardize")
+    assert before == {file: file.stat().st_mtime_ns for file in Path("runs/p/compared").rglob("*.parquet")}
+    assert [file.name for file in Path("runs/p").glob("profiles_wells_*")].count("profiles_wells_plate.parquet") == 0
+    assert Path("runs/p/profiles_wells_raw.parquet").exists()
+    pd.testing.assert_frame_equal(table("p", "wells_running"), table("r"))
+    profile("run_name=p")
+    assert not list(Path("runs/p").glob("profiles_wells_*"))
+
+
+def test_the_untrained_encoder_is_one_of_the_same_kind_and_of_fresh_weights(profile, caplog):
+    caplog.set_level("INFO")
+    profile("run_name=p", "compare=[calibrated]")  # the run's own word
+    assert [file.name for file in Path("runs/p").glob("profiles_wells_*")] == ["profiles_wells_untrained.parquet"]
+    fresh = (*(option for option in CELLS if "model_path" not in option), *MODEL)
+    profile("run_name=q", "statistics.eval=plate", "seed=1", of=fresh)
+    pd.testing.assert_frame_equal(table("p", "wells_untrained"), table("q"))
+    assert abs(features(table("p", "wells_untrained")) - features(table("p"))).max() > 0.01
+
+
+def test_the_wells_of_other_words_go_on_where_they_were_stopped(profile, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    write, done = profiles.write_plate, []
+
+    def stop(tables, folder, **about):
+        if len(done) == 11:
+            raise KeyboardInterrupt
+        done.append(folder)
+        write(tables, folder, **about)
+
+    monkeypatch.setattr(profiles, "write_plate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        profile("run_name=p", "compare=[running]")
+    monkeypatch.setattr(profiles, "write_plate", write)
+    profile("run_name=p", "compare=[running]")
+    assert "'running', to compare: 3 of 8 plates are there already" in caplog.text
+    assert "'untrained', to compare: 0 of 8 plates are there already" in caplog.text
+
+
+def test_a_run_of_profiles_ends_in_a_page(profile, caplog):
+    caplog.set_level("INFO")
+    profile("run_name=p", "compare=[running]", "report=true", "encode_batch_size=30")
+    assert "runs/p/report.html" in caplog.text
+    page = Path("runs/p/report.html").read_text()
+    assert "<html" in page
+    layers = pd.read_csv("runs/p/layers.csv")
+    assert set(layers["words"]) == {"running", "plate"}
+    assert Path("runs/p/samples.png").exists()
+    judged = pd.read_csv("runs/p/table.csv")
+    assert {"calibrated", "running", "untrained"} <= set(judged["statistics"])
+
+
+def test_a_page_that_cannot_be_made_does_not_lose_the_profiles(profile, monkeypatch, caplog):
+    monkeypatch.setattr("biomass.profiling.ending.save_samples", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("biomass.report.page.write_report", lambda *_: 1 / 0)
+    profile("run_name=p", "report=true")
+    assert len(table("p")) == 56
+    assert caplog.text.count("ZeroDivisionError") == 2
+    assert not Path("runs/p/report.html").exists()
 
 
 def test_a_method_of_training_is_understood(profile):
@@ -265,8 +357,9 @@ def test_classical_features_need_no_network(run):
     assert table("f")["Metadata_Count_Cells"].min() >= 1
     with pytest.raises(ConfigError, match="model_path"):
         run("profile", *options, "model_path=encoder", "run_name=r")
-    with pytest.raises(ConfigError, match="no statistics"):
-        run("profile", *options, "statistics.eval=plate", "run_name=r")
+    for more in ("statistics.eval=plate", "compare=[plate]"):
+        with pytest.raises(ConfigError, match="no statistics"):
+            run("profile", *options, more, "run_name=r")
     assert not Path("runs/r").exists()
 
 
@@ -337,6 +430,10 @@ def test_anndata_that_is_not_installed_is_said_before_anything_is_encoded(profil
         (["postprocess=tvn", "postprocess.epsilon=-1"], ConfigError, "-1"),
         (["postprocess.load=nowhere"], DataError, "nowhere"),
         (["classical.size=3"], ConfigError, "size"),
+        (["compare=[plat]"], ConfigError, "'plat'"),
+        (["compare=[running,tent]"], ConfigError, "tent"),
+        (["compare=[balanced]"], ConfigError, "balanced"),
+        (["compare=[controls/dmso]"], ConfigError, "dmso"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(profile, options, error, message):
