@@ -24,7 +24,7 @@ def verdict(folder: Path) -> Section | str:
     about = read_json(folder / EVALUATION)
     found = about.get("verdict")
     found = found if isinstance(found, Mapping) else {}
-    said = [str(one) for one in found.get("sentences") or []]
+    said = sentences_of(about)
     own = sentences(folder)
     told = told_by_training(folder)
     if not said and not own:
@@ -32,6 +32,13 @@ def verdict(folder: Path) -> Section | str:
     columns, rows = _effects(found.get("effects"))
     html = render("verdict", said=said, own=own, columns=columns, effects=rows, told=told)
     return Section("verdict", "Verdict", html)
+
+
+def sentences_of(about: Mapping[str, Any]) -> list[str]:
+    """The sentences of the verdict of ``evaluation.json``; none where it has none."""
+    found = about.get("verdict")
+    said = found.get("sentences") if isinstance(found, Mapping) else None
+    return [str(one) for one in said] if isinstance(said, list) else []
 
 
 def _effects(effects: Any) -> tuple[list[str], list[tuple[str, list[str]]]]:

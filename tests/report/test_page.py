@@ -240,3 +240,12 @@ def test_a_damaged_verdict_is_said_and_the_rest_is_there(tmp_path) -> None:
     found = page_of(run)
     assert {"factorial", "ladder", "maps", "metrics", "skipped"} <= set(found.headings)
     assert f"'{files.EVALUATION}' is damaged" in found.text
+
+
+def test_of_several_what_is_no_run_is_left_out_and_that_is_said(tmp_path, caplog) -> None:
+    run, other = write_trained(tmp_path / "run"), tmp_path / "<b>empty"
+    other.mkdir()
+    found = page_of(run, other)
+    assert "1 run side by side" in found.text
+    assert "<b>empty' holds no run" in found.text
+    assert "<b>empty' holds no run" in caplog.text
