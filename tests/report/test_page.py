@@ -69,6 +69,7 @@ def test_the_verdict_comes_first_and_what_was_skipped_and_the_command_last(page)
     assert "plate is predicted right for 91 %" in page.text
     assert "biomass evaluate profiles.parquet" in page.text
     assert "sha256:6f1ed002ab5595859014ebf0951522d9" in page.text
+    assert re.search(r"plate\s+strong 31 % of the variance, p 0.001\s+none 0.2 % of the variance, p 0.4", page.text)
     assert "all wells are of one source" in page.text
 
 
