@@ -46,13 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("tables", nargs="+", help="tables of profiles, each with or without name= before it")
     parser.add_argument("--out", type=Path, help="the folder to write to; runs/<run name> if left out")
     parser.add_argument("--run-name", help="name of the folder below runs; evaluate and the time if left out")
-    parser.add_argument("--metadata", type=Path, action="append", default=[], help="a table to join, such as a plate map")
+    parser.add_argument(
+        "--metadata", type=Path, action="append", default=[], help="a table to join, such as a plate map"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the tables")
     parser.add_argument(
         "--correction", action="append", help=f"compare these alone: {', '.join(CORRECTIONS)}; give it several times"
     )
     parser.add_argument("--pairs", type=Path, help="relationships that are known: two columns of compounds or genes")
-    parser.add_argument("--fit-first", type=int, help="plates that corrections are fitted on, to be judged on later ones")
+    parser.add_argument(
+        "--fit-first", type=int, help="plates that corrections are fitted on, to be judged on later ones"
+    )
     parser.add_argument("--map", choices=MAPS, default="umap", help="how wells are laid out in the plane")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_intermixed_args(arguments)

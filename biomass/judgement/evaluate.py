@@ -13,7 +13,6 @@ from tqdm import tqdm
 from biomass.errors import ConfigError, did_you_mean
 from biomass.judgement import batch, biology, variance
 from biomass.judgement.corrections import CORRECTIONS
-from biomass.judgement.induction import induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
@@ -55,9 +54,7 @@ class Settings(NamedTuple):
         """Raise ConfigError where a name is unknown."""
         for name in self.corrections:
             if name not in CORRECTIONS:
-                raise ConfigError(
-                    f"correction '{name}' is unknown; {did_you_mean(name, CORRECTIONS)}", "correction"
-                )
+                raise ConfigError(f"correction '{name}' is unknown; {did_you_mean(name, CORRECTIONS)}", "correction")
         if self.maps not in MAPS:
             raise ConfigError(f"maps='{self.maps}' is unknown; {did_you_mean(self.maps, MAPS)}")
 

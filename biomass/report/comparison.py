@@ -16,34 +16,35 @@ from biomass.evaluation.comparison import differences
 from biomass.judgement.results import NULL_ROWS
 from biomass.report.curves import compare_curves
 from biomass.report.factorial import heat_map
-from biomass.report.files import EVALUATION, REPORT, read_json
+from biomass.report.files import EVALUATION, read_json
+from biomass.report.finish import PAGE
 from biomass.report.judged import Judged, goodness, read_judged
 from biomass.report.markup import figure, percent, render, shade
 from biomass.report.own import Told, sentences, told_by_training
 from biomass.report.section import Section
+from biomass.report.verdict import sentences_of
 from biomass.run_files import read_config
 
 _OWN = ("run_name", "resume")  # keys that say nothing of what a run is
 
 
-def compared(folders: Sequence[Path], place: Path) -> list[Section]:
+def compared(folders: Sequence[Path], place: Path, left_out: Sequence[tuple[str, str]] = ()) -> list[Section]:
     """All sections of the page of several runs.
 
     Args:
         folders: of the runs.
         place: folder of the page, from which it leads to the pages of the runs.
+        left_out: what else was named, and why it is not there.
     """
     titles = run_titles(folders)
-    skipped: list[tuple[str, str]] = []
+    skipped = list(left_out)
     judged: dict[str, Judged] = {}
     told: dict[str, list[Told]] = {}
     said: list[list[str]] = []
     for title, folder in zip(titles, folders, strict=True):
         said.append([])
         try:
-            verdict = read_json(folder / EVALUATION).get("verdict")
-            found = verdict.get("sentences") if isinstance(verdict, Mapping) else None
-            said[-1] = [str(one) for one in found or sentences(folder)]
+            said[-1] = sentences_of(read_json(folder / EVALUATION)) or sentences(folder)
             told[title] = told_by_training(folder)
             one = read_judged(folder)
             if isinstance(one, Judged):
@@ -77,7 +78,7 @@ def run_titles(folders: Sequence[Path]) -> list[str]:
 
 def _link(folder: Path, place: Path) -> str:
     """Where the page of a run is, as seen from that of all; empty where it has none."""
-    page = folder / REPORT
+    page = folder / PAGE
     return quote(Path(os.path.relpath(page, place)).as_posix()) if page.exists() else ""
 
 

@@ -18,9 +18,6 @@ EVALUATION, METRICS, TABLE, LADDER, WELLS = (
 )
 """What ``biomass evaluate`` leaves."""
 
-REPORT = "report.html"
-"""What the page is called in the folder of a run."""
-
 
 def read_json(file: Path) -> dict[str, Any]:
     """A file that holds one object; empty where it is not there.

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from biomass.errors import BiomassError, one_line
-from biomass.report.files import REPORT
+
+PAGE = "report.html"
+"""The page, in the folder of a run."""
 
 log = logging.getLogger(__name__)
 
@@ -14,35 +16,31 @@ Step = Callable[[], object]
 """Leaves a file in the folder of the run, from which the page is made."""
 
 
-def finish(
-    folder: Path, steps: Sequence[Step] = (), others: Sequence[Path] = (), out: Path | None = None
-) -> Path | None:
-    """Make the page of a run, and say where it is.
+def finish(folder: Path, steps: Sequence[Step] = ()) -> Path | None:
+    """Make the page of a run, ``report.html`` in its folder, and say where it is.
 
     What goes wrong is a line in the log, with its reason: the run itself is finished, and its files are there.
 
     Args:
         folder: of the run.
         steps: what leaves files that the page shows, in their order; a step that fails leaves none.
-        others: folders of runs that stand beside it on the page.
-        out: where the page goes; None: ``report.html`` in the folder.
 
     Returns:
-        Where the page is; None where there is none.
+        The page; None where there is none.
     """
     for step in steps:
         _tried(step, "the page has one part less")
-    page = out or folder / REPORT
-    if not _tried(partial(_write, [folder, *others], page), "there is no page of this run"):
+    page = folder / PAGE
+    if not _tried(partial(_write, folder, page), "there is no page of this run"):
         return None
     log.info("the page of this run is %s", page)
     return page
 
 
-def _write(folders: Sequence[Path], page: Path) -> None:
+def _write(folder: Path, page: Path) -> None:
     from biomass.report.page import write_report  # of templates, which nothing else needs
 
-    write_report(folders, page)
+    write_report([folder], page)
 
 
 def _tried(step: Step, otherwise: str) -> bool:

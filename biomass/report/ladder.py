@@ -29,7 +29,8 @@ def ladder(folder: Path) -> Section | str:
         return f"no {LADDER}: no retrieval was judged at graded restrictions"
     numbers = ["value", "low", "high", "null"]
     table = read_table(file, ["statistics", "correction", "task", "restriction", "note"], numbers)
-    titles = {key: one.title for key, one in (*TASKS.items(), *RESTRICTIONS.items())}
+    titles = {key: task.title for key, task in TASKS.items()}
+    titles |= {key: restriction.title for key, restriction in RESTRICTIONS.items()}
     for column in ("task", "restriction"):
         table[column] = table[column].replace(titles)
     known = table[table["value"].notna()]

@@ -115,7 +115,7 @@ def maps_of(table: pd.DataFrame) -> list[Map]:
 
 def named(column: "pd.Series[Any]", role: str) -> dict[str, Any]:
     """The names of a column, packed, as people say them."""
-    column = column.fillna("").astype(str)
+    column = column.astype(object).where(column.notna(), "").astype(str)
     if role == CONTROL:
         column = column.map(lambda kind: _CONTROLS.get(kind, kind))
     return names(column)

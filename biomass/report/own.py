@@ -116,7 +116,7 @@ def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     classes = model.get("d_out") if isinstance(model, Mapping) else None
     chance = ""
     if isinstance(classes, int) and classes > 1:
-        chance = f" (one of {classes} classes by chance: {percent(1 / classes)})"
+        chance = f" (guessing evenly among {classes} classes: {percent(1 / classes)})"
     words: list[str] = []
     for one in told:
         if one.metric != "accuracy":

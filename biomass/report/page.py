@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,8 @@ from biomass.report.samples import sample_images
 from biomass.report.section import Section
 from biomass.report.stress import stress_test
 from biomass.report.verdict import verdict
+
+log = logging.getLogger(__name__)
 
 SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
     "verdict": verdict,
@@ -61,18 +64,29 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         ``out``.
 
     Raises:
-        DataError: a folder holds no run.
+        DataError: none of the folders holds a run; some that do not are left out, which the page says.
         ConfigError: the file cannot be written.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"'{folder}' is no folder; name the folder of a run, such as runs/my_run")
-        if not any((folder / name).exists() for name in _RUN):
-            raise DataError(f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it")
-    page = one_run(folders[0]) if len(folders) == 1 else several_runs(folders, out)
+    reasons = {folder: _why_not(folder) for folder in folders}
+    runs = [folder for folder, reason in reasons.items() if not reason]
+    if not runs:
+        raise DataError(reasons[folders[0]])
+    left_out = [(str(folder), reason) for folder, reason in reasons.items() if reason]
+    for _, reason in left_out:
+        log.warning("left out: %s", reason)
+    page = one_run(folders[0]) if len(folders) == 1 else several_runs(runs, out, left_out)
     with whole_file(out, "store") as part:
         part.write_text(page, encoding="utf-8")
     return out
+
+
+def _why_not(folder: Path) -> str:
+    """Why there can be no page of a folder; empty where there can."""
+    if not folder.is_dir():
+        return f"'{folder}' is no folder; name the folder of a run, such as runs/my_run"
+    if not any((folder / name).exists() for name in _RUN):
+        return f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it"
+    return ""
 
 
 def one_run(folder: Path) -> str:
@@ -90,10 +104,10 @@ def one_run(folder: Path) -> str:
     return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?" if is_judged else "", sections)
 
 
-def several_runs(folders: Sequence[Path], out: Path) -> str:
-    """The page of several runs, side by side."""
-    title = f"{len(folders)} runs side by side"
-    return assemble(title, "", compared(folders, out.parent))
+def several_runs(folders: Sequence[Path], out: Path, left_out: Sequence[tuple[str, str]] = ()) -> str:
+    """The page of several runs, side by side; it says what else was named and why it is not there."""
+    title = f"{len(folders)} run{'s' if len(folders) > 1 else ''} side by side"
+    return assemble(title, "", compared(folders, out.parent, left_out))
 
 
 def section_of(make: Callable[[Path], Section | str], folder: Path) -> Section | str:

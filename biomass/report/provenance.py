@@ -30,7 +30,7 @@ def skipped(folder: Path, absent: Sequence[tuple[str, str]]) -> Section | None:
         about = read_json(folder / EVALUATION)
     except DataError:  # whose reason is among the others
         about = {}
-    notes, left = ([str(one) for one in about.get(key) or []] for key in ("notes", "skipped"))
+    notes, left = ([str(one) for one in _listed(about.get(key))] for key in ("notes", "skipped"))
     if not notes and not left and not absent:
         return None
     html = render("skipped", notes=notes, skipped=left, absent=absent)
@@ -58,6 +58,11 @@ def provenance(folder: Path) -> Section:
         config="" if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
     return Section("provenance", "How it was made", html)
+
+
+def _listed(values: Any) -> list[Any]:
+    """What a file lists; nothing where something else stands there."""
+    return values if isinstance(values, list) else []
 
 
 def _items(values: Any) -> list[tuple[str, str]]:

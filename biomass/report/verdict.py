@@ -1,22 +1,14 @@
 """The verdict, in words, and how sure it is."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from biomass.report.files import EVALUATION, read_json
-from biomass.report.markup import figure, percent, render
+from biomass.report.files import EVALUATION, number, read_json
+from biomass.report.markup import percent, render
 from biomass.report.own import sentences, told_by_training
 from biomass.report.section import Section
-
-_COLUMNS = {
-    "word": "is it there",
-    "share": "share of variance",
-    "deviation": "size, in standard deviations of like wells",
-    "reason": "what should be known",
-}
-"""What is known of an effect (:class:`biomass.judgement.effects.Effect`), as headings."""
-_OMITTED = ("name", "least", "there")
 
 
 def verdict(folder: Path) -> Section | str:
@@ -24,7 +16,7 @@ def verdict(folder: Path) -> Section | str:
     about = read_json(folder / EVALUATION)
     found = about.get("verdict")
     found = found if isinstance(found, Mapping) else {}
-    said = [str(one) for one in found.get("sentences") or []]
+    said = sentences_of(about)
     own = sentences(folder)
     told = told_by_training(folder)
     if not said and not own:
@@ -34,28 +26,26 @@ def verdict(folder: Path) -> Section | str:
     return Section("verdict", "Verdict", html)
 
 
-def _effects(effects: Any) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """What is known of effects, as a table: its columns, and for each effect a text in each of them."""
+def sentences_of(about: Mapping[str, Any]) -> list[str]:
+    """The sentences of the verdict of ``evaluation.json``; none where it has none."""
+    found = about.get("verdict")
+    said = found.get("sentences") if isinstance(found, Mapping) else None
+    return [str(one) for one in said] if isinstance(said, list) else []
+
+
+def _effects(effects: Any) -> tuple[list[str], list[tuple[str, list[dict[str, str]]]]]:
+    """What is known of effects, as a table: pairs of statistics and correction, and each effect under all of them."""
     if not isinstance(effects, Mapping):
         return [], []
-    facts = {str(name): one if isinstance(one, Mapping) else {"": one} for name, one in effects.items()}
-    keys = list(dict.fromkeys(key for one in facts.values() for key in one if key not in _OMITTED))
-    rows = [(name, [_fact(key, one.get(key)) for key in keys]) for name, one in facts.items()]
-    return [_COLUMNS.get(key, str(key).replace("_", " ")) for key in keys], rows
+    pairs = {str(pair): found for pair, found in effects.items() if isinstance(found, Mapping)}
+    names = dict.fromkeys(str(name) for found in pairs.values() for name in found)
+    return list(pairs), [(name, [_cell(found.get(name)) for found in pairs.values()]) for name in names]
 
 
-def _fact(key: str, value: Any) -> str:
-    """A fact of an effect, as text."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return percent(value) if key == "share" else f"{value:.2g}" if key == "p" else figure(float(value))
-    return _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return figure(float(value))
-    if isinstance(value, list | tuple):
-        return " – ".join(_text(one) for one in value)
-    return "–" if value is None else str(value)
+def _cell(effect: Any) -> dict[str, str]:
+    """What a judgement says of an effect (:class:`biomass.judgement.effects.Effect`)."""
+    facts = effect if isinstance(effect, Mapping) else {}
+    share, p = number(facts.get("share")), number(facts.get("p"))
+    size = [f"{percent(max(share, 0))} of the variance"] if math.isfinite(share) else []
+    size += [f"p {p:.2g}"] if math.isfinite(p) else []
+    return {"word": str(facts.get("word") or "–"), "size": ", ".join(size), "reason": str(facts.get("reason") or "")}

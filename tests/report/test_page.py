@@ -65,10 +65,11 @@ def page(judged):
 
 
 def test_the_verdict_comes_first_and_what_was_skipped_and_the_command_last(page) -> None:
-    assert page.headings == ["verdict", "factorial", "ladder", "maps", "metrics", "skipped", "provenance"]
+    assert page.headings == ["verdict", "factorial", "ladder", "maps", "plates", "metrics", "skipped", "provenance"]
     assert "plate is predicted right for 91 %" in page.text
     assert "biomass evaluate profiles.parquet" in page.text
     assert "sha256:6f1ed002ab5595859014ebf0951522d9" in page.text
+    assert re.search(r"plate\s+strong 31 % of the variance, p 0.001\s+none 0.2 % of the variance, p 0.4", page.text)
     assert "all wells are of one source" in page.text
 
 
@@ -166,18 +167,15 @@ def test_wells_without_a_place_are_missing_in_that_map_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "section", "said"),
     [
-        (write_trained, ["On val, 55 % of the images", "chance: 4 %", "after epoch 2, had 60 %", "'plate'", "20 %"]),
-        (
-            write_stress,
-            ["On whole plates, the statistics 'plate' answer 70 %", "65 % to 75 %", "'running' answer 40 %"],
-        ),
+        (write_trained, "curves", ["On val, 55 % of the images", "25 classes: 4 %", "epoch 2, had 60 %", "20 %"]),
+        (write_stress, "stress", ["the statistics 'plate' answer 70 %", "65 % to 75 %", "'running' answer 40 %"]),
     ],
 )
-def test_runs_that_were_not_judged_have_a_page_with_what_is_there(tmp_path, write, said) -> None:
+def test_runs_that_were_not_judged_have_a_page_with_what_is_there(tmp_path, write, section, said) -> None:
     found = page_of(write(tmp_path / "run"))
-    assert found.headings == ["verdict", "skipped", "provenance"]
+    assert found.headings == ["verdict", section, "skipped", "provenance"]
     assert not [text for text in said if text not in found.text]
     assert files.METRICS in found.text  # why there is no more
 
@@ -195,8 +193,10 @@ def test_a_damaged_file_costs_its_section_alone(tmp_path, name, content) -> None
     run = write_judged(tmp_path / "run", plates=2)
     (run / name).write_text(content)
     found = page_of(run)
-    lost = {files.METRICS: {"factorial", "metrics"}, files.LADDER: {"ladder"}, files.WELLS: {"maps"}}[name]
-    assert {"verdict", "factorial", "ladder", "maps", "metrics", "skipped", "provenance"} - set(found.headings) == lost
+    lost = {files.METRICS: {"factorial", "metrics"}, files.LADDER: {"ladder"}, files.WELLS: {"maps", "plates"}}[name]
+    assert {"verdict", "factorial", "ladder", "maps", "plates", "metrics", "skipped", "provenance"} - set(
+        found.headings
+    ) == lost
     assert name in found.text
 
 
@@ -208,7 +208,7 @@ def test_runs_side_by_side_have_a_column_each(tmp_path) -> None:
     (runs[1] / files.EVALUATION).write_text(json.dumps(about))
     write_report([runs[1]], runs[1] / "report.html")
     found = page_of(*runs)
-    assert found.headings == ["verdict", "metrics", "training", "differences"]
+    assert found.headings == ["verdict", "metrics", "training", "curves", "differences"]
     assert [a["href"] for t, a in found.tags if t == "a" and not str(a["href"]).startswith("#")] == ["b/report.html"]
     assert "sha256:other" in found.text
     assert "55 %" in found.text
@@ -241,3 +241,12 @@ def test_a_damaged_verdict_is_said_and_the_rest_is_there(tmp_path) -> None:
     found = page_of(run)
     assert {"factorial", "ladder", "maps", "metrics", "skipped"} <= set(found.headings)
     assert f"'{files.EVALUATION}' is damaged" in found.text
+
+
+def test_of_several_what_is_no_run_is_left_out_and_that_is_said(tmp_path, caplog) -> None:
+    run, other = write_trained(tmp_path / "run"), tmp_path / "<b>empty"
+    other.mkdir()
+    found = page_of(run, other)
+    assert "1 run side by side" in found.text
+    assert "<b>empty' holds no run" in found.text
+    assert "<b>empty' holds no run" in caplog.text

@@ -137,11 +137,14 @@ biomass.scatter = function (element, data) {
     return lines;
   }
 
+  const hint = biomass.element("p", { class: "quiet" });
   const list = biomass.element("ul", { class: "categories", "aria-label": "legend" });
   function legend() {
     const field = fields[role], codes = field.values.map((_, i) => i);
     const nominal = !data.ordered.includes(role);
     if (nominal) codes.sort((a, b) => field.sizes[b] - field.sizes[a]);
+    const few = nominal && colors.includes(biomass.missing) && field.values.length > 8;
+    hint.textContent = few ? "The commonest " + most + " have a colour. Press any name to see it alone." : "Press a name to see it alone.";
     list.replaceChildren(
       ...codes.filter((code) => field.sizes[code]).map((code) => {
         const swatch = biomass.element("i", { "aria-hidden": "true" });
@@ -175,7 +178,7 @@ biomass.scatter = function (element, data) {
   });
   choose.querySelector("select").value = role;
   const holder = biomass.element("div", { class: "panels maps" });
-  element.append(biomass.element("div", { class: "controls" }, choose), list, holder);
+  element.append(biomass.element("div", { class: "controls" }, choose), list, hint, holder);
   recolor();
   for (const panel of panels) {
     const place = biomass.element("div", { class: "plot" });
