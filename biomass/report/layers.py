@@ -29,6 +29,7 @@ def layer_distances(folder: Path) -> Section | str:
         table = read_table(file, ["layer", "words"], ["depth", "distance", "chance"])
     else:
         table["chance"] = np.nan
+    table = table.dropna(subset=["depth"])
     if not np.isfinite(table["distance"]).any():
         return "layers.csv holds no distance"
     words: list[str] = list(dict.fromkeys(table["words"]))

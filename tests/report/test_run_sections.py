@@ -125,6 +125,20 @@ def test_a_damaged_stress_test_is_one_line(tmp_path) -> None:
         stress_test(tmp_path)
 
 
+def test_values_that_are_none_are_one_line_or_left_out(tmp_path) -> None:
+    write_stress(tmp_path)
+    (tmp_path / "stress.json").write_text('{"classes": "many"}')
+    assert ">chance<" not in section(stress_test(tmp_path)).html
+    text = (tmp_path / "stress.csv").read_text()
+    (tmp_path / "stress.csv").write_text(text.replace(",16,", ",sixteen,"))
+    with pytest.raises(DataError, match="sixteen"):
+        stress_test(tmp_path)
+    write_log(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('\n3\n{"step": "x"}\n{"step": 50, "train/loss": null, "val/loss": NaN}\n')
+    assert "nan" not in section(learning_curves(tmp_path)).html
+
+
 def write_samples(folder, plates: int = 3, side: int = 8) -> np.ndarray:
     """Grey values that say plate, image, channel and place."""
     pixels = np.zeros((plates, side, 2, 2, side), np.uint8)  # of plate, y, image, channel, x
