@@ -61,8 +61,11 @@ def _about(hostile: bool, rows: int) -> dict[str, Any]:
                 *evil,
             ],
             "effects": {
-                "plate": {"name": "plate", "word": "strong", "share": 0.31, "deviation": 0.8, "p": 0.001, "reason": ""},
-                "experiment": {"name": "experiment", "word": "cannot be told", "share": None, "p": None, "reason": why},
+                "running · none": {
+                    "plate": {"name": "plate", "word": "strong", "share": 0.31, "p": 0.001, "reason": ""},
+                    "experiment": {"name": "experiment", "word": "cannot be told", "share": None, "reason": why},
+                },
+                "plate · none": {"plate": {"name": "plate", "word": "none", "share": 0.002, "p": 0.4, "reason": ""}},
             },
         },
     }

@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from biomass.report import svg
-from biomass.report.files import read_table
+from biomass.report.files import number, read_table
 from biomass.report.markup import name, percent
 from biomass.report.section import Section
 from biomass.run_files import read_log
@@ -21,7 +21,7 @@ _NAMED = 40  # plates that are named in a chart
 
 def learning_curves(folder: Path) -> Section | str:
     """Accuracy, loss and gradient norm of a training run, and the accuracy of its plates."""
-    log = read_log(folder)
+    log = _log(folder)
     splits = [split for split in _splits(log) if _points(log, f"{split}/accuracy") or _points(log, f"{split}/loss")]
     if not splits:
         return "no learning curves: no network was trained in this run"
@@ -53,7 +53,7 @@ def compare_curves(folders: Mapping[str, Path]) -> Section | str:
     Args:
         folders: name of a run → its folder.
     """
-    logs = {run: read_log(folder) for run, folder in folders.items()}
+    logs = {run: _log(folder) for run, folder in folders.items()}
     splits = list(dict.fromkeys(split for log in logs.values() for split in _splits(log)))
     charts = []
     runs = list(logs)
@@ -94,6 +94,11 @@ def compare_curves(folders: Mapping[str, Path]) -> Section | str:
     )
 
 
+def _log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a log that hold values of a step."""
+    return [line for line in read_log(folder) if isinstance(line, dict) and isinstance(line.get("step"), int | float)]
+
+
 def _splits(log: Sequence[Mapping[str, Any]]) -> list[str]:
     """The splits of a log, training first; scores of another kind have two strokes in their names."""
     found = dict.fromkeys(key.partition("/")[0] for line in log for key in line if key.count("/") == 1)
@@ -102,14 +107,14 @@ def _splits(log: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _points(log: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
     """Step and value of a metric, wherever it was logged."""
-    return [(float(line["step"]), float(line[metric])) for line in log if metric in line and "step" in line]
+    return [(float(line["step"]), float(line[metric])) for line in log if isinstance(line.get(metric), int | float)]
 
 
 def _pace(log: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
     """Steps of an epoch, as evaluations tell, and ``epoch``; 1 and ``step`` where it cannot be told."""
     for line in log:
         evaluated = any("/" in key and not key.startswith("train/") for key in line)
-        if evaluated and line.get("epoch", 0) > 0 and line.get("step", 0) > 0:
+        if evaluated and number(line.get("epoch")) > 0 and line["step"] > 0:
             return line["step"] / line["epoch"], "epoch"
     return 1.0, "step"
 
@@ -137,7 +142,7 @@ def _plates(table: pd.DataFrame, splits: Sequence[str]) -> Markup:
     """A chart a split, a dot a plate, the worst at the bottom."""
     charts = []
     for split, some in table.groupby("split", sort=False):
-        number = splits.index(str(split)) if split in splits else 0
+        kind = splits.index(str(split)) if split in splits else 0
         some = some.sort_values("accuracy", ascending=False, kind="stable")
         step = 15 if len(some) <= _NAMED else max(2, 600 // len(some))
         worst, mean = some.iloc[-1], float(some["accuracy"].mean())
@@ -150,7 +155,7 @@ def _plates(table: pd.DataFrame, splits: Sequence[str]) -> Markup:
             ends=(0.0, 1.0),
             levels={"mean": mean},
             percent=True,
-            kinds=[number] * len(some),
+            kinds=[kind] * len(some),
             step=step,
         )
         words = Markup("<p>Mean {}; worst {} ({}).</p>").format(

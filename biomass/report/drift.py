@@ -22,8 +22,8 @@ LEAD = (
 DRIFT = "drift"
 """The metric that tells how far profiles have moved."""
 
-_TEXT = ("correction", "refit_only", "k", "plates", "metric", "note")
-_NUMBERS = ("fit", "fit_low", "fit_high", "later", "later_low", "later_high", "null")
+_TEXT = ("correction", "refit_only", "metric", "note")
+_NUMBERS = ("k", "plates", "fit", "fit_low", "fit_high", "later", "later_low", "later_high", "null")
 _FIT, _LATER = 0, 1  # numbers of the styles of dots
 
 
@@ -34,7 +34,7 @@ def drift(folder: Path) -> Section | str:
         return "no drift.csv: no correction was fitted on first plates and judged on later ones in this run"
     if "axis" in read_table(file, []):
         return "drift.csv is that of a stress test, which is shown there"
-    table = read_table(file, _TEXT, _NUMBERS)
+    table = read_table(file, _TEXT, _NUMBERS).dropna(subset=["k", "plates"]).astype({"k": int, "plates": int})
     if table.empty:
         return "drift.csv holds no value"
     table["pair"] = table["correction"] + np.where(_is_true(table["refit_only"]), " (refit only)", "")
@@ -53,7 +53,7 @@ def drift(folder: Path) -> Section | str:
         parts.append(Markup("<h3>First plates and later ones</h3>"))
         parts.append(svg.legend(["plates that the correction was fitted on", "later plates"], styles))
         order = rest["metric"].map(list(dict.fromkeys(rest["metric"])).index)
-        charts = [_chart(some, about) for _, some in rest.groupby([order, rest["k"].astype(int)])]
+        charts = [_chart(some, about) for _, some in rest.groupby([order, "k"])]
         parts.append(svg.side_by_side(charts))
     return Section("drift", "Plates that come later", Markup("").join(parts) + _reasons(table), lead=LEAD)
 

@@ -29,6 +29,7 @@ def layer_distances(folder: Path) -> Section | str:
         table = read_table(file, ["layer", "words"], ["depth", "distance", "chance"])
     else:
         table["chance"] = np.nan
+    table = table.dropna(subset=["depth"])
     if not np.isfinite(table["distance"]).any():
         return "layers.csv holds no distance"
     words: list[str] = list(dict.fromkeys(table["words"]))
@@ -79,14 +80,12 @@ def _words(table: pd.DataFrame, words: list[str]) -> Markup:
             continue
         most, last = of.iloc[int(of["distance"].argmax())], of.iloc[-1]
         chance = f" (chance {figure(last['chance'])})" if np.isfinite(last["chance"]) else ""
-        told.append(
-            Markup("<li>{}: plates differ most at {} ({}); at {}, behind all layers, by {}{}.</li>").format(
-                name(_CALLED.get(word, word)),
-                name(most["layer"], 40),
-                figure(most["distance"]),
-                name(last["layer"], 40),
-                figure(last["distance"]),
-                chance,
-            )
-        )
+        where = Markup("{}: {}{}")
+        end = where.format(name(last["layer"], 40), figure(last["distance"]), chance)
+        if most["layer"] == last["layer"]:
+            text = Markup("plates differ most behind all layers, {}").format(end)
+        else:
+            first = where.format(name(most["layer"], 40), figure(most["distance"]), "")
+            text = Markup("plates differ most at {}; behind all layers, {}").format(first, end)
+        told.append(Markup("<li>{}: {}.</li>").format(name(_CALLED.get(word, word)), text))
     return Markup("<ul>{}</ul>").format(Markup("").join(told))

@@ -98,7 +98,7 @@ def drawn_values(table: pd.DataFrame) -> list[Value]:
         kind, _, rest = str(column).partition("|")
         if kind not in TITLES or (kind == "cells") == bool(rest):
             continue
-        values = table[column].to_numpy(np.float64)
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
         known = values[np.isfinite(values)]
         if not len(known):
             continue

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from biomass.errors import DataError, one_line
+from biomass.evaluation.plots import natural
 from biomass.report.files import read_json
 from biomass.report.markup import figure, name
 from biomass.report.section import Section
@@ -36,15 +37,19 @@ def sample_images(folder: Path) -> Section | str:
             for channel, low, high in zip(channels, about["low"], about["high"], strict=True)
         ]
         shown, all_of_them = len(about["plates"]), int(about["of"])
+        controls = sum(bool(plate["controls"]) for plate in about["plates"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"'samples.png' is damaged ({one_line(error)}): run the command that made it again") from error
     coded = _encode(strips)
-    figures = [_plate(plate, image, channels) for plate, image in zip(about["plates"], coded, strict=True)]
+    pairs = sorted(zip(about["plates"], coded, strict=True), key=lambda pair: natural(str(pair[0]["plate"])))
+    figures = [_plate(plate, image, channels) for plate, image in pairs]
     how_many = f"{shown} of {all_of_them} plates" if shown < all_of_them else f"all {shown} plates"
+    some = "of any wells" if not controls else f"of negative controls on {controls} of them"
+    of_what = "of negative controls" if controls == shown else some
     words = Markup(
-        "<p>Images of {}, of negative controls where there are any, after the transform of the evaluation. Left to "
-        "right: the channels; black and white are the same values on all plates: {}.</p>"
-    ).format(how_many, Markup(", ").join(greys))
+        "<p>Images of {}, {}, after the transform of the evaluation. Left to right: the channels; black and white are "
+        "the same values on all plates: {}.</p>"
+    ).format(how_many, of_what, Markup(", ").join(greys))
     grid = Markup('<div class="samples" style="display:flex;flex-wrap:wrap;gap:.8em">{}</div>')
     return Section("samples", "What the network sees", words + grid.format(Markup("").join(figures)), lead=LEAD)
 

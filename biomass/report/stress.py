@@ -1,13 +1,15 @@
 """How a classifier holds on small, uneven and uncontrolled plates, under every word for statistics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
 
+from biomass.errors import DataError, one_line
 from biomass.evaluation.stress import AXES, COLUMNS, axis_values
 from biomass.report import svg
-from biomass.report.files import read_json, read_table
+from biomass.report.files import number, read_json, read_table
 from biomass.report.markup import name, percent
 from biomass.report.section import Section
 
@@ -23,17 +25,27 @@ def stress_test(folder: Path) -> Section | str:
     """A chart an axis: accuracy against wells, label shift, controls, strength of an effect, wells read so far."""
     if not (folder / "stress.csv").exists():
         return "no stress test: biomass stress makes one"
-    table = read_table(folder / "stress.csv", COLUMNS[:4], COLUMNS[4:])
-    classes = float(read_json(folder / "stress.json").get("classes") or "nan")
+    table = _read(folder / "stress.csv", COLUMNS[:4], COLUMNS[4:])
+    classes = number(read_json(folder / "stress.json").get("classes"))
     words = list(dict.fromkeys(table["statistics"]))
     parts = [_said(table, classes), svg.legend(words), svg.side_by_side(_charts(table, "accuracy", words, classes))]
     if (folder / "drift.csv").exists():
         drift = read_table(folder / "drift.csv", ["statistics"])
         if "axis" in drift:
-            drift = read_table(folder / "drift.csv", ["statistics", "axis", "value"], ["drift", "low", "high"])
+            drift = _read(folder / "drift.csv", ["statistics", "axis", "value"], ["drift", "low", "high"])
             parts.append(Markup("<h3>How much predictions still change while a plate is read</h3>"))
             parts.append(svg.side_by_side(_charts(drift, "drift", words, float("nan"))))
     return Section("stress", "Stress test", Markup("").join(parts), lead=LEAD)
+
+
+def _read(file: Path, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """A table of a stress test whose values on the axes are numbers, or ``all``."""
+    table = read_table(file, texts, numbers)
+    try:
+        axis_values(table)
+    except ValueError as error:
+        raise DataError(f"'{file.name}' is damaged ({one_line(error)}): run biomass stress again") from error
+    return table
 
 
 def _charts(table: pd.DataFrame, measure: str, words: list[str], classes: float) -> list[Markup]:

@@ -24,6 +24,7 @@ GRID, GREY = "#d9d9d9", "#6b6b6b"
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
 """Margins of a chart, in its units, which are pixels where there is room."""
 
+_DECADES = 1e-4  # values below this share of the largest lie on the lower end of a logarithmic axis
 LETTER = 0.62  # mean width of a letter, in its height
 
 
@@ -70,8 +71,8 @@ def ticks(low: float, high: float, most: int = 5, log: bool = False) -> list[flo
     """
     if log:
         values = LogLocator(numticks=most + 2).tick_values(low, high)
-    else:
-        values = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        return [float(value) for value in values if low * 0.999 <= value <= high * 1.001]
+    values = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     room = 1e-9 * (high - low)
     return [float(np.round(value, 12)) for value in values if low - room <= value <= high + room]
 
@@ -100,7 +101,7 @@ def chart(
         names: of the places 0 … on the axis, where it has names, not numbers.
         y: ends of the axis; None: of what is shown.
         levels: horizontal lines, such as that of chance: name → value.
-        log: of the values.
+        log: of the values; those far below the largest, and 0, lie on the axis.
         percent: values are shares, shown as percent.
         size: width and height.
         styles: of the lines; empty: :func:`style` of their numbers.
@@ -323,6 +324,7 @@ def _ends(
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
     if log:
+        low = max(low, high * _DECADES)
         low, high = 10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high))
         return (low, high * 10) if low == high else (low, high)
     if low == high:

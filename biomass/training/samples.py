@@ -79,7 +79,6 @@ def save_samples(
         "height": height,
         "width": width,
         "images": _SHOWN,
-        "size": list(screen.pixels.size),
         "of": len(np.unique(screen.plate_ids)),
         "plates": [_about(screen, plate, chosen, controls) for plate, (_, chosen, controls) in found.items()],
     }
@@ -133,12 +132,9 @@ def _about(screen: Screen, plate: int, rows: np.ndarray, controls: bool) -> dict
     if "compound" in table:
         compound = table["compound"].astype(str)
         given = np.where(compound == "", given, compound)
-    wells, control = table["well"].astype(str), table["control"].astype(str)
+    wells = table["well"].astype(str)
     return {
         "plate": screen.plate_names[plate],
         "controls": controls,
-        "images": [
-            {"well": well, "treatment": str(treatment), "control": kind, "name": str(screen.pixels.name(int(row)))}
-            for row, well, treatment, kind in zip(rows, wells, given, control, strict=True)
-        ],
+        "images": [{"well": well, "treatment": str(one)} for well, one in zip(wells, given, strict=True)],
     }

@@ -125,6 +125,20 @@ def test_a_damaged_stress_test_is_one_line(tmp_path) -> None:
         stress_test(tmp_path)
 
 
+def test_values_that_are_none_are_one_line_or_left_out(tmp_path) -> None:
+    write_stress(tmp_path)
+    (tmp_path / "stress.json").write_text('{"classes": "many"}')
+    assert ">chance<" not in section(stress_test(tmp_path)).html
+    text = (tmp_path / "stress.csv").read_text()
+    (tmp_path / "stress.csv").write_text(text.replace(",16,", ",sixteen,"))
+    with pytest.raises(DataError, match="sixteen"):
+        stress_test(tmp_path)
+    write_log(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('\n3\n{"step": "x"}\n{"step": 50, "train/loss": null, "val/loss": NaN}\n')
+    assert "nan" not in section(learning_curves(tmp_path)).html
+
+
 def write_samples(folder, plates: int = 3, side: int = 8) -> np.ndarray:
     """Grey values that say plate, image, channel and place."""
     pixels = np.zeros((plates, side, 2, 2, side), np.uint8)  # of plate, y, image, channel, x
@@ -133,7 +147,7 @@ def write_samples(folder, plates: int = 3, side: int = 8) -> np.ndarray:
         np.uint8
     )
     Image.fromarray(pixels.reshape(plates * side, -1)).save(folder / "samples.png")
-    images = [{"well": "A01", "treatment": EVIL, "control": "", "name": "x.png"}] * 2
+    images = [{"well": "A01", "treatment": EVIL}] * 2
     about = {
         "channels": ["DNA", EVIL], "low": [-1.0, 0], "high": [2, 3], "height": side, "width": side, "images": 2,
         "of": 9,
@@ -151,7 +165,7 @@ def pictures(html: str) -> list[np.ndarray]:
 def test_a_picture_a_plate_has_images_below_each_other_and_channels_side_by_side(tmp_path) -> None:
     write_samples(tmp_path)
     html = section(samples.sample_images(tmp_path)).html
-    assert "3 of 9 plates" in html
+    assert "Images of 3 of 9 plates, of negative controls, after" in html
     shown = pictures(html)
     assert [one.shape for one in shown] == [(16, 16)] * 3
     for plate, picture in enumerate(shown):
@@ -208,8 +222,8 @@ def write_layers(folder, number: int = 5) -> None:
 def test_layers_are_named_where_plates_differ_most_before_and_after(tmp_path) -> None:
     write_layers(tmp_path)
     html = section(layer_distances(tmp_path)).html
-    assert re.search(r"before \(running\)</bdi>: plates differ most at <bdi>layers\.1\.norm</bdi> \(0\.90\)", html)
-    assert re.search(r"after \(plate\)</bdi>: .*\(0\.09\d?\)", html)
+    assert re.search(r"before \(running\)</bdi>: plates differ most at <bdi>layers\.1\.norm</bdi>: 0\.90;", html)
+    assert re.search(r"after \(plate\)</bdi>: plates differ most at .*: 0\.09", html)
     assert lines_of(html, "by chance (plate)") == 1
 
 

@@ -35,6 +35,13 @@ def test_a_decade_has_the_same_height_everywhere_on_a_logarithmic_axis() -> None
     assert {"0.1", "1", "10"} <= set(texts(chart))
 
 
+def test_values_that_are_0_but_for_rounding_do_not_stretch_a_logarithmic_axis() -> None:
+    chart = svg.chart([svg.Line("a", [0, 1, 2], [2e-15, 0.0, 1.0])], "", "", log=True)
+    y = [float(c.get("cy") or 0) for c in drawn(chart).iter("circle")]
+    assert y[0] == y[1] > y[2]
+    assert set(texts(chart)) >= {"1", "0.01"}
+
+
 def test_a_line_has_a_gap_where_a_value_is_missing() -> None:
     chart = svg.chart([svg.Line("a", range(5), [1, 2, np.nan, 2, 1])], "", "")
     paths = [path.get("d") or "" for path in drawn(chart).iter("path") if path.get("fill") == "none"]

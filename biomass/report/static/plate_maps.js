@@ -89,6 +89,8 @@ biomass.plate_maps = function (element, data) {
   }
 
   function draw(context, width, plate) {
+    context.canvas.style.maxWidth = "100%"; // of a sheet of paper, which may be narrower
+    context.canvas.style.height = "auto";
     const { margin, side } = layout(plate, width);
     context.fillStyle = "#444";
     context.font = "9px sans-serif";
@@ -192,7 +194,7 @@ biomass.plate_maps = function (element, data) {
       show();
     },
   );
-  const hint = make("p", {}, treatment ? "Choose a well to outline all wells with its treatment." : "");
+  const hint = make("p", { class: "noprint" }, treatment ? "Choose a well to outline all wells with its treatment." : "");
   element.append(make("div", { class: "controls" }, first, pairs.length ? second : null, third), legend, hint, grid);
 
   function sample(control, colour) {
