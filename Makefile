@@ -1,5 +1,5 @@
 # Every target makes .venv and installs what is missing by itself; a second call starts at once.
-#   make demo    simulated screen, vanilla and BEN side by side, a table and a picture, in minutes
+#   make demo    simulated screen, vanilla and BEN side by side: a table, a picture, pages, in minutes
 #   make test    tests, and the examples in docstrings      make slow   the tests that take minutes
 #   make lint    ruff, mypy, codespell                      make bench  ratios, measured side by side
 PYTHON ?= python3

@@ -5,7 +5,7 @@
     biomass evaluate wells.csv.gz --metadata images.csv --metadata moa.csv --set 'control.negative=[DMSO]'
     biomass evaluate runs/my_profiles
 
-``<table>`` is a table of profiles of wells, fields or cells: of ``biomass profile``, of CellProfiler and pycytominer, of
+``<table>`` is a table of profiles of wells, fields or cells: of ``biomass profile``, of CellProfiler, pycytominer or
 DeepProfiler, AnnData, or any other whose features are numbers. Columns are found by their usual names, and the page
 says which were taken; others are named: ``--set columns.treatment='[compound, dose]' --set columns.plate=barcode --set
 'control.negative=[DMSO]'``. Several tables, each with a name and ``=`` before it, are the rows of one factorial table
@@ -25,13 +25,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.config import run_name
 from biomass.errors import ConfigError, did_you_mean
-from biomass.judgement.biology import read_pairs
+from biomass.evaluation.profiles import COMPARED, RAW, STATISTICS
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.evaluate import DEFAULT, MAPS, Settings, evaluate
+from biomass.judgement.raw import OWN
 from biomass.judgement.read import read_profiles
+from biomass.judgement.relationships import read_pairs
 from biomass.report.page import write_report
 
 PLACE = 80
@@ -75,19 +79,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judged.check()
         files = named_tables(args.tables)
         folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
-        tables = {name: read_profiles(file, args.metadata, **settings) for name, file in files.items()}
+        tables = {
+            name: read_profiles(file, args.metadata, settings.get("columns"), settings.get("control"))
+            for name, file in files.items()
+        }
         evaluate(tables, folder, judged, about(files, sys.argv[1:] if arguments is None else list(arguments)))
         page = write_report([folder], folder / "report.html")
         print(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")
 
 
 def named_tables(given: Sequence[str]) -> dict[str, Path]:
-    """Name → file, of words of the command line.
+    """Name → file, of words of the command line. The folder of a ``biomass profile`` holds several.
 
     Raises:
         ConfigError: two have the same name, or there is no such file.
     """
-    ...
+    files: dict[str, Path] = {}
+    for word in given:
+        name, equals, path = word.partition("=")
+        file = Path(word) if not equals or Path(word).exists() else Path(path)
+        if not file.exists():
+            raise ConfigError(
+                f"there is no '{file}'; give a table of profiles, or the folder of a run of biomass profile"
+            )
+        found = {name: file} if file != Path(word) else profiles_of(file)
+        for one, of_it in found.items():
+            if one in files:
+                raise ConfigError(
+                    f"'{files[one]}' and '{of_it}' are both called '{one}'; write another name and '=' before one"
+                )
+            files[one] = of_it
+    return files
+
+
+def profiles_of(file: Path) -> dict[str, Path]:
+    """Name → file of the profiles at a place: those of wells in the folder of a run, under their words."""
+    wells = file / OWN[0]
+    if not wells.is_file():
+        return {"profiles": file}
+    raw = file / RAW
+    others = [one for one in sorted(file.glob(COMPARED.format(word="*"))) if one != raw]
+    return {_word(one): one for one in (raw if raw.is_file() else wells, *others)}
+
+
+def _word(file: Path) -> str:
+    """The word for statistics that profiles were made under, as their file says; else the name of the file."""
+    about: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
+    return about.get(STATISTICS.encode(), file.stem.encode()).decode()
 
 
 def about(files: dict[str, Path], arguments: Sequence[str]) -> dict[str, Any]:

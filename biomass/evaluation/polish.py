@@ -51,25 +51,27 @@ def median_polish(values: np.ndarray, least: int = 1) -> Polish:
     >>> found.overall.tolist(), found.rows.tolist(), found.columns.tolist(), found.residuals.max().item()
     ([12.0], [[-10.0, 0.0, 10.0]], [[-1.0, 0.0, 1.0]], 70.0)
     """
-    count = len(values)
-    overall = _median(values.reshape(count, -1))
-    rest = values - overall[:, None, None]
+    overall = _median(values.reshape(len(values), -1))
     rows = np.zeros(values.shape[:2], values.dtype)
-    columns = np.zeros((count, values.shape[2]), values.dtype)
+    columns = np.zeros((len(values), values.shape[2]), values.dtype)
     known = ~np.isnan(values)
     many = known.sum(2) >= least, known.sum(1) >= least
-    size = np.inf
+    at, size = np.arange(len(values)), np.full(len(values), np.inf)  # the features that are not settled yet
+    rest = values - overall[:, None, None]
     for _ in range(ROUNDS):
-        for effects, enough, turned in ((rows, many[0], False), (columns, many[1], True)):
-            effects += np.where(enough, _median(rest.swapaxes(1, 2) if turned else rest), 0)
-            middle = _median(np.where(enough, effects, np.nan))
-            effects -= np.where(enough, middle[:, None], 0)
-            overall += middle
-            rest = values - (overall[:, None, None] + rows[:, :, None] + columns[:, None, :])
-        before, size = size, float(np.nansum(np.abs(rest)))
-        if before - size <= _SETTLED * size:
+        for effects, enough, turned in ((rows, many[0][at], False), (columns, many[1][at], True)):
+            change = _median(rest.swapaxes(1, 2) if turned else rest)
+            new = effects[at] + np.where(enough, change, 0)
+            middle = _median(np.where(enough, new, np.nan))
+            effects[at] = new - np.where(enough, middle[:, None], 0)
+            overall[at] += middle
+            rest = values[at] - (overall[at][:, None, None] + rows[at][:, :, None] + columns[at][:, None, :])
+        before, size = size, np.nansum(np.abs(rest), axis=(1, 2))
+        more = before - size > _SETTLED * size
+        at, size, rest = at[more], size[more], rest[more]
+        if not len(at):
             break
-    return Polish(overall, rows, columns, rest)
+    return Polish(overall, rows, columns, values - (overall[:, None, None] + rows[:, :, None] + columns[:, None, :]))
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,20 @@ fitted to all wells at once, so that treatments which are not evenly spread over
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import wraps
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import COMPOUND, CONTROL, EXPERIMENT, PLATE, TREATMENT, Profiles
+
+T = TypeVar("T")
 
 COMPONENTS = 50
 """Principal components that are looked at, at most."""
@@ -163,11 +168,25 @@ class Wells:
         return known
 
 
-_last: list[tuple[weakref.ref[np.ndarray], weakref.ref[object], int, Wells]] = []
+def kept(make: Callable[[Profiles, int], T]) -> Callable[[Profiles, int], T]:
+    """Keep the last answer, for as long as its profiles live: several metrics ask for the same."""
+    last: list[tuple[weakref.ref[np.ndarray], weakref.ref[pd.DataFrame], int, T]] = []
+
+    @wraps(make)
+    def known(profiles: Profiles, seed: int = 0) -> T:
+        for features, wells, one, found in last:
+            if features() is profiles.features and wells() is profiles.wells and one == seed:
+                return found
+        found = make(profiles, seed)
+        last[:] = [(weakref.ref(profiles.features), weakref.ref(profiles.wells), seed, found)]
+        return found
+
+    return known
 
 
+@kept
 def judged_wells(profiles: Profiles, seed: int = 0) -> Wells:
-    """Choose the wells that can be judged, and bring them into leading components; the last answer is kept.
+    """Choose the wells that can be judged, and bring them into leading components.
 
     Args:
         profiles: any.
@@ -176,15 +195,6 @@ def judged_wells(profiles: Profiles, seed: int = 0) -> Wells:
     Raises:
         CannotJudgeError: fewer than four wells remain, or all of them are alike.
     """
-    for features, wells, known, found in _last:
-        if features() is profiles.features and wells() is profiles.wells and known == seed:
-            return found
-    found = _judged_wells(profiles, seed)
-    _last[:] = [(weakref.ref(profiles.features), weakref.ref(profiles.wells), seed, found)]
-    return found
-
-
-def _judged_wells(profiles: Profiles, seed: int) -> Wells:
     count, notes = len(profiles), []
     use = np.ones(count, bool)
     plate = profiles.codes(PLATE) if profiles.has(PLATE) else np.zeros(count, np.int64)

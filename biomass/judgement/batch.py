@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.stats import chi2
 
 from biomass.evaluation.nearest import directions
 from biomass.judgement import predicted, shuffles
+from biomass.judgement.mixing import connectivity, kbet, lisi, lisi_weights, unit_silhouettes
 from biomass.judgement.neighbours import (
     LIMIT,
     Graph,
@@ -26,9 +24,6 @@ from biomass.judgement.neighbours import (
 from biomass.judgement.scores import CannotJudgeError, Measured, Metric
 from biomass.judgement.table import COLUMN, COMPOUND, EXPERIMENT, PLATE, ROW, TREATMENT, Profiles
 
-ALPHA = 0.05
-"""Of the test in kBET."""
-
 CONNECTED = 15
 """Neighbours of a well in the graph whose connectivity is asked for (Luecken et al. 2022)."""
 
@@ -36,110 +31,26 @@ _SMALL = 20  # wells of a batch below which kBET is unsuited
 _LABELS = 300  # treatments whose batches get a silhouette
 _COMPARED = 4000  # wells in silhouettes of treatments
 
-LabelValues = Callable[[np.ndarray], np.ndarray]
+MakeValues = Callable[[Graph, np.ndarray], tuple[shuffles.Values, str]]
+"""From neighbours and labels to a function of labels, one value a well or treatment, and a note."""
 
 
-def silhouettes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The silhouette of each row under the cosine distance (Rousseeuw 1987), -1 … 1; NaN of one alone in its label.
-
-    The mean cosine distance to a label is linear in the sum of its unit vectors: no pairs are compared.
-
-    Args:
-        features: (N, D).
-        labels: (N,) int, at least two different ones.
-
-    >>> silhouettes(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]]), np.array([0, 0, 1, 1])).round(2)
-    array([0.99, 0.99, 0.99, 0.99])
-    """
-    units = directions(np.asarray(features, np.float32), centre=False)
-    known, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    rows = np.arange(len(units))
-    sums = _member(number, len(known)) @ units
-    similar = (units @ sums.T).astype(np.float64)
-    square = np.einsum("nd,nd->n", units, units, dtype=np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        within = (counts[number] - similar[rows, number] - (1 - square)) / (counts[number] - 1)
-        similar /= counts
-        similar[rows, number] = -np.inf
-        other = 1 - similar.max(1)
-        widths = (other - within) / np.maximum(within, other)
-    return np.where(counts[number] > 1, np.nan_to_num(widths), np.nan)
-
-
-def lisi_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
-    """Weights (N, k) of neighbours, of sum 1: Gaussian-like, so wide that each well's entropy is log(perplexity).
-
-    As in Korsunsky et al. (2019), who take them from t-SNE: ``exp(-b d)`` with a width 1 / b for each well.
-
-    Args:
-        distances: (N, k) of the neighbours.
-        perplexity: at most k.
-    """
-    excess = (distances - distances.min(1, keepdims=True)).astype(np.float64)
-    scale = np.maximum(excess.mean(1, keepdims=True), 1e-12)
-    low, high = np.full((len(excess), 1), -20.0), np.full((len(excess), 1), 20.0)  # log of b in units of the mean
-    for _ in range(40):
-        middle = (low + high) / 2
-        weights = np.exp(-excess / scale * np.exp(middle))
-        weights /= weights.sum(1, keepdims=True)
-        entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(1, keepdims=True)
-        wide = entropy > np.log(perplexity)
-        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
-    return weights
-
-
-def lisi(indices: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The effective number of labels among the neighbours of each well, (N,): 1 / sum of squared shares.
-
-    >>> lisi(np.array([[1, 2], [2, 0], [1, 0]]), np.full((3, 2), 0.5), np.array([0, 0, 1]))
-    array([2., 2., 1.])
-    """
-    return 1 / np.square(_shares(indices, weights, labels)).sum(1)
-
-
-def kbet(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether the labels among the neighbours (N, k) of each well differ from those of all wells, (N,) 0 or 1.
-
-    Pearson's chi-square test at :data:`ALPHA` (Büttner et al. 2019), without the well itself.
-    """
-    counts = _shares(indices, np.ones(indices.shape), labels)
-    expected = np.bincount(np.unique(labels, return_inverse=True)[1]) / len(labels) * indices.shape[1]
-    statistic = (np.square(counts - expected) / expected).sum(1)
-    return (chi2.sf(statistic, len(expected) - 1) < ALPHA).astype(float)
-
-
-def connectivity(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Share of each label's wells (U,) that neighbours of the same label join to one piece (Luecken et al. 2022).
-
-    >>> connectivity(np.array([[1], [0], [1], [2]]), np.array([0, 0, 0, 1]))
-    array([1., 1.])
-    """
-    count, known, number = len(labels), *np.unique(labels, return_inverse=True)
-    start, end = np.repeat(np.arange(count), indices.shape[1]), indices.ravel()
-    same = number[start] == number[end]
-    edges = coo_matrix((np.ones(same.sum()), (start[same], end[same])), shape=(count, count))
-    pieces, piece = connected_components(edges, directed=False)
-    sizes = np.bincount(piece, minlength=pieces)
-    largest = np.zeros(len(known), np.int64)
-    np.maximum.at(largest, number, sizes[piece])
-    return largest / np.bincount(number)
-
-
-def _batch_silhouette(role: str) -> Callable[[Profiles, int], Measured]:
+def _batch_silhouette(role: str, others: str) -> Callable[[Profiles, int], Measured]:
     def measure(profiles: Profiles, seed: int) -> Measured:
+        if not profiles.has(TREATMENT):
+            raise CannotJudgeError("no column says what a well was treated with: wells of a treatment are compared")
         sample = plate_sample if role == PLATE else partial(even_sample, role=role)
         rows, note = sample(profiles, LIMIT, seed)
         batches, finest = shuffles.plates(profiles, rows, seed, role)
-        known = profiles.has(TREATMENT)
-        labels = profiles.codes(TREATMENT)[rows] if known else np.zeros_like(rows)
-        features = directions(profiles.features[rows], centre=False)
+        labels = profiles.codes(TREATMENT)[rows]
+        units = directions(profiles.features[rows], centre=False)
         parts = []
         for label in np.unique(labels[labels >= 0]):
             members = np.flatnonzero(labels == label)
             if 1 < len(np.unique(batches[0, members])) < len(members):
                 parts.append(members)
         if not parts:
-            raise CannotJudgeError(f"no treatment has two wells on one {role} and others elsewhere")
+            raise CannotJudgeError(f"no treatment has two wells in one {role} and others elsewhere")
         if len(parts) > _LABELS:
             some = np.random.default_rng(seed).choice(len(parts), _LABELS, replace=False)
             note = _join(note, f"{_LABELS} of {len(parts):,} treatments")
@@ -150,30 +61,36 @@ def _batch_silhouette(role: str) -> Callable[[Profiles, int], Measured]:
             weights[members] = 1 / len(members)
             for way, batch in enumerate(batches[:, members]):
                 if batch.min() < batch.max():
-                    values[way, members] = 1 - np.abs(silhouettes(features[members], batch))
-        note = _join(note, "" if known else "treatments are not known: all wells are one")
+                    values[way, members] = 1 - np.abs(unit_silhouettes(units[members], batch, others))
         return _of_plates(profiles, rows, values, "lower", finest, note, weights)
 
     return measure
 
 
 def _mixing(
-    role: str, make: Callable[[Graph, Profiles, np.ndarray], tuple[LabelValues, str]], effect: str
+    role: str, make: MakeValues, effect: str, limit: float | None = None
 ) -> Callable[[Profiles, int], Measured]:
-    """A metric of the labels of plates or experiments among neighbours; an effect makes it ``higher`` or ``lower``."""
+    """A metric of the labels of plates or experiments among neighbours; an effect makes it ``higher`` or ``lower``.
+
+    With a limit, the share of wells above it is told; p is that of the mean, which is closer to normal than the share.
+    """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
         rows, _ = even_sample(profiles, LIMIT, seed, role)
         labels, finest = shuffles.plates(profiles, rows, seed, role)
         graph = plate_graph(profiles, seed, role)
-        values, note = make(graph, profiles, labels[0])
+        values, note = make(graph, labels[0])
         found = shuffles.measure(labels, values)
-        return _of_plates(profiles, graph.rows, found, effect, finest, _join(graph.note, note))
+        measured = _of_plates(profiles, graph.rows, found, effect, finest, _join(graph.note, note))
+        if limit is None:
+            return measured
+        above = (found > limit).astype(float)
+        return measured._replace(values=above[0], null=float(above[1:].mean()))
 
     return measure
 
 
-def _kbet(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _kbet(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     sizes = np.unique(labels, return_counts=True)[1]
     count = int(np.clip(sizes.mean(), 10, min(70, graph.indices.shape[1])))
     few = int((sizes < _SMALL).sum())
@@ -183,32 +100,30 @@ def _kbet(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelVa
     return partial(kbet, graph.indices[:, :count]), note
 
 
-def _ilisi(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _ilisi(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     perplexity = graph.indices.shape[1] / 3
     weights = lisi_weights(graph.distances, perplexity)
     return partial(lisi, graph.indices, weights), f"perplexity {perplexity:.0f}, {len(np.unique(labels))} at most"
 
 
-def _first(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _first(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     return lambda labels: (labels[graph.indices[:, 0]] == labels).astype(float), ""
 
 
-def _treatment(
-    make: Callable[[Graph, Profiles, np.ndarray], tuple[LabelValues, str]], better: str
-) -> Callable[[Profiles, int], Measured]:
+def _treatment(make: MakeValues, better: str) -> Callable[[Profiles, int], Measured]:
     """A metric of treatments among neighbours."""
 
     def measure(profiles: Profiles, seed: int) -> Measured:
         graph = treatment_graph(profiles, seed)
         labels = _treatments(profiles, graph.rows, seed)
-        values, note = make(graph, profiles, labels[0])
+        values, note = make(graph, labels[0])
         found = shuffles.measure(labels, values)
         return _of_compounds(profiles, graph.rows, found, better, _join(graph.note, note))
 
     return measure
 
 
-def _clisi(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _clisi(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     replicates = np.median(np.bincount(labels)[labels])
     perplexity = int(np.clip(replicates - 1, 2, graph.indices.shape[1] // 3 or 1))
     some = slice(0, min(3 * perplexity, graph.indices.shape[1]))
@@ -216,15 +131,15 @@ def _clisi(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelV
     return partial(lisi, graph.indices[:, some], weights), f"perplexity {perplexity}"
 
 
-def _connectivity(graph: Graph, profiles: Profiles, labels: np.ndarray) -> tuple[LabelValues, str]:
+def _connectivity(graph: Graph, labels: np.ndarray) -> tuple[shuffles.Values, str]:
     return partial(connectivity, graph.indices[:, :CONNECTED]), ""
 
 
 def _label_silhouette(profiles: Profiles, seed: int) -> Measured:
     rows, note = treatment_sample(profiles, _COMPARED, seed)
     labels = _treatments(profiles, rows, seed)
-    features = directions(profiles.features[rows], centre=False)
-    found = shuffles.measure(labels, lambda labels: (1 + silhouettes(features, labels)) / 2)
+    units = directions(profiles.features[rows], centre=False)
+    found = shuffles.measure(labels, lambda labels: (1 + unit_silhouettes(units, labels)) / 2)
     return _of_compounds(profiles, rows, found, "higher", note)
 
 
@@ -260,18 +175,6 @@ def _of_compounds(profiles: Profiles, rows: np.ndarray, values: np.ndarray, bett
     return Measured(values[0], groups, null, None, p, note)
 
 
-def _member(labels: np.ndarray, count: int) -> csr_matrix:
-    ones = np.ones(len(labels), np.float32)
-    return csr_matrix((ones, (labels, np.arange(len(labels)))), shape=(count, len(labels)))
-
-
-def _shares(indices: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Sum of the weights of each label's neighbours, (N, K)."""
-    known, number = np.unique(labels, return_inverse=True)
-    cells = np.arange(len(indices))[:, None] * len(known) + number[indices]
-    return np.bincount(cells.ravel(), weights.ravel(), len(indices) * len(known)).reshape(len(indices), len(known))
-
-
 def _join(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
@@ -286,15 +189,20 @@ _HASTIE = "Hastie, Tibshirani & Friedman 2009"
 def _both(role: str, null: str) -> dict[str, Metric]:
     """The metrics of mixing for plates or experiments."""
     few = "with many small batches the test is rough, and below some 20 wells a batch unsuited: compare it with chance"
-    alone = "blind to a batch effect that leaves the nearest batch near (Rautenstrauch & Ohler 2025)"
+    alone = "of many batches, the nearest is near by chance: an effect may even raise it (Rautenstrauch & Ohler 2025)"
     return {
         f"{role}_silhouette": Metric(
             f"batch silhouette of {role}s within treatments", "batch", "higher", "plates", null,
-            "Luecken et al. 2022", _batch_silhouette(role), alone,
+            "Luecken et al. 2022", _batch_silhouette(role, "nearest"), alone,
+        ),
+        f"{role}_bras": Metric(
+            f"batch silhouette of {role}s within treatments, against the mean of other {role}s (BRAS)", "batch",
+            "higher", "plates", null, "Rautenstrauch & Ohler 2025", _batch_silhouette(role, "mean"),
+            "an absolute value: where wells lie nearer to other batches by chance, a weak effect may raise it",
         ),
         f"{role}_kbet": Metric(
             f"neighbourhoods whose {role}s differ from all (kBET)", "batch", "lower", "plates", null,
-            "Büttner et al. 2019", _mixing(role, _kbet, "higher"), few,
+            "Büttner et al. 2019", _mixing(role, _kbet, "higher", limit=1.0), few,
         ),
         f"{role}_ilisi": Metric(
             f"effective number of {role}s among neighbours (iLISI)", "batch", "higher", "plates", null,

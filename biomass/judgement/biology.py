@@ -30,14 +30,17 @@ _NULL = 1000  # groups of wells of different treatments
 
 
 def replicates(question: str) -> Callable[[Profiles, int], Measured]:
-    """mAP of the replicates of every treatment; ``question`` is a key of ``REPLICATES``.
+    """mAP of the replicates of every treatment; ``question`` is one of :data:`biomass.judgement.questions.REPLICATES`.
 
-    Chance is a ranking at random, in closed form. The p-value is that of Simes (1986) for all treatments together: the
-    least of their corrected ones.
+    Before negative controls, chance is a ranking at random, in closed form, and the p-value is that of Simes (1986) for
+    all treatments together: the least of their corrected ones. Before other treatments, both are of treatments dealt
+    again to the wells of each plate: where plates differ, replicates elsewhere are last whoever they are.
     """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
         found, chance, group, note = _replicates(profiles, question, seed)
+        if question != "same_plate":
+            return judge(ask(profiles, seed), TREATMENT, question, "precision")
         p = float(found["corrected_p_value"].min())
         return Measured(found["mean_average_precision"].to_numpy(), group, chance, None, p, note)
 
@@ -45,7 +48,10 @@ def replicates(question: str) -> Callable[[Profiles, int], Measured]:
 
 
 def retrieved(question: str) -> Callable[[Profiles, int], Measured]:
-    """Share of treatments whose mAP has a corrected p-value below 0.05 (Benjamini-Hochberg)."""
+    """Share of treatments whose mAP has a corrected p-value below 0.05 (Benjamini-Hochberg).
+
+    The p-values are those of copairs, which are careful: a treatment's wells count as if they all ranked alike.
+    """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
         found, _, group, note = _replicates(profiles, question, seed)
@@ -231,7 +237,7 @@ def percent_replicating(profiles: Profiles, seed: int) -> Measured:
     """Share of treatments whose replicates are more alike than those of different treatments mostly are.
 
     A treatment counts if the median of the correlations (Pearson) of its replicates, at most 8 of them, lies above
-    the 95th percentile of that of as many wells of different treatments (Way et al. 2022).
+    the 95th percentile of that of wells drawn from the same plates (Way et al. 2022).
     """
     if not profiles.has(TREATMENT):
         raise CannotJudgeError("the table does not say the treatment of its wells")
@@ -241,23 +247,24 @@ def percent_replicating(profiles: Profiles, seed: int) -> Measured:
     wells = [group[:8] for group in pd.Series(rows).groupby(treatment[rows]).agg(list) if len(group) > 1][:QUERIES]
     if len(wells) < 2:
         raise CannotJudgeError("fewer than two treatments have a replicate")
-    used = np.unique(np.concatenate(wells))
-    unit = directions(profiles.features[used].astype(np.float64), centre=True)
-    place = {well: i for i, well in enumerate(used)}
+    plate = profiles.codes(PLATE) if profiles.has(PLATE) else np.zeros(len(profiles), np.int64)
+    there = {number: group.to_numpy() for number, group in pd.Series(rows).groupby(plate[rows])}
     threshold = {}
     for size in sorted({len(group) for group in wells}):
-        drawn = [generator.choice(len(wells), min(size, len(wells)), replace=False) for _ in range(_NULL)]
-        groups = [[place[generator.choice(wells[i])] for i in several] for several in drawn]
-        threshold[size] = np.quantile([_alike(unit[group]) for group in groups], 0.95)
-    values = np.array([_alike(unit[[place[w] for w in group]]) > threshold[len(group)] for group in wells])
+        like = [group for group in wells if len(group) == size]
+        drawn = [like[i] for i in generator.integers(0, len(like), _NULL)]
+        null = [_alike(profiles, [generator.choice(there[plate[well]]) for well in group]) for group in drawn]
+        threshold[size] = np.quantile(null, 0.95)
+    values = np.array([_alike(profiles, group) > threshold[len(group)] for group in wells])
     code = profiles.codes(COMPOUND if profiles.has(COMPOUND) else TREATMENT)
     p = binom.sf(values.sum() - 1, len(values), 0.05)
     note = f"{len(wells)} treatments, drawn at random" if len(wells) == QUERIES else ""
     return Measured(values.astype(float), code[[group[0] for group in wells]], 0.05, None, float(p), note)
 
 
-def _alike(unit: np.ndarray) -> float:
-    """The median similarity of all pairs of rows (n, D)."""
+def _alike(profiles: Profiles, rows: list[int]) -> float:
+    """The median correlation of all pairs of some wells."""
+    unit = directions(profiles.features[rows].astype(np.float64), centre=True)
     return float(np.median((unit @ unit.T)[np.triu_indices(len(unit), 1)]))
 
 
@@ -266,7 +273,7 @@ _RANKED = "a ranking at random, in closed form (Bestgen 2015)"
 _CORRECTED = "nothing: without effects, corrected p-values below 0.05 are found in one table of twenty"
 _WITHIN_PLATES = "treatments dealt again to the wells of each plate"
 _MECHANISMS = "share of treatments with the mechanism among those that may be nearest; p: mechanisms dealt again"
-_APART = "low where plates differ, whether or not treatments do: read it beside the ladder"
+_APART = "low where plates differ, whether or not treatments do: rivals are of the own plate, see the ladder"
 _PLACE = "replicates that share their place on the plate are found by an effect of the place, too"
 _MET = {
     "same_plate": ("before the negative controls of their plate", _PLACE),
@@ -286,7 +293,13 @@ def _metric(title: str, measure: Callable[[Profiles, int], Measured], null: str,
 
 METRICS: Mapping[str, Metric] = {
     **{
-        f"map_{question}": _metric(f"replicates {where} (mAP)", replicates(question), _RANKED, _KALININ, limits)
+        f"map_{question}": _metric(
+            f"replicates {where} (mAP)",
+            replicates(question),
+            _RANKED if question == "same_plate" else _WITHIN_PLATES,
+            _KALININ,
+            limits,
+        )
         for question, (where, limits) in _MET.items()
     },
     **{
@@ -295,7 +308,7 @@ METRICS: Mapping[str, Metric] = {
             retrieved(question),
             _CORRECTED,
             _KALININ,
-            limits,
+            f"p-values take the wells of a treatment as if all ranked alike, so they are rather too large; {limits}",
         )
         for question, (where, limits) in _MET.items()
     },
@@ -312,7 +325,7 @@ METRICS: Mapping[str, Metric] = {
     "percent_replicating": _metric(
         "treatments whose replicates are alike (percent replicating)",
         percent_replicating,
-        "as many wells of different treatments; 5 % by definition, p binomial",
+        "as many wells drawn from the same plates: 5 % by definition; p binomial",
         "Way et al. 2022, Cell Systems 13:911",
         _PLACE,
     ),

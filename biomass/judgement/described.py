@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from biomass.datasets.plate_map import KINDS
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import find, normal, well_places, wells, wells_at
-from biomass.judgement.roles import DOSE, GENE, LABEL, OBJECT, REAGENT, SITE, Given, doses, find_columns, text
+from biomass.judgement.roles import DOSE, GENE, LABEL, OBJECT, REAGENT, SITE, Given, doses, find_columns, like, text
 from biomass.judgement.table import (
     COLUMN,
     COMPOUND,
@@ -27,8 +27,8 @@ from biomass.judgement.table import (
 )
 
 Controls: TypeAlias = Sequence[str] | Mapping[str, str | Sequence[str]]
-"""Treatments or compounds that are negative controls, or ``{negative: […], positive: […]}``; an empty text is a well
-without a name."""
+"""Treatments or compounds that are negative controls, or ``{negative: […], positive: […]}``, also with ``column``, the
+one that holds such values; an empty text is a well without a name."""
 
 _KINDS: Mapping[str, str] = {
     **KINDS,
@@ -40,7 +40,8 @@ _KINDS: Mapping[str, str] = {
 """What a column of controls may say beside what plate maps say."""
 
 _NEGATIVE = re.compile(
-    r"(dmso|vehicle|untreated|un-?transfected|mock|empty([ _-]?vector)?|neg(ative)?[ _-]?(con(trol)?|ctrl|ctl)?s?|ntc"
+    r"(dmso|vehicle|untreated|un-?transfected|mock|empty([ _-]?vector)?"
+    r"|(neg|negative)[ _-]?(con(trol)?|ctrl|ctl)?s?|ntc"
     r"|non[ _-]?targeting|scrambled?|(control|ctrl)|no[ _-]?(treatment|compound|drug))"
     r"([ _-]*(control|guide|sirna|sgrna))?([ _-]*[\d.,]+ ?(%|[nuµm]m)?( ?\(?v/v\)?)?)?",
     re.IGNORECASE,
@@ -121,7 +122,7 @@ def _add_wells(known: Described, about: pd.DataFrame, columns: Sequence[str]) ->
     """The well, its row and its column."""
     if len(columns) > 2:
         raise ConfigError(
-            f"role 'well' is {list(columns)}: name one column, or that of its row and its column", "roles"
+            f"role 'well' is {list(columns)}: name one column, or that of its row and its column", "columns"
         )
     at = wells_at(*(about[c] for c in columns)) if len(columns) == 2 else wells(about[columns[0]], columns[0])
     _take(known, WELL, at, columns)
@@ -223,7 +224,7 @@ def _add_controls(
         kinds, said = _by_column(known, about, of[CONTROL][0])
     named = [(role, known.table[role].to_numpy(object)) for role in (COMPOUND, TREATMENT) if role in known.table]
     if controls is not None:
-        kinds, said = _as_listed(kinds, controls, named), "as given"
+        kinds, said = _as_listed(kinds, controls, named, about), "as given"
     elif not (kinds == "negative").any():
         for role, values in named:
             distinct = [one for one in pd.unique(values) if _NEGATIVE.fullmatch(one)]
@@ -239,8 +240,8 @@ def _add_controls(
     for role, values in named[-1:]:
         if bare := int(((values == "") & (kinds == "")).sum()):
             known.notes.append(
-                f"{_count(bare, 'row')} without a {role} ('{known.taken[role]}' is empty there): if these are controls, "
-                "list the empty text among the controls"
+                f"{_count(bare, 'row')} without a {role} ('{known.taken[role]}' is empty there): if these are "
+                "controls, list the empty text among the controls"
             )
     for role, values in named:
         known.table[role] = np.where((values == "") & (kinds != ""), kinds + " control", values)
@@ -258,18 +259,27 @@ def _by_column(known: Described, about: pd.DataFrame, column: str) -> tuple[np.n
     return np.array([*(_KINDS.get(one, "") for one in forms), ""], dtype=object)[codes], column
 
 
-def _as_listed(kinds: np.ndarray, controls: Controls, named: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+def _as_listed(
+    kinds: np.ndarray, controls: Controls, named: Sequence[tuple[str, np.ndarray]], about: pd.DataFrame
+) -> np.ndarray:
     """The kinds of wells with those that a user lists; what a column says of a kind that he lists does not count."""
-    lists: Mapping[str, Any] = controls if isinstance(controls, Mapping) else {"negative": controls}
+    lists: dict[str, Any] = dict(controls) if isinstance(controls, Mapping) else {"negative": controls}
+    if (column := lists.pop("column", None)) is not None:
+        own = like(str(column), there := list(map(str, about)))
+        if not own:
+            raise ConfigError(f"controls: there is no column '{column}'; {did_you_mean(column, there)}", "control")
+        named = [(own, text(about, [own], " "))]
+    lists = {kind: value for kind, value in lists.items() if value is not None}
     if unknown := [one for one in lists if one not in ("negative", "positive")]:
-        raise ConfigError(f"controls are negative or positive, not '{unknown[0]}'", "controls")
+        raise ConfigError(f"controls are negative or positive, not '{unknown[0]}'", "control")
+    if not lists:
+        raise ConfigError("controls are described, but none is listed as negative or positive", "control")
     if not named:
-        raise ConfigError("controls are listed, but no column says what wells hold", "controls")
+        raise ConfigError("controls are listed, but no column says what wells hold", "columns")
     kinds = np.where(np.isin(kinds, list(lists)), "", kinds).astype(object)
     for kind, value in lists.items():
-        values = [value] if isinstance(value, str) else list(value)
         there = list(dict.fromkeys(one for _, column in named for one in pd.unique(column)))
-        for one in find(values, there, f"{kind} control", advice="controls"):
+        for one in find(value, there, f"{kind} control", advice="control"):
             column = next(column for _, column in named if (column == one).any())
             kinds[column == one] = kind
     return kinds

@@ -6,12 +6,13 @@ they need not be evenly spread. Where a design cannot tell two effects apart, th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from biomass.evaluation.design import FORMATS
-from biomass.judgement.additive import Groups, Wells, fit_additive, judged_wells
+from biomass.judgement.additive import Groups, Wells, fit_additive, judged_wells, kept
 from biomass.judgement.permutations import (
     Chance,
     compare_spread,
@@ -25,8 +26,8 @@ from biomass.judgement.table import COLUMN, COMPOUND, MECHANISM, PLATE, ROW, TRE
 NAMES = ("plate", "experiment", "edge", "row", "column", "treatment", "mechanism")
 """Effects that are looked for."""
 
-TECHNICAL = NAMES[:5]
-"""Those that nobody wants."""
+TECHNICAL, PLACES = NAMES[:5], NAMES[2:5]
+"""Those that nobody wants; and those of them that are effects of the place on a plate."""
 
 NONE, WEAK, STRONG, UNKNOWN = "none", "weak", "strong", "cannot be told"
 
@@ -67,6 +68,7 @@ class Effect:
         return self.word in (WEAK, STRONG)
 
 
+@kept
 def find_effects(profiles: Profiles, seed: int = 0) -> dict[str, Effect]:
     """Look for every effect.
 
@@ -81,10 +83,24 @@ def find_effects(profiles: Profiles, seed: int = 0) -> dict[str, Effect]:
         wells = judged_wells(profiles, seed)
     except CannotJudgeError as reason:
         return {name: Effect(name, UNKNOWN, reason=str(reason)) for name in NAMES}
-    plate = _plate(wells, seed) if profiles.has(PLATE) else _unknown("plate", "no column says the plate")
-    found = [plate, _experiment(wells, plate, seed), *_places(profiles, wells, seed)]
-    found += [_treatment(wells, seed), _mechanism(profiles, wells, seed)]
+    places = list(_places(profiles, wells, seed))
+    inside, beside = wells, ""
+    if places[0].there:  # an edge effect that is not the same on all plates moves their means
+        inside, beside = _inside(profiles, wells)
+    plate = _plate(inside, seed) if profiles.has(PLATE) else _unknown("plate", "no column says the plate")
+    found = [plate, _experiment(inside, plate, seed)]
+    found = [replace(one, reason="; ".join(filter(None, (one.reason, beside)))) for one in found]
+    found += [*places, _treatment(wells, seed), _mechanism(profiles, wells, seed)]
     return {effect.name: effect for effect in found}
+
+
+def _inside(profiles: Profiles, wells: Wells) -> tuple[Wells, str]:
+    """The wells that are not at the edge, where they are enough to compare plates."""
+    row, column = (profiles.wells[role].to_numpy()[wells.rows] for role in (ROW, COLUMN))
+    inside = _some(wells, ~_at_edge(row, column) | (row < 0) | (column < 0))
+    if inside.plate.count < wells.plate.count:
+        return wells, "some plates have wells at the edge alone: the edge effect may be part of it"
+    return inside, "judged on the wells that are not at the edge"
 
 
 def _unknown(name: str, reason: str) -> Effect:
@@ -124,63 +140,124 @@ def _plate(wells: Wells, seed: int) -> Effect:
     return _effect("plate", wells, variance, exchange_wells(wells.values, plate, strata, seed), reason)
 
 
-def _experiment(wells: Wells, plate: Effect, seed: int) -> Effect:
-    """Experiments beyond what their plates alone would make."""
-    name, experiment = "experiment", wells.experiment
+class Nested(NamedTuple):
+    """Units within groups: plates within experiments, compounds within mechanisms.
+
+    Attributes:
+        wells: (N,) bool, those that are looked at.
+        own: the unit of each of these.
+        home: the group of each unit.
+        effects: (U, K) of the units, with all else taken away.
+    """
+
+    wells: np.ndarray
+    own: Groups
+    home: Groups
+    effects: np.ndarray
+
+    @property
+    def within(self) -> float:
+        """Variance of units within a group, summed over components."""
+        return float((self.home.within(self.effects) ** 2).sum()) / max(self.own.count - self.home.count, 1)
+
+    def between(self) -> np.ndarray:
+        """What each unit (U,) says of the variance of groups, beyond what units within them make."""
+        means, sizes = self.home.means(self.effects), self.home.sizes
+        found = ((means - means.mean(0)) ** 2).sum(1) * self.home.count / (self.home.count - 1) - self.within / sizes
+        return np.asarray(found[self.home.codes])
+
+    def variance(self) -> float:
+        """Variance of groups, beyond what units within them make; about 0 where these are all."""
+        return float((self.between() / self.home.sizes[self.home.codes]).sum() / self.home.count)
+
+
+def plates_in_experiments(wells: Wells) -> Nested:
+    """Plates by the treatments that all experiments have, or most.
+
+    Raises:
+        CannotJudgeError: experiments cannot be compared, or not be told from plates.
+    """
+    experiment = wells.experiment
     if experiment is None:
-        return _unknown(name, "no column says the experiment")
+        raise CannotJudgeError("no column says the experiment")
     if experiment.count < 2:
-        return _unknown(name, "there is one experiment: nothing to compare it with")
+        raise CannotJudgeError("there is one experiment: nothing to compare it with")
     if experiment.count == wells.plate.count:
-        return _unknown(name, "every experiment is one plate: plates and experiments cannot be told apart")
+        raise CannotJudgeError("every experiment is one plate: plates and experiments cannot be told apart")
     pairs = Groups.of(wells.treatment.codes, experiment.codes)
     seen = np.bincount(pairs.parents(wells.treatment), minlength=wells.treatment.count)
-    use = (seen == (experiment.count if (seen == experiment.count).any() else seen.max()))[wells.treatment.codes]
+    use = (seen == seen.max())[wells.treatment.codes]
     own = Groups.of(wells.plate.codes[use])
     home = Groups.of(own.parents(Groups.of(experiment.codes[use])))
     fit = fit_additive(wells.values[use], own, Groups.of(wells.treatment.codes[use]))
     if home.count < 2 or fit.parts.max() > 0:
-        return _unknown(name, "experiments have no treatment in common, not even controls")
+        raise CannotJudgeError("experiments have no treatment in common, not even controls")
     if own.count == home.count:
-        return _unknown(name, "controls are on one plate an experiment: plates and experiments cannot be told apart")
-    means, within = home.means(fit.first), home.within(fit.first)
-    spread = float((within**2).sum()) / (own.count - home.count)
-    variance = float(((means - means.mean(0)) ** 2).sum()) / (home.count - 1) - spread * float((1 / home.sizes).mean())
-    chance, reason = exchange_units(fit.first, home, seed), ""
-    if chance.least > SURE:
-        arrangements = f"{chance.ways:.0f} ways to deal {own.count} plates to {home.count} experiments"
+        raise CannotJudgeError("controls are on one plate an experiment: plates and experiments cannot be told apart")
+    return Nested(use, own, home, fit.first)
+
+
+def compounds_in_mechanisms(profiles: Profiles, wells: Wells) -> Nested:
+    """Treated compounds of known mechanism.
+
+    Raises:
+        CannotJudgeError: mechanisms are not known, or cannot be compared.
+    """
+    role = next((role for role in (COMPOUND, TREATMENT) if profiles.has(role)), None)
+    if not profiles.has(MECHANISM) or role is None:
+        raise CannotJudgeError("no column says the mechanism of a compound")
+    codes, unit = profiles.codes(MECHANISM)[wells.rows], profiles.codes(role)[wells.rows]
+    use = (codes >= 0) & (unit >= 0) & profiles.treated[wells.rows]
+    if not use.any():
+        raise CannotJudgeError("no treated well has a mechanism")
+    own = Groups.of(unit[use])
+    home = Groups.of(own.parents(Groups.of(codes[use])))
+    if home.count < 2 or home.count == own.count:
+        raise CannotJudgeError(f"{own.count} compounds of {home.count} mechanisms: nothing to compare")
+    if wells.fit.parts.max() > 0:
+        raise CannotJudgeError("plates have no treatments in common, not even controls")
+    return Nested(use, own, home, own.means(wells.fit.second[wells.treatment.codes[use]]))
+
+
+def _experiment(wells: Wells, plate: Effect, seed: int) -> Effect:
+    """Experiments beyond what their plates alone would make."""
+    try:
+        plates = plates_in_experiments(wells)
+    except CannotJudgeError as why:
+        return _unknown("experiment", str(why))
+    variance = plates.variance()
+    chance, reason = exchange_units(plates.effects, plates.home, seed), ""
+    least = chance.least
+    if least > SURE:
+        arrangements = f"{chance.ways:.0f} ways to deal {plates.own.count} plates to {plates.home.count} experiments"
         if plate.word == NONE:
-            strata = Groups.of(wells.treatment.codes[use])
-            chance = exchange_wells(wells.values[use], Groups.of(experiment.codes[use]), strata, seed)
+            experiment = Groups(plates.home.codes[plates.own.codes], plates.home.count)
+            strata = Groups.of(wells.treatment.codes[plates.wells])
+            chance = exchange_wells(wells.values[plates.wells], experiment, strata, seed)
             reason = f"{arrangements}: wells were exchanged instead, as plates of an experiment are alike"
         else:
-            reason = f"{arrangements}, smallest possible p {chance.least:.2g}: an F test was taken instead"
-            chance = compare_spread(fit.first, home)
-    return _effect(name, wells, variance, chance, reason)
+            reason = f"{arrangements}, smallest possible p {least:.2g}: an F test was taken instead"
+            chance = compare_spread(plates.effects, plates.home)
+    found = _effect("experiment", wells, variance, chance, reason)
+    open_question = plate.there and least > SURE and variance / wells.fit.noise >= _LEAST
+    return replace(found, word=UNKNOWN) if open_question and not found.there else found
 
 
 def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:
     """Edge, row and column."""
-    names = ("edge", "row", "column")
-    if not profiles.has(ROW, COLUMN):
-        yield from (_unknown(name, "no column says the well") for name in names)
+    try:
+        part, raw = placed_wells(profiles, wells)
+    except CannotJudgeError as reason:
+        yield from (_unknown(name, str(reason)) for name in PLACES)
         return
-    row, column = (profiles.wells[role].to_numpy()[wells.rows] for role in (ROW, COLUMN))
-    use = (row >= 0) & (column >= 0)
-    if use.sum() < 4:
-        yield from (_unknown(name, "no well has a place") for name in names)
-        return
-    part = _some(wells, use)
-    raw = _covariates(row[use], column[use])
     bases, left, why = {}, {}, {}
     for name, (about, beside) in raw.items():
-        known = (name.partition("|")[0], *names)[0]
         try:
-            bases[name], left[name] = _basis(part, about, beside)
+            bases[name], left[name] = basis_of(part, about, beside)
         except CannotJudgeError as reason:
-            why[known] = str(reason)
-    chances = exchange_residuals(part.fit.residual, bases, part.plate, seed)
-    for name in names:
+            why[name] = str(reason)
+    chances = exchange_residuals(part.fit.residual, part.fit.rank, bases, part.plate, seed)
+    for name in PLACES:
         if name in why:
             yield _unknown(name, why[name])
             continue
@@ -194,32 +271,53 @@ def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:
         yield _effect(name, wells, variance, chance)
 
 
+def placed_wells(profiles: Profiles, wells: Wells) -> tuple[Wells, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The wells that have a place, and the covariates of each position effect, see :func:`_covariates`.
+
+    Raises:
+        CannotJudgeError: places are not known.
+    """
+    if not profiles.has(ROW, COLUMN):
+        raise CannotJudgeError("no column says the well")
+    row, column = (profiles.wells[role].to_numpy()[wells.rows] for role in (ROW, COLUMN))
+    use = (row >= 0) & (column >= 0)
+    if use.sum() < 4:
+        raise CannotJudgeError("no well has a place")
+    return _some(wells, use), _covariates(row[use], column[use])
+
+
 def _some(wells: Wells, use: np.ndarray) -> Wells:
     """Some of the wells (a mask)."""
     if use.all():
         return wells
     plate, treatment = (Groups.of(one.codes[use]) for one in (wells.plate, wells.treatment))
+    experiment = None if wells.experiment is None else Groups.of(wells.experiment.codes[use])
     values = wells.values[use] - wells.values[use].mean(0)
-    return Wells(wells.rows[use], values, plate, None, treatment, wells.held, wells.notes)
+    return Wells(wells.rows[use], values, plate, experiment, treatment, wells.held, wells.notes)
+
+
+def _at_edge(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Whether wells (N,) are at the edge of the smallest plate that has them all."""
+    fits = [size for size in FORMATS.values() if row.max() < size[0] and column.max() < size[1]]
+    height, width = fits[0] if fits else (int(row.max()) + 1, int(column.max()) + 1)
+    return (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
 
 
 def _covariates(row: np.ndarray, column: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name → what is tested (N, q), and what it is tested beside (N, r)."""
-    fits = [size for size in FORMATS.values() if row.max() < size[0] and column.max() < size[1]]
-    height, width = fits[0] if fits else (int(row.max()) + 1, int(column.max()) + 1)
-    edge = ((row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)).astype(float)[:, None]
+    edge = _at_edge(row, column).astype(float)[:, None]
     trend = [one[:, None].astype(float) for one in (row, column)]
     each = [np.eye(int(one.max()) + 1)[one] for one in (row, column)]
     return {
         "edge": (edge, np.hstack(trend)),
-        "row": (each[0], edge),
-        "column": (each[1], edge),
+        "row": (each[0], np.hstack([edge, each[1]])),
+        "column": (each[1], np.hstack([edge, each[0]])),
         "edge|row": (edge, np.hstack([each[0], trend[1]])),
         "edge|column": (edge, np.hstack([each[1], trend[0]])),
     }
 
 
-def _basis(wells: Wells, about: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, float]:
+def basis_of(wells: Wells, about: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, float]:
     """Orthonormal columns (N, q) of what is left of covariates without plates, treatments and others; and the share."""
     before = float((wells.plate.within(about) ** 2).sum())
     if before < 1e-9 * len(about):
@@ -250,22 +348,9 @@ def _treatment(wells: Wells, seed: int) -> Effect:
 
 def _mechanism(profiles: Profiles, wells: Wells, seed: int) -> Effect:
     """Mechanisms beyond what their compounds alone would make."""
-    name = "mechanism"
-    role = next((role for role in (COMPOUND, TREATMENT) if profiles.has(role)), None)
-    if not profiles.has(MECHANISM) or role is None:
-        return _unknown(name, "no column says the mechanism of a compound")
-    codes, unit = profiles.codes(MECHANISM)[wells.rows], profiles.codes(role)[wells.rows]
-    use = (codes >= 0) & (unit >= 0) & profiles.treated[wells.rows]
-    if not use.any():
-        return _unknown(name, "no treated well has a mechanism")
-    own = Groups.of(unit[use])
-    home = Groups.of(own.parents(Groups.of(codes[use])))
-    if home.count < 2 or home.count == own.count:
-        return _unknown(name, f"{own.count} compounds of {home.count} mechanisms: nothing to compare")
-    if wells.fit.parts.max() > 0:
-        return _unknown(name, "plates have no treatments in common, not even controls")
-    effects = own.means(wells.fit.second[wells.treatment.codes[use]])
-    within = float((home.within(effects) ** 2).sum()) / (own.count - home.count)
-    means = home.means(effects)
-    variance = float(((means - means.mean(0)) ** 2).sum()) / (home.count - 1) - within * float((1 / home.sizes).mean())
-    return _effect(name, wells, variance, exchange_units(effects, home, seed))
+    try:
+        compounds = compounds_in_mechanisms(profiles, wells)
+    except CannotJudgeError as reason:
+        return _unknown("mechanism", str(reason))
+    chance = exchange_units(compounds.effects, compounds.home, seed)
+    return _effect("mechanism", wells, compounds.variance(), chance)

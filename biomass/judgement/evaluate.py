@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,20 +14,27 @@ from tqdm import tqdm
 from biomass.errors import ConfigError, did_you_mean
 from biomass.judgement import batch, biology, variance
 from biomass.judgement.corrections import CORRECTIONS
+from biomass.judgement.effects import Effect, find_effects
+from biomass.judgement.induction import induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
+from biomass.judgement.recommend import PLAIN, Pair, recommend
+from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
-from biomass.judgement.scores import CannotJudgeError, Metric, Score, score, summarize
+from biomass.judgement.scores import CannotJudgeError, Metric, Score, score
 from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
-from biomass.judgement.table import Profiles
-from biomass.judgement.verdict import say
+from biomass.judgement.table import PLATE, Profiles
+from biomass.judgement.verdict import BIOLOGY, MECHANISMS, PREDICTED, REPLICATES, Difference, paired_difference, say
 
-DEFAULT = ("none", "standardize", "mad_robustize", "whiten", "standardize_tvn", "combat", "harmony")
+DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
 """The corrections that are compared where nothing else is asked for."""
 
 METRICS: Mapping[str, Metric] = {**batch.METRICS, **variance.METRICS, **biology.METRICS}
 """All metrics, by key."""
+
+_INDUCED = ("plate_predicted", "plate_neighbour", "map_other_plate", "treatment_neighbour")
+"""What is asked of plates that came later."""
 
 _PANELS = 4  # pairs that are drawn, at most
 
@@ -58,23 +66,15 @@ class Settings(NamedTuple):
         if self.maps not in MAPS:
             raise ConfigError(f"maps='{self.maps}' is unknown; {did_you_mean(self.maps, MAPS)}")
 
-
-class Pair(NamedTuple):
-    """A cell of the factorial table.
-
-    Attributes:
-        statistics: the word of the encoder, or the name of the table.
-        correction: of the profiles.
-    """
-
-    statistics: str
-    correction: str
+    def all_corrections(self) -> tuple[str, ...]:
+        """The corrections, ``none`` first."""
+        return tuple(dict.fromkeys((PLAIN, *self.corrections)))
 
 
 def evaluate(
     tables: Mapping[str, Profiles],
     folder: Path,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Results:
     """Judge profiles, and leave what was found in a folder, see :mod:`biomass.judgement.results`.
@@ -82,78 +82,96 @@ def evaluate(
     Args:
         tables: word of the encoder's statistics, or any name → profiles made so. ``untrained`` is a null row.
         folder: of the run; made if it is not there.
-        settings: how.
+        settings: how; those of :class:`Settings` if left out.
         about: what else the results should say: the command, versions, the fingerprint of the data.
 
     Raises:
         ConfigError: a correction is unknown, there is no table, or a file cannot be written.
     """
+    settings = settings or Settings()
     settings.check()
-    if not set(tables) - set(NULL_ROWS):
-        raise ConfigError("there are no profiles to judge but null rows; name the profiles of a trained network, too")
-    corrections = tuple(dict.fromkeys(("none", *settings.corrections)))
     names = sorted(tables, key=lambda name: name in NULL_ROWS)
-    main = "running" if "running" in tables else names[0]
-    rows, ladder, skipped = [], [], []
-    every = {**{name: tables[name] for name in names}, COUNTED: tables[main]}
-    if UNTRAINED not in tables:
-        skipped.append("untrained: these profiles come without those of an untrained encoder")
-    for pair, profiles in _bar(every, corrections):
-        corrected = _corrected(profiles, pair, skipped)
-        refit_only = CORRECTIONS[pair.correction].refit_only
-        if isinstance(corrected, str):
-            scores = [Score(key, *[np.nan] * 5, 0, corrected) for key in METRICS]
-            rows += rows_of(*pair, refit_only, scores)
+    if not names or names[0] in NULL_ROWS:
+        raise ConfigError("there are no profiles to judge but null rows; name the profiles of a trained network, too")
+    metrics = {**METRICS, **({} if settings.pairs is None else {"recall": recall_metric(settings.pairs)})}
+    main = tables["running" if "running" in tables else names[0]]
+    skipped = [] if UNTRAINED in tables else [f"{UNTRAINED}: profiles of an untrained encoder are not among the tables"]
+    table, ladder = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
+    real = [name for name in names if name not in NULL_ROWS]
+    before = ("running" if "running" in real else real[0], PLAIN)
+    choice = recommend(table, BIOLOGY, before)
+    after = choice.best if choice is not None and choice.best != before else None
+    shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
+    shown = shown[:_PANELS]
+    wells, position, effects = _look_at(shown, tables, main, settings, skipped)
+    differences = _differences(before, after, tables, metrics, settings.seed) if after else {}
+    verdict = say(table, effects, before, after, differences)
+    found = {
+        "roles": dict(main.taken),
+        "notes": _notes(tables),
+        "skipped": [*skipped, *_never_told(table, metrics)],
+        "rows": len(main),
+        "features": len(main.names),
+        "seed": settings.seed,
+        "shown": [list(pair) for pair in shown],
+        "verdict": asdict(verdict),
+    }
+    drift = _induce(main, settings, skipped)
+    results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
+    results.write(folder, metrics)
+    return results
+
+
+def _score_all(
+    tables: Mapping[str, Profiles],
+    main: Profiles,
+    metrics: Mapping[str, Metric],
+    settings: Settings,
+    skipped: list[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The factorial table, its null rows last, and the ladder of every pair."""
+    rows, ladder, seed = [], [], settings.seed
+    every = {**tables, COUNTED: main}
+    for pair, profiles in _shown_pairs(every, settings.all_corrections()):
+        refit_only = CORRECTIONS[pair[1]].refit_only
+        try:
+            corrected = _corrected(profiles, pair, seed)
+        except CannotJudgeError as reason:
+            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
+            empty = [Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, str(reason)) for key in metrics]
+            rows += rows_of(*pair, refit_only, empty)
             continue
-        scores = [score(key, metric, corrected, settings.seed) for key, metric in METRICS.items()]
-        if settings.pairs is not None:
-            scores.append(_relationships(corrected, settings))
-        rows += rows_of(*pair, refit_only, scores)
-        rungs = climb(corrected, settings.seed)
-        ladder.append(rungs.assign(statistics=pair.statistics, correction=pair.correction))
-        if pair.statistics == main:
-            scores = [
-                score(key, metric, shuffled(corrected, metric.family, settings.seed), settings.seed)
-                for key, metric in METRICS.items()
-            ]
-            rows += rows_of(SHUFFLED, pair.correction, refit_only, scores)
+        rows += rows_of(*pair, refit_only, [score(key, one, corrected, seed) for key, one in metrics.items()])
+        ladder.append(pd.DataFrame(climb(corrected, seed)).assign(statistics=pair[0], correction=pair[1]))
+        if profiles is main and pair[0] != COUNTED:
+            dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
+            scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
+            rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
+    place = {name: number for number, name in enumerate([*every, SHUFFLED])}
     table = pd.DataFrame(rows, columns=list(TABLE))
-    order = {name: place for place, name in enumerate([*every, SHUFFLED])}
-    table = table.sort_values("statistics", key=lambda c: c.map(order), kind="stable", ignore_index=True)
-    before, after = compared(table, main)
-    shown = list(dict.fromkeys([before, after, *(Pair(name, "none") for name in names if name not in NULL_ROWS)]))
-    wells, positions, effects = tables[main].wells.copy(), [], {}
-    for pair in shown[:_PANELS]:
-        profiles = CORRECTIONS[pair.correction].fit_transform(tables[pair.statistics], settings.seed)
-        log.info("maps, places and effects of %s, %s", *pair)
-        if len(profiles) == len(wells):
+    table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
+    climbed = pd.concat(ladder, ignore_index=True)
+    return table, climbed[["statistics", "correction", *climbed.columns[:-2]]]
+
+
+def _look_at(
+    pairs: Sequence[Pair], tables: Mapping[str, Profiles], main: Profiles, settings: Settings, skipped: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[Pair, dict[str, Effect]]]:
+    """What is drawn of every well, the effects of places, and all effects, under some pairs."""
+    wells, positions, effects = main.wells.copy(), [], {}
+    for pair in pairs:
+        log.info("maps, places and effects: %s, %s", *pair)
+        profiles = CORRECTIONS[pair[1]].fit_transform(tables[pair[0]], settings.seed)
+        if profiles.wells.equals(main.wells):
             _draw(wells, pair, profiles, settings)
+        else:
+            skipped.append(f"maps of {pair[0]}, {pair[1]}: its wells are not those of the first table")
         effects[pair] = find_effects(profiles, settings.seed)
         try:
             positions.append(position_table(profiles, *pair, settings.seed))
         except CannotJudgeError as reason:
-            skipped.append(f"effects of places, {pair.statistics}, {pair.correction}: {reason}")
-    verdict = say(table, before, after, effects[before], effects[after])
-    results = Results(
-        {
-            **(about or {}),
-            "roles": {role: column for role, column in tables[main].taken.items()},
-            "notes": list(tables[main].notes),
-            "skipped": [*skipped, *_never_told(table)],
-            "rows": len(tables[main]),
-            "features": len(tables[main].names),
-            "seed": settings.seed,
-            "shown": [list(pair) for pair in shown[:_PANELS]],
-            "verdict": verdict.plain(),
-        },
-        table,
-        pd.concat(ladder, ignore_index=True),
-        wells,
-        pd.concat(positions, ignore_index=True) if positions else pd.DataFrame(),
-        _drift(tables[main], corrections, settings, skipped),
-    )
-    results.write(folder, METRICS)
-    return results
+            skipped.append(f"effects of places, {pair[0]}, {pair[1]}: {reason}")
+    return wells, pd.concat(positions, ignore_index=True) if positions else pd.DataFrame(), effects
 
 
 def _draw(wells: pd.DataFrame, pair: Pair, profiles: Profiles, settings: Settings) -> None:
@@ -165,23 +183,57 @@ def _draw(wells: pd.DataFrame, pair: Pair, profiles: Profiles, settings: Setting
     wells[f"distance|{name}"] = distance_to_controls(profiles).astype(np.float32)
 
 
-def _never_told(table: pd.DataFrame) -> list[str]:
+def _differences(
+    before: Pair, after: Pair, tables: Mapping[str, Profiles], metrics: Mapping[str, Metric], seed: int
+) -> dict[str, Difference]:
+    """Paired differences of what the verdict speaks of, where the same units were judged under both pairs."""
+    found = {}
+    one, other = (_corrected(tables[pair[0]], pair, seed) for pair in (before, after))
+    for key in (*REPLICATES, *MECHANISMS, *PREDICTED):
+        try:
+            first, then = (metrics[key].measure(profiles, seed) for profiles in (one, other))
+        except CannotJudgeError:
+            continue
+        if first.weights is None and then.weights is None and np.array_equal(first.groups, then.groups):
+            found[key] = paired_difference(first, then, seed)
+    return found
+
+
+def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.DataFrame:
+    """What corrections make of plates that they were not fitted on."""
+    plates = profiles.wells[PLATE].nunique() if profiles.has(PLATE) else 0
+    first = settings.first or plates // 2
+    chosen = {}
+    for name in settings.all_corrections():
+        chosen[name] = CORRECTIONS[name]
+    try:
+        return induct(profiles, chosen, first, {key: METRICS[key] for key in _INDUCED}, settings.seed)
+    except CannotJudgeError as reason:
+        skipped.append(f"plates that come later: {reason}")
+        return pd.DataFrame()
+
+
+def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:
     """A line for each metric that could not be told of any pair."""
     told = table.groupby("metric", sort=False)["value"].transform(lambda values: values.notna().any())
     first = table[~told.astype(bool)].drop_duplicates("metric")
-    return [f"{METRICS[row.metric].title}: {row.note}" for row in first.itertuples()]
+    return [f"{metrics[key].title}: {note}" for key, note in zip(first["metric"], first["note"], strict=True)]
 
 
-def _relationships(profiles: Profiles, settings: Settings) -> Score:
-    try:
-        return summarize("relationships", biology.relationships(profiles, settings.pairs, settings.seed), settings.seed)
-    except CannotJudgeError as reason:
-        return Score("relationships", *[np.nan] * 5, 0, str(reason))
+def _notes(tables: Mapping[str, Profiles]) -> list[str]:
+    """What is to be said of the tables, each line once."""
+    if len(tables) == 1:
+        return list(*(one.notes for one in tables.values()))
+    found: dict[str, list[str]] = {}
+    for name, one in tables.items():
+        for note in one.notes:
+            found.setdefault(note, []).append(name)
+    return [note if len(of) == len(tables) else f"{', '.join(of)}: {note}" for note, of in found.items()]
 
 
-def _bar(tables: Mapping[str, Profiles], corrections: tuple[str, ...]) -> Iterator[tuple[Pair, Profiles]]:
+def _shown_pairs(tables: Mapping[str, Profiles], corrections: Sequence[str]) -> Iterator[tuple[Pair, Profiles]]:
     """All pairs, with a bar where a person watches, and a line for each where not."""
-    pairs = [(Pair(name, one), profiles) for name, profiles in tables.items() for one in corrections]
+    pairs = [((name, one), profiles) for name, profiles in tables.items() for one in corrections]
     watched = sys.stderr.isatty()
     for number, (pair, profiles) in enumerate(tqdm(pairs, desc="judge", unit="pair", disable=not watched), 1):
         if not watched:
@@ -189,13 +241,11 @@ def _bar(tables: Mapping[str, Profiles], corrections: tuple[str, ...]) -> Iterat
         yield pair, profiles
 
 
-def _corrected(profiles: Profiles, pair: Pair, skipped: list[str]) -> Profiles | str:
-    """The profiles of a pair; why there are none, where there are none."""
-    try:
-        one = counted(profiles) if pair.statistics == COUNTED else profiles
-        return as_directions(CORRECTIONS[pair.correction].fit_transform(one))
-    except CannotJudgeError as reason:
-        line = f"{pair.statistics}, {pair.correction}: {reason}"
-        if line not in skipped:
-            skipped.append(line)
-        return str(reason)
+def _corrected(profiles: Profiles, pair: Pair, seed: int) -> Profiles:
+    """The profiles of a pair.
+
+    Raises:
+        CannotJudgeError: there are none.
+    """
+    one = counted(profiles) if pair[0] == COUNTED else profiles
+    return as_directions(CORRECTIONS[pair[1]].fit_transform(one, seed))

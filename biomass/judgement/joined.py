@@ -30,6 +30,7 @@ from biomass.judgement.roles import (
 from biomass.judgement.table import COMPOUND, EXPERIMENT, PLATE, TREATMENT, WELL
 
 _SUBSTANCES = (TREATMENT, COMPOUND, REAGENT, GENE)
+_NAMES = {one for role in _SUBSTANCES for one in SYNONYMS[role]}
 _Keys: TypeAlias = tuple[pd.DataFrame, pd.DataFrame]
 
 
@@ -63,9 +64,9 @@ def join_tables(
     if empty := [name for name, table in left if table.empty]:
         raise DataError(f"{empty[0]} has no rows: leave it out, or name the right table")
     while left:
-        found = ((i, keys) for i, (_, table) in enumerate(left) if (keys := _keys(about, table, roles)) is not None)
-        i, keys = next(found, (0, None))
-        name, table = left.pop(i)
+        every = [_keys(about, table, roles) for _, table in left]
+        i = min(range(len(left)), key=lambda i: _waits(every[i], left[i][1]))
+        keys, (name, table) = every[i], left.pop(i)
         if keys is None:
             raise DataError(
                 f"{name} has no column by which it could be joined, such as plate and well, or compound: it has "
@@ -74,6 +75,13 @@ def join_tables(
         about, said = _join(about, table, name, *keys)
         notes += said
     return about, notes
+
+
+def _waits(keys: _Keys | None, table: pd.DataFrame) -> int:
+    """How late a table is joined: that of maps after the one that says where they lie, and last what has no keys."""
+    if keys is None:
+        return 2
+    return int(bool(_map_column(table)) and "map" not in keys[0] and PLATE not in keys[0])
 
 
 def _join(
@@ -136,11 +144,7 @@ def _keys(about: pd.DataFrame, table: pd.DataFrame, roles: Given | None) -> _Key
         pairs[WELL] = own[WELL], other[WELL]
     if not pairs:
         shared = {short_name(str(one)): str(one) for one in about}
-        usual = [
-            c
-            for c in map(str, table)
-            if short_name(c) in shared and any(short_name(c) in SYNONYMS[r] for r in _SUBSTANCES)
-        ]
+        usual = [c for c in map(str, table) if short_name(c) in shared and short_name(c) in _NAMES]
         if usual:
             pairs[short_name(usual[0])] = [shared[short_name(usual[0])]], [usual[0]]
         elif role := next((one for one in _SUBSTANCES if one in both), ""):

@@ -145,6 +145,8 @@ def treatment_sample(profiles: Profiles, limit: int, seed: int) -> tuple[np.ndar
     treatments = profiles.codes(TREATMENT)
     treated = profiles.treated if profiles.treated.any() else np.ones(len(profiles), bool)
     known = treated & (treatments >= 0)
+    if not known.any():
+        raise CannotJudgeError("no well has a known treatment")
     replicates = np.bincount(treatments[known], minlength=treatments.max() + 1)
     rows = np.flatnonzero(known & (replicates[treatments] > 1))
     notes = []

@@ -79,12 +79,13 @@ def exchange_wells(values: np.ndarray, groups: Groups, strata: Groups, seed: int
 
 
 def exchange_residuals(
-    residual: np.ndarray, bases: dict[str, np.ndarray], strata: Groups, seed: int
+    residual: np.ndarray, rank: int, bases: dict[str, np.ndarray], strata: Groups, seed: int
 ) -> dict[str, Chance]:
     """Does what is left depend on covariates, when it is exchanged within strata?
 
     Args:
         residual: (N, K) of the model without the covariates.
+        rank: of that model. It has fitted a part of the noise, too: what is exchanged is scaled up to the noise.
         bases: (N, q) each, orthonormal columns, at right angles to that model.
         strata: wells whose residuals would be alike.
         seed: of the draws.
@@ -101,6 +102,7 @@ def exchange_residuals(
         return np.array([part.sum() for part in np.split(((joined.T @ rows) ** 2).sum(1), ends)])
 
     observed, count = explained(moved), draws_for(len(residual))
+    moved *= np.sqrt((len(residual) - strata.count) / max(len(residual) - rank, 1))
     above = np.zeros(len(bases))
     for _ in range(count):
         above += explained(moved[np.argsort(strata_codes + rng.random(len(order)))]) >= observed * (1 - 1e-9)

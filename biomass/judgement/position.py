@@ -1,10 +1,10 @@
 """Position effects: what the row, the column and the edge of the plate do to profiles.
 
 The *size* of an effect is the share of the variance within plates that rows (columns, the edge) explain, less what they
-would explain by chance. Chance is found by permuting places: wells exchange their profiles within a plate, and within
-the kinds of controls, so that controls which fill a column do not look like an effect of the column; all plates
-exchange the same places, because many repeat one layout. The place of a treatment that is given to neighbouring wells
-can still not be told from the treatment; this is said, and negative controls alone are judged then.
+would explain by chance. Chance is found by permuting: wells exchange their profiles within a plate, and within kinds of
+controls, so that controls which fill a column do not look like an effect of the column. Treated wells exchange the
+same places on all plates, because many screens repeat one layout. Where a compound fills a row or a column, the place
+cannot be told from the compound; negative controls alone are judged then, if they lie at several places.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,9 @@ from biomass.judgement.table import COLUMN, COMPOUND, CONTROL, PLATE, ROW, TREAT
 KINDS = ("row", "column", "edge")
 COMPONENTS = 10
 """Leading principal components, of what varies within plates, in which position effects are looked for."""
+
+MOST = 0.5
+"""Share of wells, or of treatments, from which a layout makes places and treatments one."""
 
 PERMUTATIONS = 199
 """Of places, behind every p: the smallest is one in 200."""
@@ -113,6 +116,7 @@ class _Wells(NamedTuple):
         rows: (n,) and
         columns: (n,) from 0.
         edge: (n,) int, 1 where a well lies in the outermost rows and columns that are in use.
+        free: (n,) bool, negative controls.
     """
 
     scores: np.ndarray
@@ -122,6 +126,7 @@ class _Wells(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
     edge: np.ndarray
+    free: np.ndarray
 
     def of(self, kind: str) -> np.ndarray:
         """The place (n,) int of a kind of every well."""
@@ -142,10 +147,12 @@ def position_table(
 
     Returns:
         A row for each plate and kind (``row``, ``column``, ``edge``) with an empty place: ``effect`` is the share of
-        the variance within the plate that the kind explains beyond chance, 0 where there is none (it may be slightly
-        negative), ``p`` from permutations; plate "" is all plates together, with an interval over plates. And for plate
-        "" a row for each place (``A``, ``1``, ``edge``, ``inner``): the ``effect`` is where its wells lie, in standard
-        deviations within plates, along the direction in which places of the kind differ most.
+        the variance within the plate that the kind explains beyond chance, about 0 where there is none, and ``p`` is
+        from permutations. Plate "" is all plates together, with an interval over plates; its p is that of what places
+        do on each plate, or of what they do alike on all, the smaller one, doubled. Where every well that is compared
+        has a place of its own, the share is that of what places do alike.
+        And for plate "" a row for each place (``A``, ``1``, ``edge``, ``inner``): its ``effect`` is where its wells
+        lie, in standard deviations within plates, along the direction in which places of the kind differ most.
 
     Raises:
         CannotJudgeError: places are not known, or no plate has wells at several places.
@@ -155,16 +162,14 @@ def position_table(
     >>> values = np.random.default_rng(0).normal(size=(48, 2)) + 9.0 * (wells[["column"]] == 5).to_numpy()
     >>> found = position_table(Profiles(wells, np.float32(values), ("f", "g")))
     >>> found[(found["plate"] == "") & (found["place"] == "")].set_index("kind")["p"].to_dict()
-    {'row': 0.395, 'column': 0.005, 'edge': 0.04}
+    {'row': 1.0, 'column': 0.01, 'edge': 0.33}
     """
-    wells = _wells(profiles, seed)
+    wells, negative = _wells(profiles, seed), profiles.negative
+    controls = _wells(profiles, seed, negative) if (negative & (_places(profiles) >= 0).all(0)).any() else None
     tables = []
     for kind in KINDS:
-        judged = wells
-        if _fills(profiles, kind) > 0.5:
-            controls = _wells(profiles, seed, profiles.negative) if profiles.negative.sum() > 1 else None
-            judged = controls if controls is not None and _several(controls, kind) else wells
-        if _several(judged, kind):
+        judged = wells if _fills(profiles, kind) <= MOST else controls
+        if judged is not None and _several(judged, kind):
             tables.append(_of_kind(judged, kind, seed, permutations))
     if not tables:
         raise CannotJudgeError("no plate has comparable wells in several rows or columns")
@@ -178,15 +183,15 @@ def position_notes(profiles: Profiles) -> tuple[str, ...]:
     """What the layout makes impossible to tell."""
     notes = []
     what = "compound" if profiles.has(COMPOUND) else "treatment"
-    for kind in ("row", "column"):
+    for kind in KINDS[:2]:
         share = _fills(profiles, kind)
-        if share > 0.5:
+        if share > MOST:
             notes.append(
-                f"{share:.0%} of the {what}s with several wells on a plate keep to one {kind}, which cannot be told "
-                "from what was given; it is judged on negative controls alone where they lie in several"
+                f"{share:.0%} of the treated wells share their {kind} with all wells of their {what} on the plate: "
+                f"{kind} and edge cannot be told from the {what}; controls at several are judged alone"
             )
     share = _same_well(profiles)
-    if share > 0.5:
+    if share > MOST:
         notes.append(
             f"{share:.0%} of the treatments on several plates are in the same well on each: what they share may "
             "be their place"
@@ -201,13 +206,15 @@ def _treated(profiles: Profiles, role: str) -> pd.DataFrame:
 
 
 def _fills(profiles: Profiles, kind: str) -> float:
-    """The share of compounds with several wells on a plate that have them all in one row, or one column."""
+    """The share of treated wells whose compound has several wells on the plate, all in one row (or column)."""
+    if kind == "edge":
+        return max(_fills(profiles, "row"), _fills(profiles, "column"))
     role = COMPOUND if profiles.has(COMPOUND) else TREATMENT
-    if kind == "edge" or not profiles.has(role, ROW, COLUMN):
+    if not profiles.has(role, ROW, COLUMN):
         return 0.0
     wells = _treated(profiles, role).groupby([PLATE, role])[kind].agg(["size", "nunique"])
-    several = wells[wells["size"] > 1]
-    return float((several["nunique"] == 1).mean()) if len(several) else 0.0
+    alike = wells["size"][(wells["size"] > 1) & (wells["nunique"] == 1)]
+    return float(alike.sum() / max(wells["size"].sum(), 1))
 
 
 def _same_well(profiles: Profiles) -> float:
@@ -241,13 +248,16 @@ def _wells(profiles: Profiles, seed: int, chosen: np.ndarray | None = None) -> _
     else:
         in_sample = strata
     weights = axes(_centred(profiles.features[sample].astype(np.float64), in_sample), COMPONENTS)
+    if not weights.shape[1]:
+        raise CannotJudgeError("the wells that are to be judged do not vary within plates")
     scores = project(profiles.features[kept], profiles.features[sample].mean(0, dtype=np.float64), weights)
     scores = _centred(scores.astype(np.float64), strata)
-    scores /= np.maximum(scores.std(0), 1e-12)
+    scores /= max(float(np.sqrt((scores**2).mean())), 1e-12)
     in_use = [one[(rows >= 0) & (columns >= 0)] for one in (rows, columns)]
     at = rows[kept], columns[kept]
     outer = [(one == all_.min()) | (one == all_.max()) for one, all_ in zip(at, in_use, strict=True)]
-    return _Wells(scores, plates, names, strata, *at, np.any(outer, axis=0).astype(np.int64))
+    edge = np.any(outer, axis=0).astype(np.int64)
+    return _Wells(scores, plates, names, strata, *at, edge, profiles.negative[kept])
 
 
 def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -272,35 +282,40 @@ def _of_kind(wells: _Wells, kind: str, seed: int, permutations: int) -> pd.DataF
     sizes = np.bincount(group, minlength=plates * len(levels)).reshape(plates, len(levels))
     total = np.bincount(wells.plates, (wells.scores**2).sum(1), plates)
 
-    def look(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What places explain of each plate (P,), and where their wells lie on each plate, in all (P, L)."""
+    def look(scores: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        """What places explain of each plate (P,), what they explain alike on all, where their wells lie (P, L)."""
         found = (sums @ scores).reshape(plates, len(levels), -1)
-        explained = ((found**2).sum(2) / np.maximum(sizes, 1)).sum(1)
-        along = np.linalg.svd(found.sum(0) / np.sqrt(sizes.sum(0))[:, None], full_matrices=False)[2][0]
-        return explained, found @ along
+        own = ((found**2).sum(2) / np.maximum(sizes, 1)).sum(1)
+        alike = found.sum(0) / np.sqrt(sizes.sum(0))[:, None]
+        along = np.linalg.svd(alike, full_matrices=False)[2][0]
+        return own, float((alike**2).sum()), found @ (along / max(float((scores @ along).std()), 1e-12))
 
-    explained, lying = look(wells.scores)
+    own, alike, lying = look(wells.scores)
     effects = lying.sum(0) / sizes.sum(0)
     lying, effects = (one * np.sign(effects[np.abs(effects).argmax()]) for one in (lying, effects))
     rng = np.random.default_rng(seed)
-    chance, beyond, beyond_all = np.zeros(plates), np.ones(plates), 1
-    beyond_place = np.ones(len(levels))
+    chance, chance_alike = np.zeros(plates), 0.0
+    beyond, beyond_own, beyond_alike, beyond_place = np.ones(plates), 1, 1, np.ones(len(levels))
     for _ in range(permutations):
-        keys = rng.random((wells.rows.max() + 1, wells.columns.max() + 1))
-        drawn = np.lexsort((keys[wells.rows, wells.columns], wells.strata))
-        by_chance, at = look(wells.scores[drawn])
-        chance += by_chance / permutations
-        beyond += by_chance >= explained * (1 - _SAME)
-        beyond_all += by_chance.sum() >= explained.sum() * (1 - _SAME)
+        keys = rng.random((wells.rows.max() + 1, wells.columns.max() + 1))[wells.rows, wells.columns]
+        keys[wells.free] = rng.random(int(wells.free.sum()))
+        by_own, by_alike, at = look(wells.scores[np.lexsort((keys, wells.strata))])
+        chance, chance_alike = chance + by_own / permutations, chance_alike + by_alike / permutations
+        beyond += by_own >= own * (1 - _SAME)
+        beyond_own += by_own.sum() >= own.sum() * (1 - _SAME)
+        beyond_alike += by_alike >= alike * (1 - _SAME)
         beyond_place += np.abs(at.sum(0) / sizes.sum(0)) >= np.abs(effects) * (1 - _SAME)
-    more, room = explained - chance, total - chance
+    more, room = own - chance, total - chance
     fits = room > total * _SAME  # where every well has a place of its own, nothing is left to explain
     share = np.divide(more, room, out=np.full(plates, np.nan), where=fits)
-    low, high = interval(np.where(fits, more, 0), np.where(fits, room, 0), np.arange(plates), seed)
-    whole = float(more[fits].sum() / room[fits].sum()) if fits.any() else np.nan
+    if fits.any():
+        whole = float(more[fits].sum() / room[fits].sum())
+        low, high = interval(np.where(fits, more, 0), np.where(fits, room, 0), np.arange(plates), seed)
+    else:
+        whole, low, high = (alike - chance_alike) / (total.sum() - chance_alike), np.nan, np.nan
     ends = [interval(lying[:, i], sizes[:, i].astype(float), np.arange(plates), seed) for i in range(len(levels))]
     every = permutations + 1
-    rows = [("", "", whole, low, high, beyond_all / every)]
+    rows = [("", "", whole, low, high, min(1.0, 2 * min(beyond_own, beyond_alike) / every))]
     rows += [
         ("", _place(kind, int(levels[i])), effects[i], *ends[i], beyond_place[i] / every) for i in range(len(levels))
     ]

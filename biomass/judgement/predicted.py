@@ -7,8 +7,8 @@ plate
 experiment
     no well of its plate, either: else the plate is recognized, and an experiment is more than its plates.
 row, column
-    no well of its plate, nor with its compound: else a compound that is always at the same place is recognized. Controls
-    count as one compound.
+    no well of its plate, nor with its compound: else a compound that is always at the same place is recognized.
+    Controls of one name count as one compound.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,10 @@ LIMIT = 6000
 FOLDS, CROSSED = 5, 4
 """Folds of one kind; of each of two kinds, where both are kept apart."""
 
+PLATES, COMPOUNDS = 8, 2
+"""Folds of these for experiments. With few folds of plates, shuffled experiments too often lie in one fold altogether:
+then fewer are left to choose from, and chance is told too high."""
+
 _LARGEST = 1 / 3  # of all wells: relatives beyond this are too many to be kept apart together
 
 
@@ -48,8 +52,8 @@ def experiment(profiles: Profiles, seed: int) -> Measured:
     units, kept = relatives(profiles, rows)
     labels = _numbered(labels)
     if profiles.has(PLATE):
-        first = folds(profiles.codes(PLATE)[rows], CROSSED, seed, strata=labels[0])
-        second = _parted(units, CROSSED, seed)
+        first = folds(profiles.codes(PLATE)[rows], PLATES, seed, strata=labels[0])
+        second = _parted(units, COMPOUNDS, seed)
         found = predict(profiles.features[rows], labels, first, second)
     else:
         found = predict(profiles.features[rows], labels, _parted(units, FOLDS, seed))
@@ -68,6 +72,8 @@ def place(role: str) -> Callable[[Profiles, int], Measured]:
         if not known.all():
             note = _join(note, f"{(~known).sum():,} wells have no place")
         codes = profiles.wells[role].to_numpy()[rows]
+        if not len(codes):
+            raise CannotJudgeError("no well has a place")
         if len(np.unique(codes)) < 2:
             raise CannotJudgeError(f"all wells lie in one {role}: nothing can be compared with it")
         labels = _numbered(_places(profiles, rows, codes, seed))

@@ -5,6 +5,7 @@ run of ``biomass profile``, and DeepProfiler's folders of ``.npz``. By their nam
 (:func:`.roles.describing`); of all others those are features whose values are numbers.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ OWN = tuple(f"profiles_{level}.parquet" for level in ("wells", "fields", "cells"
 
 _ROWS = 4096  # of a Parquet file that are in memory at once
 _NUMBERS = 0.5  # share of the values of a text column that must be numbers if it is a feature
+_ALIKE = 0.9  # share of the features whose names must begin alike, for others to be strange
 _DECIMAL_COMMA = r"^[+-]?\d+(,\d+)?([eE][+-]?\d+)?$"
 
 
@@ -92,15 +94,18 @@ def raw_frame(table: pd.DataFrame, roles: Given | None = None) -> Raw:
     if len(twice):
         raise DataError(f"column '{twice[0]}' is in the profiles more than once: rename or drop one of them")
     by_name = describing(table.columns, roles)
-    numbers = [c for c in map(str, table) if c not in by_name and _is_number(table[c].dtype)]
+    kinds = dict(zip(map(str, table), table.dtypes, strict=True))
+    numbers = [c for c, kind in kinds.items() if c not in by_name and _is_number(kind)]
     features = np.empty((len(table), len(numbers)), np.float32)
     with np.errstate(over="ignore"):
         for start in range(0, len(numbers), 64):
             some = numbers[start : start + 64]
             features[:, start : start + 64] = table[some].to_numpy(np.float32, na_value=np.nan)
-    rest = [c for c in map(str, table) if c not in by_name and c not in set(numbers)]
+    told = {*numbers, *by_name}
+    rest = [c for c in kinds if c not in told]
     parsed = {c: values for c in rest if (values := _parse_objects(table[c])) is not None}
-    about = table[[c for c in table if c in by_name or (c in rest and c not in parsed)]].reset_index(drop=True)
+    gone = {*numbers, *parsed}
+    about = table[[c for c in table if c not in gone]].reset_index(drop=True)
     return _checked(_with_texts(about, features, numbers, parsed, by_name), None)
 
 
@@ -115,7 +120,23 @@ def _checked(raw: Raw, path: Path | None) -> Raw:
         raise DataError(f"{called} has no rows, but needs one for each well")
     number, first, last = len(raw.names), raw.names[0], raw.names[-1]
     said = f"{number} features are judged, '{first}' … '{last}'" if number > 1 else f"one feature is judged, '{first}'"
-    return raw._replace(notes=[said, *raw.notes])
+    odd = _strangers(raw.names)
+    strange = [f"called unlike all other features: {listing(odd)} ({len(odd)}); what describes a row is no feature"]
+    return raw._replace(notes=[said, *(strange if odd else ()), *raw.notes])
+
+
+def _strangers(names: Sequence[str]) -> list[str]:
+    """Features whose names begin as hardly any others do, where most begin alike: they may describe the row.
+
+    >>> _strangers([*(f"Cells_Texture_{i}" for i in range(30)), "hours"])
+    ['hours']
+    """
+    begin = [re.match(r"[^\W\d_]*", one)[0].lower() for one in names]  # type: ignore[index]  # it matches the empty text
+    count = Counter(begin)
+    common = {one for one, number in count.items() if number > max(2, len(names) // 50)}
+    if sum(count[one] for one in common) < _ALIKE * len(names):
+        return []
+    return [name for name, one in zip(names, begin, strict=True) if one not in common]
 
 
 def _with_texts(
@@ -226,7 +247,8 @@ def _parquet(path: Path, roles: Given | None) -> Raw:
             names = [one for one in schema.names if not one.startswith("__index_level_")]
             by_name = describing(names, roles)
             numeric = [n for n in names if n not in by_name and _is_arrow_number(schema.field(n).type)]
-            texts = [n for n in names if n not in set(numeric)]
+            chosen = set(numeric)
+            texts = [n for n in names if n not in chosen]
             features = np.empty((file.metadata.num_rows, len(numeric)), np.float32)
             at = 0
             for batch in _batches(file, numeric):

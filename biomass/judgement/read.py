@@ -5,13 +5,15 @@ What is taken for what, what is left out, filled or averaged is in the notes of 
 them into normal form, :mod:`.clean` deals with missing values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from biomass.datasets.map_files import find_matrices, read_map_files
+from biomass.errors import ConfigError
 from biomass.judgement.clean import drop_constant, fill_missing, first_seen, mean_of
 from biomass.judgement.described import Controls, Described, describe
 from biomass.judgement.joined import join_tables
@@ -51,6 +53,7 @@ def read_profiles(
     >>> [f"{role}: {column}" for role, column in profiles.taken.items()]
     ['plate: Plate', 'well: Well', 'row: Well', 'column: Well', 'compound: drug', 'treatment: drug', 'control: drug']
     """
+    _check(roles)
     raw = read_raw(Path(path), roles)
     tables = [(f"'{Path(one).name}'", _read_metadata(Path(one), raw, roles)) for one in metadata]
     return _understood(raw, tables, roles, controls)
@@ -68,8 +71,14 @@ def understand(
     >>> understand(table).wells.to_dict("list")
     {'plate': ['P1', 'P1'], 'mechanism': ['x', 'y']}
     """
+    _check(roles)
     tables = [(f"table {i + 1} of the metadata", one) for i, one in enumerate(metadata)]
     return _understood(raw_frame(table, roles), tables, roles, controls)
+
+
+def _check(roles: Any) -> None:
+    if roles is not None and not isinstance(roles, Mapping):
+        raise ConfigError(f"columns are {roles!r}: say for which role, such as {{plate: barcode}}", "columns")
 
 
 def _read_metadata(path: Path, raw: Raw, roles: Given | None) -> pd.DataFrame:

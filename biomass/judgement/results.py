@@ -14,7 +14,7 @@ from biomass.atomic import whole_files
 from biomass.judgement.scores import Metric, Score
 
 UNTRAINED, COUNTED, SHUFFLED = "untrained", "cell count only", "labels shuffled"
-"""The null rows of every table: a network that saw no step, cells counted and nothing else, labels that mean nothing."""
+"""The null rows of every table: a network that saw no step, cells counted alone, labels that mean nothing."""
 
 NULL_ROWS = (UNTRAINED, COUNTED, SHUFFLED)
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from biomass.datasets.map_files import COLUMNS, MAPS, ROWS, USUAL, short_name
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.tables import METADATA, left_out
-from biomass.identifiers import names, well
+from biomass.identifiers import names, well, wells_at
 from biomass.judgement.table import (
     COMPOUND,
     CONTROL,
@@ -50,7 +50,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         *("jcp2022", "pert_id", "pert_name", "molecule", "substance", "inchikey"),
     ),
     DOSE: (*USUAL["dose"], "dose_value", "pert_dose", "dose_recode", "concentration_nm", "concentration_m"),
-    REAGENT: ("sirna", "sgrna", "guide", "sgrna_id", "guide_id", "shrna", "orf", "construct", "reagent"),
+    REAGENT: ("sirna", "sirna_id", "sgrna", "guide", "sgrna_id", "guide_id", "shrna", "orf", "construct", "reagent"),
     GENE: ("gene", "gene_symbol", "gene_name", "gene_id", "symbol", "target_gene"),
     LABEL: ("label", "class", "pert"),
     MECHANISM: ("moa", "mechanism", "mechanism_of_action", "moa_list", "target", "targets", "target_list"),
@@ -98,14 +98,14 @@ def describing(columns: Iterable[str], given: Given | None = None) -> set[str]:
     there = list(map(str, columns))
     named = {resolved for value in (given or {}).values() for one in listed(value) if (resolved := like(one, there))}
     usual = {one for one in there if one.startswith(METADATA) or short_name(one) in _KNOWN}
-    return usual | named | set(left_out(pd.DataFrame(columns=there)))
+    return usual | named | set(left_out(pd.DataFrame(np.empty((0, len(there))), columns=there)))
 
 
 def listed(value: str | Sequence[str] | None) -> list[str]:
     """The columns that a user names for a role."""
     if value is None or value is False or value == "":
         return []
-    return [value] if isinstance(value, str) else list(map(str, value))
+    return list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
 
 
 def like(name: str, columns: Collection[str]) -> str:
@@ -137,13 +137,13 @@ def find_columns(about: pd.DataFrame, given: Given | None = None) -> Columns:
     found = Columns({})
     for role, value in (given or {}).items():
         if role not in SETTABLE:
-            raise ConfigError(f"'{role}' is not a role of a column; {did_you_mean(role, SETTABLE)}", "roles")
+            raise ConfigError(f"'{role}' is not a role of a column; {did_you_mean(role, SETTABLE)}", "columns")
         own = [(one, like(one, there)) for one in listed(value)]
         for one, column in own:
             if not column:
                 raise ConfigError(
                     f"role '{role}': the table has no column '{one}'; {did_you_mean(one, there, _there(there))}",
-                    "roles",
+                    "columns",
                 )
         if own:
             found.of[role] = [column for _, column in own]
@@ -165,7 +165,11 @@ def find_columns(about: pd.DataFrame, given: Given | None = None) -> Columns:
             )
     apart = [next((c for one in words for c in short.get(one, ())), None) for words in (ROWS, COLUMNS)]
     if WELL not in found.of and not (given and WELL in given) and apart[0] is not None and apart[1] is not None:
-        found.of[WELL] = [apart[0], apart[1]]
+        try:
+            wells_at(about[apart[0]], about[apart[1]])
+            found.of[WELL] = [apart[0], apart[1]]
+        except DataError as reason:
+            found.notes.append(f"'{apart[0]}' and '{apart[1]}' are not taken for rows and columns of wells: {reason}")
     return found
 
 

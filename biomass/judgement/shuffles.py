@@ -22,9 +22,9 @@ SHUFFLES = 20
 def shuffled(labels: np.ndarray, strata: np.ndarray, seed: int, times: int = SHUFFLES) -> np.ndarray:
     """The labels (N,), and below them shuffles of them within strata (N,): (1 + times, N).
 
-    >>> shuffled(np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1]), seed=0, times=2)
+    >>> shuffled(np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1]), seed=1, times=2)
     array([[0, 1, 2, 3],
-           [1, 0, 2, 3],
+           [0, 1, 2, 3],
            [0, 1, 3, 2]])
     """
     generator = np.random.default_rng(seed)
@@ -72,7 +72,8 @@ def plates(profiles: Profiles, rows: np.ndarray, seed: int, role: str) -> tuple[
         raise CannotJudgeError(f"no column says which {role} a well is of")
     codes = profiles.codes(role)[rows]
     if len(np.unique(codes)) < 2:
-        raise CannotJudgeError(f"there is only one {role}: nothing can be compared with it")
+        found = f"there is only one {role}: nothing can be compared with it" if len(codes) else f"no {role} is known"
+        raise CannotJudgeError(found)
     if role == EXPERIMENT and profiles.has(PLATE):
         own = profiles.codes(PLATE)[rows]
         known, first, place = np.unique(own, return_index=True, return_inverse=True)

@@ -35,7 +35,7 @@ def ladder(folder: Path) -> Section | str:
         table[column] = table[column].replace(titles)
     known = table[table["value"].notna()]
     if known.empty:
-        return "; ".join(dict.fromkeys(table["note"])) or f"{LADDER} holds no value"
+        return "; ".join(filter(None, dict.fromkeys(table["note"]))) or f"{LADDER} holds no value"
     corrections = list(dict.fromkeys(known["correction"]))
     colors = {one: OKABE[i] if i < len(OKABE) else MISSING for i, one in enumerate(corrections)}
     words = sorted(dict.fromkeys(known["statistics"]), key=lambda word: word in NULL_ROWS)

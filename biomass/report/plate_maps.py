@@ -26,7 +26,7 @@ ROOM = 900_000
 """Bytes that values before and after corrections may take in the page."""
 
 TITLES = {
-    "right": "accuracy: the nearest well of another plate has the same treatment",
+    "right": "accuracy: has the nearest well of another plate the same treatment?",
     "distance": "distance to the plate's negative controls",
     "cells": "cells in the well",
 }
@@ -113,8 +113,8 @@ def oddness(plates: "pd.Series[str]", values: Sequence[Value]) -> pd.DataFrame:
     """How unlike the others every plate is in each value: the distance of its mean from the median of all means.
 
     In units of what is usual: the robust spread of the means (1.48 times their median distance from the median; Hampel
-    1974) and the standard error of a mean of one plate's wells, squared, summed, and the root taken. So few plates that
-    happen to be alike make no other one odd.
+    1974) and the standard error of a mean of as many wells as the plate has, squared, summed, and the root taken. So
+    neither a few wells nor a few plates that happen to be alike make a plate odd.
 
     Args:
         plates: (N,) of the wells.
@@ -124,9 +124,10 @@ def oddness(plates: "pd.Series[str]", values: Sequence[Value]) -> pd.DataFrame:
         (plates, V), index: the plates.
     """
     wells = pd.DataFrame({i: value.values for i, value in enumerate(values)}, plates.index).groupby(plates)
-    means = wells.mean()
+    means, counts = wells.mean(), wells.count()
     off = (means - means.median()).abs()
-    spread = ((1.4826 * off.median()) ** 2 + wells.sem().median().fillna(0.0) ** 2) ** 0.5
+    within = (wells.var(ddof=0) * counts).sum() / (counts - 1).clip(lower=0).sum()  # pooled
+    spread = ((1.4826 * off.median()) ** 2 + within.fillna(0.0) / counts.where(counts > 0)) ** 0.5
     return (off / spread.where(spread > 0)).fillna(0.0)
 
 
@@ -172,15 +173,16 @@ def _affordable(values: Sequence[Value], wells: int) -> list[Value]:
 def _words(off: pd.DataFrame, plates: "pd.Series[str]", values: Sequence[Value]) -> Markup:
     """Which plates stand out, and by what."""
     told = []
-    means = [pd.Series(value.values).groupby(plates.to_numpy()).mean() for value in values]
+    wells = [pd.Series(value.values).groupby(plates.to_numpy()).agg(["mean", "count"]) for value in values]
     for plate in off.max(axis=1).sort_values(ascending=False, kind="stable").index if len(values) else ():
         parts = []
-        for i, (value, mean) in enumerate(zip(values, means, strict=True)):
-            usual = float(mean.median())
+        for i, (value, of) in enumerate(zip(values, wells, strict=True)):
+            mean, usual = of["mean"], float(of["mean"].median())
             if off.loc[plate, i] > _STANDS_OUT and abs(mean[plate] - usual) > _MATTERS * abs(usual):
                 show = {"right": percent, "cells": "{:.0f}".format}.get(value.kind, figure)
                 which = f" ({value.pair})" if value.pair else ""
-                parts.append(f"{NAMES[value.kind]}{which} {show(float(mean[plate]))}, mostly {show(usual)}")
+                told_of = f"{NAMES[value.kind]}{which} {show(float(mean[plate]))} of {of['count'][plate]} wells"
+                parts.append(f"{told_of}, mostly {show(usual)}")
         if parts:
             told.append(Markup("<li>{}: {}.</li>").format(name(plate, 40), "; ".join(parts[:2])))
     if not told:
@@ -200,7 +202,7 @@ def _means(table: pd.DataFrame, values: Sequence[Value], formats: Mapping[str, t
         of = [value for value in values if value.kind == kind]
         some = [of[i] for i in dict.fromkeys([0, len(of) - 1]) if of]
         maps = [_mean(value.values[here], place[here], height * width).reshape(height, width) for value in some]
-        ends = _common_ends(maps, relative=kind == "distance")
+        ends = _common_ends(maps, relative=kind == "distance", top=1.0 if kind == "right" else np.inf)
         charts += [_map(*each) for each in zip(some, maps, ends, strict=True)]
     if not charts:
         return Markup("")
@@ -217,15 +219,16 @@ def _mean(values: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
     return mean
 
 
-def _common_ends(maps: Sequence[np.ndarray], relative: bool) -> list[tuple[float, float]]:
+def _common_ends(maps: Sequence[np.ndarray], relative: bool, top: float) -> list[tuple[float, float]]:
     """Ends of the colours around the middle of each map, of one width, which noise alone does not fill.
 
     Args:
-        maps: values by place.
+        maps: values by place, at least 0.
         relative: width in units of the middle, where the maps have other units.
+        top: the largest value that there can be.
 
-    >>> _common_ends([np.array([0.0, 1.0, 2.0]), np.array([5.0, 5.0, 5.0])], relative=False)
-    [(0.0, 2.0), (4.0, 6.0)]
+    >>> _common_ends([np.array([0.0, 1.0, 2.0]), np.array([5.0, 5.0, 5.0])], relative=False, top=5.5)
+    [(0.0, 2.0), (3.5, 5.5)]
     """
     middles, halves = [], []
     for values in maps:
@@ -236,8 +239,8 @@ def _common_ends(maps: Sequence[np.ndarray], relative: bool) -> list[tuple[float
         halves.append(half / abs(middle) if relative and middle else half)
     half = max(halves, default=0.0) or 0.5
     widths = [half * abs(middle) if relative and middle else half for middle in middles]
-    lows = [max(0.0, middle - width) for middle, width in zip(middles, widths, strict=True)]  # no value is below 0
-    return [(low, low + 2 * width) for low, width in zip(lows, widths, strict=True)]
+    lows = [max(0.0, min(middle - width, top - 2 * width)) for middle, width in zip(middles, widths, strict=True)]
+    return [(low, min(top, low + 2 * width)) for low, width in zip(lows, widths, strict=True)]
 
 
 def _map(value: Value, mean: np.ndarray, ends: tuple[float, float]) -> Markup:

@@ -35,10 +35,14 @@ def position(folder: Path) -> Section | str:
         return "position.csv holds no effect"
     parts = [_words(table, pairs), _shares(table, pairs)]
     places = table[(table["plate"] == "") & (table["place"] != "")]
+    whole = table[(table["plate"] == "") & (table["place"] == "")]
     for kind in ("row", "column"):
-        some = places[places["kind"] == kind]
-        if len(some):
+        some, share = (of[of["kind"] == kind] for of in (places, whole))
+        if len(some) and np.isfinite(share["effect"]).any():
             parts.append(_profiles(some, kind, pairs))
+        elif len(some):
+            told = "What {} do cannot be told: of the wells that can be compared, hardly two share one on a plate."
+            parts.append(Markup("<p>{}</p>").format(told.format(KINDS[kind])))
     return Section("position", "Effects of the place on the plate", Markup("").join(parts), lead=LEAD)
 
 

@@ -51,8 +51,9 @@ def test_a_classifier_is_tried_and_a_test_that_was_cut_off_goes_on(run, caplog):
     assert Path("runs/s/stress.csv").read_bytes() == before
     assert parts[0].stat().st_mtime_ns == written
     assert "1 of 2 plates were tried before" in caplog.text
-    run("stress", *STRESS, "run_name=s", "words=[running]", "seed=1")  # another test: made again
+    run("stress", *STRESS, "run_name=s", "words=[running]", "seed=1", "report=true")  # another test: made again
     assert set(pd.read_csv("runs/s/stress.csv")["statistics"]) == {"running"}
+    assert Path("runs/s/report.html").exists()
 
 
 def test_whole_plates_give_what_training_measured(run):

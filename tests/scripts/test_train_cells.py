@@ -130,6 +130,19 @@ def test_probe(run, pretrained, pooler, plate):
         assert any(not torch.equal(state["network"][k], untrained[k]) for k in untrained if k.startswith("pooler."))
 
 
+def test_runs_end_in_a_page(run, caplog):
+    caplog.set_level("INFO")
+    short = ("trainer.max_steps=1", "report=true")
+    run("train_simclr", *SIMCLR, *short, "run_name=simclr")
+    run("train_supervised_cell", *SUPERVISED, *short, "num_epochs=1", "run_name=supervised")
+    run("train_classifier", *PROBE, *short, "model_path=simclr", "run_name=probe")
+    for name in ("simclr", "supervised", "probe"):
+        assert f"runs/{name}/report.html" in caplog.text
+        files = {file.name for file in Path("runs", name).iterdir()}
+        assert {"report.html", "layers.csv", "samples.png"} <= files
+    assert "one part less" not in caplog.text
+
+
 def test_probe_does_not_depend_on_the_size_of_its_chunks(run, pretrained):
     for name, size in (("whole", "null"), ("chunks", "17")):
         run("train_classifier", *PROBE, "model_path=encoder", f"encode_batch_size={size}", f"run_name={name}")

@@ -46,6 +46,7 @@ def test_every_method_trains_evaluates_and_saves(run, method):
         "train_batch_size=14",
         f"run_name={method}",
         "trainer.log_every=2",
+        "report=true",
     )
     last, folder = evaluation(method), Path("runs") / method
     assert best == max(line["val/accuracy"] for line in metrics(method) if "val/accuracy" in line)
@@ -62,6 +63,9 @@ def test_every_method_trains_evaluates_and_saves(run, method):
     assert OmegaConf.load(folder / "config.yaml").run_name == method
     assert json.loads((folder / "environment.json").read_text())["torch"] in torch.__version__
     assert list(folder.glob("events.out.tfevents.*"))
+    layers = pd.read_csv(folder / "layers.csv")
+    assert layers.groupby("words")["depth"].apply(list).to_dict() == {w: list(range(17)) for w in ("plate", "running")}
+    assert {"report.html", "samples.png", "samples.json"} <= {file.name for file in folder.iterdir()}
     state = load_checkpoint(Path(f"checkpoints/{method}/last.pt"))
     assert state["architecture"] == {"key": "test_resnet", "in_channels": 3, "head": [6]}
     assert state["progress"]["epoch"] == 2
@@ -207,8 +211,9 @@ def test_the_log_counts_the_seconds_of_all_parts_of_a_run(run):
 
 
 def test_save_model_false_writes_no_checkpoint(run):
-    run("train_erm", *TINY, "trainer.max_steps=1", "save_model=false", "run_name=a")
+    run("train_erm", *TINY, "trainer.max_steps=1", "save_model=false", "run_name=a", "report=false")
     assert not Path("checkpoints").exists()
+    assert not {"report.html", "layers.csv", "samples.png"} & {file.name for file in Path("runs/a").iterdir()}
 
 
 def test_resume_auto_of_a_finished_run_changes_nothing(run):

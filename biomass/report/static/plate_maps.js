@@ -7,6 +7,7 @@ biomass.plate_maps = function (element, data) {
   const treatment = data.treatment ? biomass.unpack(data.treatment.codes, Uint16Array) : null;
   const mechanism = data.mechanism ? biomass.unpack(data.mechanism.codes, Uint16Array) : null;
   const controls = ["treated", "negative control", "positive control"];
+  const kindsThere = (data.controls ? [0, 1, 2] : []).filter((one) => wells.some((well) => well.control === one));
   const colours = ["#d9d9d9", "#0072b2", "#e69f00"]; // of the layout
   const levels = data.values.map((one) => biomass.unpack(one.levels, one.bytes === 1 ? Uint8Array : Uint16Array));
   const kinds = [...new Set(data.values.map((one) => one.kind))];
@@ -60,7 +61,8 @@ biomass.plate_maps = function (element, data) {
     if (chosen < 0) {
       const counts = [0, 0, 0];
       for (let i = plate.first; i < plate.first + plate.count; i++) counts[wells[i].control] += 1;
-      return data.controls ? counts[1] + " negative, " + counts[2] + " positive" : counts[0] + " wells";
+      if (!data.controls) return plate.count + " wells";
+      return kindsThere.map((one) => counts[one] + " " + controls[one].split(" ")[0]).join(", ");
     }
     const value = mean(chosen, plate);
     if (value === null) return "not known";
@@ -149,8 +151,9 @@ biomass.plate_maps = function (element, data) {
   const grid = make("div", { class: "plates" });
   grid.style.cssText = "display:grid;gap:.9em 1em;margin-top:.6em";
   const widest = Math.max(...data.plates.map((plate) => plate.columns));
-  const least = widest <= 12 ? "max(130px,12%)" : widest <= 24 ? "max(155px,18%)" : "max(300px,30%)";
-  grid.style.gridTemplateColumns = "repeat(auto-fill,minmax(min(100%," + least + "),1fr))";
+  const least = widest <= 12 ? 130 : widest <= 24 ? 155 : 300; // width of a map
+  const share = widest <= 12 ? 12 : widest <= 24 ? 18 : 30; // of the page
+  grid.style.gridTemplateColumns = "repeat(auto-fill,minmax(min(100%,max(" + least + "px," + share + "%)),1fr))";
   const tiles = data.plates.map((plate) => {
     const title = make("bdi", { title: plate.name }, biomass.shorten(plate.name, 26));
     const words = make("div", {});
@@ -212,9 +215,8 @@ biomass.plate_maps = function (element, data) {
       const one = data.values[chosen];
       const [low, high] = one.ends.map((end) => (kind === "cells" ? String(Math.round(end)) : biomass.number(end)));
       const ends = kind === "right" ? ["no", "yes"] : ["≤ " + low, "≥ " + high];
-      legend.append(biomass.colorbar("cividis", ends[0], ends[1], one.title + (one.pair ? ", " + one.pair : "")));
+      legend.append(biomass.colorbar("cividis", ends[0], ends[1], one.title + (one.pair ? " (" + one.pair + ")" : "")));
     }
-    const kindsThere = data.controls ? [0, 1, 2] : [];
     for (const control of kindsThere) {
       const colour = chosen < 0 ? colours[control] : "#666";
       legend.append(make("span", {}, sample(control, colour), " " + controls[control]));
@@ -236,7 +238,7 @@ biomass.plate_maps = function (element, data) {
       one.words.textContent = told(one.plate);
       if (!one.box) {
         const { plate } = one;
-        const ratio = (plate.rows / plate.columns) * 0.93 + 0.07;
+        const ratio = (18 + plate.rows * layout(plate, least).side) / least;
         one.box = biomass.canvas(one.tile, ratio, "map of plate " + plate.name, (context, width) => draw(context, width, plate));
         const { canvas } = one.box;
         canvas.addEventListener("pointermove", (event) => {
