@@ -19,7 +19,7 @@ LEAD = (
 )
 
 _WIDE, _HIGH = 360, 240
-_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 50
+_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 52
 
 
 def ladder(folder: Path) -> Section | str:
@@ -35,14 +35,14 @@ def ladder(folder: Path) -> Section | str:
         table[column] = table[column].replace(titles)
     known = table[table["value"].notna()]
     if known.empty:
-        return "; ".join(dict.fromkeys(table["note"])) or f"{LADDER} holds no value"
+        return "; ".join(filter(None, dict.fromkeys(table["note"]))) or f"{LADDER} holds no value"
     corrections = list(dict.fromkeys(known["correction"]))
     colors = {one: OKABE[i] if i < len(OKABE) else MISSING for i, one in enumerate(corrections)}
     words = sorted(dict.fromkeys(known["statistics"]), key=lambda word: word in NULL_ROWS)
     panels = []
     for task in dict.fromkeys(known["task"]):
         of_task = known[known["task"] == task]
-        rungs = list(dict.fromkeys(table.loc[table["task"] == task, "restriction"]))
+        rungs = list(dict.fromkeys(of_task["restriction"]))
         top = _ceiling(of_task[["value", "high", "null"]].max(axis=None))
         bottom = min(0.0, float(of_task[["value", "low"]].min(axis=None)))
         drawn = [
@@ -51,9 +51,21 @@ def ladder(folder: Path) -> Section | str:
             if (of_task["statistics"] == word).any()
         ]
         panels.append((task, drawn))
+    if all(len(drawn) == 1 for _, drawn in panels) and len(words) == 1:  # side by side, not each in a row of its own
+        panels = [(f"statistics: {words[0]}", [(task, svg) for task, [(_, svg)] in panels])]
     rows = [row | {"span": span(row["low"], row["high"])} for row in table.to_dict("records")]
     legend = [(one, colors[one], _dash(i)) for i, one in enumerate(corrections)]
-    return Section("ladder", "The ladder", render("ladder", panels=panels, legend=legend, rows=rows), lead=LEAD)
+    html = render("ladder", panels=panels, legend=legend, rows=rows, silent=_untold(table))
+    return Section("ladder", "The ladder", html, lead=LEAD)
+
+
+def _untold(table: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
+    """The restrictions under which nothing is known of a task: restriction, why, the tasks."""
+    known = table["value"].notna().groupby([table["task"], table["restriction"]]).transform("any")
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for row in table[~known].to_dict("records"):
+        found.setdefault((row["restriction"], row["note"]), {})[row["task"]] = None
+    return [(restriction, note, list(tasks)) for (restriction, note), tasks in found.items()]
 
 
 def _ceiling(value: float) -> float:
@@ -100,9 +112,10 @@ def _panel(
         (across(str(rung)) - step / 2 + 2, across(str(rung)) + step / 2 - 2, up(float(null)))
         for rung, null in table.groupby("restriction", sort=False)["null"].mean().dropna().items()
     ]
-    ticks = [(up(bottom + (top - bottom) * k / 4), figure(bottom + (top - bottom) * k / 4)) for k in range(5)]
+    parts = 4 if f"{top:e}"[:3] == "2.0" else 5
+    ticks = [(up(one), figure(one)) for one in (bottom + (top - bottom) * k / parts for k in range(parts + 1))]
     places: list[dict[str, Any]] = [
-        {"x": across(rung), "lines": _wrap(shorten(rung, 30), 13), "whole": rung} for rung in rungs
+        {"x": across(rung), "lines": _wrap(shorten(rung, 40), max(6, int(step / 5.6))), "whole": rung} for rung in rungs
     ]
     sizes = {"wide": _WIDE, "high": _HIGH, "left": _LEFT, "right": _WIDE - _RIGHT, "floor": _HIGH - _BELOW}
     return render("ladder_panel", lines=lines, chance=chance, ticks=ticks, places=places, label=label, **sizes)

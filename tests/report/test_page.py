@@ -14,7 +14,7 @@ from judged_runs import BREAKOUT, HOSTILE, SCRIPT, write_judged, write_stress, w
 
 from biomass.commands import report
 from biomass.errors import DataError
-from biomass.report import files, maps, packed
+from biomass.report import files, ladder, maps, packed
 from biomass.report.judged import Judged, read_judged
 from biomass.report.page import write_report
 
@@ -250,3 +250,14 @@ def test_of_several_what_is_no_run_is_left_out_and_that_is_said(tmp_path, caplog
     assert "1 run side by side" in found.text
     assert "<b>empty' holds no run" in found.text
     assert "<b>empty' holds no run" in caplog.text
+
+
+def test_a_restriction_of_which_nothing_is_known_is_not_drawn_and_the_reason_is_said(page, judged) -> None:
+    labels = [str(attributes.get("aria-label")) for tag, attributes in page.tags if tag == "svg"]
+    assert "mechanism, running" in labels
+    drawn = page.text.split("The ladder")[-1].split("The numbers")[0]
+    assert "not the same experiment (mechanism): all wells of a mechanism are of one experiment" in drawn
+    assert re.findall(r"none, (not the same experiment): 0", drawn) == ["not the same experiment"] * 3  # replicates
+    table = pd.read_csv(judged / files.LADDER)
+    table.assign(value=np.nan).to_csv(judged.parent / files.LADDER, index=False)
+    assert ladder.ladder(judged.parent) == "all wells of a mechanism are of one experiment"
