@@ -7,51 +7,44 @@ the two values, which must not overlap.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from biomass.judgement.effects import STRONG, TECHNICAL, UNKNOWN, Effect
-from biomass.judgement.recommend import CELL_COUNT, Pair, Recommendation, named, pairs_of, recommend
+from biomass.judgement.effects import BATCH, NONE, PLACES, STRONG, TECHNICAL, UNKNOWN, Effect
+from biomass.judgement.recommend import (
+    CELL_COUNT,
+    FAMILIES,
+    Pair,
+    Recommendation,
+    Value,
+    named,
+    pairs_of,
+    recommend,
+    values_of,
+)
 from biomass.judgement.scores import Measured, interval
 
-REPLICATES: Mapping[str, str] = {
-    "map_other_plate": "replicate retrieval across plates",
-    "map_other_experiment": "replicate retrieval across experiments",
-    "top1_plate": "the share of wells whose nearest well on other plates is a replicate",
-    "map_same_plate": "replicate retrieval within plates",
-}
-MECHANISMS: Mapping[str, str] = {
-    "nscb": "the share of treatments whose nearest one of another compound and experiment has their mechanism",
-    "nsc": "the share of treatments whose nearest one of another compound has their mechanism",
-    "map_mechanism": "retrieval of compounds of the same mechanism",
-}
 PREDICTED: Mapping[str, str] = {
     "plate_predicted": "Plates can be told apart",
     "experiment_predicted": "Experiments can be told apart",
 }
-"""Key of a metric → how it is called in a sentence; the first that is known is taken (all, of PREDICTED)."""
+"""Key of a metric → how its sentence begins."""
 
-BIOLOGY = (*REPLICATES, *MECHANISMS, "variance_treatment")
-"""Metrics of biology, the one that says most first."""
-
+_BECAME = {
+    "rose": "are found better",
+    "fell": "are found less well",
+    "lost": "are found no more",
+    "same": "are found as before",
+    "absent": "are found neither before nor after",
+}
 _THINGS = {
     "plate": "plates", "experiment": "experiments", "edge": "wells at the edge", "row": "rows", "column": "columns",
 }  # fmt: skip
 
 Difference: TypeAlias = tuple[float, float, float]
 """Of two values, after less before, with the ends of its interval."""
-
-
-class Value(NamedTuple):
-    """A row of ``table.csv``."""
-
-    value: float
-    low: float
-    high: float
-    null: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +92,7 @@ def say(
     before: Pair | None = None,
     after: Pair | None = None,
     differences: Mapping[str, Difference] | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict.
 
@@ -108,6 +102,7 @@ def say(
         before: what is looked at first; the first of the table if left out.
         after: what it is compared with; what is recommended, if left out.
         differences: key of a metric → its paired difference, where it is known.
+        titles: correction → what to call it.
 
     >>> row = {"statistics": "profiles", "correction": "none", "refit_only": False, "metric": "plate_predicted"}
     >>> table = pd.DataFrame([row | {"value": 0.91, "low": 0.88, "high": 0.94, "null": 0.04, "p": 0.001, "n": 96}])
@@ -119,18 +114,18 @@ def say(
     """
     pairs = pairs_of(table)
     before = before or (pairs[0] if pairs else next(iter(effects), None))
-    choice = recommend(table, BIOLOGY, before) if before is not None and len(pairs) > 1 else None
+    choice = recommend(table, before, titles) if before is not None and len(pairs) > 1 else None
     if after is None and choice is not None and choice.best != before:
         after = choice.best
     first = dict(effects.get(before, {})) if before is not None else {}
     then = dict(effects.get(after, {})) if after is not None else {}
     named_first = tuple(name for name in TECHNICAL if name in first and first[name].there)
     named_then = tuple(name for name in TECHNICAL if name in then and then[name].there) if then else named_first
-    values = _values(table, before), _values(table, after)
-    word = named(after, before)
-    change = _change(values, differences or {})
+    values = values_of(table, before), values_of(table, after)
+    word = named(after, before, titles)
+    changes = _changes(values, differences or {})
     sentences = [
-        *([_together(first, then, change, word)] if then else []),
+        *([_together(first, then, changes, word)] if then else []),
         _there(first),
         *(_told(key, phrase, values, word) for key, phrase in PREDICTED.items() if key in values[0]),
         *_biology(values, differences or {}, word),
@@ -156,17 +151,6 @@ def _plain(effect: Effect) -> dict[str, Any]:
         key: None if isinstance(value, float) and not np.isfinite(value) else value
         for key, value in asdict(effect).items()
     }
-
-
-def _values(table: pd.DataFrame, pair: Pair | None) -> dict[str, Value]:
-    """Metric → what was measured, of those that could be judged."""
-    if pair is None or table.empty:
-        return {}
-    own = table[(table["statistics"] == pair[0]) & (table["correction"] == pair[1])]
-    own = own[np.isfinite(own["value"].astype(float))]
-    numbers = own[["value", "low", "high", "null"]].to_numpy(float).tolist()
-    count = own["n"].astype(int).tolist()
-    return {key: Value(*row, n) for key, row, n in zip(own["metric"], numbers, count, strict=True)}
 
 
 # How numbers are written
@@ -253,17 +237,34 @@ def _between(one: Value, percent: bool = False) -> str:
 # What became of biology
 
 
-def _change(values: tuple[dict[str, Value], dict[str, Value]], differences: Mapping[str, Difference]) -> str:
-    """Of the first metric of biology that both have: rose, fell, lost, same, absent; empty where there is none."""
-    key = next((key for key in BIOLOGY if key in values[0] and key in values[1]), None)
-    return "" if key is None else _compared(values[0][key], values[1][key], differences.get(key))
+def _changes(
+    values: tuple[dict[str, Value], dict[str, Value]], differences: Mapping[str, Difference]
+) -> dict[str, str]:
+    """Family → what became of its first metric that both have: rose, fell, lost, same, absent."""
+    return {
+        name: _compared(values[0][key], values[1][key], differences.get(key))
+        for name, family in FAMILIES.items()
+        if (key := next((key for key in family if key in values[0] and key in values[1]), None)) is not None
+    }
+
+
+def _change(changes: Mapping[str, str]) -> str:
+    """Of all families: what they agree on, or ``mixed``; empty where nothing is known."""
+    found = set(changes.values()) - {"absent"}
+    if not found:
+        return "absent" if changes else ""
+    if found <= {"fell", "lost"} and len(found) > 1:
+        return "fell"
+    return found.pop() if len(found) == 1 else "mixed"
 
 
 def _compared(one: Value, other: Value, difference: Difference | None) -> str:
+    """Above chance, which need not be the same for both."""
     there = [value.low > value.null for value in (one, other)]
     if not any(there):
         return "absent"
-    low, high = (other.low - one.high, other.high - one.low) if difference is None else difference[1:]
+    ends = [[value.above_chance(end) for end in (value.low, value.high)] for value in (one, other)]
+    low, high = (ends[1][0] - ends[0][1], ends[1][1] - ends[0][0]) if difference is None else difference[1:]
     if low > 0:
         return "rose"
     if high < 0:
@@ -276,7 +277,7 @@ def _biology(
 ) -> list[str]:
     """A sentence on replicates, and one on mechanisms."""
     said = []
-    for family in (REPLICATES, MECHANISMS):
+    for family in FAMILIES.values():
         both = [key for key in family if key in values[0] and (not values[1] or key in values[1])]
         if not both:
             continue
@@ -290,9 +291,12 @@ def _biology(
         how = _compared(one, other, differences.get(key))
         verb = {"rose": "rose", "fell": "fell", "lost": "fell to chance,"}.get(how, "went")
         doubt = {"same": ": no sure change", "absent": ": no better than chance before and after"}.get(how, "")
+        chance = f"chance {_number(one.null)}"
+        if not np.isclose(one.null, other.null, atol=0.005):
+            chance += f" before, {_number(other.null)} after"
         said.append(
             f"{phrase} {verb} from {_number(one.value)} to {_number(other.value)} after {word} "
-            f"({_between(other)}chance {_number(other.null)}){doubt}."
+            f"({_between(other)}{chance}){doubt}."
         )
     return said
 
@@ -300,55 +304,73 @@ def _biology(
 # What a correction did
 
 
-def _together(first: Mapping[str, Effect], then: Mapping[str, Effect], change: str, word: str) -> str:
+def _together(first: Mapping[str, Effect], then: Mapping[str, Effect], changes: Mapping[str, str], word: str) -> str:
     """Effects and biology in one sentence."""
     there = [name for name in TECHNICAL if name in first and first[name].there]
-    left = [name for name in there if name in then and then[name].word != "none"]
-    new = [name for name in TECHNICAL if name in then and then[name].there and name not in there]
-    what = "batch effect" if not there or set(there) & set(TECHNICAL[:2]) else "position effect"
-    if new and not there:
-        state = f"After {word} there is a {what} that was not there before"
+    what = "batch effect" if not there or set(there) & set(BATCH) else "position effect"
+    group = BATCH if what == "batch effect" else PLACES
+    left = [name for name in group if name in there and name in then and then[name].word != NONE]
+    new = [name for name in TECHNICAL if name in then and then[name].there and not there]
+    gone = False
+    if new:
+        state = (
+            f"After {word} there is an effect that was not there before: {_listed([_THINGS[n] for n in new])} differ"
+        )
     elif not there:
-        state = f"There was no {what} to remove, and {word} brought none"
+        state = f"There was no batch effect to remove, and {word} brought none"
     elif not left:
-        state = f"After {word} the {what} is gone"
+        state, gone = f"After {word} the {what} is gone", True
     elif all(then[name].word == UNKNOWN for name in left):
         return f"After {word} it cannot be told whether the {what} is gone: {then[left[0]].reason}."
     else:
-        smaller = all(then[name].share < first[name].share / 2 for name in left)
-        state = f"After {word} the {what} is {'smaller, but not gone' if smaller else 'still there'}"
-    gone = bool(there) and not left
+        was, now = (_sum(found, group) for found in (first, then))
+        state = f"After {word} the {what} is {'smaller, but not gone' if now < was / 2 else 'still there'}"
+        state += f" ({_percent(was)} % of the variance before, {_percent(now)} % after)"
     ending = {
         "lost": ", and so is the biology" if gone else "; the biology is gone",
         "fell": ", but biology was lost with it" if gone else "; biology was lost",
-        "rose": ", and replicates are found better",
+        "rose": ", and biology is found better",
+        "mixed": f"; of biology, {_listed([f'{name} {_BECAME[how]}' for name, how in changes.items()])}",
         "same": ", and the biology stays" if gone else "; the biology is as before",
         "absent": "; biology is seen neither before nor after",
         "": "; what became of the biology cannot be told",
-    }[change]
+    }[_change(changes)]
     return f"{state}{ending}."
 
 
+def _sum(found: Mapping[str, Effect], names: Sequence[str]) -> float:
+    """The share of the variance of the effects that are there."""
+    return sum(found[name].share for name in names if name in found and found[name].there)
+
+
 def _afterwards(first: Mapping[str, Effect], then: Mapping[str, Effect], word: str) -> list[str]:
-    """Which effects are left, or new."""
-    left = [then[name] for name in TECHNICAL if name in then and then[name].there]
-    if not left or not word:
+    """Which effects are left, new, or gone."""
+    if not then:
         return []
     parts = []
-    for effect in left:
-        was = first.get(effect.name)
-        before = f", before {_percent(was.share)} %" if was is not None and was.there else ", not before"
-        parts.append(f"{_differ(effect)[:-1]}{before})")
-    return [f"After {word}, {_listed(parts)}."]
+    for name in TECHNICAL:
+        was, now = first.get(name), then.get(name)
+        before = was is not None and was.there
+        if now is not None and now.there:
+            about = f"before {_percent(was.share)} %" if was is not None and before else "not before"
+            parts.append(f"{_differ(now)[:-1]}; {about})")
+        elif before and now is not None and now.word == NONE:
+            beyond = " beyond what their plates make" if name == "experiment" else ""
+            parts.append(f"{_THINGS[name]} no longer differ{beyond}")
+    return [f"After {word}, {_listed(parts)}."] if parts else []
 
 
 def _count_alone(table: pd.DataFrame, values: Mapping[str, Value]) -> list[str]:
     """Whether the number of cells does as well."""
-    key = next((key for key in BIOLOGY if key in values), None)
-    if key is None or table.empty:
-        return []
-    row = table[(table["statistics"] == CELL_COUNT) & (table["metric"] == key) & np.isfinite(table["value"])]
-    if row.empty or not values[key].low <= float(row["value"].iloc[0]):
-        return []
-    name = {**REPLICATES, **MECHANISMS}.get(key, "the variance explained by treatments")
-    return [f"The number of cells alone does as well: {name} {_number(float(row['value'].iloc[0]))}."]
+    counted = {} if table.empty else values_of(table[table["statistics"] == CELL_COUNT], _first_pair(table))
+    for family in FAMILIES.values():
+        key = next((key for key in family if key in values and key in counted), None)
+        if key is not None and values[key].low <= counted[key].value:
+            return [f"The number of cells alone does as well: {family[key]} {_number(counted[key].value)}."]
+    return []
+
+
+def _first_pair(table: pd.DataFrame) -> Pair | None:
+    """The first row of cell counts."""
+    corrections = table.loc[table["statistics"] == CELL_COUNT, "correction"]
+    return None if corrections.empty else (CELL_COUNT, str(corrections.iloc[0]))
