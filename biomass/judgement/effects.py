@@ -37,7 +37,7 @@ SURE = 0.01
 _LEAST, _STRONG = 0.003, 0.25
 """Variance of an effect, in variances of wells within a plate, from which it is named, and called strong."""
 
-_LEFT = 0.02  # of the differences between places, what must be left without treatments
+_LEFT = 0.05  # of the differences between places, what must be left without treatments
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Effect:
         p: by permutation; NaN if unknown.
         least: the smallest p that this design allows.
         reason: why it cannot be told, or what should be known.
+        plates: how many were looked at.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Effect:
     p: float = np.nan
     least: float = np.nan
     reason: str = ""
+    plates: int = 0
 
     @property
     def there(self) -> bool:
@@ -121,7 +123,7 @@ def _effect(
     there = chance.p <= SURE and variance / noise >= _LEAST
     word = NONE if not there else STRONG if variance / noise >= _STRONG else WEAK
     deviation = float(np.sqrt(max(variance, 0) / noise))
-    return Effect(name, word, variance / total, deviation, chance.p, chance.least, reason)
+    return Effect(name, word, variance / total, deviation, chance.p, chance.least, reason, wells.plate.count)
 
 
 def _plate(wells: Wells, seed: int) -> Effect:

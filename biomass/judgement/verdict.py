@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from biomass.judgement.effects import BATCH, NONE, PLACES, STRONG, TECHNICAL, UNKNOWN, Effect
+from biomass.judgement.effects import BATCH, NONE, PLACES, TECHNICAL, UNKNOWN, Effect
 from biomass.judgement.recommend import (
     CELL_COUNT,
     FAMILIES,
@@ -25,12 +25,22 @@ from biomass.judgement.recommend import (
     values_of,
 )
 from biomass.judgement.scores import Measured, interval
-
-PREDICTED: Mapping[str, str] = {
-    "plate_predicted": "Plates can be told apart",
-    "experiment_predicted": "Experiments can be told apart",
-}
-"""Key of a metric → how its sentence begins."""
+from biomass.judgement.wording import (
+    PREDICTED,
+    THINGS,
+    all_the_same,
+    apart_with,
+    between,
+    cautions,
+    chance_of,
+    differ,
+    listed,
+    not_told,
+    number,
+    percent,
+    there_is,
+    told_apart,
+)
 
 _BECAME = {
     "rose": "are found better",
@@ -39,10 +49,6 @@ _BECAME = {
     "same": "are found as before",
     "absent": "are found neither before nor after",
 }
-_THINGS = {
-    "plate": "plates", "experiment": "experiments", "edge": "wells at the edge", "row": "rows", "column": "columns",
-}  # fmt: skip
-
 Difference: TypeAlias = tuple[float, float, float]
 """Of two values, after less before, with the ends of its interval."""
 
@@ -125,12 +131,13 @@ def say(
     word = named(after, before, titles)
     changes = _changes(values, differences or {})
     sentences = [
-        *([_together(first, then, changes, word)] if then else []),
-        _there(first),
-        *(_told(key, phrase, values, word) for key, phrase in PREDICTED.items() if key in values[0]),
+        *([_together(first, then, changes, word, told_apart(values[1]))] if then else []),
+        there_is(first, told_apart(values[0])),
+        *(apart_with(key, phrase, values, word) for key, phrase in PREDICTED.items() if key in values[0]),
         *_biology(values, differences or {}, word),
         *_afterwards(first, then, word),
-        *_unknown(first),
+        *not_told(first),
+        *cautions(first),
         *_count_alone(table, values[1] or values[0]),
         *([choice.sentence] if choice is not None else []),
     ]
@@ -151,90 +158,6 @@ def _plain(effect: Effect) -> dict[str, Any]:
         key: None if isinstance(value, float) and not np.isfinite(value) else value
         for key, value in asdict(effect).items()
     }
-
-
-# How numbers are written
-
-
-def _percent(value: float) -> str:
-    number = 100 * value
-    return f"{number:.0f}" if abs(number) >= 1 or number == 0 else f"{number:.1f}"
-
-
-def _number(value: float) -> str:
-    text = f"{value:.2f}"
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
-
-
-def _p(value: float) -> str:
-    return "p < .001" if value < 0.001 else f"p = {f'{value:.2g}'.removeprefix('0')}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-# Which effects there are
-
-
-def _there(found: Mapping[str, Effect]) -> str:
-    """What was found, in one sentence."""
-    looked = [found[name] for name in TECHNICAL if name in found]
-    there = [effect for effect in looked if effect.there]
-    if there:
-        batch = any(effect.name in TECHNICAL[:2] for effect in there)
-        place = any(effect.name in TECHNICAL[2:] for effect in there)
-        what = "a batch effect" if batch else "a position effect"
-        what += " and a position effect" if batch and place else ""
-        return f"There is {what}: {_listed([_differ(effect) for effect in there])}."
-    told = [_THINGS[effect.name] for effect in looked if effect.word != UNKNOWN]
-    if not told:
-        return f"Whether there is a batch effect cannot be told: {looked[0].reason}." if looked else ""
-    return f"No batch effect was found: {_listed(told)} do not differ by more than chance makes them."
-
-
-def _differ(effect: Effect) -> str:
-    how = "strongly" if effect.word == STRONG else "a little"
-    beyond = " beyond what their plates make" if effect.name == "experiment" else ""
-    return f"{_THINGS[effect.name]} differ {how}{beyond} ({_percent(effect.share)} % of the variance, {_p(effect.p)})"
-
-
-def _unknown(found: Mapping[str, Effect]) -> list[str]:
-    """One sentence a reason."""
-    reasons: dict[str, list[str]] = {}
-    for name in TECHNICAL:
-        if name in found and found[name].word == UNKNOWN:
-            reasons.setdefault(found[name].reason, []).append(_THINGS[name])
-    if not any(name in found and found[name].word != UNKNOWN for name in TECHNICAL):
-        reasons = dict(list(reasons.items())[1:])  # the first is said already
-    said = [f"Whether {_listed(things)} differ cannot be told: {reason}." for reason, things in reasons.items()]
-    plate = found.get("plate")
-    if plate is not None and plate.there and plate.reason.startswith("every experiment is one plate"):
-        said = [one for one in said if "experiments" not in one] + [f"{plate.reason[0].upper()}{plate.reason[1:]}."]
-    return said
-
-
-# What was told apart
-
-
-def _told(key: str, phrase: str, values: tuple[dict[str, Value], dict[str, Value]], word: str) -> str:
-    one, other = values[0][key], values[1].get(key)
-    text = f"{phrase} with {_percent(one.value)} % ({_between(one, percent=True)}chance {_percent(one.null)} %)"
-    if other is None:
-        return f"{text}."
-    chance = "" if np.isclose(one.null, other.null, atol=0.005) else f"chance {_percent(other.null)} %"
-    spread = (_between(other, percent=True) + chance).rstrip("; ")
-    return f"{text}; after {word} with {_percent(other.value)} %{f' ({spread})' if spread else ''}."
-
-
-def _between(one: Value, percent: bool = False) -> str:
-    if not (np.isfinite(one.low) and np.isfinite(one.high)):
-        return "no interval: too few groups; "
-    write = _percent if percent else _number
-    return f"95 % interval {write(one.low)} to {write(one.high)}{' %' if percent else ''}; "
-
-
-# What became of biology
 
 
 def _changes(
@@ -260,7 +183,7 @@ def _change(changes: Mapping[str, str]) -> str:
 
 def _compared(one: Value, other: Value, difference: Difference | None) -> str:
     """Above chance, which need not be the same for both."""
-    there = [value.low > value.null for value in (one, other)]
+    there = [not (value.value if np.isnan(value.low) else value.low) <= value.null for value in (one, other)]
     if not any(there):
         return "absent"
     ends = [[value.above_chance(end) for end in (value.low, value.high)] for value in (one, other)]
@@ -285,39 +208,44 @@ def _biology(
         phrase = f"{family[key][0].upper()}{family[key][1:]}"
         if not values[1]:
             doubt = "" if not np.isfinite(one.low) or one.low > one.null else ": no better than chance"
-            said.append(f"{phrase} is {_number(one.value)} ({_between(one)}chance {_number(one.null)}){doubt}.")
+            said.append(f"{phrase} is {number(one.value)} ({between(one, number)}{chance_of(one, number)}){doubt}.")
             continue
         other = values[1][key]
         how = _compared(one, other, differences.get(key))
         verb = {"rose": "rose", "fell": "fell", "lost": "fell to chance,"}.get(how, "went")
         doubt = {"same": ": no sure change", "absent": ": no better than chance before and after"}.get(how, "")
-        chance = f"chance {_number(one.null)}"
+        chance = chance_of(one, number)
         if not np.isclose(one.null, other.null, atol=0.005):
-            chance += f" before, {_number(other.null)} after"
+            chance += f" before, {number(other.null)} after"
         said.append(
-            f"{phrase} {verb} from {_number(one.value)} to {_number(other.value)} after {word} "
-            f"({_between(other)}{chance}){doubt}."
+            f"{phrase} {verb} from {number(one.value)} to {number(other.value)} after {word} "
+            f"({between(other, number)}{chance}){doubt}."
         )
     return said
 
 
-# What a correction did
-
-
-def _together(first: Mapping[str, Effect], then: Mapping[str, Effect], changes: Mapping[str, str], word: str) -> str:
+def _together(
+    first: Mapping[str, Effect],
+    then: Mapping[str, Effect],
+    changes: Mapping[str, str],
+    word: str,
+    apart: Sequence[str],
+) -> str:
     """Effects and biology in one sentence."""
     there = [name for name in TECHNICAL if name in first and first[name].there]
     what = "batch effect" if not there or set(there) & set(BATCH) else "position effect"
     group = BATCH if what == "batch effect" else PLACES
-    left = [name for name in group if name in there and name in then and then[name].word != NONE]
+    left = [
+        name for name in group if name in then and (then[name].there or (name in there and then[name].word == UNKNOWN))
+    ]
     new = [name for name in TECHNICAL if name in then and then[name].there and not there]
     gone = False
     if new:
-        state = (
-            f"After {word} there is an effect that was not there before: {_listed([_THINGS[n] for n in new])} differ"
-        )
+        state = f"After {word} there is an effect that was not there before: {listed([THINGS[n] for n in new])} differ"
     elif not there:
         state = f"There was no batch effect to remove, and {word} brought none"
+    elif not left and apart and group == BATCH:
+        state = f"After {word} the {what} is gone from the means{all_the_same(apart)}"
     elif not left:
         state, gone = f"After {word} the {what} is gone", True
     elif all(then[name].word == UNKNOWN for name in left):
@@ -325,12 +253,12 @@ def _together(first: Mapping[str, Effect], then: Mapping[str, Effect], changes: 
     else:
         was, now = (_sum(found, group) for found in (first, then))
         state = f"After {word} the {what} is {'smaller, but not gone' if now < was / 2 else 'still there'}"
-        state += f" ({_percent(was)} % of the variance before, {_percent(now)} % after)"
+        state += f" ({percent(was)} % of the variance before, {percent(now)} % after)"
     ending = {
         "lost": ", and so is the biology" if gone else "; the biology is gone",
         "fell": ", but biology was lost with it" if gone else "; biology was lost",
         "rose": ", and biology is found better",
-        "mixed": f"; of biology, {_listed([f'{name} {_BECAME[how]}' for name, how in changes.items()])}",
+        "mixed": f"; of biology, {listed([f'{name} {_BECAME[how]}' for name, how in changes.items()])}",
         "same": ", and the biology stays" if gone else "; the biology is as before",
         "absent": "; biology is seen neither before nor after",
         "": "; what became of the biology cannot be told",
@@ -352,12 +280,12 @@ def _afterwards(first: Mapping[str, Effect], then: Mapping[str, Effect], word: s
         was, now = first.get(name), then.get(name)
         before = was is not None and was.there
         if now is not None and now.there:
-            about = f"before {_percent(was.share)} %" if was is not None and before else "not before"
-            parts.append(f"{_differ(now)[:-1]}; {about})")
+            about = f"before {percent(was.share)} %" if was is not None and before else "not before"
+            parts.append(f"{differ(now)[:-1]}; {about})")
         elif before and now is not None and now.word == NONE:
             beyond = " beyond what their plates make" if name == "experiment" else ""
-            parts.append(f"{_THINGS[name]} no longer differ{beyond}")
-    return [f"After {word}, {_listed(parts)}."] if parts else []
+            parts.append(f"{THINGS[name]} no longer differ{beyond}")
+    return [f"After {word}, {listed(parts)}."] if parts else []
 
 
 def _count_alone(table: pd.DataFrame, values: Mapping[str, Value]) -> list[str]:
@@ -366,7 +294,7 @@ def _count_alone(table: pd.DataFrame, values: Mapping[str, Value]) -> list[str]:
     for family in FAMILIES.values():
         key = next((key for key in family if key in values and key in counted), None)
         if key is not None and values[key].low <= counted[key].value:
-            return [f"The number of cells alone does as well: {family[key]} {_number(counted[key].value)}."]
+            return [f"The number of cells alone does as well: {family[key]} {number(counted[key].value)}."]
     return []
 
 
