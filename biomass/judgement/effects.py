@@ -26,18 +26,18 @@ from biomass.judgement.table import COLUMN, COMPOUND, MECHANISM, PLATE, ROW, TRE
 NAMES = ("plate", "experiment", "edge", "row", "column", "treatment", "mechanism")
 """Effects that are looked for."""
 
-TECHNICAL, PLACES = NAMES[:5], NAMES[2:5]
-"""Those that nobody wants; and those of them that are effects of the place on a plate."""
+TECHNICAL, BATCH, PLACES = NAMES[:5], NAMES[:2], NAMES[2:5]
+"""Those that nobody wants; of these, those of plates, and those of the place on a plate."""
 
 NONE, WEAK, STRONG, UNKNOWN = "none", "weak", "strong", "cannot be told"
 
 SURE = 0.01
 """p up to which an effect is named."""
 
-_LEAST, _STRONG = 0.003, 0.1
+_LEAST, _STRONG = 0.003, 0.25
 """Variance of an effect, in variances of wells within a plate, from which it is named, and called strong."""
 
-_LEFT = 0.02  # of the differences between places, what must be left without treatments
+_LEFT = 0.05  # of the differences between places, what must be left without treatments
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Effect:
         p: by permutation; NaN if unknown.
         least: the smallest p that this design allows.
         reason: why it cannot be told, or what should be known.
+        plates: how many were looked at.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Effect:
     p: float = np.nan
     least: float = np.nan
     reason: str = ""
+    plates: int = 0
 
     @property
     def there(self) -> bool:
@@ -107,14 +109,21 @@ def _unknown(name: str, reason: str) -> Effect:
     return Effect(name, UNKNOWN, reason=reason)
 
 
-def _effect(name: str, wells: Wells, variance: float, chance: Chance, reason: str = "") -> Effect:
-    """An effect of a variance, in the units of the components."""
+def total_variance(values: np.ndarray) -> float:
+    """Of rows (N, K), summed over components."""
+    return float(values.var(0).sum())
+
+
+def _effect(
+    name: str, wells: Wells, variance: float, chance: Chance, reason: str = "", total: float | None = None
+) -> Effect:
+    """An effect of a variance, in the units of the components; total: variance of wells, if not of all."""
     noise = max(wells.fit.noise, 1e-12)
-    total = float((wells.values**2).sum() / len(wells.values))
+    total = total_variance(wells.values) if total is None else total
     there = chance.p <= SURE and variance / noise >= _LEAST
     word = NONE if not there else STRONG if variance / noise >= _STRONG else WEAK
     deviation = float(np.sqrt(max(variance, 0) / noise))
-    return Effect(name, word, variance / total, deviation, chance.p, chance.least, reason)
+    return Effect(name, word, variance / total, deviation, chance.p, chance.least, reason, wells.plate.count)
 
 
 def _plate(wells: Wells, seed: int) -> Effect:
@@ -169,6 +178,10 @@ class Nested(NamedTuple):
     def variance(self) -> float:
         """Variance of groups, beyond what units within them make; about 0 where these are all."""
         return float((self.between() / self.home.sizes[self.home.codes]).sum() / self.home.count)
+
+    def weights(self) -> np.ndarray:
+        """(U,) of units, so that groups count alike, and their mean is 1."""
+        return self.own.count / (self.home.count * self.home.sizes[self.home.codes])
 
 
 def plates_in_experiments(wells: Wells) -> Nested:
@@ -253,7 +266,7 @@ def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:
     bases, left, why = {}, {}, {}
     for name, (about, beside) in raw.items():
         try:
-            bases[name], left[name] = basis_of(part, about, beside)
+            bases[name], left[name] = basis_of(name, part, about, beside)
         except CannotJudgeError as reason:
             why[name] = str(reason)
     chances = exchange_residuals(part.fit.residual, part.fit.rank, bases, part.plate, seed)
@@ -317,11 +330,13 @@ def _covariates(row: np.ndarray, column: np.ndarray) -> dict[str, tuple[np.ndarr
     }
 
 
-def basis_of(wells: Wells, about: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, float]:
+def basis_of(name: str, wells: Wells, about: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, float]:
     """Orthonormal columns (N, q) of what is left of covariates without plates, treatments and others; and the share."""
     before = float((wells.plate.within(about) ** 2).sum())
     if before < 1e-9 * len(about):
-        raise CannotJudgeError("all wells lie in one such place")
+        raise CannotJudgeError(
+            "no well is at the edge, or all are" if name == "edge" else f"all wells of a plate are in one {name}"
+        )
     both = fit_additive(np.hstack([about, beside]), wells.plate, wells.treatment).residual
     rest, others = both[:, : about.shape[1]], both[:, about.shape[1] :]
     rest = rest - others @ (np.linalg.pinv(others.T @ others, rcond=1e-6, hermitian=True) @ (others.T @ rest))
@@ -353,4 +368,5 @@ def _mechanism(profiles: Profiles, wells: Wells, seed: int) -> Effect:
     except CannotJudgeError as reason:
         return _unknown("mechanism", str(reason))
     chance = exchange_units(compounds.effects, compounds.home, seed)
-    return _effect("mechanism", wells, compounds.variance(), chance)
+    total = total_variance(wells.values[compounds.wells])
+    return _effect("mechanism", wells, compounds.variance(), chance, total=total)

@@ -2,7 +2,8 @@
 
 A plate effect is tested by exchanging wells between plates, an experiment effect by exchanging *whole plates* between
 experiments, a position effect by exchanging the residuals of a plate's wells (Anderson & ter Braak 2003; Freedman &
-Lane 1983). p counts the observed arrangement, too (Phipson & Smyth 2010), so that it is never 0.
+Lane 1983). p counts the observed arrangement, too (Phipson & Smyth 2010), so that it is never 0. Where chance does as
+well many times, drawing ends early (Besag & Clifford 1991): p is then their number over that of the draws.
 """
 
 import math
@@ -17,6 +18,7 @@ from biomass.judgement.additive import Groups, group_sums
 DRAWS = 999
 """Arrangements that are drawn where there are more than can be listed."""
 
+_ENOUGH = 30  # arrangements as good as the observed one, after which none is drawn
 _LISTED = 5040  # arrangements that are listed
 _WORK = 2e7  # wells times draws that a test may cost
 _FAR = 3.0  # wells further from the middle than so many times the usual distance are drawn in
@@ -158,8 +160,16 @@ def compare_spread(values: np.ndarray, groups: Groups) -> Chance:
 
 
 def _counted(observed: float, draw: Callable[[], float], count: int) -> Chance:
-    above = sum(draw() >= observed * (1 - 1e-9) for _ in range(count))
-    return Chance((above + 1) / (count + 1), 1 / (count + 1), count)
+    above = drawn = 0
+    while drawn < count and above < _ENOUGH:
+        above += draw() >= observed * (1 - 1e-9)
+        drawn += 1
+    return _share(above, drawn, count)
+
+
+def _share(above: float, drawn: float, count: int) -> Chance:
+    p = above / drawn if above >= _ENOUGH else (above + 1) / (drawn + 1)
+    return Chance(float(p), 1 / (count + 1), float(drawn))
 
 
 def _arrangements(sizes: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Which statistics and which correction to use: the rule, and how a pair of them is called."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,6 +14,36 @@ Pair: TypeAlias = tuple[str, str]
 
 PLAIN = "none"
 """The correction that leaves profiles as they are."""
+
+REPLICATES: Mapping[str, str] = {
+    "map_other_plate": "replicate retrieval across plates",
+    "map_other_experiment": "replicate retrieval across experiments",
+    "top1_plate": "the share of wells whose nearest well on other plates is a replicate",
+    "map_same_plate": "replicate retrieval within plates",
+    "variance_treatment": "the share of the variance that treatments explain",
+}
+MECHANISMS: Mapping[str, str] = {
+    "nscb": "the share of treatments whose nearest one of another compound and experiment has their mechanism",
+    "nsc": "the share of treatments whose nearest one of another compound has their mechanism",
+    "map_mechanism": "retrieval of compounds of the same mechanism",
+}
+"""Key of a metric → how it is called in a sentence; the first that is known speaks for its family."""
+
+FAMILIES: Mapping[str, Mapping[str, str]] = {"replicates": REPLICATES, "mechanisms": MECHANISMS}
+PREDICTED = "plate_predicted"
+
+
+class Value(NamedTuple):
+    """A row of ``table.csv``."""
+
+    value: float
+    low: float
+    high: float
+    null: float
+
+    def above_chance(self, number: float) -> float:
+        """A value as a share of the way from chance to 1."""
+        return (number - self.null) / max(1 - self.null, 1e-12) if np.isfinite(self.null) else number
 
 
 class Recommendation(NamedTuple):
@@ -38,84 +68,108 @@ def pairs_of(table: pd.DataFrame) -> list[Pair]:
     return list(dict.fromkeys(zip(own["statistics"], own["correction"], strict=True)))
 
 
-def named(pair: Pair | None, beside: Pair | None = None) -> str:
+def values_of(table: pd.DataFrame, pair: Pair | None) -> dict[str, Value]:
+    """Metric → what was measured, of those that could be judged."""
+    if pair is None or table.empty:
+        return {}
+    own = table[(table["statistics"] == pair[0]) & (table["correction"] == pair[1])]
+    numbers = own[["value", "low", "high", "null"]].to_numpy(float).tolist()
+    found = {str(key): Value(*row) for key, row in zip(own["metric"], numbers, strict=True)}
+    return {key: value for key, value in found.items() if np.isfinite(value.value)}
+
+
+def named(pair: Pair | None, beside: Pair | None = None, titles: Mapping[str, str] | None = None) -> str:
     """What to call a pair in a sentence; what it has in common with another is left out.
 
+    Args:
+        pair: statistics and correction.
+        beside: another, which the sentence has named.
+        titles: of corrections.
+
     >>> named(("plate", "tvn"), ("running", "none")), named(("profiles", "tvn"), ("profiles", "none"))
-    ('plate statistics with tvn', 'tvn')
+    ("plate statistics with 'tvn'", "'tvn'")
     """
     if pair is None:
         return ""
     words = f"{pair[0]} statistics" if pair[0] in WORDS else pair[0]
-    if beside is not None and beside[0] == pair[0] and pair[1] != PLAIN:
-        return pair[1]
-    return (
-        f"{words} without correction"
-        if pair[1] == PLAIN and beside is not None and beside[0] == pair[0]
-        else (words if pair[1] == PLAIN else f"{words} with {pair[1]}")
-    )
+    correction = (titles or {}).get(pair[1], f"'{pair[1]}'")
+    if pair[1] == PLAIN:
+        return f"{words} without correction"
+    return correction if beside is not None and beside[0] == pair[0] else f"{words} with {correction}"
 
 
-def recommend(table: pd.DataFrame, biology: Sequence[str], before: Pair) -> Recommendation | None:
+def recommend(table: pd.DataFrame, before: Pair, titles: Mapping[str, str] | None = None) -> Recommendation | None:
     """Choose the pair whose biology is best; of those that may be as good, the one with the least of a batch effect.
 
-    Biology is the first metric of ``biology`` that most pairs have; as good is what lies in the best one's interval;
-    the batch effect is how well plates are predicted. Of equals the first of the table is taken.
+    Biology is the mean, over the families of :data:`FAMILIES`, of how far their first metric lies above chance; as good
+    is what lies above the lower end of the best one's interval; the batch effect is how well plates are predicted. Of
+    equals the first of the table is taken.
 
     Args:
         table: as ``table.csv``.
-        biology: keys of metrics that are better the higher.
         before: what there is without any choice.
+        titles: of corrections.
 
     Returns:
         None where no metric of biology is known for two pairs.
     """
-    pairs = pairs_of(table)
-    values = {
-        key: {pair: row for pair in pairs if (row := _row(table, pair, key)) is not None}
-        for key in (*biology, "plate_predicted")
+    values = {pair: values_of(table, pair) for pair in pairs_of(table)}
+    keys = _keys(values)
+    skills = {
+        pair: tuple(float(np.mean(ends)) for ends in zip(*(_skill(found[key]) for key in keys), strict=True))
+        for pair, found in values.items()
+        if keys and all(key in found for key in keys)
     }
-    most = max((len(values[key]) for key in biology), default=0)
-    if most < 2:
+    if len(skills) < 2:
         return None
-    key = next(key for key in biology if len(values[key]) == most)
-    refit = set(
-        zip(*(table.loc[table["refit_only"].astype(bool), c] for c in ("statistics", "correction")), strict=True)
-    )
-    best = _best(values[key], values["plate_predicted"])
-    lasting_values = {pair: value for pair, value in values[key].items() if pair not in refit}
-    lasting = _best(lasting_values, values["plate_predicted"]) if lasting_values else None
-    return Recommendation(best, lasting, _sentence(best, lasting, before, key, values[key], refit))
+    batch = {pair: found[PREDICTED].value for pair, found in values.items() if PREDICTED in found}
+    rows = table[table["refit_only"].astype(bool)]
+    refit = set(zip(rows["statistics"], rows["correction"], strict=True))
+    best = _best(skills, batch)
+    new = {pair: skill for pair, skill in skills.items() if pair not in refit}
+    lasting = _best(new, batch) if new else None
+    families = {**REPLICATES, **MECHANISMS}
+    by = " and ".join(families[key] for key in keys)
+    return Recommendation(best, lasting, _sentence(best, lasting, before, by, len(skills), refit, titles))
 
 
-def _row(table: pd.DataFrame, pair: Pair, key: str) -> tuple[float, float] | None:
-    own = (table["statistics"] == pair[0]) & (table["correction"] == pair[1]) & (table["metric"] == key)
-    if not own.any():
-        return None
-    value, low = (float(table.loc[own, name].iloc[0]) for name in ("value", "low"))
-    return (value, low if np.isfinite(low) else value) if np.isfinite(value) else None
+def _keys(values: Mapping[Pair, Mapping[str, Value]]) -> list[str]:
+    """The metric that speaks for each family: the first that most pairs have, if two have it."""
+    keys = []
+    for family in FAMILIES.values():
+        count = {key: sum(key in found for found in values.values()) for key in family}
+        if (most := max(count.values())) >= 2:
+            keys.append(next(key for key in family if count[key] == most))
+    return keys
 
 
-def _best(biology: dict[Pair, tuple[float, float]], batch: dict[Pair, tuple[float, float]]) -> Pair:
-    top = max(biology, key=lambda pair: biology[pair][0])
-    good = [pair for pair in biology if biology[pair][0] >= biology[top][1]]
-    return min(good, key=lambda pair: batch[pair][0]) if all(pair in batch for pair in good) else top
+def _skill(value: Value) -> tuple[float, float]:
+    """Above chance, and the lower end of it."""
+    low = value.low if np.isfinite(value.low) else value.value
+    return value.above_chance(value.value), value.above_chance(low)
+
+
+def _best(skills: Mapping[Pair, Sequence[float]], batch: Mapping[Pair, float]) -> Pair:
+    top = max(skills, key=lambda pair: skills[pair][0])
+    good = [pair for pair in skills if skills[pair][0] >= skills[top][1]]
+    return min(good, key=lambda pair: batch[pair]) if all(pair in batch for pair in good) else top
 
 
 def _sentence(
     best: Pair,
     lasting: Pair | None,
     before: Pair,
-    key: str,
-    values: dict[Pair, tuple[float, float]],
+    by: str,
+    count: int,
     refit: set[Pair],
+    titles: Mapping[str, str] | None,
 ) -> str:
-    count = f"the best of {len(values)} by {key} ({values[best][0]:.2f})"
+    rule = f"by {by}, and, of those that may be as good, by how little plates can be told apart"
     if best == before:
-        return f"Keep {named(best)}: {count}; no correction does better."
+        return f"Keep {named(best, None, titles)}: of {count} ways it is the best {rule}."
     if best not in refit:
-        return f"Use {named(best)}: {count}. It transforms new plates as they are."
-    text = f"Of these plates, {named(best)} is {count}, but it must be fitted again, with all plates, for every new one"
+        return f"Use {named(best, None, titles)}: of {count} ways it is the best {rule}. It transforms new plates."
+    text = f"Of {count} ways, {named(best, None, titles)} is the best {rule}; but every new plate means to fit it again"
     if lasting is None:
-        return f"{text}; nothing that transforms new plates was tried."
-    return f"{text}; for new plates use {named(lasting)} ({values[lasting][0]:.2f})."
+        return f"{text}, and nothing that transforms new plates was tried."
+    return f"{text}: for new plates, use {named(lasting, None, titles)}."

@@ -14,11 +14,14 @@ import numpy as np
 from biomass.judgement.additive import Groups, Wells, judged_wells
 from biomass.judgement.effects import (
     PLACES,
+    Effect,
+    Nested,
     basis_of,
     compounds_in_mechanisms,
     find_effects,
     placed_wells,
     plates_in_experiments,
+    total_variance,
 )
 from biomass.judgement.permutations import exchange_wells
 from biomass.judgement.scores import CannotJudgeError, Measured, Metric
@@ -60,10 +63,13 @@ def experiment_share(profiles: Profiles, seed: int = 0) -> Measured:
     """Of experiments, beyond what their plates alone would make."""
     wells = judged_wells(profiles, seed)
     plates = plates_in_experiments(wells)
-    total = plates.own.sums((wells.values[plates.wells] ** 2).sum(1)[:, None])[:, 0]
-    values = plates.between() * plates.own.sizes / np.maximum(total, 1e-300)
     effect = find_effects(profiles, seed)["experiment"]
-    return Measured(values, plates.home.codes, 0.0, total, effect.p, "; ".join(filter(None, (effect.reason,))))
+    return _nested(plates, total_variance(wells.values), plates.home.codes, effect)
+
+
+def _nested(units: Nested, total: float, groups: np.ndarray, effect: Effect) -> Measured:
+    """From what units say of their groups to shares of the variance."""
+    return Measured(units.between() / max(total, 1e-12), groups, 0.0, units.weights(), effect.p, effect.reason)
 
 
 def treatment_share(profiles: Profiles, seed: int = 0) -> Measured:
@@ -83,9 +89,9 @@ def mechanism_share(profiles: Profiles, seed: int = 0) -> Measured:
     """Of mechanisms, beyond what their compounds alone would make, of the variance of treated wells."""
     wells = judged_wells(profiles, seed)
     compounds = compounds_in_mechanisms(profiles, wells)
-    total = compounds.own.sums((wells.values[compounds.wells] ** 2).sum(1)[:, None])[:, 0]
-    values = compounds.between() * compounds.own.sizes / np.maximum(total, 1e-300)
-    return Measured(values, np.arange(len(values)), 0.0, total, find_effects(profiles, seed)["mechanism"].p)
+    effect = find_effects(profiles, seed)["mechanism"]
+    total = total_variance(wells.values[compounds.wells])
+    return _nested(compounds, total, np.arange(compounds.own.count), effect)
 
 
 def place_share(name: str) -> Callable[[Profiles, int], Measured]:
@@ -96,7 +102,7 @@ def place_share(name: str) -> Callable[[Profiles, int], Measured]:
         if not np.isfinite(effect.p):
             raise CannotJudgeError(effect.reason)
         wells, covariates = placed_wells(profiles, judged_wells(profiles, seed))
-        basis, left = basis_of(wells, *covariates[name])
+        basis, left = basis_of(name, wells, *covariates[name])
         own = basis @ (basis.T @ wells.fit.residual)
         explained = _part(own, wells.fit.residual, basis.shape[1] * wells.fit.noise) / left
         return _shares(wells, explained, wells.plate.codes, effect.p)
