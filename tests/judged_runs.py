@@ -9,11 +9,11 @@ import pandas as pd
 
 SCRIPT = "<script>window.__pwned = 1</script>"
 BREAKOUT = "</script><img src=x onerror='window.__pwned = 2'>"
-HOSTILE = (SCRIPT, BREAKOUT, "x" * 200, "紫杉醇板", "it's \"quoted\" & {{ 7*7 }}", "${1+1}</title></style>")
+HOSTILE = (SCRIPT, BREAKOUT, "x" * 200, "紫杉醇板", 'it\'s "quoted" & {{ 7*7 }}', "${1+1}</title></style>")
 """Names that must be shown and never run."""
 
 STATISTICS = ("running", "plate")
-CORRECTIONS = ("none", "standardize", "combat", "harmony")
+CORRECTIONS = ("none", "standardize", "standardize_tvn", "combat", "harmony")
 NULLS = ("untrained", "cell count only", "labels shuffled")
 
 _METRICS: dict[str, tuple[str, str, str, str, float, float, float]] = {
@@ -32,7 +32,9 @@ def write_judged(folder: Path, plates: int = 6, wells: int = 96, hostile: bool =
     folder.mkdir(parents=True, exist_ok=True)
     table = _wells(draw, plates, wells, hostile)
     table.to_parquet(folder / "wells.parquet", index=False)
-    (folder / "evaluation.json").write_text(json.dumps(_about(hostile, len(table)), ensure_ascii=False), encoding="utf-8")
+    (folder / "evaluation.json").write_text(
+        json.dumps(_about(hostile, len(table)), ensure_ascii=False), encoding="utf-8"
+    )
     metrics = _metrics(draw)
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     _ladder(draw).to_csv(folder / "ladder.csv", index=False)
@@ -40,7 +42,7 @@ def write_judged(folder: Path, plates: int = 6, wells: int = 96, hostile: bool =
 
 
 def _about(hostile: bool, rows: int) -> dict[str, Any]:
-    evil = list(HOSTILE) if hostile else []
+    evil, why = list(HOSTILE) if hostile else [], "every experiment is one plate"
     return {
         "command": " ".join(["biomass evaluate profiles.parquet plate=profiles_plate.parquet", *evil]),
         "versions": {"biomass": "0.1.0", "python": "3.11.7", "numpy": "2.4.6", "pandas": "2.3.3"},
@@ -53,21 +55,21 @@ def _about(hostile: bool, rows: int) -> dict[str, Any]:
         "features": 516,
         "verdict": {
             "sentences": [
-                "Plates can be told apart: the plate of a well is predicted right for 91 % of wells (chance 4 %); after BEN, 12 %.",
+                "Plates can be told apart: a well's plate is predicted right for 91 % (chance 4 %); after BEN, 12 %.",
                 "Replicate retrieval across plates rose from 0.21 to 0.48.",
                 "We are sure of both: the intervals over plates do not overlap.",
                 *evil,
             ],
             "effects": {
-                "plate": {"there": True, "value": 0.91, "null": 0.04, "interval": [0.88, 0.93]},
-                "edge": {"there": False, "value": 0.02, "null": 0.02, "interval": [0.0, 0.05]},
+                "plate": {"name": "plate", "word": "strong", "share": 0.31, "deviation": 0.8, "p": 0.001, "reason": ""},
+                "experiment": {"name": "experiment", "word": "cannot be told", "share": None, "p": None, "reason": why},
             },
         },
     }
 
 
 def _wells(draw: np.random.Generator, plates: int, wells: int, hostile: bool) -> pd.DataFrame:
-    height, width = {96: (8, 12), 384: (16, 24)}[wells]
+    width = {96: 12, 384: 24}[wells]
     names = [f"Week{1 + i // 3}/P{i:03d}" for i in range(plates)]
     if hostile:
         names[: len(HOSTILE)] = HOSTILE[:plates]
@@ -113,7 +115,14 @@ def _metrics(draw: np.random.Generator) -> dict[str, Any]:
                 one |= {"value": value, "low": value - wide, "high": value + wide, "null": null, "p": 0.01, "n": 540}
                 one |= {"note": "judged on 20 of 55 plates" if key == "silhouette" else ""}
                 if key == "nsc" and statistics == "untrained":
-                    one |= {"value": None, "low": None, "high": None, "p": None, "n": 0, "note": "no mechanism is known"}
+                    one |= {
+                        "value": None,
+                        "low": None,
+                        "high": None,
+                        "p": None,
+                        "n": 0,
+                        "note": "no mechanism is known",
+                    }
                 pair[key] = one
     return found
 

@@ -43,12 +43,6 @@ from biomass.profiling.makers import MAKERS, Maker
 
 PLACE = 72
 
-RAW = "profiles_wells_raw.parquet"
-"""The profiles of wells before post-processing."""
-
-COMPARED = "profiles_wells_{word}.parquet"
-"""The profiles of wells that those of a run are compared with."""
-
 log = logging.getLogger(__name__)
 
 
@@ -156,7 +150,7 @@ def _write(
         The file of wells before post-processing.
     """
     files = {level: folder / f"profiles_{level}.parquet" for level in profiles.LEVELS}
-    raw, h5ad = folder / RAW, files["wells"].with_suffix(".h5ad")
+    raw, h5ad = folder / profiles.RAW, files["wells"].with_suffix(".h5ad")
     for level in parts.known.levels:
         rows = parts.join(level, files[level], without, change if level == "wells" else None, word)
         print(f"{files[level]}: {rows:,} {level}")
@@ -175,12 +169,12 @@ def _write(
 
 def _write_compared(others: Sequence[tuple[str, profiles.Parts]], folder: Path) -> dict[str, Path]:
     """Join the wells under other words, without post-processing; those of an earlier call that are not asked for go."""
-    made = {folder / COMPARED.format(word=_for_files(word)): (word, parts) for word, parts in others}
+    made = {folder / profiles.COMPARED.format(word=_for_files(word)): (word, parts) for word, parts in others}
     for file, (word, parts) in made.items():
         rows = parts.join("wells", file, parts.missing(), statistics=word)
         print(f"{file}: {rows:,} wells, to compare ({word})")
-    for file in folder.glob(COMPARED.format(word="*")):
-        if file not in made and file.name != RAW:
+    for file in folder.glob(profiles.COMPARED.format(word="*")):
+        if file not in made and file.name != profiles.RAW:
             file.unlink()
     return {word: file for file, (word, _) in made.items()}
 

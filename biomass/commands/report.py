@@ -1,12 +1,12 @@
-"""Make a page of what a run found: one file that opens in any browser, without a network; of several runs, side by side.
+"""Make a page of what a run found: one file that opens in any browser, offline; of several runs, side by side.
 
     biomass report runs/a                          # runs/a/report.html
     biomass report runs/a runs/b ... [--out ...]   # runs/comparison/report.html
 
 The page is made from the files that biomass evaluate, biomass profile, biomass stress, biomass predict and the training
 scripts leave in the folder of a run: the verdict, the table of statistics × corrections, the ladder, maps of the wells
-and of the plates, learning curves, and what was skipped and why. Runs that are older than this command have a page, too,
-with what they left. Nothing is computed again.
+and of the plates, learning curves, and what was skipped and why. Runs that are older than this command have a page,
+too, with what they left. Nothing is computed again.
 """
 
 import logging
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biomass.commands import Parser, run_on_files
-from biomass.report.page import REPORT, write_report
+from biomass.report.files import REPORT
+from biomass.report.page import write_report
 
 PLACE = 90
 

@@ -47,6 +47,12 @@ COUNTS = ("Count_Cells", "Image_Count_Cells", "cells", "Count_Nuclei", "Image_Co
 
 """How many cells a field or a well has, and how many fields a well, that its profile is made of."""
 
+RAW = "profiles_wells_raw.parquet"
+"""The profiles of wells before post-processing."""
+
+COMPARED = "profiles_wells_{word}.parquet"
+"""The profiles of wells that those of a run are compared with."""
+
 LEVELS = ("cells", "fields", "wells")
 """What a row of a profile table may be."""
 

@@ -135,7 +135,7 @@ def replicate_map(
             f"no profile can answer '{question}': of the first, {table['reason'].iloc[0]}; check the columns "
             f"'{treatment[0]}' and the plate's, or ask the other question"
         )
-    summary = _summarize(scored.assign(treatment=treatments[scored.index]), null_size, seed)
+    summary = significance(scored.assign(treatment=treatments[scored.index]), null_size, seed)
     first = np.unique(treatments, return_index=True)[1]
     names = profiles[treatment].iloc[first[summary.pop("treatment").to_numpy()]].reset_index(drop=True)
     per_treatment = pd.concat([names, summary], axis=1)
@@ -173,21 +173,41 @@ def _average_precision(matrix: np.ndarray, positive: np.ndarray, negative: np.nd
         scores.loc[count > 0, "average_precision"] = ap_contiguous(relevant, count[count > 0].astype(np.uint32))[0]
     unanswered = (positives == 0) | (count == positives)
     scores.loc[unanswered, "average_precision"] = np.nan
-    chance = _chance(positives, np.maximum(count, 2))
+    chance = expected_precision(positives, np.maximum(count, 2))
     scores["normalized_average_precision"] = (scores["average_precision"] - chance) / (1 - chance).clip(1e-10)
     return scores
 
 
-def _chance(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
+def expected_precision(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Expected AP of a random ranking of ``total`` >= 2 profiles, ``positives`` of them replicates.
 
     ``((M - 1) / (L - 1) (L - H_L) + H_L) / L`` with the harmonic number H_L (Bestgen 2015).
+
+    >>> expected_precision(np.array([1, 2]), np.array([2, 2]))  # one of two: 1 or 1/2
+    array([0.75, 1.  ])
     """
     harmonic = digamma(total + 1.0) + np.euler_gamma
     return ((positives - 1) / (total - 1) * (total - harmonic) + harmonic) / total
 
 
-def _summarize(scored: pd.DataFrame, null_size: int, seed: int) -> pd.DataFrame:
+def significance(scored: pd.DataFrame, null_size: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """Mean average precision of each treatment with its p-value against rankings at random.
+
+    Args:
+        scored: a row a profile: ``treatment``, ``n_pos_pairs``, ``n_total_pairs``, ``average_precision``,
+            ``normalized_average_precision``; none missing.
+        null_size: random rankings behind a p-value.
+        seed: of the random rankings.
+
+    Returns:
+        A row a treatment, see :attr:`ReplicateMap.treatments`, with its ``treatment``.
+
+    >>> scored = pd.DataFrame({"treatment": [7, 7], "n_pos_pairs": [1, 1], "n_total_pairs": [9, 9]})
+    >>> scored = scored.assign(average_precision=[1.0, 0.5], normalized_average_precision=[1.0, 0.3])
+    >>> significance(scored, null_size=10)[["treatment", "mean_average_precision", "profiles"]]
+       treatment  mean_average_precision  profiles
+    0          7                    0.75         2
+    """
     from copairs.map import mean_average_precision
 
     logging.getLogger("copairs").setLevel(logging.WARNING)  # it logs every step of every call

@@ -213,12 +213,18 @@ class Alignment:
         """Align rows (N, D) of these batches (N,), which are known: an array of the same floating type."""
         out = np.empty_like(rows)
         for name, members in pd.Series(np.arange(len(batches))).groupby(batches):
+            own = self.batches[str(name)]
+            dense = _dense_is_faster(len(members), len(own[0]) + len(self.variances), rows.shape[1], 2)
+            matrix = self._map(np.eye(rows.shape[1]), *own) if dense else None
             for start in range(0, len(members), _ROWS):
                 part = members.to_numpy()[start : start + _ROWS]
                 centred = rows[part].astype(np.float64) - self.centre
-                flat = _power(centred, *self.batches[str(name)], self.regularization, -0.5)
-                out[part] = self.centre + _power(flat, self.variances, self.directions, self.regularization, 0.5)
+                out[part] = self.centre + (self._map(centred, *own) if matrix is None else centred @ matrix)
         return out
+
+    def _map(self, rows: np.ndarray, variances: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        flat = _power(rows, variances, directions, self.regularization, -0.5)
+        return _power(flat, self.variances, self.directions, self.regularization, 0.5)
 
 
 def fit_alignment(controls: np.ndarray, regularization: float = 1.0) -> Alignment:
@@ -292,10 +298,18 @@ def _fit(controls: np.ndarray, regularization: float | None, columns: tuple[str,
 
 def _whitened(matrix: np.ndarray, fit: Whitening) -> np.ndarray:
     out = np.empty_like(matrix)
+    white = fit.matrix() if _dense_is_faster(len(matrix), len(fit.variances), matrix.shape[1], 1) else None
     for start in range(0, len(matrix), _ROWS):
         rows = matrix[start : start + _ROWS].astype(np.float64) - fit.centre
-        out[start : start + _ROWS] = _power(rows, fit.variances, fit.directions, fit.regularization, -0.5)
+        power = (fit.variances, fit.directions, fit.regularization, -0.5)
+        out[start : start + _ROWS] = _power(rows, *power) if white is None else rows @ white
     return out
+
+
+def _dense_is_faster(rows: int, rank: int, width: int, powers: int) -> bool:
+    """Whether so many powers, of such a rank together, are better applied to so many rows as one matrix D x D."""
+    making = 2 * rank * width + (powers - 1) * width**2
+    return making + rows * width < 2 * rows * rank
 
 
 def _spectrum(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """The factorial table: statistics of the encoder × corrections of profiles, a metric at a time, as a heat map."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from biomass.report.judged import NULL_ROWS, Judged, read_judged
+from biomass.judgement.results import NULL_ROWS
+from biomass.report.judged import About, Judged, read_judged
 from biomass.report.markup import render
 from biomass.report.section import Section
 
@@ -31,22 +32,40 @@ def factorial(folder: Path) -> Section | str:
 
 
 def table_of(judged: Judged, key: str) -> dict[str, Any]:
-    """A metric's heat map: what the template needs."""
-    about, scores = judged.metrics[key], judged.of(key)
-    columns = list(dict.fromkeys(correction for _, correction in judged.pairs))
-    rows = [
-        {
-            "statistics": statistics,
-            "floor": statistics in NULL_ROWS,
-            "cells": [_cell(scores.get((statistics, correction))) for correction in columns],
-        }
-        for statistics in dict.fromkeys(statistics for statistics, _ in judged.pairs)
+    """A metric's heat map of statistics × corrections."""
+    words = dict.fromkeys(statistics for statistics, _ in judged.pairs)
+    corrections = dict.fromkeys(correction for _, correction in judged.pairs)
+    rows = [(word, word in NULL_ROWS, word) for word in words]
+    columns = [(one, one in judged.refit_only, one) for one in corrections]
+    return heat_map(key, judged.metrics[key], rows, columns, judged.of(key)) | {"corner": "statistics"}
+
+
+def heat_map(
+    key: str,
+    about: About,
+    rows: Sequence[tuple[str, bool, Any]],
+    columns: Sequence[tuple[str, bool, Any]],
+    scores: Mapping[Any, dict[str, Any]],
+) -> dict[str, Any]:
+    """What the template needs of one metric.
+
+    Args:
+        key: of the metric.
+        about: what it is.
+        rows: title of each, whether it is a null row, its key.
+        columns: title of each, whether it is refit only, its key.
+        scores: by the keys of row and column.
+    """
+    cells = [
+        {"title": title, "floor": floor, "cells": [_cell(scores.get((row, column))) for _, _, column in columns]}
+        for title, floor, row in rows
     ]
+    places = {(row, column): f"{one} · {two}" for one, _, row in rows for two, _, column in columns}
     return {
         "key": key,
-        "columns": [(one, one in judged.refit_only) for one in columns],
-        "rows": rows,
-        "missing": _reasons(list(scores.values())),
+        "columns": [(title, refit) for title, refit, _ in columns],
+        "rows": cells,
+        "missing": _reasons({places[place]: score for place, score in scores.items()}),
         "told": any(math.isfinite(one["value"]) for one in scores.values()),
         **about._asdict(),
         "arrow": about.arrow,
@@ -62,10 +81,10 @@ def _cell(score: dict[str, Any] | None) -> dict[str, Any] | None:
     return score | {"hint": "; ".join([*words, *filter(None, [score["note"]])])}
 
 
-def _reasons(scores: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Why cells are empty, each reason once with the pairs it is of."""
+def _reasons(scores: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Why cells are empty, each reason once with the cells it is of."""
     found: dict[str, list[str]] = {}
-    for one in scores:
+    for place, one in scores.items():
         if not math.isfinite(one["value"]) and one["note"]:
-            found.setdefault(one["note"], []).append(f"{one['statistics']} · {one['correction']}")
-    return [(note, pairs[0] if len(pairs) == 1 else f"{len(pairs)} cells") for note, pairs in found.items()]
+            found.setdefault(one["note"], []).append(place)
+    return [(note, places[0] if len(places) == 1 else f"{len(places)} cells") for note, places in found.items()]

@@ -9,11 +9,18 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import DataError
+from biomass.judgement.results import NULL_ROWS
 from biomass.report.files import METRICS, number, read_json
 
-NULL_ROWS = ("untrained", "cell count only", "labels shuffled")
-"""Rows that say what a value is worth, at the end of every table."""
-
+_FIRST = (
+    "plate_predicted",
+    "experiment_predicted",
+    "map_other_plate",
+    "map_other_experiment",
+    "nsc",
+    "nscb",
+)
+"""Metrics to look at first, if they were told."""
 _NUMBERS = ("value", "low", "high", "null", "p", "n")
 _TEXTS = ("title", "family", "better", "over", "null_how", "cites", "limits")
 
@@ -66,13 +73,14 @@ class Judged:
         return {(row["statistics"], row["correction"]): {str(k): v for k, v in row.items()} for row in rows}
 
     def main(self, most: int = 2) -> list[str]:
-        """The metrics to look at first: of either family those that were told of most pairs, as they come."""
+        """The metrics to look at first: of either family up to ``most`` that were told of many pairs."""
         told = self.scores[np.isfinite(self.scores["value"])].groupby("metric").size()
         full = told.max() if len(told) else 0
         chosen: list[str] = []
         for family in dict.fromkeys(about.family for about in self.metrics.values()):
             keys = [key for key, about in self.metrics.items() if about.family == family and told.get(key, 0)]
-            chosen += sorted(keys, key=lambda key: told[key] < full / 2)[:most]
+            first = {key: place for place, key in enumerate(_FIRST)}
+            chosen += sorted(keys, key=lambda key: (told[key] < full / 2, first.get(key, len(first))))[:most]
         return chosen
 
 

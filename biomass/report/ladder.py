@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from biomass.judgement.ladder import RESTRICTIONS, TASKS
+from biomass.judgement.results import NULL_ROWS
 from biomass.report.files import LADDER, read_table
-from biomass.report.judged import NULL_ROWS
 from biomass.report.markup import MISSING, OKABE, figure, render, shorten, span
 from biomass.report.section import Section
 
@@ -17,8 +18,8 @@ LEAD = (
     "from that place, not from biology. Bars are 95 % intervals, the dashed line is chance."
 )
 
-_WIDE, _HIGH = 360, 250
-_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 62
+_WIDE, _HIGH = 360, 240
+_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 50
 
 
 def ladder(folder: Path) -> Section | str:
@@ -28,6 +29,10 @@ def ladder(folder: Path) -> Section | str:
         return f"no {LADDER}: no retrieval was judged at graded restrictions"
     numbers = ["value", "low", "high", "null"]
     table = read_table(file, ["statistics", "correction", "task", "restriction", "note"], numbers)
+    titles = {key: task.title for key, task in TASKS.items()}
+    titles |= {key: restriction.title for key, restriction in RESTRICTIONS.items()}
+    for column in ("task", "restriction"):
+        table[column] = table[column].replace(titles)
     known = table[table["value"].notna()]
     if known.empty:
         return "; ".join(dict.fromkeys(table["note"])) or f"{LADDER} holds no value"
@@ -92,7 +97,7 @@ def _panel(
         place = list(colors).index(correction)
         lines.append({"color": colors[correction], "dash": _dash(place), "points": points})
     chance = [
-        (across(rung) - step / 2 + 2, across(rung) + step / 2 - 2, up(float(null)))
+        (across(str(rung)) - step / 2 + 2, across(str(rung)) + step / 2 - 2, up(float(null)))
         for rung, null in table.groupby("restriction", sort=False)["null"].mean().dropna().items()
     ]
     ticks = [(up(bottom + (top - bottom) * k / 4), figure(bottom + (top - bottom) * k / 4)) for k in range(5)]

@@ -80,9 +80,7 @@ def maps(folder: Path) -> Section | str:
         "panels": panels,
     }
     by = next((role for role in choices), "")
-    still = [
-        (one.statistics, one.correction, _picture(one, rows, table[by] if by else None)) for one in found[:4]
-    ]
+    still = [(one.statistics, one.correction, _picture(one, rows, table[by] if by else None)) for one in found[:4]]
     html = render("maps", still=still, by=by, drawn=len(rows), total=total)
     return Section("maps", "Maps of the wells, before and after", html, "scatter", data, LEAD)
 
@@ -117,7 +115,7 @@ def maps_of(table: pd.DataFrame) -> list[Map]:
 
 def named(column: "pd.Series[Any]", role: str) -> dict[str, Any]:
     """The names of a column, packed, as people say them."""
-    column = column.fillna("").astype(str)
+    column = column.astype(object).where(column.notna(), "").astype(str)
     if role == CONTROL:
         column = column.map(lambda kind: _CONTROLS.get(kind, kind))
     return names(column)
@@ -165,7 +163,7 @@ def colors_of(count: int) -> Sequence[tuple[int, ...]]:
     stops = np.array([ImageColor.getrgb(one) for one in _VIRIDIS])
     places = np.linspace(0, 0.97, count) * (len(stops) - 1)
     channels = [np.interp(places, np.arange(len(stops)), stops[:, i]) for i in range(3)]
-    return [tuple(int(round(one)) for one in color) for color in np.stack(channels, 1)]
+    return [tuple(round(float(one)) for one in color) for color in np.stack(channels, 1)]
 
 
 _VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+from biomass.judgement.scores import DRAWS, LEVEL
 from biomass.report.judged import read_judged
 from biomass.report.markup import render
 from biomass.report.section import Section
 
-LEAD = "Each with its direction, its chance level and the paper that it comes from. Intervals hold 95 % of 1,000 bootstrap draws."
+LEAD = (
+    "Each with its direction, its chance level and the paper that it comes from. Intervals hold "
+    f"{100 * LEVEL:.0f} % of {DRAWS:,} draws of whole groups."
+)
 
 
 def all_metrics(folder: Path) -> Section | str:
@@ -21,5 +25,3 @@ def all_metrics(folder: Path) -> Section | str:
             notes.setdefault(one["note"], len(notes) + 1)
     html = render("metrics", judged=judged, scores=scores, notes=notes)
     return Section("metrics", "All metrics", html, lead=LEAD)
-
-

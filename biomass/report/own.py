@@ -1,4 +1,4 @@
-"""What a run that was not judged says by itself: a training by its log, a stress test by its table, profiles by theirs."""
+"""What a run that was not judged says by itself: a training by its log, a stress test and profiles by their tables."""
 
 import math
 from collections.abc import Mapping
@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from biomass.evaluation.accuracy import meaning
-from biomass.judgement.scores import interval
+from biomass.judgement.scores import LEVEL, interval
 from biomass.report.files import number, read_table
 from biomass.report.markup import percent
 from biomass.run_files import read_config, read_log
 
 _SHARES = ("accuracy", "top5", "treatments", "by_class", "mixing", "mixing_expected", "cell_type")
 """Metrics that are shares, by the first part of their name in a split."""
+_LOWER = ("loss", "mixing")  # metrics that begin so are better the lower they are
 
 
 class Told(NamedTuple):
@@ -42,6 +43,11 @@ class Told(NamedTuple):
     epoch: float
 
     @property
+    def better(self) -> str:
+        """Which direction is better."""
+        return "lower" if self.metric.startswith(_LOWER) else "higher"
+
+    @property
     def share(self) -> bool:
         """Whether it is a share, which is said in per cent."""
         return self.metric.partition("/")[0] in _SHARES
@@ -54,7 +60,9 @@ def told_by_training(folder: Path) -> list[Told]:
         DataError: a table is damaged.
     """
     lines = [line for line in read_log(folder) if isinstance(line, dict)]
-    names = list(dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/")))
+    names = list(
+        dict.fromkeys(name for line in lines for name in line if "/" in name and not name.startswith("train/"))
+    )
     intervals = _over_plates(folder)
     found = []
     for name in names:
@@ -63,8 +71,7 @@ def told_by_training(folder: Path) -> list[Told]:
         values = np.array([value for value, _ in at])
         if not np.isfinite(values).any():
             continue
-        lowest = metric.startswith(("loss", "mixing"))
-        best = int(np.nanargmin(values) if lowest else np.nanargmax(values))
+        best = int(np.nanargmin(values) if metric.startswith(_LOWER) else np.nanargmax(values))
         low, high = intervals.get(split, (math.nan, math.nan)) if metric == "accuracy" else (math.nan, math.nan)
         found.append(Told(split, metric, meaning(name), values[-1], low, high, values[best], at[best][1]))
     return found
@@ -105,15 +112,21 @@ def sentences(folder: Path) -> list[str]:
 def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
     told = told_by_training(folder)
     plates = read_plates(folder)
-    classes = (config.get("model") or {}).get("d_out") if isinstance(config.get("model"), Mapping) else None
-    chance = f" (chance {percent(1 / classes)})" if isinstance(classes, int) and classes > 1 else ""
-    words = [_words(config)] if told else []
+    model = config.get("model")
+    classes = model.get("d_out") if isinstance(model, Mapping) else None
+    chance = ""
+    if isinstance(classes, int) and classes > 1:
+        chance = f" (guessing evenly among {classes} classes: {percent(1 / classes)})"
+    words: list[str] = []
     for one in told:
         if one.metric != "accuracy":
             continue
-        sure = f", between {percent(one.low)} and {percent(one.high)} if other such plates were drawn" if one.low == one.low else ""
-        best = f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}" if one.best > one.last else ""
-        text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}{sure}{best}."
+        text = f"On {one.split}, {percent(one.last)} of the images were answered right{chance}"
+        if math.isfinite(one.low):
+            text += f", {100 * LEVEL:.0f} % interval over plates {percent(one.low)} to {percent(one.high)}"
+        if one.best > one.last:
+            text += f"; the best evaluation, after epoch {one.epoch:g}, had {percent(one.best)}"
+        text += "."
         some = plates[plates["split"] == one.split]["accuracy"].dropna()
         if len(some) > 1:
             text += f" The worst of its {len(some)} plates has {percent(some.min())}, the best {percent(some.max())}."
@@ -125,7 +138,7 @@ def _of_training(folder: Path, config: Mapping[str, Any]) -> list[str]:
             f"On {split}, {percent(one.last)} of the negative controls have their nearest neighbour in their own "
             f"experiment{f' ({percent(even.last)} if experiments were mixed perfectly)' if even else ''}."
         )
-    return [text for text in words if text]
+    return [text for text in [*words, _words(config) if told else ""] if text]
 
 
 def _words(config: Mapping[str, Any]) -> str:
@@ -141,14 +154,22 @@ def _of_stress(folder: Path) -> list[str]:
     if not file.exists():
         return []
     table = read_table(file, ["statistics", "axis", "value"], ["accuracy", "low", "high"])
-    said = []
-    for axis, value, what in (("wells", "all", "whole plates"), ("label_shift", "inf", "plates that are not shifted")):
-        for row in table[(table["axis"] == axis) & (table["value"] == value)].to_dict("records"):
-            sure = f" ({percent(row['low'])} to {percent(row['high'])})" if row["low"] == row["low"] else ""
-            said.append(f"On {what}, the statistics '{row['statistics']}' answer {percent(row['accuracy'])}{sure} right.")
-        if said:
-            break
-    return said
+    whole = (table["axis"] == "wells") & (table["value"] == "all")
+    what = "whole plates" if whole.any() else "plates that are not shifted"
+    rows = table[whole if whole.any() else (table["axis"] == "label_shift") & (table["value"] == "inf")]
+    rows = rows[rows["accuracy"].notna()]
+    if rows.empty:
+        return []
+    ranked = rows.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+    said = [f"On {what}, {_right(ranked[0])}" + (", the best of those that were tried." if ranked[1:] else ".")]
+    return [*said, *(f"There {_right(one)}." for one in ranked[1:])]
+
+
+def _right(row: Mapping[Any, Any]) -> str:
+    """What one word for statistics answers in a stress test."""
+    low, high = row["low"], row["high"]
+    sure = f" ({percent(low)} to {percent(high)})" if math.isfinite(low) and low < high else ""
+    return f"the statistics '{row['statistics']}' answer {percent(row['accuracy'])} of the treated wells right{sure}"
 
 
 def _of_profiles(folder: Path) -> list[str]:

@@ -22,12 +22,12 @@ def pack(numbers: np.ndarray) -> str:
 
 
 def names(column: "pd.Series[Any]", most: int = 60) -> dict[str, Any]:
-    """A column of names (N,): its values in the order of names, and the code of each row; shortened to ``most`` letters.
+    """A column of names (N,): its values in their order, shortened to ``most`` letters, and the codes of all rows.
 
     >>> names(pd.Series(["b", "a", "b"]))
     {'values': ['a', 'b'], 'codes': 'AQAAAAEA'}
     """
-    codes, values = pd.factorize(column.fillna("").astype(str), sort=True)
+    codes, values = pd.factorize(column.astype(str), sort=True)
     return {"values": [shorten(value, most) for value in values], "codes": pack(codes)}
 
 

@@ -1,8 +1,9 @@
-"""The page: sections made from the files of a run's folder, one after the other, in one HTML that needs nothing else."""
+"""The page: sections made from the files of a run's folder, one after the other, in one HTML that needs nothing."""
 
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,24 +14,37 @@ from markupsafe import Markup
 from biomass.atomic import whole_file
 from biomass.errors import BiomassError, DataError, one_line
 from biomass.report.comparison import compared
+from biomass.report.curves import learning_curves
+from biomass.report.drift import drift
 from biomass.report.factorial import factorial
 from biomass.report.files import EVALUATION, METRICS, TABLE
 from biomass.report.ladder import ladder
+from biomass.report.layers import layer_distances
 from biomass.report.maps import maps
 from biomass.report.markup import render
 from biomass.report.metrics import all_metrics
+from biomass.report.plate_maps import plate_maps
+from biomass.report.position import position
 from biomass.report.provenance import provenance, skipped
+from biomass.report.samples import sample_images
 from biomass.report.section import Section
+from biomass.report.stress import stress_test
 from biomass.report.verdict import verdict
 
-REPORT = "report.html"
-"""What the page is called in the folder of a run."""
+log = logging.getLogger(__name__)
 
 SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
     "verdict": verdict,
     "statistics × corrections": factorial,
     "ladder": ladder,
     "maps of the wells": maps,
+    "plate maps": plate_maps,
+    "effects of the place on a plate": position,
+    "new plates": drift,
+    "stress test": stress_test,
+    "learning curves": learning_curves,
+    "layers": layer_distances,
+    "sample images": sample_images,
     "all metrics": all_metrics,
 }
 """What is on the page of a run, in order: name → from its folder to a section, or why there is none."""
@@ -50,34 +64,50 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         ``out``.
 
     Raises:
-        DataError: a folder holds no run.
+        DataError: none of the folders holds a run; some that do not are left out, which the page says.
         ConfigError: the file cannot be written.
     """
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"'{folder}' is no folder; name the folder of a run, such as runs/my_run")
-        if not any((folder / name).exists() for name in _RUN):
-            raise DataError(f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it")
-    page = one_run(folders[0]) if len(folders) == 1 else several_runs(folders, out)
+    reasons = {folder: _why_not(folder) for folder in folders}
+    runs = [folder for folder, reason in reasons.items() if not reason]
+    if not runs:
+        raise DataError(reasons[folders[0]])
+    left_out = [(str(folder), reason) for folder, reason in reasons.items() if reason]
+    for _, reason in left_out:
+        log.warning("left out: %s", reason)
+    page = one_run(folders[0]) if len(folders) == 1 else several_runs(runs, out, left_out)
     with whole_file(out, "store") as part:
         part.write_text(page, encoding="utf-8")
     return out
+
+
+def _why_not(folder: Path) -> str:
+    """Why there can be no page of a folder; empty where there can."""
+    if not folder.is_dir():
+        return f"'{folder}' is no folder; name the folder of a run, such as runs/my_run"
+    if not any((folder / name).exists() for name in _RUN):
+        return f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it"
+    return ""
 
 
 def one_run(folder: Path) -> str:
     """The page of a run."""
     found = {name: section_of(make, folder) for name, make in SECTIONS.items()}
     sections = [one for one in found.values() if isinstance(one, Section)]
-    absent = [(name, why) for name, why in found.items() if isinstance(why, str)]
-    for last in (section_of(lambda place: skipped(place, absent), folder), section_of(provenance, folder)):
-        sections += [last] if isinstance(last, Section) else []
-    return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?", sections)
+    origin = section_of(provenance, folder)
+    absent: dict[str, list[str]] = {}
+    for name, why in [*found.items(), ("how it was made", origin)]:
+        if isinstance(why, str):
+            absent.setdefault(why, []).append(name)
+    left_out = [(", ".join(names), why) for why, names in absent.items()]
+    sections += [one for one in (skipped(folder, left_out), origin) if isinstance(one, Section)]
+    is_judged = isinstance(found["statistics × corrections"], Section)
+    return assemble(folder.resolve().name, "Is there a batch effect, and is it gone?" if is_judged else "", sections)
 
 
-def several_runs(folders: Sequence[Path], out: Path) -> str:
-    """The page of several runs, side by side."""
-    title = f"{len(folders)} runs side by side"
-    return assemble(title, "", compared(folders, out.parent))
+def several_runs(folders: Sequence[Path], out: Path, left_out: Sequence[tuple[str, str]] = ()) -> str:
+    """The page of several runs, side by side; it says what else was named and why it is not there."""
+    title = f"{len(folders)} run{'s' if len(folders) > 1 else ''} side by side"
+    return assemble(title, "", compared(folders, out.parent, left_out))
 
 
 def section_of(make: Callable[[Path], Section | str], folder: Path) -> Section | str:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
+from biomass.errors import DataError
 from biomass.report.files import EVALUATION, read_json
 from biomass.report.markup import render
 from biomass.report.section import Section
@@ -15,17 +16,23 @@ from biomass.run_files import read_config
 _ENVIRONMENT = "environment.json"  # of a training run, and of every tool with a model
 
 
-def skipped(folder: Path, absent: Sequence[tuple[str, str]]) -> Section | str:
+def skipped(folder: Path, absent: Sequence[tuple[str, str]]) -> Section | None:
     """What is not on the page, and why.
 
     Args:
         folder: of the run.
         absent: title of a section and why it is not there.
+
+    Returns:
+        The section; None where all is there and nothing is to be said.
     """
-    about = read_json(folder / EVALUATION)
-    notes, left = ([str(one) for one in about.get(key) or []] for key in ("notes", "skipped"))
+    try:
+        about = read_json(folder / EVALUATION)
+    except DataError:  # whose reason is among the others
+        about = {}
+    notes, left = ([str(one) for one in _listed(about.get(key))] for key in ("notes", "skipped"))
     if not notes and not left and not absent:
-        return "nothing"
+        return None
     html = render("skipped", notes=notes, skipped=left, absent=absent)
     return Section("skipped", "What was taken, and what was skipped", html)
 
@@ -34,7 +41,6 @@ def provenance(folder: Path) -> Section:
     """How the run came about."""
     about = read_json(folder / EVALUATION)
     versions = about.get("versions") or read_json(folder / _ENVIRONMENT)
-    roles = about.get("roles")
     facts = [
         ("run", folder.name),
         ("table", _words(about.get("table"))),
@@ -47,11 +53,21 @@ def provenance(folder: Path) -> Section:
         "provenance",
         command=_words(about.get("command")),
         facts=[(what, value) for what, value in facts if value],
-        roles=[(str(role), str(column)) for role, column in roles.items()] if isinstance(roles, Mapping) else [],
-        versions=[(str(one), str(version)) for one, version in versions.items()] if isinstance(versions, Mapping) else [],
-        config="" if config is None else OmegaConf.to_yaml(OmegaConf.create(config)),
+        roles=_items(about.get("roles")),
+        versions=_items(versions),
+        config="" if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
     return Section("provenance", "How it was made", html)
+
+
+def _listed(values: Any) -> list[Any]:
+    """What a file lists; nothing where something else stands there."""
+    return values if isinstance(values, list) else []
+
+
+def _items(values: Any) -> list[tuple[str, str]]:
+    """The items of an object of a file, as text."""
+    return [(str(key), _words(value)) for key, value in values.items()] if isinstance(values, Mapping) else []
 
 
 def _words(value: Any) -> str:

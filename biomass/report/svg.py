@@ -1,8 +1,7 @@
 """Charts as inline SVG: they need no script, scale with the page, and print sharply.
 
-Lines differ in colour, dash and marker, for readers who do not tell colours apart and for black ink. Colours are those
-of Okabe & Ito (2008), in the order in which they stand out from white; shades of a value are those of cividis (Nuñez
-et al., PLoS ONE 13, 2018), which grow steadily in lightness for all readers.
+Lines differ in colour, dash and marker, for readers who do not tell colours apart and for black ink. Values as shades
+are in :mod:`biomass.report.shades`.
 """
 
 import itertools
@@ -11,28 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from biomass.report.markup import OKABE, shorten
 from biomass.report.markup import name as named
 
 COLOURS = OKABE[:7]  # the yellow is faint on white
-DASHES = ("", "6 3", "2 3")
+DASHES = ("", "7 3", "9 2 2 2")
+DOTTED = "1.5 3"
 MARKERS = ("circle", "square", "triangle", "diamond")
 GRID, GREY = "#d9d9d9", "#6b6b6b"
-
-SHADES: Mapping[str, tuple[str, ...]] = {
-    word: tuple(to_hex(colormaps[of](at)) for at in np.linspace(first, last, 15))
-    for word, of, first, last in (("up", "cividis", 0.0, 1.0), ("both", "PuOr_r", 0.04, 0.96))
-}
-"""Colours from low to high: ``up`` for a value that grows, ``both`` for one that lies around 0."""
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
 """Margins of a chart, in its units, which are pixels where there is room."""
 
-_SIGN = 0.62  # mean width of a letter, in its height
+LETTER = 0.62  # mean width of a letter, in its height
 
 
 class Line(NamedTuple):
@@ -62,13 +54,12 @@ class Style(NamedTuple):
 
 
 def style(number: int) -> Style:
-    """The look of line ``number``; 7 colours, then these again under another dash and marker.
+    """The look of line ``number``; a line that lies upon another one shows through its gaps.
 
-    >>> style(0), style(7)
-    (Style(colour='#0072b2', dash='', marker='circle'), Style(colour='#0072b2', dash='6 3', marker='diamond'))
+    >>> style(1)
+    Style(colour='#e69f00', dash='7 3', marker='square')
     """
-    again = number // len(COLOURS)
-    return Style(COLOURS[number % len(COLOURS)], DASHES[again % len(DASHES)], MARKERS[number % len(MARKERS)])
+    return Style(*(of[number % len(of)] for of in (COLOURS, DASHES, MARKERS)))
 
 
 def ticks(low: float, high: float, most: int = 5, log: bool = False) -> list[float]:
@@ -96,15 +87,15 @@ def chart(
     levels: Mapping[str, float] | None = None,
     log: bool = False,
     percent: bool = False,
-    size: tuple[int, int] = (420, 260),
+    size: tuple[int, int] = (364, 250),
     styles: Sequence[Style] = (),
 ) -> Markup:
     """Lines with their intervals over one axis.
 
     Args:
         lines: at least one. A legend is not part of the chart, see :func:`legend`.
-        x_label: below the axis.
-        y_label: above the other axis.
+        x_label: below the axis; may be empty.
+        y_label: above the other axis; likewise.
         title: above the chart, and what is read aloud.
         names: of the places 0 … on the axis, where it has names, not numbers.
         y: ends of the axis; None: of what is shown.
@@ -120,7 +111,8 @@ def chart(
     width, height = size
     looks = styles or [style(i) for i in range(len(lines))]
     slant = _slant(names) if names else 0
-    height, bottom = height + slant, BOTTOM + slant
+    bottom = BOTTOM + slant - (0 if x_label else 18)
+    height += bottom - BOTTOM
     ends = _ends(lines, y, [*(levels or {}).values()], log)
     xs = [value for line in lines for value in line.x]
     first, last = (-0.3, len(names) - 0.7) if names else (min(xs, default=0.0), max(xs, default=1.0))
@@ -136,24 +128,27 @@ def chart(
 
     parts = [Markup("")]
     for value in ticks(*ends, log=log):
-        told = _told(value, percent)
-        parts.append(_grid(LEFT, width - RIGHT, down(value)) + _text(LEFT - 5, down(value) + 3.5, told, "end"))
+        told = as_tick(value, percent)
+        parts.append(_grid(LEFT, width - RIGHT, down(value)) + text(LEFT - 5, down(value) + 3.5, told, "end"))
     if names:
         parts += [_name(across(i), height - bottom + 12, name, names) for i, name in enumerate(names)]
     else:
-        parts += [_text(across(value), height - bottom + 14, _told(value), "middle") for value in ticks(first, last, 6)]
-    parts.append(_text((LEFT + width - RIGHT) / 2, height - 6, x_label, "middle"))
-    parts.append(_text(2, TOP - 1, y_label, "start"))
+        parts += [
+            text(across(value), height - bottom + 14, as_tick(value), "middle") for value in ticks(first, last, 6)
+        ]
+    parts.append(text((LEFT + width - RIGHT) / 2, height - 6, x_label, "middle"))
+    parts.append(text(2, TOP - 1, y_label, "start"))
     for name, value in (levels or {}).items():
         parts.append(
             Markup(
-                '<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" stroke="{}" stroke-dasharray="1 3" stroke-width="1.5"/>'
-            ).format(LEFT, width - RIGHT, down(value), down(value), GREY)
+                '<line x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}" stroke="{3}" stroke-dasharray="{4}" '
+                'stroke-width="1.5"/>'
+            ).format(LEFT, width - RIGHT, down(value), GREY, DOTTED)
         )
-        parts.append(_text(width - RIGHT, down(value) - 3, name, "end", colour=GREY))
+        parts.append(text(width - RIGHT, down(value) - 3, name, "end", colour=GREY))
     for line, look in zip(lines, looks, strict=True):
         parts.append(_drawn(line, look, across, down, ends))
-    return _figure(Markup("").join(parts), width, height, title)
+    return drawing(Markup("").join(parts), width, height, title)
 
 
 def dots(
@@ -168,7 +163,7 @@ def dots(
     levels: Mapping[str, float] | None = None,
     percent: bool = False,
     kinds: Sequence[int] = (),
-    width: int = 420,
+    width: int = 364,
     step: int = 15,
 ) -> Markup:
     """A row a name with a dot, and its interval, over a common axis.
@@ -176,7 +171,7 @@ def dots(
     Args:
         names: (N,) of the rows, from top to bottom.
         values: (N,) where the dots are; a row without a finite value has none.
-        label: below the axis.
+        label: below the axis; may be empty.
         low: (N,) lower ends of intervals; empty: none.
         high: (N,) upper ends.
         title: above the chart.
@@ -192,40 +187,41 @@ def dots(
     """
     shown = step >= 9
     room = (
-        min(width * 0.5, max((len(shorten(name, 30)) for name in names), default=0) * 11 * _SIGN + 8) if shown else 12
+        min(width * 0.5, max((len(shorten(name, 30)) for name in names), default=0) * 11 * LETTER + 8) if shown else 12
     )
-    height = step * len(names) + TOP + BOTTOM + (12 if levels else 0)
+    bottom = BOTTOM if label else BOTTOM - 18
+    height = step * len(names) + TOP + bottom + (12 if levels else 0)
     top = TOP + (12 if levels else 0)
     first, last = _ends([Line("", (), values, low, high)], ends, [*(levels or {}).values()], False)
 
     def across(value: float) -> float:
-        return float(room + 6 + (value - first) / (last - first) * (width - room - 6 - RIGHT))
+        return float(room + 6 + (value - first) / (last - first) * (width - room - 24))
 
     parts = [Markup("")]
     for value in ticks(first, last, 5):
-        told = _told(value, percent)
+        told = as_tick(value, percent)
         at = across(value)
         parts.append(
             Markup('<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" stroke="{3}"/>').format(
-                at, top, height - BOTTOM + 4, GRID
+                at, top, height - bottom + 4, GRID
             )
         )
-        parts.append(_text(at, height - BOTTOM + 16, told, "middle"))
+        parts.append(text(at, height - bottom + 16, told, "middle"))
     for i, (name, value) in enumerate((levels or {}).items()):
         parts.append(
             Markup(
                 '<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" stroke="{3}" stroke-dasharray="{4}" '
                 'stroke-width="1.5"/>'
-            ).format(across(value), top, height - BOTTOM + 4, GREY, DASHES[1 + i % 2])
+            ).format(across(value), top, height - bottom + 4, GREY, (DASHES[1], DOTTED)[i % 2])
         )
-        parts.append(_text(across(value), top - 3, name, "middle", colour=GREY))
+        parts.append(text(across(value), top - 3, name, "middle", colour=GREY))
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         y = top + step * (i + 0.5)
         look = style(kinds[i] if len(kinds) else 0)
-        told = _told(value, percent)
+        told = as_tick(value, percent)
         inner = [Markup("<title>{}: {}</title>").format(name[:400], told)]
         if shown:
-            inner.append(_text(room, y + 3.5, shorten(name, 30), "end"))
+            inner.append(text(room, y + 3.5, shorten(name, 30), "end"))
         if len(low) and np.isfinite([low[i], high[i]]).all():
             inner.append(
                 Markup('<line x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}" stroke="{}" stroke-width="1.5"/>').format(
@@ -235,97 +231,8 @@ def dots(
         if np.isfinite(value):
             inner.append(marker(across(value), y, look))
         parts.append(Markup("<g>{}</g>").format(Markup("").join(inner)))
-    parts.append(_text((room + width) / 2, height - 6, label, "middle"))
-    return _figure(Markup("").join(parts), width, height, title)
-
-
-def heat(
-    values: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    ends: tuple[float, float],
-    shades: str = "up",
-    title: str = "",
-    cell: int = 14,
-) -> Markup:
-    """A table of values as shades, one path a shade, so that ten thousand of them stay light.
-
-    Args:
-        values: (R, C), white where not finite.
-        rows: (R,) names, all of them shown where there is room.
-        columns: (C,) names.
-        ends: values of the lowest and the highest shade; what lies beyond has the same shade.
-        shades: of :data:`SHADES`.
-        title: above it.
-        cell: side of a value.
-
-    >>> heat(np.array([[0.0, 1.0], [1.0, np.nan]]), ["A", "B"], ["1", "2"], ends=(0, 1)).count("<path")
-    2
-    """
-    colours = SHADES[shades]
-    room = max((len(shorten(name, 20)) for name in rows), default=0) * 10 * _SIGN + 8
-    top = 16
-    width, height = room + cell * len(columns) + 4, top + cell * len(rows) + 4
-    parts = [
-        Markup('<rect x="{:.1f}" y="{}" width="{}" height="{}" fill="none" stroke="{}"/>').format(
-            room, top, cell * len(columns), cell * len(rows), GRID
-        )
-    ]
-    for level, colour in enumerate(colours):
-        places = np.argwhere(shade_of(values, ends, len(colours)) == level)
-        if len(places):
-            drawn = "".join(
-                f"M{room + cell * c:.1f} {top + cell * r}h{cell - 0.5}v{cell - 0.5}h{0.5 - cell}z" for r, c in places
-            )
-            parts.append(Markup('<path d="{}" fill="{}"/>').format(drawn, colour))
-    every = -(-10 // cell)
-    parts += [
-        _text(room - 4, top + cell * (r + 0.5) + 3.5, shorten(rows[r], 20), "end", size=10)
-        for r in range(0, len(rows), every)
-    ]
-    wide = max((len(name) for name in columns), default=1) * 10 * _SIGN + 4
-    parts += [
-        _text(room + cell * (c + 0.5), top - 4, columns[c], "middle", size=10)
-        for c in range(0, len(columns), max(1, int(-(-wide // cell))))
-    ]
-    return _figure(Markup("").join(parts), round(width), round(height), title)
-
-
-def shade_of(values: np.ndarray, ends: tuple[float, float], count: int) -> np.ndarray:
-    """Which of ``count`` shades each value has, -1 where it is not finite.
-
-    >>> shade_of(np.array([0.0, 0.5, 2.0, np.nan]), (0, 1), 3)
-    array([ 0,  1,  2, -1])
-    """
-    low, high = ends
-    with np.errstate(invalid="ignore"):
-        part = (values - low) / (high - low) if high > low else np.where(np.isfinite(values), 0.5, np.nan)
-    known = np.isfinite(part)
-    return np.where(known, np.clip(np.where(known, part, 0) * count, 0, count - 1).astype(np.int64), -1)
-
-
-def scale(ends: tuple[float, float], label: str, shades: str = "up", percent: bool = False) -> Markup:
-    """The legend of shades: a bar with the values of its ends and its middle.
-
-    >>> scale((0, 2), "distance").count("<rect")
-    15
-    """
-    colours, wide = SHADES[shades], 9
-    bar = [
-        Markup('<rect x="{}" y="2" width="{}" height="10" fill="{}"/>').format(20 + wide * i, wide, colour)
-        for i, colour in enumerate(colours)
-    ]
-    for value, part in ((ends[0], 0.0), (sum(ends) / 2, 0.5), (ends[1], 1.0)):
-        told = _told(value, percent)
-        bar.append(_text(20 + wide * len(colours) * part, 24, told, "middle", size=10))
-    width = 40 + wide * len(colours)
-    drawn = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} 28" width="{}" height="28">{}</svg>').format(
-        label, width, width, Markup("").join(bar)
-    )
-    return Markup(
-        '<div class="scale" style="display:flex;flex-wrap:wrap;align-items:center;gap:.5em">{}{}</div>'
-    ).format(drawn, label)
+    parts.append(text((room + width) / 2, height - 6, label, "middle"))
+    return drawing(Markup("").join(parts), width, height, title)
 
 
 def legend(names: Iterable[str], styles: Sequence[Style] = ()) -> Markup:
@@ -427,7 +334,7 @@ def _ends(
 def _slant(names: Sequence[str]) -> int:
     """Room for names that are too many to lie flat."""
     longest = max(len(shorten(name, 16)) for name in names)
-    return 0 if longest * len(names) <= 44 else round(longest * 11 * _SIGN * 0.75)
+    return 0 if longest * len(names) <= 44 else round(longest * 11 * LETTER * 0.75)
 
 
 def _name(x: float, y: float, name: str, names: Sequence[str]) -> Markup:
@@ -435,7 +342,7 @@ def _name(x: float, y: float, name: str, names: Sequence[str]) -> Markup:
     if names.index(name) % every:
         return Markup("")
     if not _slant(names):
-        return _text(x, y + 2, shorten(name, 16), "middle")
+        return text(x, y + 2, shorten(name, 16), "middle")
     return Markup(
         '<text x="{0:.1f}" y="{1:.1f}" font-size="11" fill="currentColor" text-anchor="end" '
         'transform="rotate(-45 {0:.1f} {1:.1f})"><title>{2}</title>{3}</text>'
@@ -446,20 +353,20 @@ def _grid(left: float, right: float, y: float) -> Markup:
     return Markup('<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" stroke="{}"/>').format(left, right, y, y, GRID)
 
 
-def _text(x: float, y: float, text: str, anchor: str, *, colour: str = "currentColor", size: int = 11) -> Markup:
+def text(x: float, y: float, text: str, anchor: str, *, colour: str = "currentColor", size: int = 11) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" font-size="{}" text-anchor="{}" fill="{}">{}</text>').format(
         x, y, size, anchor, colour, text
     )
 
 
-def _told(value: float, percent: bool = False) -> str:
+def as_tick(value: float, percent: bool = False) -> str:
     """A value of an axis."""
     value = 100 * value if percent else value
     text = f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
     return text.replace("-", "−") + (" %" if percent else "")
 
 
-def _figure(inner: Markup, width: int, height: int, title: str) -> Markup:
+def drawing(inner: Markup, width: int, height: int, title: str) -> Markup:
     """The drawing under its title, never wider than the page."""
     caption = Markup('<figcaption style="font-weight:600">{}</figcaption>').format(title) if title else Markup("")
     return Markup(

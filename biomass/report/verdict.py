@@ -1,11 +1,12 @@
 """The verdict, in words, and how sure it is."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from biomass.report.files import EVALUATION, read_json
-from biomass.report.markup import figure, render
+from biomass.report.files import EVALUATION, number, read_json
+from biomass.report.markup import percent, render
 from biomass.report.own import sentences, told_by_training
 from biomass.report.section import Section
 
@@ -15,29 +16,36 @@ def verdict(folder: Path) -> Section | str:
     about = read_json(folder / EVALUATION)
     found = about.get("verdict")
     found = found if isinstance(found, Mapping) else {}
-    said = [str(one) for one in found.get("sentences") or []]
+    said = sentences_of(about)
     own = sentences(folder)
     told = told_by_training(folder)
     if not said and not own:
         return "nothing was measured in this run"
-    effects = found.get("effects")
-    rows = [(str(name), _facts(one)) for name, one in effects.items()] if isinstance(effects, Mapping) else []
-    html = render("verdict", said=said, own=own, effects=rows, told=told)
+    columns, rows = _effects(found.get("effects"))
+    html = render("verdict", said=said, own=own, columns=columns, effects=rows, told=told)
     return Section("verdict", "Verdict", html)
 
 
-def _facts(effect: Any) -> list[tuple[str, str]]:
-    """What is known of an effect, as words."""
-    if not isinstance(effect, Mapping):
-        return [("", _text(effect))]
-    return [(str(name).replace("_", " "), _text(value)) for name, value in effect.items()]
+def sentences_of(about: Mapping[str, Any]) -> list[str]:
+    """The sentences of the verdict of ``evaluation.json``; none where it has none."""
+    found = about.get("verdict")
+    said = found.get("sentences") if isinstance(found, Mapping) else None
+    return [str(one) for one in said] if isinstance(said, list) else []
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return figure(float(value))
-    if isinstance(value, list | tuple):
-        return " – ".join(_text(one) for one in value)
-    return "–" if value is None else str(value)
+def _effects(effects: Any) -> tuple[list[str], list[tuple[str, list[dict[str, str]]]]]:
+    """What is known of effects, as a table: pairs of statistics and correction, and each effect under all of them."""
+    if not isinstance(effects, Mapping):
+        return [], []
+    pairs = {str(pair): found for pair, found in effects.items() if isinstance(found, Mapping)}
+    names = dict.fromkeys(str(name) for found in pairs.values() for name in found)
+    return list(pairs), [(name, [_cell(found.get(name)) for found in pairs.values()]) for name in names]
+
+
+def _cell(effect: Any) -> dict[str, str]:
+    """What a judgement says of an effect (:class:`biomass.judgement.effects.Effect`)."""
+    facts = effect if isinstance(effect, Mapping) else {}
+    share, p = number(facts.get("share")), number(facts.get("p"))
+    size = [f"{percent(max(share, 0))} of the variance"] if math.isfinite(share) else []
+    size += [f"p {p:.2g}"] if math.isfinite(p) else []
+    return {"word": str(facts.get("word") or "–"), "size": ", ".join(size), "reason": str(facts.get("reason") or "")}

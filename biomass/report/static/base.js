@@ -36,10 +36,11 @@ window.biomass = (function () {
     return Array.from({ length: count }, (_, i) => biomass.color((0.97 * i) / (count - 1)));
   };
 
-  // Text that can be read on a colour: "#rrggbb" or "rgb(r,g,b)".
+  // Text that can be read on a colour, "#rrggbb" or "rgb(r,g,b)": black or white, by its luminance (WCAG 2.2).
   biomass.ink = function (color) {
-    const [red, green, blue] = color.startsWith("#") ? channels(color) : color.match(/\d+/g).map(Number);
-    return 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#1a1a1a" : "#ffffff";
+    const parts = color.startsWith("#") ? channels(color) : color.match(/\d+/g).map(Number);
+    const [red, green, blue] = parts.map((one) => (one <= 10.3 ? one / 3294.6 : ((one / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
   };
 
   // Elements ---------------------------------------------------------------------------------------------------------

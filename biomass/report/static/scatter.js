@@ -13,7 +13,9 @@ biomass.scatter = function (element, data) {
   }));
   const count = panels[0].x.length;
   const dot = count < 800 ? 3.6 : count < 4000 ? 2.6 : count < 12000 ? 1.9 : 1.5;
-  let role = data.choices[0], only = -1, marked = -1, colors = [], sprites = [], order = [];
+  // many plates are many shades: their experiments say more at first sight
+  const first = data.choices.find((one) => fields[one].values.length <= 12);
+  let role = data.choices[0] === "plate" && first === "experiment" ? first : data.choices[0], only = -1, marked = -1, colors = [], sprites = [], order = [];
 
   // Colours of a role's categories: along a scale where they follow each other, else the commonest have their own.
   function recolor() {
@@ -135,11 +137,14 @@ biomass.scatter = function (element, data) {
     return lines;
   }
 
+  const hint = biomass.element("p", { class: "quiet" });
   const list = biomass.element("ul", { class: "categories", "aria-label": "legend" });
   function legend() {
     const field = fields[role], codes = field.values.map((_, i) => i);
     const nominal = !data.ordered.includes(role);
     if (nominal) codes.sort((a, b) => field.sizes[b] - field.sizes[a]);
+    const few = nominal && colors.includes(biomass.missing) && field.values.length > 8;
+    hint.textContent = few ? "The commonest " + most + " have a colour. Press any name to see it alone." : "Press a name to see it alone.";
     list.replaceChildren(
       ...codes.filter((code) => field.sizes[code]).map((code) => {
         const swatch = biomass.element("i", { "aria-hidden": "true" });
@@ -171,8 +176,9 @@ biomass.scatter = function (element, data) {
     [role, only] = [value, -1];
     recolor();
   });
+  choose.querySelector("select").value = role;
   const holder = biomass.element("div", { class: "panels maps" });
-  element.append(biomass.element("div", { class: "controls" }, choose), list, holder);
+  element.append(biomass.element("div", { class: "controls" }, choose), list, hint, holder);
   recolor();
   for (const panel of panels) {
     const place = biomass.element("div", { class: "plot" });

@@ -1,0 +1,354 @@
+"""What profiles say of biology: do replicates find each other, and do compounds of one mechanism?
+
+Three families. *Replicates* (mean average precision, mAP; Kalinin et al. 2025): of a treatment, against the negative
+controls of the well's own plate, or on other plates or in other experiments, against the other treatments of the well's
+own plate. *Nearest wells*: top-1, at three of the restrictions of the ladder (:mod:`biomass.judgement.ladder`).
+*Mechanisms*, on profiles of treatments (the mean of their wells): the nearest treatment of another compound (NSC, and
+NSCB from another experiment; Ljosa et al. 2013, Ando et al. 2017), and mAP of the same mechanism.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.stats import binom
+
+from biomass.evaluation.nearest import batch_sets, directions, nsc, nscb
+from biomass.evaluation.replicates import significance
+from biomass.judgement.questions import QUERIES, SHUFFLES, ask, by_treatment, judge, label_units
+from biomass.judgement.retrieval import CODES, Admits, Places, Question, retrieve
+from biomass.judgement.scores import CannotJudgeError, Measured, Metric
+from biomass.judgement.table import COMPOUND, CONTROL, EXPERIMENT, MECHANISM, PLATE, TREATMENT, Profiles
+
+RANKINGS = 2000
+"""Random rankings behind the p-value of a treatment."""
+
+_TREATMENTS = 5000  # that are compared with each other
+_NULL = 1000  # groups of wells of different treatments
+
+
+def replicates(question: str) -> Callable[[Profiles, int], Measured]:
+    """mAP of the replicates of every treatment; ``question`` is one of :data:`biomass.judgement.questions.REPLICATES`.
+
+    Before negative controls, chance is a ranking at random, in closed form, and the p-value is that of Simes (1986) for
+    all treatments together: the least of their corrected ones. Before other treatments, both are of treatments dealt
+    again to the wells of each plate: where plates differ, replicates elsewhere are last whoever they are.
+    """
+
+    def measure(profiles: Profiles, seed: int) -> Measured:
+        found, chance, group, note = _replicates(profiles, question, seed)
+        if question != "same_plate":
+            return judge(ask(profiles, seed), TREATMENT, question, "precision")
+        p = float(found["corrected_p_value"].min())
+        return Measured(found["mean_average_precision"].to_numpy(), group, chance, None, p, note)
+
+    return measure
+
+
+def retrieved(question: str) -> Callable[[Profiles, int], Measured]:
+    """Share of treatments whose mAP has a corrected p-value below 0.05 (Benjamini-Hochberg).
+
+    The p-values are those of copairs, which are careful: a treatment's wells count as if they all ranked alike.
+    """
+
+    def measure(profiles: Profiles, seed: int) -> Measured:
+        found, _, group, note = _replicates(profiles, question, seed)
+        corrected = found["corrected_p_value"].to_numpy()
+        return Measured((corrected < 0.05).astype(float), group, 0.0, None, float(corrected.min()), note)
+
+    return measure
+
+
+def _replicates(profiles: Profiles, question: str, seed: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
+    """Of every treatment, what copairs finds, its chance and its compound; and what should be known."""
+    for role in (TREATMENT, PLATE, *{"same_plate": [CONTROL], "other_experiment": [EXPERIMENT]}.get(question, [])):
+        if not profiles.has(role):
+            raise CannotJudgeError(f"the table does not say the {role} of its wells")
+    answers = ask(profiles, seed)
+    if (TREATMENT, question) not in answers.found:
+        raise CannotJudgeError(answers.reasons[TREATMENT, "any"])
+    found = answers.found[TREATMENT, question]
+    answered = np.isfinite(found.precision[:, 0])
+    if not answered.any():
+        raise CannotJudgeError(_NO_REPLICATE[question])
+    precision, chance = found.precision[:, 0], found.expected_precision[:, 0]
+    scored = pd.DataFrame(
+        {
+            "treatment": answers.treatment,
+            "n_pos_pairs": found.matches[:, 0],
+            "n_total_pairs": found.candidates[:, 0],
+            "average_precision": precision,
+            "normalized_average_precision": (precision - chance) / (1 - chance).clip(1e-10),
+        }
+    )[answered].astype({"n_pos_pairs": int, "n_total_pairs": int})
+    summary = significance(scored, RANKINGS, seed)
+    units = by_treatment(answers, chance=chance).loc[summary["treatment"]]
+    return summary, units["chance"].to_numpy(), units["group"].to_numpy(), answers.notes[TREATMENT, question]
+
+
+_NO_REPLICATE = {
+    "same_plate": "no treatment with a replicate is on a plate with negative controls",
+    "other_plate": "no treatment has a replicate on another plate, and another treatment on its own",
+    "other_experiment": "no treatment has a replicate in another experiment, and another treatment on its plate",
+}
+
+
+def nearest_well(restriction: str) -> Callable[[Profiles, int], Measured]:
+    """Share of wells whose nearest one has the same treatment; ``restriction`` is one of the ladder."""
+
+    def measure(profiles: Profiles, seed: int) -> Measured:
+        answers = ask(profiles, seed)
+        reason = answers.reasons.get((TREATMENT, restriction))
+        if reason is not None:
+            raise CannotJudgeError(reason)
+        return judge(answers, TREATMENT, restriction, "first")
+
+    return measure
+
+
+class Treatments(NamedTuple):
+    """Profiles (T, D) of treatments whose mechanism is known: means of their wells.
+
+    Attributes:
+        features: (T, D) float32.
+        compound: (T,) number of its compound.
+        mechanism: (T,) number of its mechanism; -1 where its compound has another one, too.
+        experiments: (T, E) bool, those that its wells are of; None where they are not known.
+        note: what was left out.
+    """
+
+    features: np.ndarray
+    compound: np.ndarray
+    mechanism: np.ndarray
+    experiments: np.ndarray | None
+    note: str
+
+
+def treatments(profiles: Profiles, seed: int = 0) -> Treatments:
+    """Treatments with a compound and a mechanism, as means of their wells; at most 5,000 of them, at random.
+
+    Raises:
+        CannotJudgeError: nothing is known of treatments, compounds or mechanisms.
+
+    >>> wells = pd.DataFrame({"treatment": ["a1", "a1", "b1"], "compound": list("aab"), "mechanism": ["m"] * 3})
+    >>> treatments(Profiles(wells, np.array([[1], [3], [5]], np.float32), ("f",))).features.ravel()
+    array([2., 5.], dtype=float32)
+    """
+    for role in (TREATMENT, COMPOUND, MECHANISM):
+        if not profiles.has(role):
+            raise CannotJudgeError(f"the table does not say the {role} of its wells")
+    treatment, compound, mechanism = (profiles.codes(role) for role in (TREATMENT, COMPOUND, MECHANISM))
+    kept = np.flatnonzero(~profiles.negative & (treatment >= 0) & (compound >= 0) & (mechanism >= 0))
+    if not len(kept):
+        raise CannotJudgeError("no well but negative controls has a treatment, a compound and a mechanism")
+    numbers, first, of = np.unique(treatment[kept], return_index=True, return_inverse=True)
+    note = ""
+    if len(numbers) > _TREATMENTS:
+        note = f"{_TREATMENTS} of {len(numbers)} treatments, drawn at random"
+        chosen = np.isin(of, np.random.default_rng(seed).choice(len(numbers), _TREATMENTS, replace=False))
+        kept = kept[chosen]
+        numbers, first, of = np.unique(treatment[kept], return_index=True, return_inverse=True)
+    average = csr_array((1 / np.bincount(of)[of], (of, np.arange(len(kept)))), (len(numbers), len(kept)))
+    experiments = None
+    if profiles.has(EXPERIMENT):
+        sets = [batch_sets([name])[0] for name in profiles.wells[EXPERIMENT].iloc[kept]]
+        owner = np.repeat(of, [len(names) for names in sets])
+        code = np.unique([name for names in sets for name in names], return_inverse=True)[1]
+        experiments = np.zeros((len(numbers), int(code.max(initial=0)) + 1), bool)
+        experiments[owner, code] = True
+    rows = kept[first]
+    return Treatments(
+        (average @ profiles.features[kept]).astype(np.float32), compound[rows], mechanism[rows], experiments, note
+    )
+
+
+def nearest_compound(other_experiment: bool) -> Callable[[Profiles, int], Measured]:
+    """NSC, or NSCB: share of treatments whose nearest one has their mechanism, see :mod:`biomass.evaluation.nearest`.
+
+    Similarity is Pearson's correlation, as published for BBBC021 (Ljosa et al. 2013). Only treatments count that
+    could be right. The p-value is of mechanisms dealt again to the compounds.
+    """
+
+    def measure(profiles: Profiles, seed: int) -> Measured:
+        if other_experiment and not profiles.has(EXPERIMENT):
+            raise CannotJudgeError("the table does not say the experiment of its wells")
+        given = treatments(profiles, seed)
+        # all are called alike, so that every treatment has a neighbour, which does not depend on mechanisms
+        names = (given.compound.astype(str), np.full(len(given.compound), "known"))
+        apart = given.compound[:, None] != given.compound
+        if other_experiment and given.experiments is not None:
+            if not given.experiments.any(1).all():
+                raise CannotJudgeError(f"{(~given.experiments.any(1)).sum()} treatments have no experiment")
+            member = given.experiments.astype(np.float32)
+            apart &= member @ member.T == 0
+            sets = [list(map(str, np.flatnonzero(row))) for row in given.experiments]
+            neighbours = nscb(given.features, *names, sets, "correlation").neighbours
+        else:
+            neighbours = nsc(given.features, *names, "correlation").neighbours
+        values, chance = _right(apart, neighbours, given.mechanism, np.arange(len(neighbours)))
+        if not np.isfinite(values).any():
+            raise CannotJudgeError(f"no mechanism has two compounds{' in two experiments' if other_experiment else ''}")
+        generator = np.random.default_rng(seed)
+        rows = generator.permutation(len(neighbours))[:500]
+        labels = label_units(given.compound, given.mechanism)
+        dealt = labels.shuffled(np.zeros(len(labels.label), np.int64), SHUFFLES, generator)
+        excess = [
+            np.nanmean(np.subtract(*_right(apart, neighbours, of, rows)))
+            for of in (labels.of_wells(), *(one.of_wells() for one in dealt))
+        ]
+        p = (np.array(excess[1:]) >= excess[0] - 1e-12).sum()
+        return Measured(values, given.compound, chance, None, float((1 + p) / len(excess)), given.note)
+
+    return measure
+
+
+def _right(
+    apart: np.ndarray, neighbours: np.ndarray, label: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the neighbours of some rows have their label, NaN where none could; and the share of those that do."""
+    possible = apart[rows] & (label >= 0)
+    same = (possible & (label[rows, None] == label)).sum(1)
+    right = label[neighbours[rows]] == label[rows]
+    judged = (same > 0) & (label[rows] >= 0)
+    return np.where(judged, right, np.nan), same / np.maximum(possible.sum(1), 1)
+
+
+def mechanism_precision(profiles: Profiles, seed: int) -> Measured:
+    """mAP of treatments of other compounds with the same mechanism; p as of :func:`nearest_compound`."""
+    given = treatments(profiles, seed)
+    labels = label_units(given.compound, given.mechanism)
+    if np.bincount(labels.label).max() < 2:
+        raise CannotJudgeError("no mechanism has two compounds")
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(np.flatnonzero(labels.unit >= 0))[:QUERIES]
+    shuffled = labels.shuffled(np.zeros(len(labels.label), np.int64), SHUFFLES, generator)
+    everyone = np.ones(CODES, bool)
+    question = Question([labels, *shuffled], {"any": Admits(everyone, everyone)})
+    found = retrieve(given.features, rows, Places(None, None, None, None), {MECHANISM: question})[MECHANISM, "any"]
+    excess = np.nanmean(found.precision - found.expected_precision, axis=0)
+    p = (1 + (excess[1:] >= excess[0] - 1e-12).sum()) / len(excess)
+    chance = np.nan_to_num(found.expected_precision[:, 0])
+    return Measured(found.precision[:, 0], given.compound[rows], chance, None, float(p), given.note)
+
+
+def percent_replicating(profiles: Profiles, seed: int) -> Measured:
+    """Share of treatments whose replicates are more alike than those of different treatments mostly are.
+
+    A treatment counts if the median of the correlations (Pearson) of its replicates, at most 8 of them, lies above
+    the 95th percentile of that of wells drawn from the same plates (Way et al. 2022).
+    """
+    if not profiles.has(TREATMENT):
+        raise CannotJudgeError("the table does not say the treatment of its wells")
+    treatment = np.where(profiles.negative, -1, profiles.codes(TREATMENT))
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(np.flatnonzero(treatment >= 0))
+    wells = [group[:8] for group in pd.Series(rows).groupby(treatment[rows]).agg(list) if len(group) > 1][:QUERIES]
+    if len(wells) < 2:
+        raise CannotJudgeError("fewer than two treatments have a replicate")
+    plate = profiles.codes(PLATE) if profiles.has(PLATE) else np.zeros(len(profiles), np.int64)
+    there = {number: group.to_numpy() for number, group in pd.Series(rows).groupby(plate[rows])}
+    threshold = {}
+    for size in sorted({len(group) for group in wells}):
+        like = [group for group in wells if len(group) == size]
+        drawn = [like[i] for i in generator.integers(0, len(like), _NULL)]
+        null = [_alike(profiles, [generator.choice(there[plate[well]]) for well in group]) for group in drawn]
+        threshold[size] = np.quantile(null, 0.95)
+    values = np.array([_alike(profiles, group) > threshold[len(group)] for group in wells])
+    code = profiles.codes(COMPOUND if profiles.has(COMPOUND) else TREATMENT)
+    p = binom.sf(values.sum() - 1, len(values), 0.05)
+    note = f"{len(wells)} treatments, drawn at random" if len(wells) == QUERIES else ""
+    return Measured(values.astype(float), code[[group[0] for group in wells]], 0.05, None, float(p), note)
+
+
+def _alike(profiles: Profiles, rows: list[int]) -> float:
+    """The median correlation of all pairs of some wells."""
+    unit = directions(profiles.features[rows].astype(np.float64), centre=True)
+    return float(np.median((unit @ unit.T)[np.triu_indices(len(unit), 1)]))
+
+
+_KALININ = "Kalinin et al. 2025, Nature Communications 16:5181"
+_RANKED = "a ranking at random, in closed form (Bestgen 2015)"
+_CORRECTED = "nothing: without effects, corrected p-values below 0.05 are found in one table of twenty"
+_WITHIN_PLATES = "treatments dealt again to the wells of each plate"
+_MECHANISMS = "share of treatments with the mechanism among those that may be nearest; p: mechanisms dealt again"
+_APART = "low where plates differ, whether or not treatments do: rivals are of the own plate, see the ladder"
+_PLACE = "replicates that share their place on the plate are found by an effect of the place, too"
+_MET = {
+    "same_plate": ("before the negative controls of their plate", _PLACE),
+    "other_plate": ("on other plates, before other treatments of their own", _APART),
+    "other_experiment": ("in other experiments, before other treatments of their plate", _APART),
+}
+_NEAR = {
+    "any": ("", "the plate helps where replicates share it, and hinders where they do not"),
+    "plate": (" of another plate", _PLACE),
+    "experiment": (" of another experiment", _PLACE),
+}
+
+
+def _metric(title: str, measure: Callable[[Profiles, int], Measured], null: str, cites: str, limits: str) -> Metric:
+    return Metric(title, "biology", "higher", "compounds", null, cites, measure, limits)
+
+
+METRICS: Mapping[str, Metric] = {
+    **{
+        f"map_{question}": _metric(
+            f"replicates {where} (mAP)",
+            replicates(question),
+            _RANKED if question == "same_plate" else _WITHIN_PLATES,
+            _KALININ,
+            limits,
+        )
+        for question, (where, limits) in _MET.items()
+    },
+    **{
+        f"found_{question}": _metric(
+            f"treatments found: replicates {where} (share with corrected p < 0.05)",
+            retrieved(question),
+            _CORRECTED,
+            _KALININ,
+            f"p-values take the wells of a treatment as if all ranked alike, so they are rather too large; {limits}",
+        )
+        for question, (where, limits) in _MET.items()
+    },
+    **{
+        f"top1_{restriction}": _metric(
+            f"the nearest well{where} has the same treatment",
+            nearest_well(restriction),
+            _WITHIN_PLATES,
+            "Recall@1 of Lu et al. 2026, arXiv 2605.15383",
+            limits,
+        )
+        for restriction, (where, limits) in _NEAR.items()
+    },
+    "percent_replicating": _metric(
+        "treatments whose replicates are alike (percent replicating)",
+        percent_replicating,
+        "as many wells drawn from the same plates: 5 % by definition; p binomial",
+        "Way et al. 2022, Cell Systems 13:911",
+        _PLACE,
+    ),
+    "nsc": _metric(
+        "the nearest treatment of another compound has the same mechanism (NSC)",
+        nearest_compound(other_experiment=False),
+        _MECHANISMS,
+        "Ljosa et al. 2013, Journal of Biomolecular Screening 18:1321",
+        "mechanisms that were screened in one experiment are found by the experiment, too: read NSCB",
+    ),
+    "nscb": _metric(
+        "the same, from another experiment (NSCB)",
+        nearest_compound(other_experiment=True),
+        _MECHANISMS,
+        "Ando et al. 2017, bioRxiv 161422",
+        "only treatments whose mechanism is in two experiments count",
+    ),
+    "map_mechanism": _metric(
+        "other compounds of the same mechanism come first (mAP, profiles of treatments)",
+        mechanism_precision,
+        f"{_RANKED}; p: mechanisms dealt again",
+        _KALININ,
+        "mechanisms that were screened in one experiment are found by the experiment, too",
+    ),
+}
+"""Of biology; all need labels."""

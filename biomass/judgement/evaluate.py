@@ -1,0 +1,251 @@
+"""Judge tables of profiles: every metric under every correction, the null rows beside them, and a verdict."""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from biomass.errors import ConfigError, did_you_mean
+from biomass.judgement import batch, biology, variance
+from biomass.judgement.corrections import CORRECTIONS
+from biomass.judgement.effects import Effect, find_effects
+from biomass.judgement.induction import induct
+from biomass.judgement.ladder import climb
+from biomass.judgement.nulls import as_directions, counted, shuffled
+from biomass.judgement.position import position_table
+from biomass.judgement.recommend import PLAIN, Pair, recommend
+from biomass.judgement.relationships import recall_metric
+from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
+from biomass.judgement.scores import CannotJudgeError, Metric, Score, score
+from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
+from biomass.judgement.table import PLATE, Profiles
+from biomass.judgement.verdict import BIOLOGY, MECHANISMS, PREDICTED, REPLICATES, Difference, paired_difference, say
+
+DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
+"""The corrections that are compared where nothing else is asked for."""
+
+METRICS: Mapping[str, Metric] = {**batch.METRICS, **variance.METRICS, **biology.METRICS}
+"""All metrics, by key."""
+
+_INDUCED = ("plate_predicted", "plate_neighbour", "map_other_plate", "treatment_neighbour")
+"""What is asked of plates that came later."""
+
+_PANELS = 4  # pairs that are drawn, at most
+
+log = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """How tables are judged.
+
+    Attributes:
+        corrections: keys of :data:`.CORRECTIONS`; ``none`` is always among them, and first.
+        pairs: relationships that are known, two columns of names; None: none are.
+        first: plates that corrections are fitted on in the inductive evaluation; None: half of them.
+        maps: one of :data:`.MAPS`.
+        seed: of all that is drawn.
+    """
+
+    corrections: tuple[str, ...] = DEFAULT
+    pairs: pd.DataFrame | None = None
+    first: int | None = None
+    maps: str = "umap"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ConfigError where a name is unknown."""
+        for name in self.corrections:
+            if name not in CORRECTIONS:
+                raise ConfigError(f"correction '{name}' is unknown; {did_you_mean(name, CORRECTIONS)}", "correction")
+        if self.maps not in MAPS:
+            raise ConfigError(f"maps='{self.maps}' is unknown; {did_you_mean(self.maps, MAPS)}")
+
+    def all_corrections(self) -> tuple[str, ...]:
+        """The corrections, ``none`` first."""
+        return tuple(dict.fromkeys((PLAIN, *self.corrections)))
+
+
+def evaluate(
+    tables: Mapping[str, Profiles],
+    folder: Path,
+    settings: Settings | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Results:
+    """Judge profiles, and leave what was found in a folder, see :mod:`biomass.judgement.results`.
+
+    Args:
+        tables: word of the encoder's statistics, or any name → profiles made so. ``untrained`` is a null row.
+        folder: of the run; made if it is not there.
+        settings: how; those of :class:`Settings` if left out.
+        about: what else the results should say: the command, versions, the fingerprint of the data.
+
+    Raises:
+        ConfigError: a correction is unknown, there is no table, or a file cannot be written.
+    """
+    settings = settings or Settings()
+    settings.check()
+    names = sorted(tables, key=lambda name: name in NULL_ROWS)
+    if not names or names[0] in NULL_ROWS:
+        raise ConfigError("there are no profiles to judge but null rows; name the profiles of a trained network, too")
+    metrics = {**METRICS, **({} if settings.pairs is None else {"recall": recall_metric(settings.pairs)})}
+    main = tables["running" if "running" in tables else names[0]]
+    skipped = [] if UNTRAINED in tables else [f"{UNTRAINED}: profiles of an untrained encoder are not among the tables"]
+    table, ladder = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
+    real = [name for name in names if name not in NULL_ROWS]
+    before = ("running" if "running" in real else real[0], PLAIN)
+    choice = recommend(table, BIOLOGY, before)
+    after = choice.best if choice is not None and choice.best != before else None
+    shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
+    shown = shown[:_PANELS]
+    wells, position, effects = _look_at(shown, tables, main, settings, skipped)
+    differences = _differences(before, after, tables, metrics, settings.seed) if after else {}
+    verdict = say(table, effects, before, after, differences)
+    found = {
+        "roles": dict(main.taken),
+        "notes": _notes(tables),
+        "skipped": [*skipped, *_never_told(table, metrics)],
+        "rows": len(main),
+        "features": len(main.names),
+        "seed": settings.seed,
+        "shown": [list(pair) for pair in shown],
+        "verdict": asdict(verdict),
+    }
+    drift = _induce(main, settings, skipped)
+    results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
+    results.write(folder, metrics)
+    return results
+
+
+def _score_all(
+    tables: Mapping[str, Profiles],
+    main: Profiles,
+    metrics: Mapping[str, Metric],
+    settings: Settings,
+    skipped: list[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The factorial table, its null rows last, and the ladder of every pair."""
+    rows, ladder, seed = [], [], settings.seed
+    every = {**tables, COUNTED: main}
+    for pair, profiles in _shown_pairs(every, settings.all_corrections()):
+        refit_only = CORRECTIONS[pair[1]].refit_only
+        try:
+            corrected = _corrected(profiles, pair, seed)
+        except CannotJudgeError as reason:
+            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
+            empty = [Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, str(reason)) for key in metrics]
+            rows += rows_of(*pair, refit_only, empty)
+            continue
+        rows += rows_of(*pair, refit_only, [score(key, one, corrected, seed) for key, one in metrics.items()])
+        ladder.append(pd.DataFrame(climb(corrected, seed)).assign(statistics=pair[0], correction=pair[1]))
+        if profiles is main and pair[0] != COUNTED:
+            dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
+            scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
+            rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
+    place = {name: number for number, name in enumerate([*every, SHUFFLED])}
+    table = pd.DataFrame(rows, columns=list(TABLE))
+    table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
+    climbed = pd.concat(ladder, ignore_index=True)
+    return table, climbed[["statistics", "correction", *climbed.columns[:-2]]]
+
+
+def _look_at(
+    pairs: Sequence[Pair], tables: Mapping[str, Profiles], main: Profiles, settings: Settings, skipped: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[Pair, dict[str, Effect]]]:
+    """What is drawn of every well, the effects of places, and all effects, under some pairs."""
+    wells, positions, effects = main.wells.copy(), [], {}
+    for pair in pairs:
+        log.info("maps, places and effects: %s, %s", *pair)
+        profiles = CORRECTIONS[pair[1]].fit_transform(tables[pair[0]], settings.seed)
+        if profiles.wells.equals(main.wells):
+            _draw(wells, pair, profiles, settings)
+        else:
+            skipped.append(f"maps of {pair[0]}, {pair[1]}: its wells are not those of the first table")
+        effects[pair] = find_effects(profiles, settings.seed)
+        try:
+            positions.append(position_table(profiles, *pair, settings.seed))
+        except CannotJudgeError as reason:
+            skipped.append(f"effects of places, {pair[0]}, {pair[1]}: {reason}")
+    return wells, pd.concat(positions, ignore_index=True) if positions else pd.DataFrame(), effects
+
+
+def _draw(wells: pd.DataFrame, pair: Pair, profiles: Profiles, settings: Settings) -> None:
+    """Add what is drawn of every well under a pair."""
+    name = "|".join(pair)
+    places = lay_out(profiles, settings.maps, settings.seed)
+    wells[f"map_x|{name}"], wells[f"map_y|{name}"] = places.T
+    wells[f"right|{name}"] = nearest_is_right(profiles).astype(np.float32)
+    wells[f"distance|{name}"] = distance_to_controls(profiles).astype(np.float32)
+
+
+def _differences(
+    before: Pair, after: Pair, tables: Mapping[str, Profiles], metrics: Mapping[str, Metric], seed: int
+) -> dict[str, Difference]:
+    """Paired differences of what the verdict speaks of, where the same units were judged under both pairs."""
+    found = {}
+    one, other = (_corrected(tables[pair[0]], pair, seed) for pair in (before, after))
+    for key in (*REPLICATES, *MECHANISMS, *PREDICTED):
+        try:
+            first, then = (metrics[key].measure(profiles, seed) for profiles in (one, other))
+        except CannotJudgeError:
+            continue
+        if first.weights is None and then.weights is None and np.array_equal(first.groups, then.groups):
+            found[key] = paired_difference(first, then, seed)
+    return found
+
+
+def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.DataFrame:
+    """What corrections make of plates that they were not fitted on."""
+    plates = profiles.wells[PLATE].nunique() if profiles.has(PLATE) else 0
+    first = settings.first or plates // 2
+    chosen = {}
+    for name in settings.all_corrections():
+        chosen[name] = CORRECTIONS[name]
+    try:
+        return induct(profiles, chosen, first, {key: METRICS[key] for key in _INDUCED}, settings.seed)
+    except CannotJudgeError as reason:
+        skipped.append(f"plates that come later: {reason}")
+        return pd.DataFrame()
+
+
+def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:
+    """A line for each metric that could not be told of any pair."""
+    told = table.groupby("metric", sort=False)["value"].transform(lambda values: values.notna().any())
+    first = table[~told.astype(bool)].drop_duplicates("metric")
+    return [f"{metrics[key].title}: {note}" for key, note in zip(first["metric"], first["note"], strict=True)]
+
+
+def _notes(tables: Mapping[str, Profiles]) -> list[str]:
+    """What is to be said of the tables, each line once."""
+    if len(tables) == 1:
+        return list(*(one.notes for one in tables.values()))
+    found: dict[str, list[str]] = {}
+    for name, one in tables.items():
+        for note in one.notes:
+            found.setdefault(note, []).append(name)
+    return [note if len(of) == len(tables) else f"{', '.join(of)}: {note}" for note, of in found.items()]
+
+
+def _shown_pairs(tables: Mapping[str, Profiles], corrections: Sequence[str]) -> Iterator[tuple[Pair, Profiles]]:
+    """All pairs, with a bar where a person watches, and a line for each where not."""
+    pairs = [((name, one), profiles) for name, profiles in tables.items() for one in corrections]
+    watched = sys.stderr.isatty()
+    for number, (pair, profiles) in enumerate(tqdm(pairs, desc="judge", unit="pair", disable=not watched), 1):
+        if not watched:
+            log.info("%d of %d: %s, %s", number, len(pairs), *pair)
+        yield pair, profiles
+
+
+def _corrected(profiles: Profiles, pair: Pair, seed: int) -> Profiles:
+    """The profiles of a pair.
+
+    Raises:
+        CannotJudgeError: there are none.
+    """
+    one = counted(profiles) if pair[0] == COUNTED else profiles
+    return as_directions(CORRECTIONS[pair[1]].fit_transform(one, seed))
