@@ -113,7 +113,7 @@ def run_and_kill(tmp_path: Path, data_root: Path) -> Callable[..., None]:
     """``run_and_kill("train_erm", "key=value", …, name="a")``: the script on its own, killed in its third epoch."""
 
     def _run_and_kill(script: str, *overrides: str, name: str) -> None:
-        command = [sys.executable, str(ROOT / f"{script}.py"), *overrides, f"run_name={name}"]
+        command = [sys.executable, str(ROOT / f"{script}.py"), "report=false", *overrides, f"run_name={name}"]
         environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -16,7 +16,7 @@ EDGE = {"config.py", "keys.py", "notation.py"}
 FILES = sorted(
     path.relative_to(PACKAGE)
     for path in PACKAGE.rglob("*.py")
-    if path.name not in EDGE and path.parent.name != "commands"
+    if path.name not in EDGE and path.parent.name not in ("commands", "profiling")
 )
 SECTIONS = sorted({key.partition(".")[0] for key in KEYS if "." in key} | {"hydra"})
 TOP = sorted(key for key in KEYS if "." not in key)

@@ -18,9 +18,11 @@ In the end stands report.html.
 """
 
 import logging
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,7 @@ from tqdm import tqdm
 
 from biomass import training
 from biomass.atomic import whole_file
-from biomass.config import Config, script
+from biomass.config import Config, overrides, script
 from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean
 from biomass.evaluation import profiles
 from biomass.evaluation.h5ad import check_anndata, write_h5ad
@@ -81,8 +83,15 @@ def main(cfg: Config) -> float | None:
         }
         wells |= _write_compared([(one.word, of_one) for one, of_one in others], folder)
     if report:
-        finish_profiles(maker, wells, folder)
+        finish_profiles(maker, wells, folder, _about)
     return None
+
+
+def _about(wells: Mapping[str, Path]) -> dict[str, Any]:
+    """What the page says of where it comes from."""
+    from biomass.commands.evaluate import about  # of libraries that are slow to import
+
+    return about(dict(wells), []) | {"command": shlex.join(["biomass", "profile", *overrides()])}
 
 
 def _parts(maker: Maker, folder: Path, groups: np.ndarray, only: str | None = None) -> profiles.Parts:

@@ -1,5 +1,6 @@
 """``biomass profile``: what it writes, what a later call adds, and that other tools read it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -246,8 +247,9 @@ def test_the_wells_of_other_words_go_on_where_they_were_stopped(profile, monkeyp
     assert "'untrained', to compare: 0 of 8 plates are there already" in caplog.text
 
 
-def test_a_run_of_profiles_ends_in_a_page(profile, caplog):
+def test_a_run_of_profiles_ends_in_a_page(profile, monkeypatch, caplog):
     caplog.set_level("INFO")
+    monkeypatch.setattr("biomass.profiling.ending.CORRECTIONS", ("none",))  # which takes half of the time
     profile("run_name=p", "compare=[running]", "report=true", "encode_batch_size=30")
     assert "runs/p/report.html" in caplog.text
     page = Path("runs/p/report.html").read_text()
@@ -257,14 +259,17 @@ def test_a_run_of_profiles_ends_in_a_page(profile, caplog):
     assert Path("runs/p/samples.png").exists()
     judged = pd.read_csv("runs/p/table.csv")
     assert {"calibrated", "running", "untrained"} <= set(judged["statistics"])
+    about = json.loads(Path("runs/p/evaluation.json").read_text())
+    assert about["command"].startswith("biomass profile")
+    assert set(about["fingerprint"]) == {"calibrated", "running", "untrained"}
 
 
 def test_a_page_that_cannot_be_made_does_not_lose_the_profiles(profile, monkeypatch, caplog):
-    monkeypatch.setattr("biomass.profiling.ending.save_samples", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("biomass.report.page.write_report", lambda *_: 1 / 0)
+    for part in ("profiling.ending.save_samples", "judgement.evaluate.evaluate", "report.page.write_report"):
+        monkeypatch.setattr(f"biomass.{part}", lambda *_, **__: 1 / 0)
     profile("run_name=p", "report=true")
     assert len(table("p")) == 56
-    assert caplog.text.count("ZeroDivisionError") == 2
+    assert caplog.text.count("ZeroDivisionError") == 3
     assert not Path("runs/p/report.html").exists()
 
 

@@ -122,6 +122,8 @@ def main(folder: Path) -> None:
     for name, (script, overrides) in RUNS.items():
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose(script, [*overrides, f"run_name={name}"])
+        if "report" in config:
+            config.report = False
         importlib.import_module(script).main.__wrapped__(Config(config))
         found[name] = result(folder, name)
     (folder / "found.json").write_text(json.dumps(found))
