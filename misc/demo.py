@@ -2,8 +2,8 @@
 
     make demo        or        python misc/demo.py [further overrides of train_erm.py]
 
-Writes a picture beside the runs and prints a table of accuracies. Two pages say more: one of both runs side by side, and
-one that judges the profiles which the BEN network gives under running averages and under statistics of plates.
+Writes a picture beside the runs and prints a table of accuracies. Two pages say more: one of both runs side by side,
+and one that judges the profiles which the BEN network gives under running averages and under statistics of plates.
 """
 
 import json

@@ -19,13 +19,13 @@ from biomass.judgement.induction import induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
-from biomass.judgement.recommend import PLAIN, Pair, recommend
+from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Pair, recommend
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
 from biomass.judgement.scores import CannotJudgeError, Metric, Score, score
 from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
 from biomass.judgement.table import PLATE, Profiles
-from biomass.judgement.verdict import BIOLOGY, MECHANISMS, PREDICTED, REPLICATES, Difference, paired_difference, say
+from biomass.judgement.verdict import PREDICTED, Difference, paired_difference, say
 
 DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
 """The corrections that are compared where nothing else is asked for."""
@@ -99,7 +99,7 @@ def evaluate(
     table, ladder = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
     real = [name for name in names if name not in NULL_ROWS]
     before = ("running" if "running" in real else real[0], PLAIN)
-    choice = recommend(table, BIOLOGY, before)
+    choice = recommend(table, before)
     after = choice.best if choice is not None and choice.best != before else None
     shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
     shown = shown[:_PANELS]
