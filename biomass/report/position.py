@@ -34,7 +34,7 @@ def position(folder: Path) -> Section | str:
     if not pairs:
         return "position.csv holds no effect"
     parts = [_words(table, pairs), _shares(table, pairs)]
-    places = table[(table["plate"] == "") & (table["place"] != "")]
+    places = _aligned(table[(table["plate"] == "") & (table["place"] != "")], pairs[0])
     whole = table[(table["plate"] == "") & (table["place"] == "")]
     for kind in ("row", "column"):
         some, share = (of[of["kind"] == kind] for of in (places, whole))
@@ -119,6 +119,16 @@ def _cell(whole: pd.DataFrame, plates: pd.DataFrame, top: float) -> Markup:
         found,
         len(plates),
     )
+
+
+def _aligned(places: pd.DataFrame, first: str) -> pd.DataFrame:
+    """The same with directions turned to that of the first pair: which end of a direction is positive says nothing."""
+    keys = ["kind", "place"]
+    given = places[places["pair"] == first].set_index(keys)["effect"]
+    one = given[~given.index.duplicated()].reindex(pd.MultiIndex.from_frame(places[keys])).fillna(0.0).to_numpy()
+    alike = (places["effect"].fillna(0.0) * one).groupby([places["pair"], places["kind"]]).transform("sum")
+    turned = places.assign(effect=-places["effect"], low=-places["high"], high=-places["low"])
+    return places.where(alike >= 0, turned)
 
 
 def _profiles(places: pd.DataFrame, kind: str, pairs: Sequence[str]) -> Markup:

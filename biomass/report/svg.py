@@ -372,6 +372,6 @@ def drawing(inner: Markup, width: int, height: int, title: str) -> Markup:
     """The drawing under its title, never wider than the page."""
     caption = Markup('<figcaption style="font-weight:600">{}</figcaption>').format(title) if title else Markup("")
     return Markup(
-        '<figure class="chart" style="margin:0;max-width:100%;break-inside:avoid">{}<svg role="img" aria-label="{}" '
-        'viewBox="0 0 {} {}" width="{}" style="max-width:100%;height:auto">{}</svg></figure>'
-    ).format(caption, title, width, height, width, inner)
+        '<figure class="chart" style="margin:0;width:min(100%,{}px);break-inside:avoid">{}<svg role="img" '
+        'aria-label="{}" viewBox="0 0 {} {}" width="{}" style="max-width:100%;height:auto">{}</svg></figure>'
+    ).format(width, caption, title, width, height, width, inner)

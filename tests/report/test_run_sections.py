@@ -268,6 +268,22 @@ def test_rows_and_columns_have_a_line_a_pair(tmp_path) -> None:
     assert "Where wells of every column lie" in html
 
 
+def test_directions_are_turned_to_that_of_the_first_pair(tmp_path) -> None:
+    write_position(tmp_path)
+    table = pd.read_csv(tmp_path / "position.csv", keep_default_na=False, dtype={"effect": float})
+    rows = (table["kind"] == "row") & (table["place"] != "")
+    table.loc[rows, "effect"] = [-1.0, -0.5, 0.5, 1.0, 0.9, 0.4, -0.4, -0.9]
+    table.loc[rows, "low"], table.loc[rows, "high"] = table["effect"] - 0.1, table["effect"] + 0.1
+    table.to_csv(tmp_path / "position.csv", index=False)
+    html = section(position(tmp_path)).html
+    both = re.findall(r'fill="none" stroke="[^"]+" stroke-width="1.8"', html)
+    assert len(both) == 4
+    paths = re.findall(r'<path d="M([^"]+)" fill="none"', html)[:2]
+    for path in paths:  # from low to high, both
+        heights = [float(point.split(" ")[1]) for point in path.split("L")]
+        assert heights == sorted(heights, reverse=True)
+
+
 def test_without_places_there_is_a_reason(tmp_path) -> None:
     assert "position.csv" in str(position(tmp_path))
 
