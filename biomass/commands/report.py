@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biomass.commands import Parser, run_on_files
-from biomass.report.finish import PAGE
+from biomass.report.files import PAGE
 from biomass.report.page import write_report
 
 PLACE = 90
