@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biomass.commands import Parser, run_on_files
-from biomass.report.finish import PAGE
+from biomass.report.files import PAGE
 from biomass.report.page import write_report
 
 PLACE = 90
@@ -29,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the file, or the folder for it")
     args = parser.parse_intermixed_args(arguments)
     runs = list(dict.fromkeys(args.runs))
-    out = args.out or (runs[0] if len(runs) == 1 else Path("runs/comparison"))
+    folder = args.out or (runs[0] if len(runs) == 1 else Path("runs/comparison"))
+    out = folder if args.out and folder.suffix in (".html", ".htm") else folder / PAGE
     if len(runs) > 1:
-        runs = [folder for folder in runs if folder != out]  # which runs/* names, too
+        runs = [run for run in runs if run != folder]  # which runs/* names, too
     with run_on_files("nothing was written"):
-        written = write_report(runs, out if out.suffix in (".html", ".htm") else out / PAGE)
+        written = write_report(runs, out)
         log.info("%s", written)
 
 

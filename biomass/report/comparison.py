@@ -16,8 +16,7 @@ from biomass.evaluation.comparison import differences
 from biomass.judgement.results import NULL_ROWS
 from biomass.report.curves import compare_curves
 from biomass.report.factorial import heat_map
-from biomass.report.files import EVALUATION, read_json
-from biomass.report.finish import PAGE
+from biomass.report.files import EVALUATION, PAGE, read_json
 from biomass.report.judged import Judged, goodness, read_judged
 from biomass.report.markup import figure, percent, render, shade
 from biomass.report.own import Told, sentences, told_by_training

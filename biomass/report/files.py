@@ -18,6 +18,9 @@ EVALUATION, METRICS, TABLE, LADDER, WELLS = (
 )
 """What ``biomass evaluate`` leaves."""
 
+PAGE = "report.html"
+"""The page, in the folder of a run."""
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """A file that holds one object; empty where it is not there.

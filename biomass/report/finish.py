@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from biomass.errors import BiomassError, one_line
-
-PAGE = "report.html"
-"""The page, in the folder of a run."""
+from biomass.report.files import PAGE
 
 log = logging.getLogger(__name__)
 

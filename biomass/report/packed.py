@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from biomass.evaluation.plots import natural
 from biomass.report.markup import shorten
 
 LARGEST = 65534
@@ -24,11 +25,12 @@ def pack(numbers: np.ndarray) -> str:
 def names(column: "pd.Series[Any]", most: int = 60) -> dict[str, Any]:
     """A column of names (N,): its values in their order, shortened to ``most`` letters, and the codes of all rows.
 
-    >>> names(pd.Series(["b", "a", "b"]))
-    {'values': ['a', 'b'], 'codes': 'AQAAAAEA'}
+    >>> names(pd.Series(["w10", "w2", "w10"]))
+    {'values': ['w2', 'w10'], 'codes': 'AQAAAAEA'}
     """
-    codes, values = pd.factorize(column.astype(str), sort=True)
-    return {"values": [shorten(value, most) for value in values], "codes": pack(codes)}
+    codes, values = pd.factorize(column.astype(str))
+    order = sorted(range(len(values)), key=lambda code: natural(str(values[code])))
+    return {"values": [shorten(values[code], most) for code in order], "codes": pack(np.argsort(order)[codes])}
 
 
 def place(values: np.ndarray, low: float, size: float) -> str:
