@@ -109,10 +109,10 @@ def nearest_compound(other_experiment: bool) -> Callable[[Profiles, int], Measur
         rows = generator.permutation(len(neighbours))[:500]
         labels = label_units(given.compound, given.mechanism)
         dealt = labels.shuffled(np.zeros(len(labels.label), np.int64), SHUFFLES, generator)
-        excess = [
-            np.nanmean(np.subtract(*_right(apart, neighbours, of, rows)))
-            for of in (labels.of_wells(), *(one.of_wells() for one in dealt))
-        ]
+        excess = []
+        for one in (labels, *dealt):
+            right, expected = _right(apart, neighbours, one.of_wells(), rows)
+            excess.append(np.nansum(right - expected) / max(np.isfinite(right).sum(), 1))
         p = (np.array(excess[1:]) >= excess[0] - 1e-12).sum()
         return Measured(values, given.compound, chance, None, float((1 + p) / len(excess)), given.note)
 
@@ -142,6 +142,8 @@ def mechanism_precision(profiles: Profiles, seed: int) -> Measured:
     everyone = np.ones(CODES, bool)
     question = Question([labels, *shuffled], {"any": Admits(everyone, everyone)})
     found = retrieve(given.features, rows, Places(None, None, None, None), {MECHANISM: question})[MECHANISM, "any"]
+    if not np.isfinite(found.precision[:, 0]).any():
+        raise CannotJudgeError("all compounds have the same mechanism")
     excess = np.nanmean(found.precision - found.expected_precision, axis=0)
     p = (1 + (excess[1:] >= excess[0] - 1e-12).sum()) / len(excess)
     chance = np.nan_to_num(found.expected_precision[:, 0])

@@ -205,6 +205,7 @@ def test_every_metric_is_told_of_a_screen_that_has_everything():
         (lambda w: w.drop(columns="experiment"), {"map_other_experiment": "experiment", "nscb": "experiment"}),
         (lambda w: w.assign(experiment="e"), {"map_other_experiment": "experiment", "nscb": "experiment"}),
         (lambda w: w.assign(mechanism=""), {"nsc": "mechanism", "map_mechanism": "mechanism"}),
+        (lambda w: w.assign(mechanism="m"), {"map_mechanism": "same mechanism"}),
         (lambda w: w.assign(mechanism=w["compound"]), {"nsc": "two compounds", "map_mechanism": "two compounds"}),
         (
             lambda w: w.assign(treatment=w.index.astype(str)),
