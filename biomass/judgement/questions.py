@@ -220,7 +220,7 @@ def _restrict(codes: dict[str, np.ndarray], label: str, labels: Labels, answers:
     """What each restriction admits; into the answers, what cannot be told and why."""
     admits = {}
     level, same_position = np.divmod(np.arange(CODES), 2)
-    spread = _spread(labels, codes[WELL]) if WELL in codes else np.zeros(1, bool)
+    spread = _spread(labels, codes[WELL]) if WELL in codes else np.zeros(0, bool)
     for name, (_, role, least) in RESTRICTIONS.items():
         if role and role not in codes:
             answers.reasons[label, name] = f"the table does not say the {_called(role)} of its wells"
@@ -228,9 +228,9 @@ def _restrict(codes: dict[str, np.ndarray], label: str, labels: Labels, answers:
             answers.reasons[label, name] = f"all wells are {_AT[role]} one {_called(role)}"
         else:
             admitted = level >= least
-            if role == WELL or (least and spread.mean() >= 0.5):
+            if role == WELL or (least and (label, "position") not in answers.reasons and spread.mean() >= 0.5):
                 admitted = admitted & (same_position == 0)
-            elif least and WELL in codes:
+            elif least and (label, "position") not in answers.reasons:
                 of = f"of {(~spread).sum()} of {len(spread)} {label}s"
                 answers.notes[label, name] = f"the same well position is admitted, which is that of all wells {of}"
             admits[name] = Admits(admitted, admitted)

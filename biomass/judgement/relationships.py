@@ -23,7 +23,7 @@ from biomass.table_files import read_table
 TAIL = 0.05
 """Share of all pairs that is extreme, at each end."""
 
-_ALL, _PAIRS = 1_000_000, 10_000
+_ALL, _PAIRS = 300_000, 4_000
 _FEWEST = 7  # names: 21 pairs, one at each end
 _SHOWN = 3
 
@@ -82,7 +82,7 @@ def relationships(profiles: Profiles, pairs: pd.DataFrame, seed: int = 0) -> Mea
     Args:
         profiles: of wells. A name is one of a compound or of a treatment, of whichever more are known.
         pairs: of :func:`read_pairs`.
-        seed: of what is drawn: pairs where there are more than 10,000, and of all pairs a million.
+        seed: of what is drawn: pairs where there are more than 4,000, and 300,000 of all pairs.
 
     Returns:
         One value a pair. Chance and p are of the same pairs with the names dealt again, which leaves who is paired
@@ -124,7 +124,8 @@ def relationships(profiles: Profiles, pairs: pd.DataFrame, seed: int = 0) -> Mea
     if len(index) > _PAIRS:
         note = "; ".join(filter(None, [note, f"{_PAIRS} of {len(index)} pairs, drawn at random"]))
         index = index[generator.choice(len(index), _PAIRS, replace=False)]
-    average = csr_array((1 / np.bincount(of)[of], (of, np.arange(len(rows)))), (len(known), len(rows)))
+    share = (1 / np.bincount(of)[of]).astype(np.float32)
+    average = csr_array((share, (of, np.arange(len(rows)))), (len(known), len(rows)))
     unit = directions(average @ profiles.features[rows], centre=False).astype(np.float32)
     low, high = np.quantile(_similar(unit, _any_pairs(len(known), generator)), [TAIL, 1 - TAIL])
 
@@ -139,7 +140,7 @@ def relationships(profiles: Profiles, pairs: pd.DataFrame, seed: int = 0) -> Mea
 
 
 def _any_pairs(count: int, generator: np.random.Generator) -> np.ndarray:
-    """All pairs of ``count`` names, or a million of them, (P, 2)."""
+    """All pairs of ``count`` names, or 300,000 of them, (P, 2)."""
     if count * (count - 1) // 2 <= _ALL:
         return np.stack(np.triu_indices(count, 1), axis=1)
     one = generator.integers(0, count, _ALL)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from biomass.evaluation.nearest import directions
 from biomass.evaluation.replicates import expected_precision
@@ -174,7 +175,7 @@ def retrieve(
         for restriction in question.restrictions
     }
     block = max(1, _BLOCK // len(unit))
-    for start in range(0, len(queries), block):
+    for start in tqdm(range(0, len(queries), block), "Comparing wells", disable=None, leave=False):
         rows = queries[start : start + block]
         similarity = unit[rows] @ unit.T
         for i, query in enumerate(map(int, rows), start):
