@@ -27,14 +27,15 @@ _WELLS = 30
 differ strongly in few features, T says nothing of the spread within them."""
 
 
-def folds(units: np.ndarray, count: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
+def folds(units: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Deal out units to folds, so that all rows of a unit come into one fold, and folds are alike in size.
+
+    Folds know nothing of labels: only then are shuffled labels a fair comparison.
 
     Args:
         units: (N,) int.
         count: folds at most; there are no more than units.
         seed: which units come together.
-        strata: (N,) int, one for each unit: their units are dealt out one after the other.
 
     Returns:
         (N,) the fold of each row, from 0.
@@ -42,17 +43,12 @@ def folds(units: np.ndarray, count: int, seed: int, strata: np.ndarray | None = 
     >>> folds(np.array([5, 5, 5, 1, 1, 7]), 2, seed=0)
     array([0, 0, 0, 1, 1, 1])
     """
-    known, first, place, sizes = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
-    count = min(count, len(known))
+    known, place, sizes = np.unique(units, return_inverse=True, return_counts=True)
     ties = np.random.default_rng(seed).random(len(known))
-    stratum = np.zeros(len(known)) if strata is None else strata[first]
-    fold, filled = np.empty(len(known), np.int64), np.zeros(count)
-    if strata is None:
-        for unit in np.lexsort([ties, -sizes]):
-            fold[unit] = filled.argmin()
-            filled[fold[unit]] += sizes[unit]
-    else:
-        fold[np.lexsort([ties, stratum])] = np.arange(len(known)) % count
+    fold, filled = np.empty(len(known), np.int64), np.zeros(min(count, len(known)))
+    for unit in np.lexsort([ties, -sizes]):
+        fold[unit] = filled.argmin()
+        filled[fold[unit]] += sizes[unit]
     return fold[place]
 
 

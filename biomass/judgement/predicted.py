@@ -30,8 +30,8 @@ FOLDS, CROSSED = 5, 4
 """Folds of one kind; of each of two kinds, where both are kept apart."""
 
 PLATES, COMPOUNDS = 8, 2
-"""Folds of these for experiments. With few folds of plates, shuffled experiments too often lie in one fold altogether:
-then fewer are left to choose from, and chance is told too high."""
+"""Folds of these for experiments: with few folds of plates, experiments too often lie in one fold altogether, and there
+are no other plates to predict them from."""
 
 _LARGEST = 1 / 3  # of all wells: relatives beyond this are too many to be kept apart together
 
@@ -52,7 +52,7 @@ def experiment(profiles: Profiles, seed: int) -> Measured:
     units, kept = relatives(profiles, rows)
     labels = _numbered(labels)
     if profiles.has(PLATE):
-        first = folds(profiles.codes(PLATE)[rows], PLATES, seed, strata=labels[0])
+        first = folds(profiles.codes(PLATE)[rows], PLATES, seed)
         second = _parted(units, COMPOUNDS, seed)
         found = predict(profiles.features[rows], labels, first, second)
     else:
