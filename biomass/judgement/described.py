@@ -227,7 +227,7 @@ def _add_controls(
         kinds, said = _as_listed(kinds, controls, named, about), "as given"
     elif not (kinds == "negative").any():
         for role, values in named:
-            distinct = [one for one in pd.unique(values) if _NEGATIVE.fullmatch(one)]
+            distinct = [one for one in pd.unique(values[kinds == ""]) if _NEGATIVE.fullmatch(one)]
             if distinct:
                 kinds = np.where(np.isin(values, distinct) & (kinds == ""), "negative", kinds)
                 said = known.taken[role]

@@ -156,12 +156,16 @@ def test_controls_are_what_a_column_a_name_or_the_user_says() -> None:
     table = wells(Metadata_broad_sample=["BRD-1", "", None, "BRD-2"] * 10)
     bare = understand(table)
     assert not bare.negative.any()
+    assert not bare.has("control")
+    assert noted(bare, "negative control")
     assert noted(bare, "20 rows", "Metadata_broad_sample")
     said = understand(table, controls={"negative": "", "positive": ["BRD-1"]})
     assert said.negative.tolist() == [False, True, True, False] * 10
     assert said.wells["control"].tolist() == ["positive", "negative", "negative", ""] * 10
     assert said.wells["treatment"][1] == "negative control"
     assert understand(table, controls=["BRD-2"]).negative.tolist() == [False, False, False, True] * 10
+    both = understand(wells(Metadata_compound=["DMSO", "taxol"] * 20, Metadata_control=["positive", ""] * 20))
+    assert set(both.wells["control"]) == {"positive", ""}  # what a column says goes before names
     odd = understand(wells(Metadata_control=["neg", "weird"] * 20))
     assert odd.negative.tolist() == [True, False] * 20
     assert noted(odd, "'weird'")
@@ -281,6 +285,21 @@ def test_metadata_are_joined_in_any_order(tmp_path: Path) -> None:
         write_csv(pd.DataFrame(bad), tmp_path / "bad.csv")
         with pytest.raises(DataError, match=word):
             read_profiles(tmp_path / "wells.csv", [tmp_path / "bad.csv"])
+
+
+def test_rows_without_a_place_are_joined_with_nothing() -> None:
+    table = wells(20).assign(Metadata_Plate=["", *["P0"] * 19], Metadata_Well=["", *wells(20)["Metadata_Well"][1:]])
+    drugs = pd.DataFrame({"plate": ["", "P0"], "well": ["", "A2"], "drug": ["x", "y"]})
+    found = understand(table, [drugs])
+    assert found.wells["compound"].tolist() == ["", "y", *[""] * 18]
+
+
+def test_rows_without_cells_do_not_count_against_features() -> None:
+    table = wells(60)
+    table.loc[:9, ["f0", "f1", "f2"]] = np.nan
+    table.loc[:1, "f3"] = np.nan
+    found = understand(table)
+    assert (len(found), found.names) == (50, ("f0", "f1", "f2", "f3"))
 
 
 def test_a_drawn_plate_is_metadata_of_the_plate_it_is_called_by(tmp_path: Path) -> None:
