@@ -8,18 +8,19 @@ No correction here is told what the wells hold, but for their negative controls.
 protect them; labels of the wells that are judged would then be in the profiles by which they are judged.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from biomass.errors import BiomassError
 from biomass.evaluation import postprocess
-from biomass.judgement.harmonize import fit_combat, fit_harmony, plate_rows
-from biomass.judgement.position import fit_position
+from biomass.judgement.harmonize import fit_combat, fit_harmony
+from biomass.judgement.per_plate import called, fit_position, fit_pycytominer, noted
+from biomass.judgement.position import MOST, fills
 from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import EXPERIMENT, PLATE, Profiles
 
@@ -72,11 +73,6 @@ class Correction:
         [-0.71, 0.71, -0.71, 0.71]
         """
         return self.fit(profiles, seed).transform(profiles)
-
-
-def noted(profiles: Profiles, *notes: str) -> Profiles:
-    """The same, with more to be said of it."""
-    return replace(profiles, notes=(*profiles.notes, *(note for note in notes if note)))
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,7 @@ def _reference(profiles: Profiles, how: str, everyone: bool, seed: int) -> _Refe
     few = np.bincount(codes, takes, len(names)) < 2
     notes = []
     if not everyone and few.any():
-        what = _called(names[few]) if by else "the screen"
+        what = called(names[few]) if by else "the screen"
         notes.append(f"fewer than 2 negative controls, so all wells are taken: {what}")
     rng = np.random.default_rng(seed)
     rows = rng.permutation(np.flatnonzero(takes | few[codes]))
@@ -198,7 +194,7 @@ def _reference(profiles: Profiles, how: str, everyone: bool, seed: int) -> _Refe
         lent = rng.choice(len(codes), min(BORROWED, len(codes)), replace=False)
         rows, whose = np.append(rows, lent), np.append(whose, np.full(len(lent), group))
     if len(single):
-        notes.append(f"one well alone, taken relative to the whole screen: {_called(names[single])}")
+        notes.append(f"one well alone, taken relative to the whole screen: {called(names[single])}")
         chosen = np.append(chosen, np.zeros(len(rows) - len(chosen), bool))
         order = np.argsort(whose, kind="stable")
         rows, chosen, whose = rows[order], chosen[order], whose[order]
@@ -224,10 +220,6 @@ def _table(groups: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
     return pd.concat([groups.reset_index(drop=True), values], axis=1)
 
 
-def _called(names: np.ndarray) -> str:
-    return f"'{names[0]}'" + (f" and {len(names) - 1} others" if len(names) > 1 else "")
-
-
 def _judged(make: Callable[[pd.DataFrame], postprocess.Correction], table: pd.DataFrame) -> postprocess.Correction:
     """What is made of a table; what is impossible is said in the words of judgements."""
     try:
@@ -238,60 +230,15 @@ def _judged(make: Callable[[pd.DataFrame], postprocess.Correction], table: pd.Da
         raise CannotJudgeError(str(error)) from error
 
 
-@dataclass(frozen=True)
-class _Pycytominer:
-    """``pycytominer.normalize``, a plate at a time, through the scalers that it is made of.
-
-    The function itself reads its table column by column, for a quarter of a second a plate of 1,024 features, and does
-    not give out what it has fitted.
-
-    Attributes:
-        method: a key of :func:`_scalers`.
-        plates: plate → its scaler.
-        note: what to say of them.
-    """
-
-    method: str
-    plates: Mapping[str, Any]
-    note: str
-
-    def transform(self, profiles: Profiles) -> Profiles:
-        new, note = _fit_scalers(profiles, self.method, self.plates)
-        done = np.empty(profiles.features.shape, np.float32)
-        for plate, rows in plate_rows(profiles).items():
-            values = pd.DataFrame(profiles.features[rows].astype(np.float64))
-            done[rows] = (self.plates.get(plate) or new[plate]).transform(values)
-        return noted(profiles.with_features(done), self.note, note)
-
-
-def _scalers() -> Mapping[str, Callable[[], Any]]:
-    """What ``pycytominer.normalize`` takes for each of its methods."""
-    from pycytominer.operations import RobustMAD
-    from sklearn.preprocessing import StandardScaler
-
-    return {"standardize": StandardScaler, "mad_robustize": RobustMAD}
-
-
-def _fit_scalers(profiles: Profiles, method: str, known: Collection[str] = ()) -> tuple[dict[str, Any], str]:
-    """The scalers of plates that are not known yet, by their controls, and what to say of them."""
-    negative, found, few = profiles.negative, {}, []
-    for plate, own in plate_rows(profiles).items():
-        if plate in known:
-            continue
-        controls = own[negative[own]]
-        if len(controls) < 2:
-            few.append(plate)
-        reference = pd.DataFrame(profiles.features[own if len(controls) < 2 else controls].astype(np.float64))
-        found[plate] = _scalers()[method]().fit(reference)
-        if method == "mad_robustize":  # a division by a deviation of 0 says nothing
-            spread = reference.std(ddof=0)
-            found[plate].mad = found[plate].mad.where(lambda mad: mad > 0, spread.where(spread > 0, 1.0))
-    note = f"fewer than 2 negative controls, so all wells are taken: {_called(np.array(few))}" if few else ""
-    return found, note
-
-
-def _pycytominer(method: str) -> Callable[[Profiles, int], Fitted]:
-    return lambda profiles, seed: _Pycytominer(method, *_fit_scalers(profiles, method))
+def _b_scores(profiles: Profiles, seed: int) -> Fitted:
+    """B-scores, and what they take away where compounds fill rows."""
+    fitted, share = fit_position(profiles, seed), fills(profiles, "edge")
+    if share <= MOST:
+        return fitted
+    said = (
+        f"position: {share:.0%} of the treated wells fill rows or columns with their compound, which is taken for them"
+    )
+    return replace(fitted, note="; ".join(filter(None, [fitted.note, said])))
 
 
 _ONE_OR_TWO = "plates; negative controls, two a plate (a plate with fewer is taken relative to all of its wells)"
@@ -353,21 +300,21 @@ CORRECTIONS: Mapping[str, Correction] = {
         "pycytominer's normalize (standardize) by plate",
         _PYCYTOMINER,
         _ONE_OR_TWO,
-        _pycytominer("standardize"),
+        fit_pycytominer,
         new="mean and spread of its controls",
     ),
     "pycytominer_mad": Correction(
         "pycytominer's normalize (mad_robustize) by plate",
         _PYCYTOMINER,
         _ONE_OR_TWO,
-        _pycytominer("mad_robustize"),
+        partial(fit_pycytominer, method="mad_robustize"),
         new="median and median absolute deviation of its controls",
     ),
     "position": Correction(
         "without row and column effects of the plate (B-score)",
         "Brideau et al. 2003",
         "plates, places of wells, four wells in a row or column whose effect is removed",
-        fit_position,
+        _b_scores,
         new="row and column effects of its wells",
     ),
 }

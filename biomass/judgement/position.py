@@ -7,17 +7,16 @@ same places on all plates, because many screens repeat one layout. Where a compo
 cannot be told from the compound; negative controls alone are judged then, if they lie at several places.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from biomass.evaluation.polish import LEAST, PlateEffects
 from biomass.identifiers import wells_at
-from biomass.judgement.harmonize import axes, plate_rows, project
+from biomass.judgement.harmonize import axes, project
+from biomass.judgement.per_plate import places
 from biomass.judgement.scores import CannotJudgeError, interval
 from biomass.judgement.table import COLUMN, COMPOUND, CONTROL, PLATE, ROW, TREATMENT, Profiles
 
@@ -35,74 +34,6 @@ SAMPLE = 20_000
 """Wells at most that these components are found on."""
 
 _SAME = 1e-9  # relative difference below which two sums are equal
-
-
-@dataclass(frozen=True)
-class BScores:
-    """Position effects of plates, fitted.
-
-    Attributes:
-        plates: plate → its effects.
-        note: what to say of them.
-    """
-
-    plates: Mapping[str, PlateEffects]
-    note: str
-
-    def transform(self, profiles: Profiles) -> Profiles:
-        """Remove them; those of a plate that was not there at the fit are found in its own wells."""
-        known = dict(self.plates)
-        new = {plate: rows for plate, rows in plate_rows(profiles).items() if plate not in known}
-        learned = _effects(profiles, new)
-        done = np.empty(profiles.features.shape, np.float32)
-        places = _places(profiles)
-        for plate, rows in plate_rows(profiles).items():
-            effects = known.get(plate) or learned[plate]
-            done[rows] = effects.scores(profiles.features[rows], *places[:, rows])
-        notes = [note for note in (self.note, _unswept(learned)) if note]
-        return replace(profiles.with_features(done), notes=(*profiles.notes, *notes))
-
-
-def fit_position(profiles: Profiles, seed: int = 0) -> BScores:
-    """Find the row and column effects of every plate by median polish; what is left becomes B-scores.
-
-    Args:
-        profiles: with plates, rows and columns.
-        seed: nothing is drawn.
-
-    Raises:
-        CannotJudgeError: places of wells are not known, or no plate has a row or a column of four wells.
-
-    >>> wells = pd.DataFrame({"plate": "a", "row": np.repeat(range(4), 4), "column": [*range(4)] * 4})
-    >>> values = (10.0 * wells["row"] + wells["column"]).to_numpy(np.float32)[:, None]
-    >>> table = Profiles(wells, values, ("f",))
-    >>> float(abs(fit_position(table).transform(table).features).max())
-    0.0
-    """
-    effects = _effects(profiles, plate_rows(profiles))
-    if not any(one.swept for one in effects.values()):
-        raise CannotJudgeError(f"no plate has {LEAST} wells in a row or in a column, which their effects need")
-    return BScores(effects, _unswept(effects))
-
-
-def _effects(profiles: Profiles, plates: Mapping[str, np.ndarray]) -> dict[str, PlateEffects]:
-    places = _places(profiles)
-    return {plate: PlateEffects.of(profiles.features[rows], *places[:, rows]) for plate, rows in plates.items()}
-
-
-def _unswept(effects: Mapping[str, PlateEffects]) -> str:
-    few = [plate for plate, one in effects.items() if not one.swept]
-    if not few:
-        return ""
-    others = f" and {len(few) - 1} others" if len(few) > 1 else ""
-    return f"position: no row or column of plate '{few[0]}'{others} has {LEAST} wells; only its median is removed"
-
-
-def _places(profiles: Profiles) -> np.ndarray:
-    """Row and column of every well, (2, N) int64 from 0; -1 where a well has no place."""
-    if not profiles.has(PLATE, ROW, COLUMN) or not (profiles.wells[ROW] >= 0).any():
-        raise CannotJudgeError("the places of wells on their plates are not known (wells such as B02)")
-    return profiles.wells[[ROW, COLUMN]].to_numpy(np.int64).T
 
 
 class _Wells(NamedTuple):
@@ -165,10 +96,10 @@ def position_table(
     {'row': 0.915, 'column': 0.005, 'edge': 0.165}
     """
     wells, negative = _wells(profiles, seed), profiles.negative
-    controls = _wells(profiles, seed, negative) if (negative & (_places(profiles) >= 0).all(0)).any() else None
+    controls = _wells(profiles, seed, negative) if (negative & (places(profiles) >= 0).all(0)).any() else None
     tables = []
     for kind in KINDS:
-        judged = wells if _fills(profiles, kind) <= MOST else controls
+        judged = wells if fills(profiles, kind) <= MOST else controls
         if judged is not None and _several(judged, kind):
             tables.append(_of_kind(judged, kind, seed, permutations))
     if not tables:
@@ -184,7 +115,7 @@ def position_notes(profiles: Profiles) -> tuple[str, ...]:
     notes = []
     what = "compound" if profiles.has(COMPOUND) else "treatment"
     for kind in KINDS[:2]:
-        share = _fills(profiles, kind)
+        share = fills(profiles, kind)
         if share > MOST:
             notes.append(
                 f"{share:.0%} of the treated wells share their {kind} with all wells of their {what} on the plate: "
@@ -205,10 +136,13 @@ def _treated(profiles: Profiles, role: str) -> pd.DataFrame:
     return wells[(wells[role] != "") & (wells[ROW] >= 0)]
 
 
-def _fills(profiles: Profiles, kind: str) -> float:
-    """The share of treated wells whose compound has several wells on the plate, all in one row (or column)."""
+def fills(profiles: Profiles, kind: str) -> float:
+    """The share of treated wells whose compound has several wells on the plate, all in one row (or column).
+
+    Of the edge it is the larger of the two. 0 where nothing is known of compounds.
+    """
     if kind == "edge":
-        return max(_fills(profiles, "row"), _fills(profiles, "column"))
+        return max(fills(profiles, "row"), fills(profiles, "column"))
     role = COMPOUND if profiles.has(COMPOUND) else TREATMENT
     if not profiles.has(role, ROW, COLUMN):
         return 0.0
@@ -230,7 +164,7 @@ def _same_well(profiles: Profiles) -> float:
 
 def _wells(profiles: Profiles, seed: int, chosen: np.ndarray | None = None) -> _Wells:
     """The wells that have a place, and what varies within their strata."""
-    rows, columns = _places(profiles)
+    rows, columns = places(profiles)
     kept = (rows >= 0) & (columns >= 0)
     kept = np.flatnonzero(kept if chosen is None else kept & chosen)
     if not len(kept):

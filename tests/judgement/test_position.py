@@ -105,7 +105,8 @@ def test_treatments_that_fill_rows_are_not_taken_for_an_effect_of_the_row():
     assert sizes.loc["row", "p"] > 0.05  # of the controls alone
     assert "edge" not in sizes.index  # on which all of them lie
     assert whole(position_table(planted(wells, "row", 3.0), permutations=99)).loc["row", "p"] == 0.01
-    assert position_notes(screen()) == ()
+    assert "100%" in CORRECTIONS["position"].fit_transform(wells).notes[0]
+    assert position_notes(screen()) == CORRECTIONS["position"].fit_transform(screen()).notes == ()
     assert any("same well" in note for note in position_notes(screen(layout="same")))
 
 
