@@ -3,6 +3,9 @@
 Each is tested beyond the others: plates within their experiment; experiments beyond what their plates alone would make;
 the edge beyond trends over rows and columns, rows and columns beyond the edge. Treatments are taken away first, so that
 they need not be evenly spread. Where a design cannot tell two effects apart, that is said instead.
+
+Without effects p is uniform. Where plates hold unlike treatments *and* single wells lie far out, that of experiments is
+a little too large.
 """
 
 from collections.abc import Iterator

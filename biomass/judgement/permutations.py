@@ -131,7 +131,10 @@ def exchange_units(values: np.ndarray, groups: Groups, seed: int) -> Chance:
 
     observed = between(groups.codes)
     if ways <= _LISTED:
-        found = np.array([between(codes) for codes in _listed(groups.codes)])
+        member = (
+            np.array([codes.copy() for codes in _listed(groups.codes)])[:, None] == np.arange(groups.count)[:, None]
+        )
+        found = ((member @ centred) ** 2 / sizes[:, None]).sum((1, 2))
         return Chance(float((found >= observed * (1 - 1e-9)).mean()), alike / ways, ways / alike)
     rng = np.random.default_rng(seed)
     test = _counted(observed, lambda: between(rng.permutation(groups.codes)), DRAWS)

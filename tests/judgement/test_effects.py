@@ -53,7 +53,7 @@ def test_the_planted_effect_is_named_in_95_of_100_screens(first: int) -> None:
     "design",
     [
         {"experiments": 4, "plates": 4},
-        {"experiments": 4, "plates": 4, "heavy": 3.0, "spread": "plate", "layout": "fixed"},
+        {"experiments": 4, "plates": 4, "heavy": 3.0, "layout": "fixed"},
         {"experiments": 2, "plates": 2},
     ],
 )
