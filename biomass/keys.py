@@ -376,7 +376,7 @@ ADVICE = {
     ),
     "tune": Advice("run biomass tune {key}=…, which measures and stores them", ("model_path", "run_name")),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
-    "compare": Advice("the words that are compared are {key}", ("compare",)),
+    "compare": Advice("the words to compare are those of {key}", ("compare",)),
     "anndata": Advice("set {key}=false", ("anndata",)),
     "postprocess": Advice("the post-processing is {key}", ("postprocess",)),
     "dna": Advice("the stain of DNA is {key}", ("classical.channel",)),

@@ -197,6 +197,11 @@ def _rows(word: str, plates: Sequence[dict[str, Tensor]]) -> Iterator[dict[str, 
             "layer": place,
             "depth": depth,
             "words": word,
-            "distance": float(np.mean(pairs)),
-            "chance": float(np.mean(chance)) if chance else np.nan,
+            "distance": _rounded(np.mean(pairs)),
+            "chance": _rounded(np.mean(chance)) if chance else np.nan,
         }
+
+
+def _rounded(distance: np.floating) -> float:
+    """Nothing where it is rounding: standardized images do not differ."""
+    return max(0.0, round(float(distance), 9))
