@@ -56,6 +56,10 @@ class TrainingError(BiomassError):
     """Training cannot go on, for example because the loss is not a number."""
 
 
+class CannotJudgeError(BiomassError):
+    """A metric or a correction cannot be told of these profiles: what it would need. Others still can."""
+
+
 def one_line(error: BaseException | str) -> str:
     """The message of any error, or its type where it has none, on a single line.
 

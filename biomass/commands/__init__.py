@@ -56,6 +56,7 @@ ADVICE = {
     "experiment": "give --experiment",
     "replace": "give --replace",
     "manifest": "give another --out",
+    "correction": "name it with --correction",
 }
 """What to type for each advice of an error (see :class:`biomass.errors.BiomassError`), in the tools on files."""
 

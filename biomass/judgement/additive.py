@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from biomass.judgement.scores import CannotJudgeError
+from biomass.errors import CannotJudgeError
 from biomass.judgement.table import COMPOUND, CONTROL, EXPERIMENT, PLATE, TREATMENT, Profiles
 
 T = TypeVar("T")

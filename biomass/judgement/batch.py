@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import directions
 from biomass.judgement import predicted, shuffles
 from biomass.judgement.mixing import connectivity, kbet, lisi, lisi_weights, unit_silhouettes
@@ -21,7 +22,7 @@ from biomass.judgement.neighbours import (
     treatment_graph,
     treatment_sample,
 )
-from biomass.judgement.scores import CannotJudgeError, Measured, Metric
+from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import COLUMN, COMPOUND, EXPERIMENT, PLATE, ROW, TREATMENT, Profiles
 
 CONNECTED = 15

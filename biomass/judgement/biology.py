@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import directions
 from biomass.evaluation.replicates import significance
 from biomass.judgement.mechanisms import mechanism_precision, nearest_compound
 from biomass.judgement.questions import QUERIES, ask, by_treatment, judge
-from biomass.judgement.scores import CannotJudgeError, Measured, Metric
+from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import COMPOUND, CONTROL, EXPERIMENT, PLATE, TREATMENT, Profiles
 
 RANKINGS = 2000

@@ -16,12 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from biomass.errors import BiomassError
+from biomass.errors import BiomassError, CannotJudgeError
 from biomass.evaluation import postprocess
 from biomass.judgement.harmonize import fit_combat, fit_harmony
 from biomass.judgement.per_plate import called, fit_position, fit_pycytominer, noted
 from biomass.judgement.position import MOST, fills
-from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import EXPERIMENT, PLATE, Profiles
 
 ROWS = 16384

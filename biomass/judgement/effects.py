@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.design import FORMATS
 from biomass.judgement.additive import Groups, Wells, fit_additive, judged_wells, kept
 from biomass.judgement.permutations import (
@@ -23,7 +24,6 @@ from biomass.judgement.permutations import (
     exchange_units,
     exchange_wells,
 )
-from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import COLUMN, COMPOUND, MECHANISM, PLATE, ROW, TREATMENT, Profiles
 
 NAMES = ("plate", "experiment", "edge", "row", "column", "treatment", "mechanism")

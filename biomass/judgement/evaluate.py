@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import CannotJudgeError, ConfigError, did_you_mean
 from biomass.judgement import batch, biology, variance
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.effects import Effect, find_effects
@@ -22,9 +22,10 @@ from biomass.judgement.position import position_table
 from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Pair, recommend
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
-from biomass.judgement.scores import CannotJudgeError, Metric, Score, score
+from biomass.judgement.scores import Measured, Metric, measure, score, summarize, untold
 from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
 from biomass.judgement.table import PLATE, Profiles
+from biomass.judgement.units import in_one_unit
 from biomass.judgement.verdict import PREDICTED, Difference, paired_difference, say
 
 DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
@@ -32,6 +33,9 @@ DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn"
 
 METRICS: Mapping[str, Metric] = {**batch.METRICS, **variance.METRICS, **biology.METRICS}
 """All metrics, by key."""
+
+_COMPARED = (*REPLICATES, *MECHANISMS, *PREDICTED)
+"""Metrics that the verdict compares, unit by unit."""
 
 _INDUCED = ("plate_predicted", "plate_neighbour", "map_other_plate", "treatment_neighbour")
 """What is asked of plates that came later."""
@@ -90,13 +94,14 @@ def evaluate(
     """
     settings = settings or Settings()
     settings.check()
+    tables = {name: in_one_unit(one) for name, one in tables.items()}
     names = sorted(tables, key=lambda name: name in NULL_ROWS)
     if not names or names[0] in NULL_ROWS:
         raise ConfigError("there are no profiles to judge but null rows; name the profiles of a trained network, too")
     metrics = {**METRICS, **({} if settings.pairs is None else {"recall": recall_metric(settings.pairs)})}
     main = tables["running" if "running" in tables else names[0]]
     skipped = [] if UNTRAINED in tables else [f"{UNTRAINED}: profiles of an untrained encoder are not among the tables"]
-    table, ladder = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
+    table, ladder, units = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
     real = [name for name in names if name not in NULL_ROWS]
     before = ("running" if "running" in real else real[0], PLAIN)
     choice = recommend(table, before)
@@ -104,7 +109,7 @@ def evaluate(
     shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
     shown = shown[:_PANELS]
     wells, position, effects = _look_at(shown, tables, main, settings, skipped)
-    differences = _differences(before, after, tables, metrics, settings.seed) if after else {}
+    differences = _differences(units.get(before, {}), units.get(after, {}), settings.seed) if after else {}
     verdict = say(table, effects, before, after, differences)
     found = {
         "roles": dict(main.taken),
@@ -128,9 +133,10 @@ def _score_all(
     metrics: Mapping[str, Metric],
     settings: Settings,
     skipped: list[str],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The factorial table, its null rows last, and the ladder of every pair."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[Pair, dict[str, Measured]]]:
+    """The factorial table, its null rows last; the ladder of every pair; and what the verdict compares, by unit."""
     rows, ladder, seed = [], [], settings.seed
+    units: dict[Pair, dict[str, Measured]] = {}
     every = {**tables, COUNTED: main}
     for pair, profiles in _shown_pairs(every, settings.all_corrections()):
         refit_only = CORRECTIONS[pair[1]].refit_only
@@ -138,10 +144,11 @@ def _score_all(
             corrected = _corrected(profiles, pair, seed)
         except CannotJudgeError as reason:
             skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
-            empty = [Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, str(reason)) for key in metrics]
-            rows += rows_of(*pair, refit_only, empty)
+            rows += rows_of(*pair, refit_only, [untold(key, reason) for key in metrics])
             continue
-        rows += rows_of(*pair, refit_only, [score(key, one, corrected, seed) for key, one in metrics.items()])
+        found = {key: measure(one, corrected, seed) for key, one in metrics.items()}
+        rows += rows_of(*pair, refit_only, [summarize(key, one, seed) for key, one in found.items()])
+        units[pair] = {key: one for key in _COMPARED if isinstance(one := found[key], Measured)}
         ladder.append(pd.DataFrame(climb(corrected, seed)).assign(statistics=pair[0], correction=pair[1]))
         if profiles is main and pair[0] != COUNTED:
             dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
@@ -151,7 +158,7 @@ def _score_all(
     table = pd.DataFrame(rows, columns=list(TABLE))
     table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
     climbed = pd.concat(ladder, ignore_index=True)
-    return table, climbed[["statistics", "correction", *climbed.columns[:-2]]]
+    return table, climbed[["statistics", "correction", *climbed.columns[:-2]]], units
 
 
 def _look_at(
@@ -183,20 +190,15 @@ def _draw(wells: pd.DataFrame, pair: Pair, profiles: Profiles, settings: Setting
     wells[f"distance|{name}"] = distance_to_controls(profiles).astype(np.float32)
 
 
-def _differences(
-    before: Pair, after: Pair, tables: Mapping[str, Profiles], metrics: Mapping[str, Metric], seed: int
-) -> dict[str, Difference]:
+def _differences(before: Mapping[str, Measured], after: Mapping[str, Measured], seed: int) -> dict[str, Difference]:
     """Paired differences of what the verdict speaks of, where the same units were judged under both pairs."""
-    found = {}
-    one, other = (_corrected(tables[pair[0]], pair, seed) for pair in (before, after))
-    for key in (*REPLICATES, *MECHANISMS, *PREDICTED):
-        try:
-            first, then = (metrics[key].measure(profiles, seed) for profiles in (one, other))
-        except CannotJudgeError:
-            continue
-        if first.weights is None and then.weights is None and np.array_equal(first.groups, then.groups):
-            found[key] = paired_difference(first, then, seed)
-    return found
+    return {
+        key: paired_difference(first, after[key], seed)
+        for key, first in before.items()
+        if key in after
+        if first.weights is None and after[key].weights is None
+        if np.array_equal(first.groups, after[key].groups)
+    }
 
 
 def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.DataFrame:

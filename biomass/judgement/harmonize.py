@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from biomass.judgement.scores import CannotJudgeError
+from biomass.errors import CannotJudgeError
 from biomass.judgement.table import PLATE, Profiles
 
 COLUMNS = 64

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.plots import natural
 from biomass.judgement.corrections import Correction
-from biomass.judgement.scores import CannotJudgeError, Metric, interval, score
+from biomass.judgement.scores import Metric, interval, score
 from biomass.judgement.table import EXPERIMENT, PLATE, WELL, Profiles
 
 DRIFT = "drift"

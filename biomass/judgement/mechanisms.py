@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import batch_sets, nsc, nscb
 from biomass.judgement.questions import QUERIES, SHUFFLES, label_units
 from biomass.judgement.retrieval import CODES, Admits, Places, Question, retrieve
-from biomass.judgement.scores import CannotJudgeError, Measured
+from biomass.judgement.scores import Measured
 from biomass.judgement.table import COMPOUND, EXPERIMENT, MECHANISM, TREATMENT, Profiles
 
 MOST = 5000

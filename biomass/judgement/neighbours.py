@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import CannotJudgeError, ConfigError, did_you_mean
 from biomass.evaluation.nearest import directions
-from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import CONTROL, PLATE, TREATMENT, Profiles
 
 LIMIT = 8000

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from biomass.judgement.scores import CannotJudgeError
+from biomass.errors import CannotJudgeError
 from biomass.judgement.table import COMPOUND, COUNT, MECHANISM, PLATE, TREATMENT, Profiles
 
 _LABELS = (TREATMENT, COMPOUND, MECHANISM)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.polish import LEAST, PlateEffects
 from biomass.judgement.harmonize import plate_rows
-from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import COLUMN, PLATE, ROW, Profiles
 
 

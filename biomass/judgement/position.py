@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from biomass.errors import CannotJudgeError
 from biomass.identifiers import wells_at
 from biomass.judgement.harmonize import axes, project
 from biomass.judgement.per_plate import places
-from biomass.judgement.scores import CannotJudgeError, interval
+from biomass.judgement.scores import interval
 from biomass.judgement.table import COLUMN, COMPOUND, CONTROL, PLATE, ROW, TREATMENT, Profiles
 
 KINDS = ("row", "column", "edge")

@@ -17,10 +17,11 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from biomass.errors import CannotJudgeError
 from biomass.judgement import shuffles
 from biomass.judgement.classifier import folds, predict
 from biomass.judgement.neighbours import even_sample
-from biomass.judgement.scores import CannotJudgeError, Measured
+from biomass.judgement.scores import Measured
 from biomass.judgement.table import COLUMN, COMPOUND, EXPERIMENT, PLATE, ROW, TREATMENT, WELL, Profiles
 
 LIMIT = 6000

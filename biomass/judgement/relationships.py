@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from biomass.errors import DataError
+from biomass.errors import CannotJudgeError, DataError
 from biomass.evaluation.nearest import directions
 from biomass.identifiers import names
 from biomass.judgement.questions import SHUFFLES
-from biomass.judgement.scores import CannotJudgeError, Measured, Metric
+from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import COMPOUND, TREATMENT, Profiles
 from biomass.table_files import read_table
 

@@ -11,15 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from biomass.errors import BiomassError
+from biomass.errors import CannotJudgeError
 from biomass.judgement.table import Profiles
 
 DRAWS, LEVEL = 1000, 0.95
 """Of the bootstrap, and the share of its draws that the interval holds."""
-
-
-class CannotJudgeError(BiomassError):
-    """A metric cannot be told of these profiles; the message is one line that says why, and what it would need."""
 
 
 class Measured(NamedTuple):
@@ -94,24 +90,34 @@ class Score(NamedTuple):
 
 def score(key: str, metric: Metric, profiles: Profiles, seed: int = 0) -> Score:
     """Measure, and summarize; what is impossible is a note."""
+    return summarize(key, measure(metric, profiles, seed), seed)
+
+
+def measure(metric: Metric, profiles: Profiles, seed: int = 0) -> Measured | str:
+    """What a metric found; why not, where it is impossible."""
     try:
-        found = metric.measure(profiles, seed)
+        return metric.measure(profiles, seed)
     except CannotJudgeError as reason:
-        return Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, str(reason))
-    return summarize(key, found, seed)
+        return str(reason)
 
 
-def summarize(key: str, found: Measured, seed: int = 0) -> Score:
-    """The mean of the units, with its interval and its chance level.
+def untold(key: str, reason: object) -> Score:
+    """The score of a metric that cannot be told."""
+    return Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, str(reason))
+
+
+def summarize(key: str, found: Measured | str, seed: int = 0) -> Score:
+    """The mean of the units, with its interval and its chance level; no value where nothing was found, but a reason.
 
     >>> found = Measured(np.array([1.0, 0.0, np.nan, 1.0]), np.array([0, 0, 1, 1]), null=0.5)
     >>> summarize("share", found)[1:5]
     (0.6666666666666666, 0.5, 1.0, 0.5)
     """
+    if isinstance(found, str):
+        return untold(key, found)
     known = np.isfinite(found.values)
     if not known.any():
-        note = found.note or "no well can be judged"
-        return Score(key, np.nan, np.nan, np.nan, np.nan, np.nan, 0, note)
+        return untold(key, found.note or "no well can be judged")
     weights = np.ones(len(known)) if found.weights is None else found.weights
     weights = np.where(known, weights, 0.0)
     values = np.where(known, found.values, 0.0)

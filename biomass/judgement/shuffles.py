@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import t as student
 
-from biomass.judgement.scores import CannotJudgeError
+from biomass.errors import CannotJudgeError
 from biomass.judgement.table import EXPERIMENT, PLATE, TREATMENT, WELL, Profiles
 
 SHUFFLES = 20

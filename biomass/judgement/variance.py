@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from biomass.errors import CannotJudgeError
 from biomass.judgement.additive import Groups, Wells, judged_wells
 from biomass.judgement.effects import (
     PLACES,
@@ -24,7 +25,7 @@ from biomass.judgement.effects import (
     total_variance,
 )
 from biomass.judgement.permutations import exchange_wells
-from biomass.judgement.scores import CannotJudgeError, Measured, Metric
+from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import COMPOUND, Profiles
 
 

@@ -6,8 +6,8 @@ from simulated_profiles import simulated
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from biomass.errors import CannotJudgeError
 from biomass.judgement.additive import Groups, fit_additive, judged_wells, leading_components
-from biomass.judgement.scores import CannotJudgeError
 
 
 def dummies(*groups: Groups) -> np.ndarray:

@@ -10,12 +10,13 @@ from scipy.sparse import csr_matrix
 from scipy.stats import chisquare, kstest
 from sklearn.metrics import silhouette_samples
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import batch_mixing
 from biomass.judgement import batch, neighbours, predicted
 from biomass.judgement.batch import METRICS
 from biomass.judgement.mixing import connectivity, kbet, lisi, lisi_weights, silhouettes
 from biomass.judgement.neighbours import nearest
-from biomass.judgement.scores import CannotJudgeError, score, summarize
+from biomass.judgement.scores import score, summarize
 from biomass.judgement.table import Profiles
 
 BATCH = [key for key, metric in METRICS.items() if metric.family == "batch"]

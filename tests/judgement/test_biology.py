@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from scipy.stats import kstest
 
-from biomass.errors import DataError
+from biomass.errors import CannotJudgeError, DataError
 from biomass.evaluation import aggregate, nsc, nscb, replicate_map
 from biomass.judgement import biology, mechanisms, questions, relationships
 from biomass.judgement.biology import METRICS
 from biomass.judgement.mechanisms import treatments
 from biomass.judgement.relationships import read_pairs, recall_metric
-from biomass.judgement.scores import CannotJudgeError, score
+from biomass.judgement.scores import score
 from biomass.judgement.table import Profiles
 
 FEATURES = [f"emb_{i:04}" for i in range(8)]

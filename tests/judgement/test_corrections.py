@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from biomass.errors import CannotJudgeError
 from biomass.evaluation import normalize, tvn, whiten
 from biomass.judgement import corrections, harmonize
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.harmonize import ComBat, fit_combat, principal_components
-from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import Profiles
 
 INDUCTIVE = [key for key, one in CORRECTIONS.items() if not one.refit_only]

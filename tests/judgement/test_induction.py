@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from scipy.stats import ortho_group
 
+from biomass.errors import CannotJudgeError
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.induction import DRIFT, drift_between, induct, plate_order
-from biomass.judgement.scores import CannotJudgeError, Measured, Metric
+from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import Profiles
 
 

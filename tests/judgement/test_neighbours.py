@@ -7,7 +7,7 @@ import pytest
 from planted_wells import planted
 from scipy.spatial.distance import cdist
 
-from biomass.errors import ConfigError
+from biomass.errors import CannotJudgeError, ConfigError
 from biomass.judgement import neighbours
 from biomass.judgement.neighbours import (
     even_sample,
@@ -17,7 +17,6 @@ from biomass.judgement.neighbours import (
     treatment_graph,
     treatment_sample,
 )
-from biomass.judgement.scores import CannotJudgeError
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

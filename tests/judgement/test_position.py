@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from biomass.errors import CannotJudgeError
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.position import position_grids, position_notes, position_table
-from biomass.judgement.scores import CannotJudgeError
 from biomass.judgement.table import Profiles
 
 SHAPE = (8, 12)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from planted_wells import planted
 
+from biomass.errors import CannotJudgeError
 from biomass.judgement import shuffles
 from biomass.judgement.neighbours import even_sample
-from biomass.judgement.scores import CannotJudgeError
 
 
 def rows_of(profiles):
