@@ -230,8 +230,9 @@ def _add_controls(
             distinct = [one for one in pd.unique(values[kinds == ""]) if _NEGATIVE.fullmatch(one)]
             if distinct:
                 kinds = np.where(np.isin(values, distinct) & (kinds == ""), "negative", kinds)
-                said = known.taken[role]
-                known.notes.append(f"negative controls: told by their names in '{said}': {_some(distinct)}")
+                column = known.taken[role]
+                said = f"{said} + {column}" if (kinds == "positive").any() else column
+                known.notes.append(f"negative controls: told by their names in '{column}': {_some(distinct)}")
                 break
     if (kinds != "").any():
         _take(known, CONTROL, kinds, [said])

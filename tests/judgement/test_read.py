@@ -164,8 +164,13 @@ def test_controls_are_what_a_column_a_name_or_the_user_says() -> None:
     assert said.wells["control"].tolist() == ["positive", "negative", "negative", ""] * 10
     assert said.wells["treatment"][1] == "negative control"
     assert understand(table, controls=["BRD-2"]).negative.tolist() == [False, False, False, True] * 10
-    both = understand(wells(Metadata_compound=["DMSO", "taxol"] * 20, Metadata_control=["positive", ""] * 20))
-    assert set(both.wells["control"]) == {"positive", ""}  # what a column says goes before names
+    kinds = {
+        "Metadata_compound": ["DMSO", "taxol", "DMSO", "x"] * 10,
+        "Metadata_control": ["positive", "", "", ""] * 10,
+    }
+    both = understand(wells(**kinds))  # what a column says goes before names
+    assert both.wells["control"].tolist() == ["positive", "", "negative", ""] * 10
+    assert both.taken["control"] == "Metadata_control + Metadata_compound"
     odd = understand(wells(Metadata_control=["neg", "weird"] * 20))
     assert odd.negative.tolist() == [True, False] * 20
     assert noted(odd, "'weird'")
