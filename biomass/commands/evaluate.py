@@ -61,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--fit-first", type=int, help="plates that corrections are fitted on, to be judged on later ones"
     )
+    parser.add_argument(
+        "--earlier",
+        action="append",
+        default=[],
+        metavar="[NAME=]TABLE",
+        help="the same wells, made of fewer plates: drift",
+    )
     parser.add_argument("--map", choices=MAPS, default="umap", help="how wells are laid out in the plane")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_intermixed_args(arguments)
@@ -69,20 +76,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key in settings:
             if key not in ("columns", "control"):
                 raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
+        how = settings.get("columns"), settings.get("control")
+        files, before = named_tables(args.tables), named_tables(args.earlier)
+        unknown = next((name for name in before if name not in files), None)
+        if unknown is not None:
+            raise ConfigError(f"--earlier has profiles of '{unknown}', and the tables are {', '.join(files)}")
         judged = Settings(
             tuple(args.correction or DEFAULT),
             None if args.pairs is None else read_pairs(args.pairs),
             args.fit_first,
             args.map,
             args.seed,
+            {name: read_profiles(file, args.metadata, *how) for name, file in before.items()},
         )
         judged.check()
-        files = named_tables(args.tables)
         folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
-        tables = {
-            name: read_profiles(file, args.metadata, settings.get("columns"), settings.get("control"))
-            for name, file in files.items()
-        }
+        tables = {name: read_profiles(file, args.metadata, *how) for name, file in files.items()}
         evaluate(tables, folder, judged, about(files, sys.argv[1:] if arguments is None else list(arguments)))
         page = write_report([folder], folder / "report.html")
         print(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from biomass.errors import CannotJudgeError, ConfigError, did_you_mean
 from biomass.judgement import batch, biology, variance
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.effects import Effect, find_effects
-from biomass.judgement.induction import induct
+from biomass.judgement.induction import DRIFT, drift_between, induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
         first: plates that corrections are fitted on in the inductive evaluation; None: half of them.
         maps: one of :data:`.MAPS`.
         seed: of all that is drawn.
+        earlier: name of a table → profiles of the same wells from when fewer plates were there.
     """
 
     corrections: tuple[str, ...] = DEFAULT
@@ -61,6 +63,7 @@ class Settings(NamedTuple):
     first: int | None = None
     maps: str = "umap"
     seed: int = 0
+    earlier: Mapping[str, Profiles] = MappingProxyType({})
 
     def check(self) -> None:
         """Raise ConfigError where a name is unknown."""
@@ -94,6 +97,7 @@ def evaluate(
     """
     settings = settings or Settings()
     settings.check()
+    given = tables
     tables = {name: in_one_unit(one) for name, one in tables.items()}
     names = sorted(tables, key=lambda name: name in NULL_ROWS)
     if not names or names[0] in NULL_ROWS:
@@ -121,7 +125,7 @@ def evaluate(
         "shown": [list(pair) for pair in shown],
         "verdict": asdict(verdict),
     }
-    drift = _induce(main, settings, skipped)
+    drift = pd.concat([_induce(main, settings, skipped), _moved(given, settings, skipped)], ignore_index=True)
     results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
     results.write(folder, metrics)
     return results
@@ -213,6 +217,21 @@ def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.Da
     except CannotJudgeError as reason:
         skipped.append(f"plates that come later: {reason}")
         return pd.DataFrame()
+
+
+def _moved(tables: Mapping[str, Profiles], settings: Settings, skipped: list[str]) -> pd.DataFrame:
+    """How far profiles of an encoder have moved since fewer plates were there, as rows of the table of drifts."""
+    rows = []
+    for name, earlier in settings.earlier.items():
+        try:
+            found = drift_between(earlier, tables[name], settings.seed)
+        except CannotJudgeError as reason:
+            skipped.append(f"drift of {name}: {reason}")
+            continue
+        k, plates = (one.wells[PLATE].nunique() if one.has(PLATE) else 0 for one in (earlier, tables[name]))
+        row = {"statistics": name, "correction": PLAIN, "refit_only": False, "k": k, "plates": plates, "metric": DRIFT}
+        rows.append(row | {"fit": found.value, "fit_low": found.low, "fit_high": found.high, "note": found.note})
+    return pd.DataFrame(rows)
 
 
 def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:
