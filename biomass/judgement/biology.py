@@ -25,6 +25,7 @@ RANKINGS = 2000
 """Random rankings behind the p-value of a treatment."""
 
 _NULL = 1000  # groups of wells of different treatments
+_HELD = 2**22  # features held at once
 
 
 def replicates(question: str) -> Callable[[Profiles, int], Measured]:
@@ -122,23 +123,26 @@ def percent_replicating(profiles: Profiles, seed: int) -> Measured:
         raise CannotJudgeError("fewer than two treatments have a replicate")
     plate = profiles.codes(PLATE) if profiles.has(PLATE) else np.zeros(len(profiles), np.int64)
     there = {number: group.to_numpy() for number, group in pd.Series(rows).groupby(plate[rows])}
-    threshold = {}
-    for size in sorted({len(group) for group in wells}):
-        like = [group for group in wells if len(group) == size]
-        drawn = [like[i] for i in generator.integers(0, len(like), _NULL)]
-        null = [_alike(profiles, [generator.choice(there[plate[well]]) for well in group]) for group in drawn]
-        threshold[size] = np.quantile(null, 0.95)
-    values = np.array([_alike(profiles, group) > threshold[len(group)] for group in wells])
+    sizes = np.array([len(group) for group in wells])
+    values = np.zeros(len(wells))
+    for size in np.unique(sizes):
+        like = np.array([wells[i] for i in np.flatnonzero(sizes == size)])
+        drawn = like[generator.integers(0, len(like), _NULL)]
+        null = _alike(profiles, np.array([[generator.choice(there[one]) for one in group] for group in plate[drawn]]))
+        values[sizes == size] = _alike(profiles, like) > np.quantile(null, 0.95)
     code = profiles.codes(COMPOUND if profiles.has(COMPOUND) else TREATMENT)
     p = binom.sf(values.sum() - 1, len(values), 0.05)
     note = f"{len(wells)} treatments, drawn at random" if len(wells) == QUERIES else ""
-    return Measured(values.astype(float), code[[group[0] for group in wells]], 0.05, None, float(p), note)
+    return Measured(values, code[[group[0] for group in wells]], 0.05, None, float(p), note)
 
 
-def _alike(profiles: Profiles, rows: list[int]) -> float:
-    """The median correlation of all pairs of some wells."""
-    unit = directions(profiles.features[rows].astype(np.float64), centre=True)
-    return float(np.median((unit @ unit.T)[np.triu_indices(len(unit), 1)]))
+def _alike(profiles: Profiles, rows: np.ndarray) -> np.ndarray:
+    """The median correlation (G,) of all pairs of the wells of each group (G, n)."""
+    found, pair = [], np.triu_indices(rows.shape[1], 1)
+    for some in np.array_split(rows, max(1, rows.size * profiles.features.shape[1] // _HELD)):
+        unit = directions(profiles.features[some.ravel()].astype(np.float64), centre=True).reshape(*some.shape, -1)
+        found.append(np.median((unit @ unit.transpose(0, 2, 1))[:, pair[0], pair[1]], axis=1))
+    return np.concatenate(found)
 
 
 _KALININ = "Kalinin et al. 2025, Nature Communications 16:5181"

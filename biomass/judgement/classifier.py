@@ -9,14 +9,14 @@ factored once for all shuffles of them, and what the classes take from it is of 
 
 In coordinates z = L^-1 x, with the rows of M the means of classes, V = diag((1 - a) n_k / n) and Q = M M'::
 
-    (I - M' V M)^-1 M' = M' (V^-1 - Q)^-1 V^-1                                     (Woodbury)
+    (I - M' V M)^-1 M' = M' (I - V Q)^-1                                           (Woodbury)
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix
 from sklearn.utils.extmath import randomized_svd
 
 FEATURES = 1024
@@ -25,6 +25,9 @@ FEATURES = 1024
 _WELLS = 30
 """Of N wells, D / (D + 30 N) is shrunk. What is estimated from T itself (Ledoit & Wolf 2004) fails here: where plates
 differ strongly in few features, T says nothing of the spread within them."""
+
+
+_SCORES = 2**21  # held at once
 
 
 def folds(units: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -74,9 +77,12 @@ def predict(
     classes = int(labels.max()) + 1
     predicted = np.full(labels.shape, -1, np.int64)
     for test, train, points in _whitened(features, rows, columns):
-        for way, given in enumerate(labels):
-            scores, seen = _scores(points.z[train], given[train], classes, points.share, points.z[test])
-            predicted[way, test] = np.where(seen[given[test]], scores.argmax(1), -1)
+        ways = max(1, _SCORES // (classes * max(len(test), points.z.shape[1])))
+        for start in range(0, len(labels), ways):
+            some = labels[start : start + ways]
+            scores, seen = _scores(points.z[train], some[:, train], classes, points.share, points.z[test])
+            known = np.take_along_axis(seen, some[:, test], 1)
+            predicted[start : start + ways, test] = np.where(known, scores.argmax(2), -1)
     return predicted
 
 
@@ -116,21 +122,21 @@ def _whitened(
 def _scores(
     known: np.ndarray, labels: np.ndarray, classes: int, share: float, asked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (T, K) of the classes, -inf of those without a training row, and which have one (K,)."""
-    counts = np.bincount(labels, minlength=classes)
-    seen = counts > 0
-    number = np.cumsum(seen) - 1
-    member = csr_matrix((np.ones(len(labels), np.float32), (number[labels], np.arange(len(labels)))))
-    means = np.asarray(member @ known) / counts[seen, None].astype(np.float32)
-    weights = share * counts[seen] / len(labels)
+    """Scores (S, T, K) under labels (S, N), -inf of classes without a training row; and which have one (S, K)."""
+    ways, count = labels.shape
+    joined = (labels + classes * np.arange(ways)[:, None]).T.ravel()
+    shape = (ways * classes, count)
+    ends = np.arange(0, joined.size + 1, ways)
+    member = csc_matrix((np.ones(joined.size, np.float32), joined, ends), shape=shape)
+    counts = np.bincount(joined, minlength=ways * classes).reshape(ways, classes)
+    means = np.asarray(member @ known).reshape(ways, classes, -1) / np.maximum(counts, 1)[..., None].astype(np.float32)
+    weights = share * counts / count
     products = means.astype(np.float64)
-    products = products @ products.T
-    inner = np.linalg.solve(np.diag(1 / weights) - products, np.diag(1 / weights))  # (V^-1 - Q)^-1 V^-1
-    directions = (inner.T @ means).astype(np.float32)
-    own = np.einsum("kd,kd->k", directions, means)
-    scores = np.full((len(asked), classes), -np.inf, np.float32)
-    scores[:, seen] = asked @ directions.T - own / 2
-    return scores, seen
+    products = np.eye(classes) - weights[..., None] * (products @ products.transpose(0, 2, 1))
+    directions = (np.linalg.inv(products).transpose(0, 2, 1) @ means).astype(np.float32)
+    own = np.einsum("skd,skd->sk", directions, means)
+    scores = (asked @ directions.reshape(ways * classes, -1).T).reshape(len(asked), ways, classes).transpose(1, 0, 2)
+    return np.where((counts > 0)[:, None], scores - own[:, None] / 2, -np.inf), counts > 0
 
 
 def coordinates(features: np.ndarray) -> np.ndarray:
