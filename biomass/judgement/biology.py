@@ -8,6 +8,7 @@ NSCB from another experiment; Ljosa et al. 2013, Ando et al. 2017), and mAP of t
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,9 @@ from scipy.stats import binom
 from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import directions
 from biomass.evaluation.replicates import significance
+from biomass.judgement.additive import kept
 from biomass.judgement.mechanisms import mechanism_precision, nearest_compound
-from biomass.judgement.questions import QUERIES, ask, by_treatment, judge
+from biomass.judgement.questions import QUERIES, Answers, ask, by_treatment, judge
 from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import COMPOUND, CONTROL, EXPERIMENT, PLATE, TREATMENT, Profiles
 
@@ -37,9 +39,10 @@ def replicates(question: str) -> Callable[[Profiles, int], Measured]:
     """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
-        found, chance, group, note = _replicates(profiles, question, seed)
         if question != "same_plate":
+            _asked(profiles, question, seed)
             return judge(ask(profiles, seed), TREATMENT, question, "precision")
+        found, chance, group, note = _REPLICATES[question](profiles, seed)
         p = float(found["corrected_p_value"].min())
         return Measured(found["mean_average_precision"].to_numpy(), group, chance, None, p, note)
 
@@ -53,25 +56,37 @@ def retrieved(question: str) -> Callable[[Profiles, int], Measured]:
     """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
-        found, _, group, note = _replicates(profiles, question, seed)
+        found, _, group, note = _REPLICATES[question](profiles, seed)
         corrected = found["corrected_p_value"].to_numpy()
         return Measured((corrected < 0.05).astype(float), group, 0.0, None, float(corrected.min()), note)
 
     return measure
 
 
-def _replicates(profiles: Profiles, question: str, seed: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
-    """Of every treatment, what copairs finds, its chance and its compound; and what should be known."""
+def _asked(profiles: Profiles, question: str, seed: int) -> tuple[Answers, np.ndarray]:
+    """The answers, and which wells (Q,) found a replicate.
+
+    Raises:
+        CannotJudgeError: none could.
+    """
     for role in (TREATMENT, PLATE, *{"same_plate": [CONTROL], "other_experiment": [EXPERIMENT]}.get(question, [])):
         if not profiles.has(role):
             raise CannotJudgeError(f"the table does not say the {role} of its wells")
     answers = ask(profiles, seed)
     if (TREATMENT, question) not in answers.found:
         raise CannotJudgeError(answers.reasons[TREATMENT, "any"])
-    found = answers.found[TREATMENT, question]
-    answered = np.isfinite(found.precision[:, 0])
+    answered = np.isfinite(answers.found[TREATMENT, question].precision[:, 0])
     if not answered.any():
         raise CannotJudgeError(_NO_REPLICATE[question])
+    return answers, answered
+
+
+def _replicates(
+    question: str, profiles: Profiles, seed: int = 0
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
+    """Of every treatment, what copairs finds, its chance and its compound; and what should be known."""
+    answers, answered = _asked(profiles, question, seed)
+    found = answers.found[TREATMENT, question]
     precision, chance = found.precision[:, 0], found.expected_precision[:, 0]
     scored = pd.DataFrame(
         {
@@ -92,6 +107,8 @@ _NO_REPLICATE = {
     "other_plate": "no treatment has a replicate on another plate, and another treatment on its own",
     "other_experiment": "no treatment has a replicate in another experiment, and another treatment on its plate",
 }
+
+_REPLICATES = {question: kept(partial(_replicates, question)) for question in _NO_REPLICATE}
 
 
 def nearest_well(restriction: str) -> Callable[[Profiles, int], Measured]:
