@@ -12,7 +12,7 @@ import numpy as np
 from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import directions
 from biomass.judgement import predicted, shuffles
-from biomass.judgement.mixing import connectivity, kbet, lisi, lisi_weights, unit_silhouettes
+from biomass.judgement.mixing import connectivity, kbet, lisi, lisi_weights, several_silhouettes, unit_silhouettes
 from biomass.judgement.neighbours import (
     LIMIT,
     Graph,
@@ -30,6 +30,7 @@ CONNECTED = 15
 
 _SMALL = 20  # wells of a batch below which kBET is unsuited
 _LABELS = 300  # treatments whose batches get a silhouette
+_FEW = 500  # wells of a treatment that are compared in pairs, for all shuffles at once
 _COMPARED = 4000  # wells in silhouettes of treatments
 
 MakeValues = Callable[[Graph, np.ndarray], tuple[shuffles.Values, str]]
@@ -60,6 +61,9 @@ def _batch_silhouette(role: str, others: str) -> Callable[[Profiles, int], Measu
         weights = np.zeros(len(rows))
         for members in parts:
             weights[members] = 1 / len(members)
+            if len(members) <= _FEW:
+                values[:, members] = 1 - np.abs(several_silhouettes(units[members], batches[:, members], others))
+                continue
             for way, batch in enumerate(batches[:, members]):
                 if batch.min() < batch.max():
                     values[way, members] = 1 - np.abs(unit_silhouettes(units[members], batch, others))

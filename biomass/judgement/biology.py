@@ -8,6 +8,7 @@ NSCB from another experiment; Ljosa et al. 2013, Ando et al. 2017), and mAP of t
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,9 @@ from scipy.stats import binom
 from biomass.errors import CannotJudgeError
 from biomass.evaluation.nearest import directions
 from biomass.evaluation.replicates import significance
+from biomass.judgement.additive import kept
 from biomass.judgement.mechanisms import mechanism_precision, nearest_compound
-from biomass.judgement.questions import QUERIES, ask, by_treatment, judge
+from biomass.judgement.questions import QUERIES, Answers, ask, by_treatment, judge
 from biomass.judgement.scores import Measured, Metric
 from biomass.judgement.table import COMPOUND, CONTROL, EXPERIMENT, PLATE, TREATMENT, Profiles
 
@@ -25,6 +27,7 @@ RANKINGS = 2000
 """Random rankings behind the p-value of a treatment."""
 
 _NULL = 1000  # groups of wells of different treatments
+_HELD = 2**22  # features held at once
 
 
 def replicates(question: str) -> Callable[[Profiles, int], Measured]:
@@ -36,9 +39,10 @@ def replicates(question: str) -> Callable[[Profiles, int], Measured]:
     """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
-        found, chance, group, note = _replicates(profiles, question, seed)
         if question != "same_plate":
+            _asked(profiles, question, seed)
             return judge(ask(profiles, seed), TREATMENT, question, "precision")
+        found, chance, group, note = _REPLICATES[question](profiles, seed)
         p = float(found["corrected_p_value"].min())
         return Measured(found["mean_average_precision"].to_numpy(), group, chance, None, p, note)
 
@@ -52,25 +56,37 @@ def retrieved(question: str) -> Callable[[Profiles, int], Measured]:
     """
 
     def measure(profiles: Profiles, seed: int) -> Measured:
-        found, _, group, note = _replicates(profiles, question, seed)
+        found, _, group, note = _REPLICATES[question](profiles, seed)
         corrected = found["corrected_p_value"].to_numpy()
         return Measured((corrected < 0.05).astype(float), group, 0.0, None, float(corrected.min()), note)
 
     return measure
 
 
-def _replicates(profiles: Profiles, question: str, seed: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
-    """Of every treatment, what copairs finds, its chance and its compound; and what should be known."""
+def _asked(profiles: Profiles, question: str, seed: int) -> tuple[Answers, np.ndarray]:
+    """The answers, and which wells (Q,) found a replicate.
+
+    Raises:
+        CannotJudgeError: none could.
+    """
     for role in (TREATMENT, PLATE, *{"same_plate": [CONTROL], "other_experiment": [EXPERIMENT]}.get(question, [])):
         if not profiles.has(role):
             raise CannotJudgeError(f"the table does not say the {role} of its wells")
     answers = ask(profiles, seed)
     if (TREATMENT, question) not in answers.found:
         raise CannotJudgeError(answers.reasons[TREATMENT, "any"])
-    found = answers.found[TREATMENT, question]
-    answered = np.isfinite(found.precision[:, 0])
+    answered = np.isfinite(answers.found[TREATMENT, question].precision[:, 0])
     if not answered.any():
         raise CannotJudgeError(_NO_REPLICATE[question])
+    return answers, answered
+
+
+def _replicates(
+    question: str, profiles: Profiles, seed: int = 0
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
+    """Of every treatment, what copairs finds, its chance and its compound; and what should be known."""
+    answers, answered = _asked(profiles, question, seed)
+    found = answers.found[TREATMENT, question]
     precision, chance = found.precision[:, 0], found.expected_precision[:, 0]
     scored = pd.DataFrame(
         {
@@ -91,6 +107,8 @@ _NO_REPLICATE = {
     "other_plate": "no treatment has a replicate on another plate, and another treatment on its own",
     "other_experiment": "no treatment has a replicate in another experiment, and another treatment on its plate",
 }
+
+_REPLICATES = {question: kept(partial(_replicates, question)) for question in _NO_REPLICATE}
 
 
 def nearest_well(restriction: str) -> Callable[[Profiles, int], Measured]:
@@ -122,23 +140,26 @@ def percent_replicating(profiles: Profiles, seed: int) -> Measured:
         raise CannotJudgeError("fewer than two treatments have a replicate")
     plate = profiles.codes(PLATE) if profiles.has(PLATE) else np.zeros(len(profiles), np.int64)
     there = {number: group.to_numpy() for number, group in pd.Series(rows).groupby(plate[rows])}
-    threshold = {}
-    for size in sorted({len(group) for group in wells}):
-        like = [group for group in wells if len(group) == size]
-        drawn = [like[i] for i in generator.integers(0, len(like), _NULL)]
-        null = [_alike(profiles, [generator.choice(there[plate[well]]) for well in group]) for group in drawn]
-        threshold[size] = np.quantile(null, 0.95)
-    values = np.array([_alike(profiles, group) > threshold[len(group)] for group in wells])
+    sizes = np.array([len(group) for group in wells])
+    values = np.zeros(len(wells))
+    for size in np.unique(sizes):
+        like = np.array([wells[i] for i in np.flatnonzero(sizes == size)])
+        drawn = like[generator.integers(0, len(like), _NULL)]
+        null = _alike(profiles, np.array([[generator.choice(there[one]) for one in group] for group in plate[drawn]]))
+        values[sizes == size] = _alike(profiles, like) > np.quantile(null, 0.95)
     code = profiles.codes(COMPOUND if profiles.has(COMPOUND) else TREATMENT)
     p = binom.sf(values.sum() - 1, len(values), 0.05)
     note = f"{len(wells)} treatments, drawn at random" if len(wells) == QUERIES else ""
-    return Measured(values.astype(float), code[[group[0] for group in wells]], 0.05, None, float(p), note)
+    return Measured(values, code[[group[0] for group in wells]], 0.05, None, float(p), note)
 
 
-def _alike(profiles: Profiles, rows: list[int]) -> float:
-    """The median correlation of all pairs of some wells."""
-    unit = directions(profiles.features[rows].astype(np.float64), centre=True)
-    return float(np.median((unit @ unit.T)[np.triu_indices(len(unit), 1)]))
+def _alike(profiles: Profiles, rows: np.ndarray) -> np.ndarray:
+    """The median correlation (G,) of all pairs of the wells of each group (G, n)."""
+    found, pair = [], np.triu_indices(rows.shape[1], 1)
+    for some in np.array_split(rows, max(1, rows.size * profiles.features.shape[1] // _HELD)):
+        unit = directions(profiles.features[some.ravel()].astype(np.float64), centre=True).reshape(*some.shape, -1)
+        found.append(np.median((unit @ unit.transpose(0, 2, 1))[:, pair[0], pair[1]], axis=1))
+    return np.concatenate(found)
 
 
 _KALININ = "Kalinin et al. 2025, Nature Communications 16:5181"

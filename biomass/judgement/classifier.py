@@ -9,14 +9,15 @@ factored once for all shuffles of them, and what the classes take from it is of 
 
 In coordinates z = L^-1 x, with the rows of M the means of classes, V = diag((1 - a) n_k / n) and Q = M M'::
 
-    (I - M' V M)^-1 M' = M' (V^-1 - Q)^-1 V^-1                                     (Woodbury)
+    (I - M' V M)^-1 M' = M' (I - V Q)^-1                                           (Woodbury)
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix
 from sklearn.utils.extmath import randomized_svd
 
 FEATURES = 1024
@@ -25,6 +26,9 @@ FEATURES = 1024
 _WELLS = 30
 """Of N wells, D / (D + 30 N) is shrunk. What is estimated from T itself (Ledoit & Wolf 2004) fails here: where plates
 differ strongly in few features, T says nothing of the spread within them."""
+
+
+_SCORES = 2**21  # held at once
 
 
 def folds(units: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -73,25 +77,35 @@ def predict(
     columns = np.zeros_like(rows) if columns is None else columns
     classes = int(labels.max()) + 1
     predicted = np.full(labels.shape, -1, np.int64)
-    for test, train, points in _whitened(features, rows, columns):
-        for way, given in enumerate(labels):
-            scores, seen = _scores(points.z[train], given[train], classes, points.share, points.z[test])
-            predicted[way, test] = np.where(seen[given[test]], scores.argmax(1), -1)
+    x = coordinates(features)
+    for test, train, training in _trained(x, rows, columns):
+        asked = training.whiten(x[test])
+        ways = max(1, _SCORES // (classes * max(len(test), x.shape[1])))
+        for start in range(0, len(labels), ways):
+            some = labels[start : start + ways]
+            scores, seen = _scores(x[train], some[:, train], classes, training, asked)
+            known = np.take_along_axis(seen, some[:, test], 1)
+            predicted[start : start + ways, test] = np.where(known, scores.argmax(2), -1)
     return predicted
 
 
-class _Points:
-    """Rows in coordinates where the shrunken total covariance of training rows is 1, and the share of T in it."""
+class _Training(NamedTuple):
+    """Of training rows, their mean (D,), a factor L (D, D) of their shrunken total covariance, and the share of T in it."""
 
-    def __init__(self, z: np.ndarray, share: float) -> None:
-        self.z, self.share = z, share
+    mean: np.ndarray
+    lower: np.ndarray
+    share: float
+
+    def whiten(self, x: np.ndarray) -> np.ndarray:
+        """Rows (N, D) in coordinates where that covariance is 1."""
+        z = solve_triangular(self.lower, (x - self.mean).T, lower=True, check_finite=False).T
+        return np.ascontiguousarray(z)
 
 
-def _whitened(
-    features: np.ndarray, rows: np.ndarray, columns: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, _Points]]:
-    """Each block of test rows, the rows that it is trained with, and all rows as these see them."""
-    x = coordinates(features)
+def _trained(
+    x: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, _Training]]:
+    """Each block of test rows of coordinates x, the rows that it is trained with, and what these say."""
     size = x.shape[1]
     shrinkage = size / (size + _WELLS * len(x))
     cells = [(row, column) for row in np.unique(rows) for column in np.unique(columns)]
@@ -109,28 +123,28 @@ def _whitened(
         shrunk = (1 - shrinkage) * total
         shrunk[np.diag_indices(size)] += max(shrinkage * np.trace(total) / size, 1e-12)
         lower = cholesky(shrunk, lower=True, check_finite=False).astype(np.float32)
-        z = solve_triangular(lower, (x - mean.astype(np.float32)).T, lower=True, check_finite=False).T
-        yield test, train, _Points(np.ascontiguousarray(z), 1 - shrinkage)
+        yield test, train, _Training(mean.astype(np.float32), lower, 1 - shrinkage)
 
 
 def _scores(
-    known: np.ndarray, labels: np.ndarray, classes: int, share: float, asked: np.ndarray
+    known: np.ndarray, labels: np.ndarray, classes: int, training: _Training, asked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (T, K) of the classes, -inf of those without a training row, and which have one (K,)."""
-    counts = np.bincount(labels, minlength=classes)
-    seen = counts > 0
-    number = np.cumsum(seen) - 1
-    member = csr_matrix((np.ones(len(labels), np.float32), (number[labels], np.arange(len(labels)))))
-    means = np.asarray(member @ known) / counts[seen, None].astype(np.float32)
-    weights = share * counts[seen] / len(labels)
+    """Scores (S, T, K) under labels (S, N), -inf of classes without a training row; and which have one (S, K)."""
+    ways, count = labels.shape
+    joined = (labels + classes * np.arange(ways)[:, None]).T.ravel()
+    shape = (ways * classes, count)
+    ends = np.arange(0, joined.size + 1, ways)
+    member = csc_matrix((np.ones(joined.size, np.float32), joined, ends), shape=shape)
+    counts = np.bincount(joined, minlength=ways * classes).reshape(ways, classes)
+    means = np.asarray(member @ known) / np.maximum(counts, 1).reshape(-1, 1).astype(np.float32)
+    means = training.whiten(means).reshape(ways, classes, -1) * (counts > 0)[..., None].astype(np.float32)
+    weights = training.share * counts / count
     products = means.astype(np.float64)
-    products = products @ products.T
-    inner = np.linalg.solve(np.diag(1 / weights) - products, np.diag(1 / weights))  # (V^-1 - Q)^-1 V^-1
-    directions = (inner.T @ means).astype(np.float32)
-    own = np.einsum("kd,kd->k", directions, means)
-    scores = np.full((len(asked), classes), -np.inf, np.float32)
-    scores[:, seen] = asked @ directions.T - own / 2
-    return scores, seen
+    products = np.eye(classes) - weights[..., None] * (products @ products.transpose(0, 2, 1))
+    directions = (np.linalg.inv(products).transpose(0, 2, 1) @ means).astype(np.float32)
+    own = np.einsum("skd,skd->sk", directions, means)
+    scores = (asked @ directions.reshape(ways * classes, -1).T).reshape(len(asked), ways, classes).transpose(1, 0, 2)
+    return np.where((counts > 0)[:, None], scores - own[:, None] / 2, -np.inf), counts > 0
 
 
 def coordinates(features: np.ndarray) -> np.ndarray:

@@ -31,20 +31,43 @@ def silhouettes(features: np.ndarray, labels: np.ndarray, others: str = "nearest
 def unit_silhouettes(units: np.ndarray, labels: np.ndarray, others: str = "nearest") -> np.ndarray:
     """Of rows of length 1, or 0."""
     known, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    rows = np.arange(len(units))
     similar = (units @ (_member(number, len(known)) @ units).T).astype(np.float64)
     square = np.einsum("nd,nd->n", units, units, dtype=np.float64)
-    own = similar[rows, number]
+    return _widths(similar[None], number[None], counts[None], square, others)[0]
+
+
+def several_silhouettes(units: np.ndarray, labels: np.ndarray, others: str = "nearest") -> np.ndarray:
+    """Of a few rows (N, D) of length 1, or 0, under several labels (S, N): (S, N). NaN where all have one label."""
+    known, number = np.unique(labels, return_inverse=True)
+    number = number.reshape(labels.shape)
+    member = (number[..., None] == np.arange(len(known))).astype(np.float64)
+    products = units.astype(np.float64) @ units.T.astype(np.float64)
+    return _widths(products @ member, number, member.sum(1), np.diag(products), others)
+
+
+def _widths(similar: np.ndarray, number: np.ndarray, counts: np.ndarray, square: np.ndarray, others: str) -> np.ndarray:
+    """Silhouettes (S, N) from the sum of the similarities of each row to each label.
+
+    Args:
+        similar: (S, N, K).
+        number: (S, N) the own label.
+        counts: (S, K) rows of each label, which may be none.
+        square: (N,) the similarity of each row to itself.
+        others: as in :func:`silhouettes`.
+    """
+    own = np.take_along_axis(similar, number[..., None], 2)[..., 0]
+    size = np.take_along_axis(counts, number, 1)
+    there = (counts > 0).sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        within = (counts[number] - own - (1 - square)) / (counts[number] - 1)
-        similar /= counts
+        within = (size - own - (1 - square)) / (size - 1)
+        mean = similar / counts[:, None]
+        np.put_along_axis(mean, number[..., None], np.nan, 2)
         if others == "mean":
-            other = 1 - (similar.sum(1) - similar[rows, number]) / (len(known) - 1)
+            other = 1 - np.nansum(mean, 2) / (there - 1)
         else:
-            similar[rows, number] = -np.inf
-            other = 1 - similar.max(1)
+            other = 1 - np.fmax.reduce(mean, 2)
         widths = (other - within) / np.maximum(within, other)
-    return np.where(counts[number] > 1, np.nan_to_num(widths), np.nan)
+    return np.where((size > 1) & (there > 1), np.nan_to_num(widths), np.nan)
 
 
 def lisi_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csc_matrix
 from scipy.stats import f as f_distribution
 
-from biomass.judgement.additive import Groups, group_sums
+from biomass.judgement.additive import Groups
 
 DRAWS = 999
 """Arrangements that are drawn where there are more than can be listed."""
@@ -21,6 +22,7 @@ DRAWS = 999
 _ENOUGH = 30  # arrangements as good as the observed one, after which none is drawn
 _LISTED = 5040  # arrangements that are listed
 _WORK = 2e7  # wells times draws that a test may cost
+_HELD = 2**21  # values that are drawn at once
 _FAR = 3.0  # wells further from the middle than so many times the usual distance are drawn in
 
 
@@ -63,21 +65,16 @@ def exchange_wells(values: np.ndarray, groups: Groups, strata: Groups, seed: int
         strata: wells that would be alike.
         seed: of the draws.
     """
-    moved = drawn_in(strata.within(values))
-    sizes, rng = groups.sizes[:, None], np.random.default_rng(seed)
-
-    def between(codes: np.ndarray) -> float:
-        return float((group_sums(codes, groups.count, moved) ** 2 / sizes).sum())
-
+    moved, rng = drawn_in(strata.within(values)), np.random.default_rng(seed)
     order = np.argsort(strata.codes, kind="stable")
-    codes = groups.codes[order]
+    codes, within = groups.codes[order], strata.codes[order]
 
-    def drawn() -> float:
-        again = np.empty_like(codes)
-        again[order] = codes[np.argsort(strata.codes[order] + rng.random(len(order)))]
-        return between(again)
+    def drawn(count: int) -> np.ndarray:
+        again = np.empty((count, len(order)), codes.dtype)
+        again[:, order] = codes[np.argsort(within + rng.random(again.shape), axis=1)]
+        return _between(again, groups, moved)
 
-    return _counted(between(groups.codes), drawn, draws_for(len(values)))
+    return _counted(float(_between(groups.codes[None], groups, moved)[0]), drawn, draws_for(len(values)), values.size)
 
 
 def exchange_residuals(
@@ -101,13 +98,17 @@ def exchange_residuals(
     moved, strata_codes = moved[order], strata.codes[order]
 
     def explained(rows: np.ndarray) -> np.ndarray:
-        return np.array([part.sum() for part in np.split(((joined.T @ rows) ** 2).sum(1), ends)])
+        """Of rows (S, N, K), the sum of squares of each base (S, B)."""
+        squares = ((joined.T @ rows) ** 2).sum(2)
+        return np.stack([part.sum(1) for part in np.split(squares, ends, axis=1)], axis=1)
 
-    observed, count = explained(moved), draws_for(len(residual))
+    observed, count = explained(moved[None])[0], draws_for(len(residual))
     moved *= np.sqrt((len(residual) - strata.count) / max(len(residual) - rank, 1))
     above = np.zeros(len(bases))
-    for _ in range(count):
-        above += explained(moved[np.argsort(strata_codes + rng.random(len(order)))]) >= observed * (1 - 1e-9)
+    block = max(1, _HELD // moved.size)
+    for start in range(0, count, block):
+        draws = rng.random((min(block, count - start), len(order)))
+        above += (explained(moved[np.argsort(strata_codes + draws, axis=1)]) >= observed * (1 - 1e-9)).sum(0)
     return {
         name: Chance((one + 1) / (count + 1), 1 / (count + 1), count) for name, one in zip(bases, above, strict=True)
     }
@@ -126,10 +127,7 @@ def exchange_units(values: np.ndarray, groups: Groups, seed: int) -> Chance:
     ways = _arrangements(sizes)
     alike = math.prod(math.factorial(int(n)) for n in np.bincount(sizes)[1:])
 
-    def between(codes: np.ndarray) -> float:
-        return float((group_sums(codes, groups.count, centred) ** 2 / sizes[:, None]).sum())
-
-    observed = between(groups.codes)
+    observed = float(_between(groups.codes[None], groups, centred)[0])
     if ways <= _LISTED:
         member = (
             np.array([codes.copy() for codes in _listed(groups.codes)])[:, None] == np.arange(groups.count)[:, None]
@@ -137,7 +135,11 @@ def exchange_units(values: np.ndarray, groups: Groups, seed: int) -> Chance:
         found = ((member @ centred) ** 2 / sizes[:, None]).sum((1, 2))
         return Chance(float((found >= observed * (1 - 1e-9)).mean()), alike / ways, ways / alike)
     rng = np.random.default_rng(seed)
-    test = _counted(observed, lambda: between(rng.permutation(groups.codes)), DRAWS)
+
+    def drawn(count: int) -> np.ndarray:
+        return _between(np.stack([rng.permutation(groups.codes) for _ in range(count)]), groups, centred)
+
+    test = _counted(observed, drawn, DRAWS, values.size)
     return test._replace(least=max(test.least, alike / ways))
 
 
@@ -162,11 +164,23 @@ def compare_spread(values: np.ndarray, groups: Groups) -> Chance:
     return Chance(float(f_distribution.sf(ratio, outer * directions, inner * directions)), 0.0, np.inf)
 
 
-def _counted(observed: float, draw: Callable[[], float], count: int) -> Chance:
-    above = drawn = 0
+def _between(codes: np.ndarray, groups: Groups, values: np.ndarray) -> np.ndarray:
+    """The sum of squares between groups (S,) of values (N, K), where codes (S, N) deal them to the groups."""
+    draws = len(codes)
+    joined = (codes + groups.count * np.arange(draws)[:, None]).T.ravel()
+    shape = (draws * groups.count, len(values))
+    chooses = csc_matrix((np.ones(joined.size), joined, np.arange(0, joined.size + 1, draws)), shape=shape)
+    squares = np.square(np.asarray(chooses @ values)).reshape(draws, groups.count, -1).sum(2)
+    return np.asarray(squares @ (1 / groups.sizes))
+
+
+def _counted(observed: float, draw: Callable[[int], np.ndarray], count: int, size: int) -> Chance:
+    """Count draws that are as good as the observed value, several of that size at once, until they are enough."""
+    above, drawn, block = 0, 0, int(np.clip(_HELD // size, 1, 2 * _ENOUGH))
     while drawn < count and above < _ENOUGH:
-        above += draw() >= observed * (1 - 1e-9)
-        drawn += 1
+        good = np.cumsum(draw(min(block, count - drawn)) >= observed * (1 - 1e-9)) + above
+        enough = min(int(np.searchsorted(good, _ENOUGH)) + 1, len(good))
+        above, drawn = int(good[enough - 1]), drawn + enough
     return _share(above, drawn, count)
 
 

@@ -5,7 +5,7 @@ match and a rival that are equally near (within 1e-6, what float32 tells apart) 
 which map everything to one point find nothing. Average precision is that of Kalinin et al. 2025.
 
 All restrictions, all labels and all shuffled labels are answered by one sort of the candidates of a query, so that time
-grows with queries × wells, and memory with a block of queries × wells.
+grows with queries × wells, and memory with a block of queries × wells. The queries of a block are answered together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ CODES = 8
 """How a candidate can relate to a query, see :class:`Places`; the query itself has the code 8."""
 
 _TIE = 1e-6
-_BLOCK = 2**25  # similarities held at once: 128 MiB
+_BLOCK = 2**17  # similarities, and pairs of a query and a match under some labels, that are held at once
 
 
 class Labels(NamedTuple):
@@ -69,22 +69,24 @@ class Places:
     experiment: np.ndarray | None
     source: np.ndarray | None
 
-    def codes(self, query: int, count: int) -> np.ndarray:
-        """The code of each of ``count`` wells for a query, (count,) int8."""
-        level = np.zeros(count, np.int8)
-        further = np.ones(count, bool)
+    def codes(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """The code of each of ``count`` wells for some queries (B,), (B, count) int8."""
+        code = np.zeros((len(queries), count), np.int8)
+        further = np.ones(code.shape, bool)
         for values in (self.plate, self.experiment, self.source):
-            further = further & _differs(values, query, count)
-            level += further
-        code = 2 * level + ~_differs(self.position, query, count)
-        code[query] = CODES
+            if values is not None:
+                further &= _differs(values, queries)
+            code += further
+        code *= 2
+        if self.position is not None:
+            code += ~_differs(self.position, queries)
+        code[np.arange(len(queries)), queries] = CODES
         return code
 
 
-def _differs(values: np.ndarray | None, query: int, count: int) -> np.ndarray:
-    if values is None:
-        return np.ones(count, bool)
-    return (values != values[query]) & (values >= 0) & (values[query] >= 0)
+def _differs(values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    asked = values[queries, None]
+    return (values != asked) & (values >= 0) & (asked >= 0)
 
 
 class Found(NamedTuple):
@@ -174,21 +176,18 @@ def retrieve(
         for name, question in questions.items()
         for restriction in question.restrictions
     }
-    block = max(1, _BLOCK // len(unit))
-    for start in tqdm(range(0, len(queries), block), "Comparing wells", disable=None, leave=False):
-        rows = queries[start : start + block]
-        similarity = unit[rows] @ unit.T
-        for i, query in enumerate(map(int, rows), start):
-            near = similarity[i - start]
-            near[query] = -2
-            ranking = _Ranking(near, places.codes(query, len(unit)))
+    few = len(queries) if few is None else min(few, len(queries))
+    for start, stop, who in ((0, few, members), (few, len(queries), alone)):
+        most = max(one.pairs(queries[start:stop]) for one in who.values())
+        block = max(1, _BLOCK // (len(unit) + most))
+        for first in tqdm(range(start, stop, block), "Comparing wells", disable=None, leave=False):
+            rows = queries[first : min(first + block, stop)]
+            ranking = _Ranking(unit[rows] @ unit.T, rows, places)
             for name, question in questions.items():
-                if question.labels[0].unit[query] < 0:
-                    continue
-                who = members[name] if few is None or i < few else alone[name]
-                for restriction, found in _answer(query, ranking, question.restrictions, who).items():
+                asks = np.flatnonzero(question.labels[0].unit[rows] >= 0)
+                for restriction, found in _answer(asks, ranking, question.restrictions, who[name]).items():
                     for whole, part in zip(out[name, restriction], found, strict=True):
-                        whole[i, : len(part)] = part
+                        whole[first + asks, : part.shape[1]] = part
     return out
 
 
@@ -201,22 +200,40 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 class _Ranking:
-    """All wells as one query sees them."""
+    """All N wells as B queries (rows of all) see them, from their similarity (B, N)."""
 
-    def __init__(self, similarity: np.ndarray, code: np.ndarray) -> None:
-        self.similarity, self.code = similarity, code
-        self.order = np.argsort(-similarity)
-        self.distance = -similarity[self.order]  # ascending
-        self._code = code[self.order]
+    def __init__(self, similarity: np.ndarray, queries: np.ndarray, places: Places) -> None:
+        own = np.arange(len(queries))
+        similarity[own, queries] = -2
+        self.queries, self.similarity = queries, similarity
+        self.code = places.codes(queries, similarity.shape[1])
+        self._order = np.argsort(-similarity, axis=1)
+        # ascending in all: between -1 and 2, and four more for each query
+        self.distance = 4.0 * own[:, None] - np.take_along_axis(similarity, self._order, 1)
+        self._code = np.take_along_axis(self.code, self._order, 1)
         self._eligible: dict[int, np.ndarray] = {}
         self._before: dict[tuple[int, bytes], np.ndarray] = {}
 
+    def within(self, cell: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        """How many wells lie within a distance (P,) of queries, those of earlier queries too; by cell of (B, N).
+
+        What is asked of one cell several times is looked up once.
+        """
+        last = np.zeros(self.similarity.size, np.int64)
+        last[cell] = np.arange(len(cell))
+        asked = np.zeros(self.similarity.size, bool)
+        asked[cell] = True
+        once = np.flatnonzero(asked)
+        limit = 4.0 * (once // self.similarity.shape[1]) + reach[last[once]]
+        last[once] = np.searchsorted(self.distance.ravel(), limit, side="right")
+        return last[cell]
+
     def before(self, eligible: np.ndarray, admitted: np.ndarray) -> np.ndarray:
-        """How many of the eligible (N,) wells with a code that is admitted (9,) are among the nearest 0 … N."""
+        """How many of the eligible (N,) wells with a code that is admitted (9,) are among the nearest 0 … N: (B, N + 1)."""
         key = (id(eligible), admitted.tobytes())
         if key not in self._before:
             if id(eligible) not in self._eligible:
-                self._eligible[id(eligible)] = eligible[self.order]
+                self._eligible[id(eligible)] = eligible[self._order]
             self._before[key] = _cumulate(self._eligible[id(eligible)] & admitted[self._code])
         return self._before[key]
 
@@ -237,58 +254,69 @@ class _Members:
             self.wells[i] = candidates[np.argsort(of, kind="stable")]
             np.cumsum(np.bincount(of, minlength=count), out=self.start[i, 1:])
 
-    def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """The wells that share the query's label, without itself, and under which of the labels."""
-        label = self.label[:, self.unit[query]]
-        which = np.arange(len(label))
-        first, last = self.start[which, label], self.start[which, label + 1]
-        count = last - first
-        under = np.repeat(which, count)
-        wells = self.wells[under, np.arange(len(under)) + np.repeat(first - (np.cumsum(count) - count), count)]
-        keep = wells != query
-        return wells[keep], under[keep]
+    def pairs(self, queries: np.ndarray) -> int:
+        """The most pairs of a query and a match that a query has, under all labels."""
+        label = self.label[:, self.unit[queries[self.unit[queries] >= 0]]]
+        which = np.arange(len(label))[:, None]
+        return int((self.start[which, label + 1] - self.start[which, label]).sum(0, dtype=np.int64).max(initial=0))
+
+    def of(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The wells (P,) that have the label of a query, itself too, and how many (B * S,): by query and labels."""
+        label = self.label[:, self.unit[queries]].T.ravel()
+        which = np.tile(np.arange(len(self.label)), len(queries))
+        first = self.start[which, label].astype(np.int64)
+        count = self.start[which, label + 1] - first
+        first += which * self.wells.shape[1] - (np.cumsum(count) - count)
+        return self.wells.ravel().take(np.arange(count.sum()) + np.repeat(first, count)), count
 
 
-def _answer(query: int, ranking: _Ranking, restrictions: Mapping[str, Admits], members: _Members) -> dict[str, Found]:
-    """What one query finds under each restriction, values (S,)."""
-    wells, under = members.of(query)
-    s = len(members.label)
-    near = ranking.similarity[wells].astype(np.float64)
-    key = 4 * under - near  # ascending: by label, and within it the nearest first
-    order = np.argsort(key, kind="stable")
-    wells, under, near, key = wells[order], under[order], near[order], key[order]
-    begin = np.searchsorted(under, np.arange(s + 1))
+def _answer(
+    asks: np.ndarray, ranking: _Ranking, restrictions: Mapping[str, Admits], members: _Members
+) -> dict[str, Found]:
+    """What some of the queries of a ranking (A,) find under each restriction, values (A, S)."""
+    queries, s, count = ranking.queries[asks], len(members.label), ranking.similarity.shape[1]
+    wells, sizes = members.of(queries)
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    by = np.repeat(asks, sizes.reshape(-1, s).sum(1))
+    cell = by * count + wells
+    below = 4.0 * np.repeat(np.arange(len(sizes)), sizes)
+    near = ranking.similarity.ravel().take(cell).astype(np.float64)
+    key = below - near  # ascending: by query and labels, and within them the nearest first
+    order = np.argsort(key)
+    cell, wells, near, key = cell.take(order), wells.take(order), near.take(order), key.take(order)
     # all candidates that are as near as each of these wells, and how many of them share the label
     reach = (_TIE - near).astype(np.float32)
-    position = np.searchsorted(ranking.distance, reach, side="right")
-    own = np.searchsorted(key, 4 * under + reach.astype(np.float64), side="right")
-    other = members.unit[wells] != members.unit[query]
-    code = ranking.code[wells]
+    position = ranking.within(cell, reach) + by  # in rows of N + 1
+    limit = below + reach
+    own = np.arange(1, len(key) + 1)
+    tied = np.flatnonzero(key[1:] <= limit[:-1])
+    own[tied] = np.searchsorted(key, limit[tied], side="right")
+    code = ranking.code.ravel().take(cell)
+    other = members.unit.take(wells) != np.repeat(members.unit[queries], np.diff(begin[::s]))
     found = {}
     for name, (as_match, as_rival, rivals) in restrictions.items():
         eligible = members.candidate if rivals is None else rivals
         admitted = np.append(as_rival, False)
         all_before = ranking.before(eligible, admitted)
-        same_before = _cumulate(eligible[wells] & admitted[code])
-        match = other & as_match[code]
-        matches_before = _cumulate(match)
-        rank = matches_before[1:] - matches_before[begin[under]]  # among the matches, from 1
-        ahead = np.maximum(all_before[position] - (same_before[own] - same_before[begin[under]]), 0)
-        precision = np.where(match, rank / np.maximum(rank + ahead, 1), 0)
-        count = np.diff(matches_before[begin])
-        total = all_before[-1] - np.diff(same_before[begin]) + count
-        answered = (count > 0) & (total > count)
-        values = (
-            np.bincount(under, precision, s) / np.maximum(count, 1),
-            np.bincount(under[match & (rank == 1) & (ahead == 0)], minlength=s),
-            count,
-            total,
-        )
-        found[name] = Found(*(np.where(answered, value, np.nan) for value in values))
+        same_before = _cumulate(eligible.take(wells) & admitted.take(code))
+        match = other & np.append(as_match, False).take(code)
+        at = np.flatnonzero(match)
+        first = np.searchsorted(at, begin)
+        matches = np.diff(first)
+        rank = np.arange(1, len(at) + 1) - np.repeat(first[:-1], matches)  # among the matches, from 1
+        same = same_before.take(own.take(at)) - np.repeat(same_before[begin[:-1]], matches)
+        ahead = np.maximum(all_before.ravel().take(position.take(at)) - same, 0)
+        precision = np.bincount(np.repeat(np.arange(len(matches)), matches), rank / (rank + ahead), len(matches))
+        total = np.repeat(all_before[asks, count], s) - np.diff(same_before[begin]) + matches
+        answered = (matches > 0) & (total > matches)
+        nearest = np.append(ahead == 0, False)[first[:-1]]
+        values = (precision / np.maximum(matches, 1), nearest, matches, total)
+        found[name] = Found(*(np.where(answered, value, np.nan).reshape(-1, s) for value in values))
     return found
 
 
 def _cumulate(flags: np.ndarray) -> np.ndarray:
-    out = np.zeros(len(flags) + 1, np.int32)
-    np.cumsum(flags, out=out[1:])
+    """Sums of flags (…, N) up to each, (…, N + 1)."""
+    out = np.zeros((*flags.shape[:-1], flags.shape[-1] + 1), np.int32)
+    np.cumsum(flags, axis=-1, out=out[..., 1:])
     return out

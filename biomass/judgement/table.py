@@ -54,10 +54,12 @@ class Profiles:
 
     def codes(self, role: str) -> np.ndarray:
         """The number (N,) int64 of each well's value of a role, sorted; -1 where it is missing."""
-        values = self.wells[role]
-        known = np.unique(values[values != ""].to_numpy(str))
-        found = np.searchsorted(known, values.to_numpy(str))
-        return np.where(values == "", -1, found).astype(np.int64)
+        number, known = pd.factorize(self.wells[role].to_numpy(object))
+        order = np.argsort(known.astype(str))
+        place = np.empty(len(known), np.int64)
+        place[order] = np.cumsum(known[order] != "") - 1
+        place[known == ""] = -1
+        return place[number]
 
     @property
     def negative(self) -> np.ndarray:
