@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.judgement.results import NULL_ROWS
+from biomass.judgement.wording import number
 from biomass.norms import WORDS
 
 Pair: TypeAlias = tuple[str, str]
@@ -52,7 +53,7 @@ class Recommendation(NamedTuple):
     Attributes:
         best: of all.
         lasting: the best of those that transform new plates as they are; None where there is none.
-        sentence: with the reason.
+        sentence: with the reason, and what is better by one metric alone.
     """
 
     best: Pair
@@ -130,7 +131,18 @@ def recommend(table: pd.DataFrame, before: Pair, titles: Mapping[str, str] | Non
     lasting = _best(new, batch) if new else None
     families = {**REPLICATES, **MECHANISMS}
     by = " and ".join(families[key] for key in keys)
-    return Recommendation(best, lasting, _sentence(best, lasting, before, by, len(skills), refit, titles))
+    sentence = _sentence(best, lasting, before, by, len(skills), refit, titles)
+    disagree = [_but(key, best, {pair: values[pair][key] for pair in skills}, families[key], titles) for key in keys]
+    return Recommendation(best, lasting, " ".join([sentence, *filter(None, disagree)]))
+
+
+def _but(key: str, best: Pair, found: Mapping[Pair, Value], title: str, titles: Mapping[str, str] | None) -> str:
+    """What is surely better by one metric alone; empty where nothing is."""
+    top = max(found, key=lambda pair: found[pair].above_chance(found[pair].value))
+    one, other = found[top], found[best]
+    if not one.above_chance(one.low) > other.above_chance(other.high):
+        return ""
+    return f"But {named(top, best, titles)} is better by {title}: {number(one.value)} against {number(other.value)}."
 
 
 def _keys(values: Mapping[Pair, Mapping[str, Value]]) -> list[str]:

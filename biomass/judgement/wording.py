@@ -1,11 +1,14 @@
 """Sentences of the verdict: how numbers are written, which effects there are, what can be told apart."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from biomass.judgement.effects import STRONG, TECHNICAL, UNKNOWN, Effect
-from biomass.judgement.recommend import Value
+
+if TYPE_CHECKING:
+    from biomass.judgement.recommend import Value
 
 PREDICTED: Mapping[str, str] = {
     "plate_predicted": "Plates can be told apart",
@@ -78,7 +81,7 @@ def there_is(found: Mapping[str, Effect], apart: Sequence[str]) -> str:
     return f"{text}{all_the_same(apart)}."
 
 
-def told_apart(values: Mapping[str, Value]) -> list[str]:
+def told_apart(values: "Mapping[str, Value]") -> list[str]:
     """What can be told apart, surely better than by chance."""
     sure = {key: values[key].low > values[key].null + _MARGIN for key in PREDICTED if key in values}
     return [THINGS[key.partition("_")[0]] for key, better in sure.items() if better]
@@ -121,7 +124,7 @@ def not_told(found: Mapping[str, Effect]) -> list[str]:
     return said
 
 
-def apart_with(key: str, phrase: str, values: tuple[dict[str, Value], dict[str, Value]], word: str) -> str:
+def apart_with(key: str, phrase: str, values: "tuple[dict[str, Value], dict[str, Value]]", word: str) -> str:
     """How well things can be told apart, before and after."""
     one, other = values[0][key], values[1].get(key)
     text = f"{phrase} with {percent(one.value)} % ({between(one, percent)}{chance_of(one, percent)})"
@@ -132,14 +135,14 @@ def apart_with(key: str, phrase: str, values: tuple[dict[str, Value], dict[str, 
     return f"{text}; after {word} with {percent(other.value)} %{f' ({spread})' if spread else ''}."
 
 
-def chance_of(one: Value, write: Callable[[float], str]) -> str:
+def chance_of(one: "Value", write: Callable[[float], str]) -> str:
     """What is expected by chance."""
     if not np.isfinite(one.null):
         return "chance not known"
     return f"chance {write(one.null)}{' %' if write is percent else ''}"
 
 
-def between(one: Value, write: Callable[[float], str]) -> str:
+def between(one: "Value", write: Callable[[float], str]) -> str:
     """The interval."""
     if not (np.isfinite(one.low) and np.isfinite(one.high)):
         return "no interval: too few groups; "

@@ -143,6 +143,18 @@ def test_what_must_be_fitted_again_is_not_for_new_plates() -> None:
     assert "for new plates, use plate statistics" in best.sentence
 
 
+def test_what_is_surely_better_by_one_metric_alone_is_named() -> None:
+    table = both(0.04, (0.2, 0.9))
+    near = pd.DataFrame([row(BEFORE, MECHANISMS, 0.42), row(AFTER, MECHANISMS, 0.4)])
+    far = pd.DataFrame([row(BEFORE, MECHANISMS, 0.73), row(AFTER, MECHANISMS, 0.4)])
+    for mechanisms, said in ((near, False), (far, True)):
+        best = recommend(pd.concat([table, mechanisms]), BEFORE)
+        assert best is not None
+        assert best.best == AFTER
+        assert (".73 against .40" in best.sentence) is said
+        assert ("But running statistics without correction is better by" in best.sentence) is said
+
+
 def test_yardsticks_are_not_recommended() -> None:
     rows = [row(("untrained", "none"), REPLICATES, 0.99), row(("untrained", "none"), PREDICTED, 0.04)]
     best = recommend(pd.concat([both(0.12, (0.2, 0.5)), pd.DataFrame(rows)]), BEFORE)
