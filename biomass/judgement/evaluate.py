@@ -111,6 +111,7 @@ def evaluate(
     wells, position, effects = _look_at(shown, tables, main, settings, skipped)
     differences = _differences(units.get(before, {}), units.get(after, {}), settings.seed) if after else {}
     verdict = say(table, effects, before, after, differences)
+    drift = _induce(main, settings, skipped)
     found = {
         "roles": dict(main.taken),
         "notes": _notes(tables),
@@ -121,7 +122,6 @@ def evaluate(
         "shown": [list(pair) for pair in shown],
         "verdict": asdict(verdict),
     }
-    drift = _induce(main, settings, skipped)
     results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
     results.write(folder, metrics)
     return results
@@ -137,13 +137,14 @@ def _score_all(
     """The factorial table, its null rows last; the ladder of every pair; and what the verdict compares, by unit."""
     rows, ladder, seed = [], [], settings.seed
     units: dict[Pair, dict[str, Measured]] = {}
+    left: dict[tuple[str, str], list[str]] = {}  # statistics and reason → corrections
     every = {**tables, COUNTED: main}
     for pair, profiles in _shown_pairs(every, settings.all_corrections()):
         refit_only = CORRECTIONS[pair[1]].refit_only
         try:
             corrected = _corrected(profiles, pair, seed)
         except CannotJudgeError as reason:
-            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
+            left.setdefault((pair[0], str(reason)), []).append(pair[1])
             rows += rows_of(*pair, refit_only, [untold(key, reason) for key in metrics])
             continue
         found = {key: measure(one, corrected, seed) for key, one in metrics.items()}
@@ -154,6 +155,9 @@ def _score_all(
             dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
             scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
             rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
+    for (name, reason), of in left.items():
+        under = "" if len(of) == len(settings.all_corrections()) else f", {', '.join(of)}"
+        skipped.append(f"{name}{under}: {reason}")
     place = {name: number for number, name in enumerate([*every, SHUFFLED])}
     table = pd.DataFrame(rows, columns=list(TABLE))
     table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
@@ -216,10 +220,13 @@ def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.Da
 
 
 def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:
-    """A line for each metric that could not be told of any pair."""
+    """A line for each reason why metrics could not be told of any pair."""
     told = table.groupby("metric", sort=False)["value"].transform(lambda values: values.notna().any())
     first = table[~told.astype(bool)].drop_duplicates("metric")
-    return [f"{metrics[key].title}: {note}" for key, note in zip(first["metric"], first["note"], strict=True)]
+    reasons: dict[str, list[str]] = {}
+    for key, note in zip(first["metric"], first["note"], strict=True):
+        reasons.setdefault(note, []).append(metrics[key].title)
+    return [f"{'; '.join(titles)}: {note}" for note, titles in reasons.items()]
 
 
 def _notes(tables: Mapping[str, Profiles]) -> list[str]:

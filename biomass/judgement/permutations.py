@@ -123,22 +123,23 @@ def exchange_units(values: np.ndarray, groups: Groups, seed: int) -> Chance:
     """
     centred = values - values.mean(0)
     sizes = groups.sizes
-    ways = _arrangements(sizes)
-    alike = math.prod(math.factorial(int(n)) for n in np.bincount(sizes)[1:])
+    ways = math.lgamma(sizes.sum() + 1) - sum(math.lgamma(int(size) + 1) for size in sizes)  # logarithm
+    same = sum(math.lgamma(int(n) + 1) for n in np.bincount(sizes)[1:])  # likewise
 
     def between(codes: np.ndarray) -> float:
         return float((group_sums(codes, groups.count, centred) ** 2 / sizes[:, None]).sum())
 
     observed = between(groups.codes)
-    if ways <= _LISTED:
+    least = math.exp(same - ways)
+    if ways < math.log(_LISTED + 0.5):
         member = (
             np.array([codes.copy() for codes in _listed(groups.codes)])[:, None] == np.arange(groups.count)[:, None]
         )
         found = ((member @ centred) ** 2 / sizes[:, None]).sum((1, 2))
-        return Chance(float((found >= observed * (1 - 1e-9)).mean()), alike / ways, ways / alike)
+        return Chance(float((found >= observed * (1 - 1e-9)).mean()), least, round(1 / least))
     rng = np.random.default_rng(seed)
     test = _counted(observed, lambda: between(rng.permutation(groups.codes)), DRAWS)
-    return test._replace(least=max(test.least, alike / ways))
+    return test._replace(least=max(test.least, least))
 
 
 def compare_spread(values: np.ndarray, groups: Groups) -> Chance:
@@ -173,12 +174,6 @@ def _counted(observed: float, draw: Callable[[], float], count: int) -> Chance:
 def _share(above: float, drawn: float, count: int) -> Chance:
     p = above / drawn if above >= _ENOUGH else (above + 1) / (drawn + 1)
     return Chance(float(p), 1 / (count + 1), float(drawn))
-
-
-def _arrangements(sizes: np.ndarray) -> float:
-    """Ways of dealing out units to groups of these sizes."""
-    logs = math.lgamma(sizes.sum() + 1) - sum(math.lgamma(int(size) + 1) for size in sizes)
-    return float(round(math.exp(logs))) if logs < 30 else math.inf
 
 
 def _listed(codes: np.ndarray) -> Iterator[np.ndarray]:

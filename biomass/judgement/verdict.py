@@ -133,7 +133,11 @@ def say(
     sentences = [
         *([_together(first, then, changes, word, told_apart(values[1]))] if then else []),
         there_is(first, told_apart(values[0])),
-        *(apart_with(key, phrase, values, word) for key, phrase in PREDICTED.items() if key in values[0]),
+        *(
+            apart_with(key, phrase, values, word, first.get(key.partition("_")[0]))
+            for key, phrase in PREDICTED.items()
+            if key in values[0]
+        ),
         *_biology(values, differences or {}, word),
         *_afterwards(first, then, word),
         *not_told(first),

@@ -124,15 +124,22 @@ def not_told(found: Mapping[str, Effect]) -> list[str]:
     return said
 
 
-def apart_with(key: str, phrase: str, values: "tuple[dict[str, Value], dict[str, Value]]", word: str) -> str:
-    """How well things can be told apart, before and after."""
+def apart_with(
+    key: str,
+    phrase: str,
+    values: "tuple[dict[str, Value], dict[str, Value]]",
+    word: str,
+    effect: Effect | None = None,
+) -> str:
+    """How well things can be told apart, before and after; and that this may not be an effect, if nothing says so."""
     one, other = values[0][key], values[1].get(key)
     text = f"{phrase} with {percent(one.value)} % ({between(one, percent)}{chance_of(one, percent)})"
+    doubt = "; that may be what they hold, and no effect" if effect is not None and effect.word == UNKNOWN else ""
     if other is None:
-        return f"{text}."
+        return f"{text}{doubt}."
     chance = "" if np.isclose(one.null, other.null, atol=0.005) else chance_of(other, percent)
     spread = (between(other, percent) + chance).rstrip("; ")
-    return f"{text}; after {word} with {percent(other.value)} %{f' ({spread})' if spread else ''}."
+    return f"{text}; after {word} with {percent(other.value)} %{f' ({spread})' if spread else ''}{doubt}."
 
 
 def chance_of(one: "Value", write: Callable[[float], str]) -> str:

@@ -88,6 +88,8 @@ def test_what_cannot_be_told_is_not_claimed() -> None:
     verdict = say(pd.DataFrame(), {BEFORE: effects(**dict.fromkeys(NAMES, "cannot be told"))})
     assert verdict.sentences == ("Whether there is a batch effect cannot be told: few plates.",)
     assert verdict.named == ()
+    hedged = say(pd.DataFrame([row(BEFORE, PREDICTED, 0.6)]), {BEFORE: effects(plate="cannot be told")}).sentences
+    assert any("60 %" in one and "may be what they hold" in one for one in hedged)
     found = {BEFORE: effects(plate="strong"), AFTER: effects(plate="cannot be told")}
     assert "cannot be told whether the batch effect is gone" in say(both(0.04, (0.2, 0.5)), found).sentences[0]
     assert any(
