@@ -256,7 +256,10 @@ def _experiment(wells: Wells, plate: Effect, seed: int) -> Effect:
             chance = compare_spread(plates.effects, plates.home)
     found = _effect("experiment", wells, variance, chance, reason)
     open_question = plate.there and least > SURE and variance / wells.fit.noise >= _LEAST
-    return replace(found, word=UNKNOWN) if open_question and not found.there else found
+    if not open_question or found.there:
+        return found
+    unsure = f"smallest possible p {least:.2g}; an F test is not sure either (p = {found.p:.2g})"
+    return replace(found, word=UNKNOWN, reason=f"{arrangements}, {unsure}")
 
 
 def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:

@@ -19,14 +19,14 @@ from biomass.judgement.induction import induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
-from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Pair, recommend
+from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Difference, Pair, recommend
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
 from biomass.judgement.scores import Measured, Metric, measure, score, summarize, untold
 from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
 from biomass.judgement.table import PLATE, Profiles
 from biomass.judgement.units import in_one_unit
-from biomass.judgement.verdict import PREDICTED, Difference, paired_difference, say
+from biomass.judgement.verdict import PREDICTED, paired_difference, say
 
 DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
 """The corrections that are compared where nothing else is asked for."""
@@ -77,7 +77,7 @@ class Settings(NamedTuple):
 
 def evaluate(
     tables: Mapping[str, Profiles],
-    folder: Path,
+    folder: str | Path,
     settings: Settings | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Results:
@@ -104,13 +104,14 @@ def evaluate(
     table, ladder, units = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
     real = [name for name in names if name not in NULL_ROWS]
     before = ("running" if "running" in real else real[0], PLAIN)
-    choice = recommend(table, before)
+    mine = {pair: found for pair, found in units.items() if pair[0] in real}
+    differences = {pair: _differences(mine.get(before, {}), found, settings.seed) for pair, found in mine.items()}
+    choice = recommend(table, before, None, differences)
     after = choice.best if choice is not None and choice.best != before else None
     shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
     shown = shown[:_PANELS]
     wells, position, effects = _look_at(shown, tables, main, settings, skipped)
-    differences = _differences(units.get(before, {}), units.get(after, {}), settings.seed) if after else {}
-    verdict = say(table, effects, before, after, differences)
+    verdict = say(table, effects, before, after, differences.get(after) if after else None, choice=choice)
     drift = _induce(main, settings, skipped)
     found = {
         "roles": dict(main.taken),
@@ -123,7 +124,7 @@ def evaluate(
         "verdict": asdict(verdict),
     }
     results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
-    results.write(folder, metrics)
+    results.write(Path(folder), metrics)
     return results
 
 

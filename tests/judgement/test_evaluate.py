@@ -7,14 +7,15 @@ from pathlib import Path
 import pandas as pd
 from simulated_profiles import simulated
 
-from biomass.judgement.evaluate import Settings, evaluate
+import biomass
+from biomass.judgement.evaluate import Settings
 
 
 def test_what_is_the_same_for_many_is_said_once_and_nothing_that_was_skipped_is_lost(tmp_path: Path) -> None:
     profiles = simulated(experiments=1, plates=2, features=4, layout="fixed", compounds=20, controls=4)
     wells = profiles.wells.drop(columns=["plate", "experiment", "cells"], errors="ignore")
     settings = Settings(("standardize", "whiten"), maps="none")
-    evaluate({"mine": replace(profiles, wells=wells)}, tmp_path / "run", settings)
+    biomass.evaluate({"mine": replace(profiles, wells=wells)}, str(tmp_path / "run"), settings)
     skipped = json.loads((tmp_path / "run/evaluation.json").read_text())["skipped"]
     assert "cell count only: nothing says how many cells a well has" in skipped
     assert sum("which plate a well is of" in one for one in skipped) == 1
