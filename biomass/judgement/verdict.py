@@ -51,6 +51,7 @@ _BECAME = {
     "absent": "are found neither before nor after",
 }
 
+
 @dataclass(frozen=True)
 class Verdict:
     """What was found.
