@@ -1,17 +1,20 @@
 """Batch effects normalization for plate-based microscopy screens."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from biomass.judgement.evaluate import evaluate
+    from biomass.judgement.read import read_profiles, understand
     from biomass.trained import Model, load, open_screen
 
-__all__ = ["Model", "load", "open_screen"]
+__all__ = ["Model", "evaluate", "load", "open_screen", "read_profiles", "understand"]
+
+_MODULES = {"evaluate": "judgement.evaluate", "read_profiles": "judgement.read", "understand": "judgement.read"}
 
 
 def __getattr__(name: str) -> Any:
-    """The names of :mod:`biomass.trained`, which takes seconds to import: it is, when one of them is used."""
+    """The names of modules that take seconds to import: they are, when one of their names is used."""
     if name in __all__:
-        from biomass import trained
-
-        return getattr(trained, name)
+        return getattr(import_module(f"biomass.{_MODULES.get(name, 'trained')}"), name)
     raise AttributeError(f"module 'biomass' has no attribute '{name}'")

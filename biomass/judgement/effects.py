@@ -256,7 +256,10 @@ def _experiment(wells: Wells, plate: Effect, seed: int) -> Effect:
             chance = compare_spread(plates.effects, plates.home)
     found = _effect("experiment", wells, variance, chance, reason)
     open_question = plate.there and least > SURE and variance / wells.fit.noise >= _LEAST
-    return replace(found, word=UNKNOWN) if open_question and not found.there else found
+    if not open_question or found.there:
+        return found
+    unsure = f"smallest possible p {least:.2g}; an F test is not sure either (p = {found.p:.2g})"
+    return replace(found, word=UNKNOWN, reason=f"{arrangements}, {unsure}")
 
 
 def _places(profiles: Profiles, wells: Wells, seed: int) -> Iterator[Effect]:
@@ -337,9 +340,8 @@ def basis_of(name: str, wells: Wells, about: np.ndarray, beside: np.ndarray) -> 
     """Orthonormal columns (N, q) of what is left of covariates without plates, treatments and others; and the share."""
     before = float((wells.plate.within(about) ** 2).sum())
     if before < 1e-9 * len(about):
-        raise CannotJudgeError(
-            "no well is at the edge, or all are" if name == "edge" else f"all wells of a plate are in one {name}"
-        )
+        at_edge = "all wells of a plate are at the edge, or none is" if about.any() else "no well is at the edge"
+        raise CannotJudgeError(at_edge if name == "edge" else f"all wells of a plate are in one {name}")
     both = fit_additive(np.hstack([about, beside]), wells.plate, wells.treatment).residual
     rest, others = both[:, : about.shape[1]], both[:, about.shape[1] :]
     rest = rest - others @ (np.linalg.pinv(others.T @ others, rcond=1e-6, hermitian=True) @ (others.T @ rest))
@@ -359,6 +361,8 @@ def _treatment(wells: Wells, seed: int) -> Effect:
         return _unknown("treatment", "there is one treatment, or none is known")
     if freedom < 1:
         return _unknown("treatment", "no plate has two treatments: treatments and plates cannot be told apart")
+    if fit.rank >= len(wells.values):
+        return _unknown("treatment", "no treatment has a replicate, so that nothing says how much like wells differ")
     squares = float((wells.plate.within(fit.second[treatment.codes]) ** 2).sum())
     variance = (squares - freedom * fit.noise) / len(wells.values)
     return _effect("treatment", wells, variance, exchange_wells(wells.values, treatment, wells.plate, seed))

@@ -20,14 +20,14 @@ from biomass.judgement.induction import DRIFT, drift_between, induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
 from biomass.judgement.position import position_table
-from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Pair, recommend
+from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Difference, Pair, recommend
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
 from biomass.judgement.scores import Measured, Metric, measure, score, summarize, untold
 from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
 from biomass.judgement.table import PLATE, Profiles
 from biomass.judgement.units import in_one_unit
-from biomass.judgement.verdict import PREDICTED, Difference, paired_difference, say
+from biomass.judgement.verdict import PREDICTED, paired_difference, say
 
 DEFAULT = ("none", "standardize", "pycytominer_mad", "whiten", "standardize_tvn", "combat", "harmony")
 """The corrections that are compared where nothing else is asked for."""
@@ -80,7 +80,7 @@ class Settings(NamedTuple):
 
 def evaluate(
     tables: Mapping[str, Profiles],
-    folder: Path,
+    folder: str | Path,
     settings: Settings | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Results:
@@ -108,13 +108,15 @@ def evaluate(
     table, ladder, units = _score_all({name: tables[name] for name in names}, main, metrics, settings, skipped)
     real = [name for name in names if name not in NULL_ROWS]
     before = ("running" if "running" in real else real[0], PLAIN)
-    choice = recommend(table, before)
+    mine = {pair: found for pair, found in units.items() if pair[0] in real}
+    differences = {pair: _differences(mine.get(before, {}), found, settings.seed) for pair, found in mine.items()}
+    choice = recommend(table, before, None, differences)
     after = choice.best if choice is not None and choice.best != before else None
     shown = list(dict.fromkeys([before, *([after] if after else []), *((name, PLAIN) for name in real)]))
     shown = shown[:_PANELS]
     wells, position, effects = _look_at(shown, tables, main, settings, skipped)
-    differences = _differences(units.get(before, {}), units.get(after, {}), settings.seed) if after else {}
-    verdict = say(table, effects, before, after, differences)
+    verdict = say(table, effects, before, after, differences.get(after) if after else None, choice=choice)
+    drift = pd.concat([_induce(main, settings, skipped), _moved(given, settings, skipped)], ignore_index=True)
     found = {
         "roles": dict(main.taken),
         "notes": _notes(tables),
@@ -125,9 +127,8 @@ def evaluate(
         "shown": [list(pair) for pair in shown],
         "verdict": asdict(verdict),
     }
-    drift = pd.concat([_induce(main, settings, skipped), _moved(given, settings, skipped)], ignore_index=True)
     results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
-    results.write(folder, metrics)
+    results.write(Path(folder), metrics)
     return results
 
 
@@ -141,13 +142,14 @@ def _score_all(
     """The factorial table, its null rows last; the ladder of every pair; and what the verdict compares, by unit."""
     rows, ladder, seed = [], [], settings.seed
     units: dict[Pair, dict[str, Measured]] = {}
+    left: dict[tuple[str, str], list[str]] = {}  # statistics and reason → corrections
     every = {**tables, COUNTED: main}
     for pair, profiles in _shown_pairs(every, settings.all_corrections()):
         refit_only = CORRECTIONS[pair[1]].refit_only
         try:
             corrected = _corrected(profiles, pair, seed)
         except CannotJudgeError as reason:
-            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
+            left.setdefault((pair[0], str(reason)), []).append(pair[1])
             rows += rows_of(*pair, refit_only, [untold(key, reason) for key in metrics])
             continue
         found = {key: measure(one, corrected, seed) for key, one in metrics.items()}
@@ -158,6 +160,9 @@ def _score_all(
             dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
             scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
             rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
+    for (name, reason), of in left.items():
+        under = "" if len(of) == len(settings.all_corrections()) else f", {', '.join(of)}"
+        skipped.append(f"{name}{under}: {reason}")
     place = {name: number for number, name in enumerate([*every, SHUFFLED])}
     table = pd.DataFrame(rows, columns=list(TABLE))
     table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
@@ -235,10 +240,13 @@ def _moved(tables: Mapping[str, Profiles], settings: Settings, skipped: list[str
 
 
 def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:
-    """A line for each metric that could not be told of any pair."""
+    """A line for each reason why metrics could not be told of any pair."""
     told = table.groupby("metric", sort=False)["value"].transform(lambda values: values.notna().any())
     first = table[~told.astype(bool)].drop_duplicates("metric")
-    return [f"{metrics[key].title}: {note}" for key, note in zip(first["metric"], first["note"], strict=True)]
+    reasons: dict[str, list[str]] = {}
+    for key, note in zip(first["metric"], first["note"], strict=True):
+        reasons.setdefault(note, []).append(metrics[key].title)
+    return [f"{'; '.join(titles)}: {note}" for note, titles in reasons.items()]
 
 
 def _notes(tables: Mapping[str, Profiles]) -> list[str]:

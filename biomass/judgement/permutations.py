@@ -124,23 +124,24 @@ def exchange_units(values: np.ndarray, groups: Groups, seed: int) -> Chance:
     """
     centred = values - values.mean(0)
     sizes = groups.sizes
-    ways = _arrangements(sizes)
-    alike = math.prod(math.factorial(int(n)) for n in np.bincount(sizes)[1:])
+    ways = math.lgamma(sizes.sum() + 1) - sum(math.lgamma(int(size) + 1) for size in sizes)  # logarithm
+    same = sum(math.lgamma(int(n) + 1) for n in np.bincount(sizes)[1:])  # likewise
 
     observed = float(_between(groups.codes[None], groups, centred)[0])
-    if ways <= _LISTED:
+    least = math.exp(same - ways)
+    if ways < math.log(_LISTED + 0.5):
         member = (
             np.array([codes.copy() for codes in _listed(groups.codes)])[:, None] == np.arange(groups.count)[:, None]
         )
         found = ((member @ centred) ** 2 / sizes[:, None]).sum((1, 2))
-        return Chance(float((found >= observed * (1 - 1e-9)).mean()), alike / ways, ways / alike)
+        return Chance(float((found >= observed * (1 - 1e-9)).mean()), least, round(1 / least))
     rng = np.random.default_rng(seed)
 
     def drawn(count: int) -> np.ndarray:
         return _between(np.stack([rng.permutation(groups.codes) for _ in range(count)]), groups, centred)
 
     test = _counted(observed, drawn, DRAWS, values.size)
-    return test._replace(least=max(test.least, alike / ways))
+    return test._replace(least=max(test.least, least))
 
 
 def compare_spread(values: np.ndarray, groups: Groups) -> Chance:
@@ -187,12 +188,6 @@ def _counted(observed: float, draw: Callable[[int], np.ndarray], count: int, siz
 def _share(above: float, drawn: float, count: int) -> Chance:
     p = above / drawn if above >= _ENOUGH else (above + 1) / (drawn + 1)
     return Chance(float(p), 1 / (count + 1), float(drawn))
-
-
-def _arrangements(sizes: np.ndarray) -> float:
-    """Ways of dealing out units to groups of these sizes."""
-    logs = math.lgamma(sizes.sum() + 1) - sum(math.lgamma(int(size) + 1) for size in sizes)
-    return float(round(math.exp(logs))) if logs < 30 else math.inf
 
 
 def _listed(codes: np.ndarray) -> Iterator[np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.judgement.results import NULL_ROWS
+from biomass.judgement.wording import listed, number
 from biomass.norms import WORDS
 
 Pair: TypeAlias = tuple[str, str]
@@ -32,6 +33,12 @@ MECHANISMS: Mapping[str, str] = {
 FAMILIES: Mapping[str, Mapping[str, str]] = {"replicates": REPLICATES, "mechanisms": MECHANISMS}
 PREDICTED = "plate_predicted"
 
+_NAMED = 4  # pairs that a sentence names
+
+
+Difference: TypeAlias = tuple[float, float, float]
+"""Of two values, after less before, with the ends of its interval."""
+
 
 class Value(NamedTuple):
     """A row of ``table.csv``."""
@@ -52,7 +59,7 @@ class Recommendation(NamedTuple):
     Attributes:
         best: of all.
         lasting: the best of those that transform new plates as they are; None where there is none.
-        sentence: with the reason.
+        sentence: with the reason, and what is better by one metric alone.
     """
 
     best: Pair
@@ -98,8 +105,15 @@ def named(pair: Pair | None, beside: Pair | None = None, titles: Mapping[str, st
     return correction if beside is not None and beside[0] == pair[0] else f"{words} with {correction}"
 
 
-def recommend(table: pd.DataFrame, before: Pair, titles: Mapping[str, str] | None = None) -> Recommendation | None:
+def recommend(
+    table: pd.DataFrame,
+    before: Pair,
+    titles: Mapping[str, str] | None = None,
+    differences: Mapping[Pair, Mapping[str, Difference]] | None = None,
+) -> Recommendation | None:
     """Choose the pair whose biology is best; of those that may be as good, the one with the least of a batch effect.
+
+    What surely loses a family of what was found before is left out, however good the other family is.
 
     Biology is the mean, over the families of :data:`FAMILIES`, of how far their first metric lies above chance; as good
     is what lies above the lower end of the best one's interval; the batch effect is how well plates are predicted. Of
@@ -109,6 +123,7 @@ def recommend(table: pd.DataFrame, before: Pair, titles: Mapping[str, str] | Non
         table: as ``table.csv``.
         before: what there is without any choice.
         titles: of corrections.
+        differences: pair → metric → its paired difference from ``before``, where it is known.
 
     Returns:
         None where no metric of biology is known for two pairs.
@@ -123,6 +138,14 @@ def recommend(table: pd.DataFrame, before: Pair, titles: Mapping[str, str] | Non
     if len(skills) < 2:
         return None
     batch = {pair: found[PREDICTED].value for pair, found in values.items() if PREDICTED in found}
+    paired = differences or {}
+    losing = [
+        pair
+        for pair in skills
+        if before in skills and any(_loses(key, values[pair], values[before], paired.get(pair, {})) for key in keys)
+    ]
+    count = len(skills)
+    skills = {pair: skill for pair, skill in skills.items() if pair not in losing}
     rows = table[table["refit_only"].astype(bool)]
     refit = set(zip(rows["statistics"], rows["correction"], strict=True))
     best = _best(skills, batch)
@@ -130,7 +153,33 @@ def recommend(table: pd.DataFrame, before: Pair, titles: Mapping[str, str] | Non
     lasting = _best(new, batch) if new else None
     families = {**REPLICATES, **MECHANISMS}
     by = " and ".join(families[key] for key in keys)
-    return Recommendation(best, lasting, _sentence(best, lasting, before, by, len(skills), refit, titles))
+    said = [_sentence(best, lasting, before, by, count, refit, titles)]
+    said += [_but(key, best, {pair: values[pair][key] for pair in skills}, families[key], titles) for key in keys]
+    if losing:
+        names = [named(pair, before, titles) for pair in losing]
+        if len(names) > _NAMED:
+            names[_NAMED - 1 :] = [f"{len(names) - _NAMED + 1} others"]
+        said.append(f"Left out, as biology that is found without is lost: {listed(names)}.")
+    return Recommendation(best, lasting, " ".join(filter(None, said)))
+
+
+def _loses(
+    key: str, after: Mapping[str, Value], before: Mapping[str, Value], differences: Mapping[str, Difference]
+) -> bool:
+    """Whether a metric is surely lower than it was, above chance, too."""
+    now, was = after[key], before[key]
+    if key in differences:
+        return differences[key][2] < 0 and now.above_chance(now.value) < was.above_chance(was.value)
+    return now.above_chance(now.high) < was.above_chance(was.low)
+
+
+def _but(key: str, best: Pair, found: Mapping[Pair, Value], title: str, titles: Mapping[str, str] | None) -> str:
+    """What is surely better by one metric alone; empty where nothing is."""
+    top = max(found, key=lambda pair: found[pair].above_chance(found[pair].value))
+    one, other = found[top], found[best]
+    if not one.above_chance(one.low) > other.above_chance(other.high):
+        return ""
+    return f"But {named(top, best, titles)} is better by {title}: {number(one.value)} against {number(other.value)}."
 
 
 def _keys(values: Mapping[Pair, Mapping[str, Value]]) -> list[str]:

@@ -73,6 +73,7 @@ _KNOWN = frozenset(
         *("entrez_id", "ncbi_gene_id"),
     )
 )
+_PLACES = (SOURCE, EXPERIMENT, PLATE, WELL)  # a column that a user names for one of these is not another
 _SHOWN = 5
 
 
@@ -153,7 +154,10 @@ def find_columns(about: pd.DataFrame, given: Given | None = None) -> Columns:
     for role, synonyms in SYNONYMS.items():
         if given and role in given:
             continue
-        usable = [c for one in synonyms for c in short.get(one, ()) if _may_be(role, about[c])]
+        taken = [
+            c for other in _PLACES if given and role in _PLACES and other in given for c in found.of.get(other, ())
+        ]
+        usable = [c for one in synonyms for c in short.get(one, ()) if c not in taken and _may_be(role, about[c])]
         if not usable:
             continue
         found.of[role] = usable[:1]

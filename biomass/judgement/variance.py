@@ -26,7 +26,7 @@ from biomass.judgement.effects import (
 )
 from biomass.judgement.permutations import exchange_wells
 from biomass.judgement.scores import Measured, Metric
-from biomass.judgement.table import COMPOUND, Profiles
+from biomass.judgement.table import COMPOUND, PLATE, Profiles
 
 
 def _shares(wells: Wells, explained: np.ndarray, groups: np.ndarray, p: float, note: str = "") -> Measured:
@@ -48,6 +48,8 @@ def _part(fitted: np.ndarray, values: np.ndarray, by_chance: float) -> np.ndarra
 
 def plate_share(profiles: Profiles, seed: int = 0) -> Measured:
     """Of plates, together with their experiments, beyond treatments."""
+    if not profiles.has(PLATE):
+        raise CannotJudgeError("no column says the plate")
     wells = judged_wells(profiles, seed)
     plate, fit = wells.plate, wells.fit
     freedom = plate.count - int(fit.parts.max()) - 1

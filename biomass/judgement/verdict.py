@@ -7,7 +7,7 @@ the two values, which must not overlap.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ import pandas as pd
 from biomass.judgement.effects import BATCH, NONE, PLACES, TECHNICAL, UNKNOWN, Effect
 from biomass.judgement.recommend import (
     FAMILIES,
+    Difference,
     Pair,
     Recommendation,
     Value,
@@ -49,8 +50,6 @@ _BECAME = {
     "same": "are found as before",
     "absent": "are found neither before nor after",
 }
-Difference: TypeAlias = tuple[float, float, float]
-"""Of two values, after less before, with the ends of its interval."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ def say(
     after: Pair | None = None,
     differences: Mapping[str, Difference] | None = None,
     titles: Mapping[str, str] | None = None,
+    choice: Recommendation | None = None,
 ) -> Verdict:
     """The verdict.
 
@@ -109,6 +109,7 @@ def say(
         after: what it is compared with; what is recommended, if left out.
         differences: key of a metric → its paired difference, where it is known.
         titles: correction → what to call it.
+        choice: what is recommended, where it is known already.
 
     >>> row = {"statistics": "profiles", "correction": "none", "refit_only": False, "metric": "plate_predicted"}
     >>> table = pd.DataFrame([row | {"value": 0.91, "low": 0.88, "high": 0.94, "null": 0.04, "p": 0.001, "n": 96}])
@@ -120,7 +121,8 @@ def say(
     """
     pairs = pairs_of(table)
     before = before or (pairs[0] if pairs else next(iter(effects), None))
-    choice = recommend(table, before, titles) if before is not None and len(pairs) > 1 else None
+    if choice is None and before is not None and len(pairs) > 1:
+        choice = recommend(table, before, titles)
     if after is None and choice is not None and choice.best != before:
         after = choice.best
     first = dict(effects.get(before, {})) if before is not None else {}
@@ -133,7 +135,11 @@ def say(
     sentences = [
         *([_together(first, then, changes, word, told_apart(values[1]))] if then else []),
         there_is(first, told_apart(values[0])),
-        *(apart_with(key, phrase, values, word) for key, phrase in PREDICTED.items() if key in values[0]),
+        *(
+            apart_with(key, phrase, values, word, first.get(key.partition("_")[0]))
+            for key, phrase in PREDICTED.items()
+            if key in values[0]
+        ),
         *_biology(values, differences or {}, word),
         *_afterwards(first, then, word),
         *not_told(first),
@@ -293,9 +299,16 @@ def _count_alone(table: pd.DataFrame, values: Mapping[str, Value]) -> list[str]:
     counted = {} if table.empty else values_of(table[table["statistics"] == COUNTED], _first_pair(table))
     for family in FAMILIES.values():
         key = next((key for key in family if key in values and key in counted), None)
-        if key is not None and values[key].low <= counted[key].value:
+        if key is None or not (_sure(values[key]) or _sure(counted[key])):
+            continue
+        if values[key].low <= counted[key].value:
             return [f"The number of cells alone does as well: {family[key]} {number(counted[key].value)}."]
     return []
+
+
+def _sure(one: Value) -> bool:
+    """Whether a value is above chance."""
+    return one.low > one.null
 
 
 def _first_pair(table: pd.DataFrame) -> Pair | None:

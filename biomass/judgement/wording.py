@@ -1,11 +1,14 @@
 """Sentences of the verdict: how numbers are written, which effects there are, what can be told apart."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from biomass.judgement.effects import STRONG, TECHNICAL, UNKNOWN, Effect
-from biomass.judgement.recommend import Value
+
+if TYPE_CHECKING:
+    from biomass.judgement.recommend import Value
 
 PREDICTED: Mapping[str, str] = {
     "plate_predicted": "Plates can be told apart",
@@ -78,7 +81,7 @@ def there_is(found: Mapping[str, Effect], apart: Sequence[str]) -> str:
     return f"{text}{all_the_same(apart)}."
 
 
-def told_apart(values: Mapping[str, Value]) -> list[str]:
+def told_apart(values: "Mapping[str, Value]") -> list[str]:
     """What can be told apart, surely better than by chance."""
     sure = {key: values[key].low > values[key].null + _MARGIN for key in PREDICTED if key in values}
     return [THINGS[key.partition("_")[0]] for key, better in sure.items() if better]
@@ -121,25 +124,32 @@ def not_told(found: Mapping[str, Effect]) -> list[str]:
     return said
 
 
-def apart_with(key: str, phrase: str, values: tuple[dict[str, Value], dict[str, Value]], word: str) -> str:
-    """How well things can be told apart, before and after."""
+def apart_with(
+    key: str,
+    phrase: str,
+    values: "tuple[dict[str, Value], dict[str, Value]]",
+    word: str,
+    effect: Effect | None = None,
+) -> str:
+    """How well things can be told apart, before and after; and that this may not be an effect, if nothing says so."""
     one, other = values[0][key], values[1].get(key)
     text = f"{phrase} with {percent(one.value)} % ({between(one, percent)}{chance_of(one, percent)})"
+    doubt = "; that may be what they hold, and no effect" if effect is not None and effect.word == UNKNOWN else ""
     if other is None:
-        return f"{text}."
+        return f"{text}{doubt}."
     chance = "" if np.isclose(one.null, other.null, atol=0.005) else chance_of(other, percent)
     spread = (between(other, percent) + chance).rstrip("; ")
-    return f"{text}; after {word} with {percent(other.value)} %{f' ({spread})' if spread else ''}."
+    return f"{text}; after {word} with {percent(other.value)} %{f' ({spread})' if spread else ''}{doubt}."
 
 
-def chance_of(one: Value, write: Callable[[float], str]) -> str:
+def chance_of(one: "Value", write: Callable[[float], str]) -> str:
     """What is expected by chance."""
     if not np.isfinite(one.null):
         return "chance not known"
     return f"chance {write(one.null)}{' %' if write is percent else ''}"
 
 
-def between(one: Value, write: Callable[[float], str]) -> str:
+def between(one: "Value", write: Callable[[float], str]) -> str:
     """The interval."""
     if not (np.isfinite(one.low) and np.isfinite(one.high)):
         return "no interval: too few groups; "

@@ -39,6 +39,14 @@ def test_units_of_unlike_groups_have_more_arrangements() -> None:
     )
 
 
+def test_hundreds_of_groups_of_one_size_are_no_overflow() -> None:
+    home = np.concatenate([np.arange(300), [0]])
+    chance = exchange_units(np.random.default_rng(0).standard_normal((301, 1)), Groups.of(home), 0)
+    assert 0 < chance.least <= chance.p
+    few = np.concatenate([np.arange(20), [0]])
+    assert exchange_units(np.random.default_rng(0).standard_normal((21, 1)), Groups.of(few), 0).least > 0.004
+
+
 def test_wells_are_exchanged_within_strata_alone() -> None:
     rng = np.random.default_rng(0)
     strata = np.repeat([0, 1], 50)

@@ -110,6 +110,14 @@ def test_roles_can_be_given_and_may_be_several_columns() -> None:
             understand(table, roles=roles)
 
 
+def test_a_column_that_is_given_for_the_plate_is_not_found_for_the_experiment() -> None:
+    table = wells().drop(columns="Metadata_Plate").assign(run_id=["a"] * 20 + ["b"] * 20)
+    assert understand(table).taken["experiment"] == "run_id"
+    taken = understand(table, roles={"plate": "run_id"}).taken
+    assert taken["plate"] == "run_id"
+    assert "experiment" not in taken
+
+
 def test_what_could_have_been_taken_too_is_said() -> None:
     found = understand(wells(Metadata_pert_iname=["a", "b"] * 20, Metadata_drug=["a", "c", "d", "e"] * 10))
     assert found.taken["compound"] == "Metadata_pert_iname"

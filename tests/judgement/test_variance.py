@@ -1,5 +1,7 @@
 """Shares of variance, against closed forms and chance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulated_profiles import simulated
@@ -63,3 +65,11 @@ def test_what_cannot_be_told_is_a_note() -> None:
         found = score(name, METRICS[f"variance_{name}"], profiles)
         assert np.isnan(found.value)
         assert found.note
+
+
+def test_treatments_without_replicates_and_tables_without_plates_are_notes() -> None:
+    profiles = simulated(experiments=1, plates=1, features=4, layout="fixed", compounds=94, controls=2)
+    single = profiles.take(np.unique(profiles.codes("treatment"), return_index=True)[1])
+    assert np.isnan(score("treatment", METRICS["variance_treatment"], single).value)
+    no_plate = replace(profiles, wells=profiles.wells.drop(columns="plate"))
+    assert "no column says the plate" in score("plate", METRICS["variance_plate"], no_plate).note

@@ -88,6 +88,8 @@ def test_what_cannot_be_told_is_not_claimed() -> None:
     verdict = say(pd.DataFrame(), {BEFORE: effects(**dict.fromkeys(NAMES, "cannot be told"))})
     assert verdict.sentences == ("Whether there is a batch effect cannot be told: few plates.",)
     assert verdict.named == ()
+    hedged = say(pd.DataFrame([row(BEFORE, PREDICTED, 0.6)]), {BEFORE: effects(plate="cannot be told")}).sentences
+    assert any("60 %" in one and "may be what they hold" in one for one in hedged)
     found = {BEFORE: effects(plate="strong"), AFTER: effects(plate="cannot be told")}
     assert "cannot be told whether the batch effect is gone" in say(both(0.04, (0.2, 0.5)), found).sentences[0]
     assert any(
@@ -115,6 +117,8 @@ def test_cell_counts_that_do_as_well_are_named() -> None:
     table = pd.concat([both(0.04, (0.2, 0.3)), pd.DataFrame([row(("cell count only", "none"), REPLICATES, 0.4)])])
     said = say(table, {BEFORE: effects()}).sentences
     assert any("cells alone does as well" in one for one in said)
+    chance = pd.concat([both(0.04, (0.04, 0.04)), pd.DataFrame([row(("cell count only", "none"), REPLICATES, 0.04)])])
+    assert not any("cells alone" in one for one in say(chance, {BEFORE: effects()}).sentences)
 
 
 def test_a_verdict_is_json() -> None:
@@ -141,6 +145,36 @@ def test_what_must_be_fitted_again_is_not_for_new_plates() -> None:
     assert best is not None
     assert (best.best, best.lasting) == (harmony, AFTER)
     assert "for new plates, use plate statistics" in best.sentence
+
+
+def test_what_loses_a_family_of_biology_is_not_recommended_however_good_the_other_is() -> None:
+    table = both(0.04, (0.2, 0.9))
+    for mechanisms, lost in ((0.41, False), (0.2, True)):
+        rows = [row(BEFORE, MECHANISMS, 0.42), row(AFTER, MECHANISMS, mechanisms)]
+        best = recommend(pd.concat([table, pd.DataFrame(rows)]), BEFORE)
+        assert best is not None
+        assert best.best == (BEFORE if lost else AFTER)
+        assert ("Left out" in best.sentence) is lost
+
+
+def test_a_loss_that_only_the_paired_difference_shows_is_a_loss() -> None:
+    rows = [row(pair, MECHANISMS, value, spread=0.2) for pair, value in ((BEFORE, 0.6), (AFTER, 0.4))]
+    table = pd.concat([both(0.04, (0.2, 0.9)), pd.DataFrame(rows)])
+    for differences, chosen in (({}, AFTER), ({AFTER: {MECHANISMS: (-0.2, -0.3, -0.1)}}, BEFORE)):
+        best = recommend(table, BEFORE, None, differences)
+        assert best is not None
+        assert best.best == chosen
+
+
+def test_what_is_surely_better_by_one_metric_alone_is_named() -> None:
+    third = ("running", "whiten")
+    rows = [row(pair, MECHANISMS, value) for pair, value in ((BEFORE, 0.4), (AFTER, 0.4), (third, 0.73))]
+    rows += [row(third, REPLICATES, 0.22), row(third, PREDICTED, 0.9)]
+    best = recommend(pd.concat([both(0.04, (0.2, 0.9)), pd.DataFrame(rows)]), BEFORE)
+    assert best is not None
+    assert best.best == AFTER
+    assert "But running statistics with 'whiten' is better by" in best.sentence
+    assert ".73 against .40" in best.sentence
 
 
 def test_yardsticks_are_not_recommended() -> None:
