@@ -33,7 +33,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """What a run logged, a dictionary a line, without a line that was cut off when the run was stopped."""
     file, lines = folder / "metrics.jsonl", []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(line))
     return lines

@@ -156,6 +156,10 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise SystemExit(f"error: the path '{error.filename}' is too long for the disk: choose a shorter one") from None
+    except MemoryError as error:
+        raise SystemExit(
+            f"error: there is too little memory ({one_line(error)}): give fewer rows, or another machine"
+        ) from None
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -27,6 +27,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from biomass.atomic import check_place
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.config import run_name
 from biomass.errors import ConfigError, did_you_mean
@@ -36,6 +37,8 @@ from biomass.judgement.evaluate import DEFAULT, MAPS, Settings, evaluate
 from biomass.judgement.raw import OWN
 from biomass.judgement.read import read_profiles
 from biomass.judgement.relationships import read_pairs
+from biomass.judgement.results import FILES
+from biomass.report.files import PAGE
 from biomass.report.page import write_report
 
 PLACE = 80
@@ -70,8 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--map", choices=MAPS, default="umap", help="how wells are laid out in the plane")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    args = parser.parse_intermixed_args(words)
     with run_on_files("nothing was written"):
+        check_text(words)
         settings = parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):
@@ -91,10 +96,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         judged.check()
         folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
+        check_out(folder)
         tables = {name: read_profiles(file, args.metadata, *how) for name, file in files.items()}
-        evaluate(tables, folder, judged, about(files, sys.argv[1:] if arguments is None else list(arguments)))
+        evaluate(tables, folder, judged, about(files, words))
         page = write_report([folder], folder / "report.html")
         print(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")
+
+
+def check_text(words: Sequence[str]) -> None:
+    """Make sure that the command can be written down.
+
+    Raises:
+        ConfigError: a word of it is not UTF-8, as the name of a file may be.
+    """
+    for word in words:
+        if not word.isprintable() and word.encode(errors="replace").decode() != word:
+            raise ConfigError(f"{ascii(word)} is not UTF-8, and cannot be written down: rename the file")
+
+
+def check_out(folder: Path) -> None:
+    """Make sure that the files can be written, before minutes of work find out that they cannot.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    check_place(folder, "store")
+    for file in (folder / name for name in (*FILES, PAGE)):
+        if file.is_dir():
+            raise ConfigError(f"cannot write '{file}' (it is a folder)", "store")
 
 
 def named_tables(given: Sequence[str]) -> dict[str, Path]:
@@ -139,13 +168,21 @@ def _word(file: Path) -> str:
 
 def about(files: dict[str, Path], arguments: Sequence[str]) -> dict[str, Any]:
     """What the page says of where it comes from."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES}
     return {
         "command": shlex.join(["biomass", "evaluate", *arguments]),
         "versions": {"python": platform.python_version()} | versions,
         "table": {name: str(file) for name, file in files.items()},
         "fingerprint": {name: fingerprint(file) for name, file in files.items()},
     }
+
+
+def version(package: str) -> str:
+    """The version of a package; of what runs from a checkout, there may be none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def fingerprint(file: Path) -> str:

@@ -67,11 +67,17 @@ class Correction:
     def fit_transform(self, profiles: Profiles, seed: int = 0) -> Profiles:
         """Fit it on wells, and correct these wells.
 
+        Raises:
+            CannotJudgeError: it cannot be fitted on them, or what it makes of them is not finite.
+
         >>> wells = Profiles(pd.DataFrame({"plate": [*"aabb"]}), np.float32([[1], [3], [5], [9]]), ("f",))
         >>> CORRECTIONS["standardize_all"].fit_transform(wells).features.astype(float).ravel().round(2).tolist()
         [-0.71, 0.71, -0.71, 0.71]
         """
-        return self.fit(profiles, seed).transform(profiles)
+        done = self.fit(profiles, seed).transform(profiles)
+        if odd := int((~np.isfinite(done.features)).any(axis=1).sum()):
+            raise CannotJudgeError(f"it makes profiles of {odd} of {len(done)} wells that are not finite")
+        return done
 
 
 @dataclass(frozen=True)

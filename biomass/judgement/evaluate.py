@@ -41,6 +41,7 @@ _COMPARED = (*REPLICATES, *MECHANISMS, *PREDICTED)
 _INDUCED = ("plate_predicted", "plate_neighbour", "map_other_plate", "treatment_neighbour")
 """What is asked of plates that came later."""
 
+_SEEDS = 2**32 - 1  # that libraries take
 _PANELS = 4  # pairs that are drawn, at most
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,16 @@ class Settings(NamedTuple):
     earlier: Mapping[str, Profiles] = MappingProxyType({})
 
     def check(self) -> None:
-        """Raise ConfigError where a name is unknown."""
+        """Raise ConfigError where a name is unknown, or a number cannot be meant."""
         for name in self.corrections:
             if name not in CORRECTIONS:
                 raise ConfigError(f"correction '{name}' is unknown; {did_you_mean(name, CORRECTIONS)}", "correction")
         if self.maps not in MAPS:
             raise ConfigError(f"maps='{self.maps}' is unknown; {did_you_mean(self.maps, MAPS)}")
+        if self.first is not None and self.first < 1:
+            raise ConfigError(f"corrections cannot be fitted on the first {self.first} plates; give 1 or more")
+        if not 0 <= self.seed <= _SEEDS:
+            raise ConfigError(f"seed {self.seed} is not between 0 and {_SEEDS}")
 
     def all_corrections(self) -> tuple[str, ...]:
         """The corrections, ``none`` first."""
@@ -213,7 +218,7 @@ def _differences(before: Mapping[str, Measured], after: Mapping[str, Measured], 
 def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.DataFrame:
     """What corrections make of plates that they were not fitted on."""
     plates = profiles.wells[PLATE].nunique() if profiles.has(PLATE) else 0
-    first = settings.first or plates // 2
+    first = plates // 2 if settings.first is None else settings.first
     chosen = {}
     for name in settings.all_corrections():
         chosen[name] = CORRECTIONS[name]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from biomass.errors import CannotJudgeError
+from biomass.errors import CannotJudgeError, one_line
 from biomass.judgement.table import PLATE, Profiles
 
 COLUMNS = 64
@@ -143,7 +143,10 @@ def fit_combat(profiles: Profiles, seed: int = 0) -> ComBat:
         part = pd.DataFrame(profiles.features[rows, start : start + COLUMNS].astype(np.float64))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            model = Library(batch=batch).fit(part)
+            try:
+                model = Library(batch=batch).fit(part)
+            except (ArithmeticError, ValueError) as error:  # of linear algebra, too
+                raise CannotJudgeError(f"ComBat cannot be fitted ({one_line(error)})") from error
         slow |= any("converge" in str(one.message) for one in said)
         ends = model.transform(pd.DataFrame(np.repeat(probes[["value"]], part.shape[1], axis=1), probes.index))
         low, high = ends.to_numpy()[::2], ends.to_numpy()[1::2]
@@ -224,7 +227,10 @@ def fit_harmony(profiles: Profiles, seed: int = 0) -> Harmony:
         )
     components = principal_components(profiles.features, COMPONENTS, seed)
     names = profiles.wells[PLATE].to_numpy(str)
-    done = run_harmony(components, pd.DataFrame({PLATE: names}), PLATE, verbose=False, random_state=seed)
+    try:
+        done = run_harmony(components, pd.DataFrame({PLATE: names}), PLATE, verbose=False, random_state=seed)
+    except (ArithmeticError, ValueError) as error:  # of linear algebra, too
+        raise CannotJudgeError(f"Harmony cannot be fitted ({one_line(error)})") from error
     return Harmony(profiles.features, names, np.asarray(done.Z_corr, np.float32))
 
 

@@ -247,7 +247,9 @@ def _of_kind(wells: _Wells, kind: str, seed: int, permutations: int) -> pd.DataF
         low, high = interval(np.where(fits, more, 0), np.where(fits, room, 0), np.arange(plates), seed)
     else:
         chance_alike = float(np.mean([one for _, one in sizes_found[1:]]))
-        whole, low, high = (alike - chance_alike) / (total.sum() - chance_alike), np.nan, np.nan
+        left = total.sum() - chance_alike
+        whole = (alike - chance_alike) / left if left > total.sum() * _SAME else np.nan
+        low = high = np.nan
     ends = [interval(lying[:, i], sizes[:, i].astype(float), np.arange(plates), seed) for i in range(len(levels))]
     every = permutations + 1
     rows = [("", "", whole, low, high, _larger(np.array(sizes_found)))]

@@ -55,7 +55,7 @@ def lay_out(profiles: Profiles, how: str, seed: int = 0) -> np.ndarray:
     plates = profiles.codes(PLATE) if profiles.has(PLATE) else np.zeros(len(profiles), np.int64)
     rows = spread_rows(plates, MAPPED, seed)
     leading = _leading(profiles.features[rows], _DIRECTIONS if how == "umap" else 2, centre=how == "pca")
-    if how == "umap":
+    if how == "umap" and leading.shape[1] > 1:  # a single direction is laid out as it is
         from biomass.evaluation.plots import umap_coordinates  # seconds to import, and more to compile
 
         leading = umap_coordinates(leading, seed=seed)

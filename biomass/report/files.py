@@ -18,6 +18,9 @@ EVALUATION, METRICS, TABLE, LADDER, WELLS = (
 )
 """What ``biomass evaluate`` leaves."""
 
+LARGEST = 1e15
+"""Numbers beyond it are none that a run measures, nor can they be drawn."""
+
 PAGE = "report.html"
 """The page, in the folder of a run."""
 
@@ -32,7 +35,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"'{file.name}' is damaged ({one_line(error)}): run the command that made it again") from error
     if not isinstance(content, Mapping):
         raise DataError(f"'{file.name}' is damaged (it holds no object): run the command that made it again")
@@ -40,7 +43,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV with these columns: text as it stands, numbers as float, NaN where there is none.
+    """A CSV with these columns: text as it stands, numbers as float, NaN where there is none that can be drawn.
 
     Raises:
         DataError: it is damaged, or a column is missing.
@@ -49,7 +52,8 @@ def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str] = ()) 
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         for name in numbers:
             if name in table:
-                table[name] = table[name].replace("", "nan").astype(float)
+                values = table[name].replace("", "nan").astype(float)
+                table[name] = values.where(values.abs() <= LARGEST)
     except (OSError, ValueError) as error:  # of pandas, too
         raise DataError(f"'{file.name}' is damaged ({one_line(error)}): run the command that made it again") from error
     lacking = next((name for name in [*columns, *numbers] if name not in table), None)
@@ -59,9 +63,9 @@ def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str] = ()) 
 
 
 def number(value: Any) -> float:
-    """A number of a JSON file; NaN where it is none.
+    """A number of a JSON file; NaN where it is none that can be drawn.
 
-    >>> number(None), number("0.5"), number(1)
-    (nan, nan, 1.0)
+    >>> number(None), number("0.5"), number(1), number(10**400)
+    (nan, nan, 1.0, nan)
     """
-    return float(value) if isinstance(value, int | float) else float("nan")
+    return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST else float("nan")

@@ -49,6 +49,9 @@ SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
 }
 """What is on the page of a run, in order: name → from its folder to a section, or why there is none."""
 
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError)
+"""What values raise that no run has written."""
+
 _RUN = (EVALUATION, METRICS, TABLE, "config.yaml", "metrics.jsonl", "stress.csv")
 """Files of which a run has at least one."""
 
@@ -76,7 +79,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         log.warning("left out: %s", reason)
     page = one_run(folders[0]) if len(folders) == 1 else several_runs(runs, out, left_out)
     with whole_file(out, "store") as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, encoding="utf-8", errors="replace")  # a name of a file may be no text
     return out
 
 
@@ -111,11 +114,17 @@ def several_runs(folders: Sequence[Path], out: Path, left_out: Sequence[tuple[st
 
 
 def section_of(make: Callable[[Path], Section | str], folder: Path) -> Section | str:
-    """A section; why there is none, also where a file is damaged."""
+    """A section; why there is none, also where a file is damaged.
+
+    A file may be damaged so that it is read and yet cannot be shown: one section less is no reason to lose the page.
+    """
     try:
         return make(folder)
     except BiomassError as error:
         return one_line(error)
+    except _DAMAGE as error:
+        log.debug("where it happened", exc_info=True)
+        return f"its files hold what cannot be shown ({type(error).__name__}: {one_line(error)}): make them again"
 
 
 def assemble(title: str, subtitle: str, sections: Sequence[Section]) -> str:
