@@ -110,7 +110,7 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
     lead = (
         "The darker a cell, the better among all runs. Runs can be compared where their data are the same; see below."
     )
-    html = render("factorial", tables=tables, refit_only=False)
+    html = render("factorial", tables=tables, refit_only=False, names={})
     return Section("metrics", "Metrics", html, "factorial", data, lead)
 
 
