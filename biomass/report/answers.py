@@ -25,23 +25,27 @@ class Answer(NamedTuple):
     """An answer.
 
     Attributes:
+        about: one or two words, the same for all runs.
         question: what a reader wants to know.
         short: a few words.
         long: the numbers behind it.
     """
 
+    about: str
     question: str
     short: str
     long: str
 
 
-def answers(verdict: Mapping[str, Any], judged: Judged | None) -> list[Answer]:
+def answers(verdict: Any, judged: Judged | None) -> list[Answer]:
     """What is known of the four questions.
 
     Args:
         verdict: that of ``evaluation.json``.
         judged: the factorial table; None where it cannot be read.
     """
+    if not isinstance(verdict, Mapping):
+        return []
     before, after = _pair(verdict.get("before")), _pair(verdict.get("after"))
     effects = verdict.get("effects")
     if before is None or not isinstance(effects, Mapping):
@@ -67,11 +71,13 @@ def _is_there(first: Found, before: Pair, after: Pair | None) -> Answer | None:
     also = f"; a position effect, too: {listed([_size(name, first[name]) for name in places])}" if places else ""
     if there:
         short = f"Yes, {STRONG if any(first[name]['word'] == STRONG for name in there) else WEAK}"
-        return Answer(question, short, "; ".join(_size(name, first[name]) for name in there) + also)
+        return Answer("batch effect", question, short, "; ".join(_size(name, first[name]) for name in there) + also)
     if known:
-        return Answer(question, "None was found", "; ".join(_size(name, first[name]) for name in known) + also)
+        return Answer(
+            "batch effect", question, "None was found", "; ".join(_size(name, first[name]) for name in known) + also
+        )
     unknown = next((str(one.get("reason") or "") for one in first.values() if one.get("word") == UNKNOWN), None)
-    return None if unknown is None else Answer(question, "Cannot be told", unknown + also)
+    return None if unknown is None else Answer("batch effect", question, "Cannot be told", unknown + also)
 
 
 def _is_gone(first: Found, then: Found, before: Pair, after: Pair, apart: list[str]) -> Answer | None:
@@ -83,16 +89,18 @@ def _is_gone(first: Found, then: Found, before: Pair, after: Pair, apart: list[s
     question = f"Is it gone after {named(after, before)}?"
     sizes = "; ".join(_size(name, then[name]) for name in BATCH if name in then)
     if not there:
-        return Answer(question, "It is new", sizes)
+        return Answer("afterwards", question, "It is new", sizes)
     if not now and lost:
-        return Answer(question, "Cannot be told", str(then.get(lost[0], {}).get("reason") or sizes))
+        return Answer("afterwards", question, "Cannot be told", str(then.get(lost[0], {}).get("reason") or sizes))
     if now or lost:
-        was, left = (sum(number(of[name].get("share")) for name in names) for of, names in ((first, there), (then, now)))
+        was, left = (
+            sum(number(of[name].get("share")) for name in names) for of, names in ((first, there), (then, now))
+        )
         short = "Smaller, but not gone" if left < was / 2 else "No"
-        return Answer(question, short, f"{sizes}; before {percent(was)} of the variance")
+        return Answer("afterwards", question, short, f"{sizes}; before {percent(was)} of the variance")
     if apart:
-        return Answer(question, "From the means", f"{listed(apart)} can still be told apart; {sizes}")
-    return Answer(question, "Yes", sizes)
+        return Answer("afterwards", question, "From the means", f"{listed(apart)} can still be told apart; {sizes}")
+    return Answer("afterwards", question, "Yes", sizes)
 
 
 def _biology(values: tuple[Mapping[str, Value], Mapping[str, Value]], titles: Mapping[str, str]) -> Answer | None:
@@ -110,7 +118,7 @@ def _biology(values: tuple[Mapping[str, Value], Mapping[str, Value]], titles: Ma
     if not short:
         return None
     question = "What became of the biology?" if values[1] else "Is biology found?"
-    return Answer(question, "; ".join(short), "; ".join(long))
+    return Answer("biology", question, "; ".join(short), "; ".join(long))
 
 
 def _use(recommendation: Any, before: Pair) -> Answer | None:
@@ -126,7 +134,7 @@ def _use(recommendation: Any, before: Pair) -> Answer | None:
         long.append("holds for plates that come later, too")
     elif lasting is not None:
         long.append(f"for plates that come later: {named(lasting)}")
-    return Answer("What to use?", "What you have" if best == before else named(best), "; ".join(long))
+    return Answer("what to use", "What to use?", "What you have" if best == before else named(best), "; ".join(long))
 
 
 def _size(name: str, effect: Mapping[str, Any]) -> str:

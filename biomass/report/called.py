@@ -21,7 +21,7 @@ class Called(NamedTuple):
         key: as commands and files name it.
         title: what it is; empty where it is not known, such as the name of a table.
         cites: where it comes from.
-        new: what it takes from plates that come later; empty for what takes nothing.
+        new: what it does with a plate that comes later.
     """
 
     key: str
@@ -46,7 +46,11 @@ def correction(key: str) -> Called:
     ('combat', 'ComBat by plate', 'Johnson et al. 2007')
     """
     one = CORRECTIONS.get(key)
-    return Called(key, "") if one is None else Called(key, one.title, one.cites, one.new)
+    if one is None:
+        return Called(key, "")
+    return Called(
+        key, one.title, one.cites, f"a new plate: {one.new}" if one.refit_only else f"of a new plate it takes {one.new}"
+    )
 
 
 def known(ones: Iterable[Called]) -> list[Called]:

@@ -30,8 +30,10 @@ def factorial(folder: Path) -> Section | str:
     data = {"options": [[one["key"], f"{one['family']}: {one['title']}"] for one in tables]}
     words, corrections = (dict.fromkeys(pair[i] for pair in judged.pairs) for i in (0, 1))
     names = {
-        "rows": called.known(map(called.statistics, words)),
-        "columns": called.known(map(called.correction, corrections)),
+        "What the rows are: where the encoder takes means and spreads from": called.known(
+            map(called.statistics, words)
+        ),
+        "What the columns are: what was done to its profiles": called.known(map(called.correction, corrections)),
     }
     html = render("factorial", tables=tables, refit_only=bool(judged.refit_only), names=names)
     return Section("factorial", "Statistics × corrections", html, "factorial", data, LEAD)

@@ -53,7 +53,11 @@ def ladder(folder: Path) -> Section | str:
         of_task = known[known["task"] == task]
         floor = of_task[of_task["statistics"].isin(floors)].drop_duplicates(["statistics", "restriction"])
         panels += [
-            (task, word if len(words) > 1 else "", _panel(some, floor, colors, _ends(of_task), rungs, f"{task}, {word}"))
+            (
+                task,
+                word if len(words) > 1 else "",
+                _panel(some, floor, colors, _ends(of_task), rungs, f"{task}, {word}"),
+            )
             for word in words
             if len(some := of_task[of_task["statistics"] == word])
         ]

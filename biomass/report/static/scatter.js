@@ -139,9 +139,11 @@ biomass.scatter = function (element, data) {
   }
 
   const hint = biomass.element("p", { class: "quiet" });
+  const said = biomass.element("p", { class: "printed" }); // on paper there is no choice to read it from
   const list = biomass.element("ul", { class: "categories", "aria-label": "legend" });
   function legend() {
     const field = fields[role], codes = field.values.map((_, i) => i);
+    said.textContent = "Coloured by " + role + ":";
     const nominal = !data.ordered.includes(role);
     if (nominal) codes.sort((a, b) => field.sizes[b] - field.sizes[a]);
     const few = nominal && colors.includes(biomass.missing) && field.values.length > 8;
@@ -180,7 +182,7 @@ biomass.scatter = function (element, data) {
   choose.querySelector("select").value = role;
   const across = panels.length < 3 ? 2 : panels.length === 4 ? 4 : 3;
   const holder = biomass.element("div", { class: "panels maps", style: "--across: " + across });
-  element.append(biomass.element("div", { class: "controls" }, choose), list, hint, holder);
+  element.append(biomass.element("div", { class: "controls" }, choose), said, list, hint, holder);
   recolor();
   for (const panel of panels) {
     const place = biomass.element("div", { class: "plot" });
