@@ -60,6 +60,9 @@ def _about(hostile: bool, rows: int) -> dict[str, Any]:
                 "We are sure of both: the intervals over plates do not overlap.",
                 *evil,
             ],
+            "before": ["running", "none"],
+            "after": ["plate", "none"],
+            "recommendation": [["plate", "harmony"], ["plate", "combat"], "Use it."],
             "effects": {
                 "running · none": {
                     "plate": {"name": "plate", "word": "strong", "share": 0.31, "p": 0.001, "reason": ""},

@@ -231,7 +231,7 @@ METRICS: Mapping[str, Metric] = {
         "mechanisms that were screened in one experiment are found by the experiment, too: read NSCB",
     ),
     "nscb": _metric(
-        "the same, from another experiment (NSCB)",
+        "the nearest treatment of another compound and experiment has the same mechanism (NSCB)",
         nearest_compound(other_experiment=True),
         _MECHANISMS,
         "Ando et al. 2017, bioRxiv 161422",

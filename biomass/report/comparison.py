@@ -14,6 +14,7 @@ import numpy as np
 from biomass.errors import BiomassError, one_line
 from biomass.evaluation.comparison import differences
 from biomass.judgement.results import NULL_ROWS
+from biomass.report.answers import Answer, answers
 from biomass.report.curves import compare_curves
 from biomass.report.factorial import heat_map
 from biomass.report.files import EVALUATION, PAGE, read_json
@@ -40,20 +41,26 @@ def compared(folders: Sequence[Path], place: Path, left_out: Sequence[tuple[str,
     judged: dict[str, Judged] = {}
     told: dict[str, list[Told]] = {}
     said: list[list[str]] = []
+    short: list[dict[str, Answer]] = []
     for title, folder in zip(titles, folders, strict=True):
         said.append([])
+        short.append({})
         try:
-            said[-1] = sentences_of(read_json(folder / EVALUATION)) or sentences(folder)
+            about = read_json(folder / EVALUATION)
+            said[-1] = sentences_of(about) or sentences(folder)
             told[title] = told_by_training(folder)
             one = read_judged(folder)
             if isinstance(one, Judged):
                 judged[title] = one
+                short[-1] = {each.about: each for each in answers(about.get("verdict"), one)}
             elif not told[title]:
                 skipped.append((title, one))
         except BiomassError as error:
             skipped.append((title, one_line(error)))
     links = [_link(folder, place) for folder in folders]
-    verdicts = render("verdicts", runs=list(zip(titles, links, said, strict=True)))
+    asked = dict.fromkeys(chain.from_iterable(short))
+    rows = [(about, [one.get(about) for one in short]) for about in asked]
+    verdicts = render("verdicts", runs=list(zip(titles, links, said, strict=True)), rows=rows)
     sections = [Section("verdict", "Verdicts", verdicts)]
     sections += [_metrics(judged)] if judged else []
     sections += [_trainings(titles, told)] if any(told.values()) else []
@@ -88,6 +95,8 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
     refit_only = set(chain.from_iterable(one.refit_only for one in judged.values()))
     pairs = list(dict.fromkeys(pair for one in judged.values() for pair in one.pairs))
     pairs.sort(key=lambda pair: pair[0] in NULL_ROWS)
+    plain = {word: next(pair for pair in pairs if pair[0] == word) for word, _ in pairs if word in NULL_ROWS}
+    pairs = [pair for pair in pairs if pair[0] not in NULL_ROWS or pair == plain[pair[0]]]  # null rows uncorrected
     tables = []
     for key, about in metrics.items():
         scores = {
@@ -95,6 +104,7 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
             for title, one in judged.items()
             if key in one.metrics
             for pair, score in one.of(key).items()
+            if pair in pairs
         }
         places = goodness(np.array([score["value"] for score in scores.values()]), about.better)
         for score, good in zip(scores.values(), places, strict=True):
@@ -102,6 +112,7 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
         rows = [
             (f"{pair[0]} · {pair[1]}{' (refit only)' if pair[1] in refit_only else ''}", pair[0] in NULL_ROWS, pair)
             for pair in pairs
+            if any((pair, title) in scores for title in judged)
         ]
         table = heat_map(key, about, rows, [(title, False, title) for title in judged], scores)
         tables.append(table | {"main": key in main, "corner": "statistics · correction"})
@@ -110,7 +121,7 @@ def _metrics(judged: Mapping[str, Judged]) -> Section:
     lead = (
         "The darker a cell, the better among all runs. Runs can be compared where their data are the same; see below."
     )
-    html = render("factorial", tables=tables, refit_only=False)
+    html = render("factorial", tables=tables, refit_only=False, names={})
     return Section("metrics", "Metrics", html, "factorial", data, lead)
 
 

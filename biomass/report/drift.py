@@ -50,11 +50,13 @@ def drift(folder: Path) -> Section | str:
     rest = table[table["metric"] != DRIFT].dropna(subset=["fit", "later"], how="all")
     if len(rest):
         styles = [svg.style(_FIT), svg.style(_LATER)]
-        parts.append(Markup("<h3>First plates and later ones</h3>"))
+        fits = rest[["k", "plates"]].drop_duplicates().to_numpy().tolist()
+        of = f": fitted on {fits[0][0]} of {fits[0][1]} plates" if len(fits) == 1 else ""
+        parts.append(Markup("<h3>First plates and later ones{}</h3>").format(of))
         parts.append(svg.legend(["plates that the correction was fitted on", "later plates"], styles))
         order = rest["metric"].map(list(dict.fromkeys(rest["metric"])).index)
-        charts = [_chart(some, about) for _, some in rest.groupby([order, "k"])]
-        parts.append(svg.side_by_side(charts))
+        charts = [_chart(some, about, not of) for _, some in rest.groupby([order, "k"])]
+        parts.append(svg.side_by_side(charts, "end"))
     return Section("drift", "Plates that come later", Markup("").join(parts) + _reasons(table), lead=LEAD)
 
 
@@ -104,7 +106,7 @@ def _drifts(moved: pd.DataFrame) -> Markup:
     return svg.side_by_side(charts) if charts else Markup("")
 
 
-def _chart(some: pd.DataFrame, about: Mapping[str, About]) -> Markup:
+def _chart(some: pd.DataFrame, about: Mapping[str, About], says_of: bool) -> Markup:
     """One metric: two rows a correction, the plates of the fit above later ones, and chance."""
     names: list[str] = []
     values: dict[str, list[float]] = {"value": [], "low": [], "high": []}
@@ -123,9 +125,10 @@ def _chart(some: pd.DataFrame, about: Mapping[str, About]) -> Markup:
         "",
         low=values["low"],
         high=values["high"],
-        title=f"{title}; fitted on {first['k']} of {first['plates']} plates",
+        title=f"{title}; fitted on {first['k']} of {first['plates']} plates" if says_of else title,
         levels={"chance": float(chance.median())} if len(chance) else {},
         kinds=[_FIT, _LATER] * len(some),
+        width=296,
     )
 
 

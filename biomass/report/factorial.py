@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biomass.judgement.results import NULL_ROWS
+from biomass.report import called
 from biomass.report.judged import About, Judged, read_judged
 from biomass.report.markup import render
 from biomass.report.section import Section
@@ -27,7 +28,14 @@ def factorial(folder: Path) -> Section | str:
     if not tables:
         return "no metric could be told of these profiles; the table of all metrics says why"
     data = {"options": [[one["key"], f"{one['family']}: {one['title']}"] for one in tables]}
-    html = render("factorial", tables=tables, refit_only=bool(judged.refit_only))
+    words, corrections = (dict.fromkeys(pair[i] for pair in judged.pairs) for i in (0, 1))
+    names = {
+        "What the rows are: where the encoder takes means and spreads from": called.known(
+            map(called.statistics, words)
+        ),
+        "What the columns are: what was done to its profiles": called.known(map(called.correction, corrections)),
+    }
+    html = render("factorial", tables=tables, refit_only=bool(judged.refit_only), names=names)
     return Section("factorial", "Statistics × corrections", html, "factorial", data, LEAD)
 
 
@@ -37,7 +45,9 @@ def table_of(judged: Judged, key: str) -> dict[str, Any]:
     corrections = dict.fromkeys(correction for _, correction in judged.pairs)
     rows = [(word, word in NULL_ROWS, word) for word in words]
     columns = [(one, one in judged.refit_only, one) for one in corrections]
-    return heat_map(key, judged.metrics[key], rows, columns, judged.of(key)) | {"corner": "statistics"}
+    hints = {one: called.correction(one).title for one in corrections}
+    hints |= {word: called.statistics(word).title for word in words}
+    return heat_map(key, judged.metrics[key], rows, columns, judged.of(key), hints) | {"corner": "statistics"}
 
 
 def heat_map(
@@ -46,6 +56,7 @@ def heat_map(
     rows: Sequence[tuple[str, bool, Any]],
     columns: Sequence[tuple[str, bool, Any]],
     scores: Mapping[Any, dict[str, Any]],
+    hints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What the template needs of one metric.
 
@@ -55,6 +66,7 @@ def heat_map(
         rows: title of each, whether it is a null row, its key.
         columns: title of each, whether it is refit only, its key.
         scores: by the keys of row and column.
+        hints: title of a row or a column → what it is.
     """
     cells = [
         {"title": title, "floor": floor, "cells": [_cell(scores.get((row, column))) for _, _, column in columns]}
@@ -65,6 +77,7 @@ def heat_map(
         "key": key,
         "columns": [(title, refit) for title, refit, _ in columns],
         "rows": cells,
+        "hints": hints or {},
         "missing": _reasons({places[place]: score for place, score in scores.items()}),
         "told": any(math.isfinite(one["value"]) for one in scores.values()),
         **about._asdict(),

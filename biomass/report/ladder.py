@@ -14,12 +14,16 @@ from biomass.report.markup import MISSING, OKABE, figure, render, shorten, span
 from biomass.report.section import Section
 
 LEAD = (
-    "From left to right fewer neighbours are allowed as the answer. What falls away when a restriction sets in came "
-    "from that place, not from biology. Bars are 95 % intervals, the dashed line is chance."
+    "From left to right fewer neighbours are allowed as the answer: any, those in another well position, on another "
+    "plate, of another experiment; restrictions add up. What falls away when one sets in came from that place, not from "
+    "biology. Higher is better; bars are 95 % intervals, dashes are chance, which changes with who may answer."
 )
 
-_WIDE, _HIGH = 360, 240
-_LEFT, _RIGHT, _TOP, _BELOW = 38, 10, 12, 52
+_HIGH, _STEP = 230, 68
+_LEFT, _RIGHT, _TOP, _BELOW = 38, 4, 12, 46
+_FIRST = ("treatment_map", "mechanism_map", "treatment_top1")
+"""Tasks to look at first."""
+_GREY = "#6b7280"
 
 
 def ladder(folder: Path) -> Section | str:
@@ -38,25 +42,47 @@ def ladder(folder: Path) -> Section | str:
         return "; ".join(filter(None, dict.fromkeys(table["note"]))) or f"{LADDER} holds no value"
     corrections = list(dict.fromkeys(known["correction"]))
     colors = {one: OKABE[i] if i < len(OKABE) else MISSING for i, one in enumerate(corrections)}
-    words = sorted(dict.fromkeys(known["statistics"]), key=lambda word: word in NULL_ROWS)
+    found = list(dict.fromkeys(known["statistics"]))
+    words = [word for word in found if word not in NULL_ROWS] or found
+    floors = [word for word in found if word not in words]
+    first = [titles[key] for key in _FIRST if (known["task"] == titles[key]).any()]
+    rungs = known.groupby("task")["restriction"].nunique().max()
+    tasks = list(dict.fromkeys([*first, *known["task"]]))
     panels = []
-    for task in dict.fromkeys(known["task"]):
+    for task in tasks:
         of_task = known[known["task"] == task]
-        rungs = list(dict.fromkeys(of_task["restriction"]))
-        top = _ceiling(of_task[["value", "high", "null"]].max(axis=None))
-        bottom = min(0.0, float(of_task[["value", "low"]].min(axis=None)))
-        drawn = [
-            (word, _panel(of_task[of_task["statistics"] == word], rungs, colors, bottom, top, f"{task}, {word}"))
+        floor = of_task[of_task["statistics"].isin(floors)].drop_duplicates(["statistics", "restriction"])
+        panels += [
+            (
+                task,
+                word if len(words) > 1 else "",
+                _panel(some, floor, colors, _ends(of_task), rungs, f"{task}, {word}"),
+            )
             for word in words
-            if (of_task["statistics"] == word).any()
+            if len(some := of_task[of_task["statistics"] == word])
         ]
-        panels.append((task, drawn))
-    if all(len(drawn) == 1 for _, drawn in panels) and len(words) == 1:  # side by side, not each in a row of its own
-        panels = [(f"statistics: {words[0]}", [(task, svg) for task, [(_, svg)] in panels])]
+    shown = tasks[: 3 if len(words) == 1 else 2]
+    fitting = 3 if rungs > 4 else 4
+    across = min(fitting, 2 * len(words) if len(words) == 2 else max(3, len(words)) if len(words) > 1 else len(shown))
     rows = [row | {"span": span(row["low"], row["high"])} for row in table.to_dict("records")]
-    legend = [(one, colors[one], _dash(i)) for i, one in enumerate(corrections)]
-    html = render("ladder", panels=panels, legend=legend, rows=rows, silent=_untold(table))
+    legend = [(one, colors[one], _dash(i), colors[one]) for i, one in enumerate(corrections)]
+    legend += [(word, _GREY, _dash(i + 1), "#fff") for i, word in enumerate(floors)]
+    html = render(
+        "ladder",
+        panels=[one for one in panels if one[0] in shown],
+        more=[one for one in panels if one[0] not in shown],
+        across=max(2, across),
+        legend=legend,
+        rows=rows,
+        silent=_untold(table),
+    )
     return Section("ladder", "The ladder", html, lead=LEAD)
+
+
+def _ends(table: pd.DataFrame) -> tuple[float, float]:
+    """Of the axis of a task."""
+    bottom = min(0.0, float(table[["value", "low"]].min(axis=None)))
+    return bottom, _ceiling(float(table[["value", "high", "null"]].max(axis=None)))
 
 
 def _untold(table: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
@@ -65,7 +91,11 @@ def _untold(table: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in table[~known].to_dict("records"):
         found.setdefault((row["restriction"], row["note"]), {})[row["task"]] = None
-    return [(restriction, note, list(tasks)) for (restriction, note), tasks in found.items()]
+    every = table["task"].nunique()
+    return [
+        (restriction, note, ["all tasks"] if len(tasks) == every > 1 else list(tasks))
+        for (restriction, note), tasks in found.items()
+    ]
 
 
 def _ceiling(value: float) -> float:
@@ -86,10 +116,13 @@ def _dash(number: int) -> str:
 
 
 def _panel(
-    table: pd.DataFrame, rungs: list[str], colors: dict[str, str], bottom: float, top: float, label: str
+    table: pd.DataFrame, floor: pd.DataFrame, colors: dict[str, str], ends: tuple[float, float], most: int, label: str
 ) -> Markup:
-    """The lines of all corrections under one word for statistics."""
-    step = (_WIDE - _LEFT - _RIGHT) / max(1, len(rungs))
+    """The lines of all corrections under one word for statistics, and null rows in grey."""
+    rungs = list(dict.fromkeys(table["restriction"]))
+    wide = _LEFT + _RIGHT + _STEP * max(3, most)
+    step = (wide - _LEFT - _RIGHT) / len(rungs)
+    bottom, top = ends
 
     def across(rung: str, number: int = 0, count: int = 1) -> float:
         return _LEFT + step * (rungs.index(rung) + 0.5) + (number - (count - 1) / 2) * min(7.0, 0.6 * step / count)
@@ -97,17 +130,26 @@ def _panel(
     def up(value: float) -> float:
         return _TOP + (top - value) / (top - bottom) * (_HIGH - _TOP - _BELOW)
 
-    lines = []
-    corrections = list(dict.fromkeys(table["correction"]))
-    for number, correction in enumerate(corrections):
+    def line(some: pd.DataFrame, called: str, color: str, dash: str, number: int = 0, count: int = 1) -> dict[str, Any]:
         points = []
-        for row in table[table["correction"] == correction].to_dict("records"):
-            x = across(row["restriction"], number, len(corrections))
+        for row in some[some["restriction"].isin(rungs)].to_dict("records"):
             bar = (up(row["low"]), up(row["high"])) if math.isfinite(row["low"] + row["high"]) else None
-            hint = f"{correction}, {row['restriction']}: {figure(row['value'])} {span(row['low'], row['high'])}"
-            points.append({"x": x, "y": up(row["value"]), "bar": bar, "hint": f"{hint}, chance {figure(row['null'])}"})
-        place = list(colors).index(correction)
-        lines.append({"color": colors[correction], "dash": _dash(place), "points": points})
+            hint = f"{called}, {row['restriction']}: {figure(row['value'])} {span(row['low'], row['high'])}"
+            x, y = across(row["restriction"], number, count), up(row["value"])
+            points.append({"x": x, "y": y, "bar": bar, "hint": f"{hint}, chance {figure(row['null'])}"})
+        return {"color": color, "dash": dash, "points": points, "fill": color}
+
+    floors = list(dict.fromkeys(floor["statistics"]))
+    lines = []
+    for i, word in enumerate(floors):
+        of = floor[floor["statistics"] == word]
+        drawn = line(of, f"{word} ({of['correction'].iloc[0]})", _GREY, _dash(i + 1))
+        lines.append(drawn | {"fill": "#fff", "points": [one | {"bar": None} for one in drawn["points"]]})
+    corrections = list(dict.fromkeys(table["correction"]))
+    for i, correction in enumerate(corrections):
+        of = table[table["correction"] == correction]
+        dash = _dash(list(colors).index(correction))
+        lines.append(line(of, correction, colors[correction], dash, i, len(corrections)))
     chance = [
         (across(str(rung)) - step / 2 + 2, across(str(rung)) + step / 2 - 2, up(float(null)))
         for rung, null in table.groupby("restriction", sort=False)["null"].mean().dropna().items()
@@ -115,10 +157,20 @@ def _panel(
     parts = 4 if f"{top:e}"[:3] == "2.0" else 5
     ticks = [(up(one), figure(one)) for one in (bottom + (top - bottom) * k / parts for k in range(parts + 1))]
     places: list[dict[str, Any]] = [
-        {"x": across(rung), "lines": _wrap(shorten(rung, 40), max(6, int(step / 5.6))), "whole": rung} for rung in rungs
+        {"x": across(rung), "lines": _wrap(_tick(rung), max(6, int(step / 6))), "whole": rung} for rung in rungs
     ]
-    sizes = {"wide": _WIDE, "high": _HIGH, "left": _LEFT, "right": _WIDE - _RIGHT, "floor": _HIGH - _BELOW}
+    sizes = {"wide": wide, "high": _HIGH, "left": _LEFT, "right": wide - _RIGHT, "floor": _HIGH - _BELOW}
     return render("ladder_panel", lines=lines, chance=chance, ticks=ticks, places=places, label=label, **sizes)
+
+
+def _tick(restriction: str) -> str:
+    """A restriction in as few letters as the axis has room for.
+
+    >>> _tick("not the same plate"), _tick("any match")
+    ('other plate', 'any match')
+    """
+    short = shorten(restriction, 40)
+    return f"other {short.removeprefix('not the same ')}" if short.startswith("not the same ") else short
 
 
 def _wrap(text: str, width: int) -> list[str]:

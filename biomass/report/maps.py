@@ -68,10 +68,11 @@ def maps(folder: Path) -> Section | str:
     for one in found:
         x, y = one.x[rows], one.y[rows]
         (left, right), (low, high) = _ends(x), _ends(y)
+        beyond = int(((x < left) | (x > right) | (y < low) | (y > high)).sum())
         size = max(right - left, high - low) or 1.0
         middle = (left + right - size) / 2, (low + high - size) / 2
-        packed = {"x": place(x, middle[0], size), "y": place(y, middle[1], size)}
-        panels.append({"statistics": one.statistics, "correction": one.correction, **packed})
+        packed = {"x": place(x.clip(left, right), middle[0], size), "y": place(y.clip(low, high), middle[1], size)}
+        panels.append({"statistics": one.statistics, "correction": one.correction, "beyond": beyond, **packed})
     choices = [role for role in _COLORED if role in fields and len(fields[role]["values"]) > 1]
     data = {
         "fields": fields,
@@ -132,8 +133,17 @@ def evenly(table: pd.DataFrame, limit: int) -> np.ndarray:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an axis: of all values, but that a few far ones do not squeeze the others.
+
+    >>> _ends(np.array([0.0, *np.linspace(1, 2, 1000), 99.0]))[1] < 4
+    True
+    """
     known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    if not len(known):
+        return 0.0, 0.0
+    low, high = np.quantile(known, [0.01, 0.99])
+    room = high - low if high > low else np.inf
+    return float(max(known.min(), low - room)), float(min(known.max(), high + room))
 
 
 def _picture(one: Map, rows: np.ndarray, column: "pd.Series[Any] | None") -> str:
@@ -143,6 +153,7 @@ def _picture(one: Map, rows: np.ndarray, column: "pd.Series[Any] | None") -> str
     shown = np.flatnonzero(np.isfinite(one.x[rows]) & np.isfinite(one.y[rows]))[:: max(1, len(rows) // _STILL)]
     x, y = one.x[rows][shown], one.y[rows][shown]
     (left, right), (low, high) = _ends(x), _ends(y)
+    x, y = x.clip(left, right), y.clip(low, high)
     size = max(right - left, high - low) or 1.0
     across = (x - (left + right - size) / 2) / size * (side - 20) + 10
     down = side - 10 - (y - (low + high - size) / 2) / size * (side - 20)

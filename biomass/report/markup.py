@@ -6,10 +6,12 @@ from functools import cache
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 BLUES = ("#f7fbff", "#deebf7", "#c6dbef", "#9dcae1", "#6aaed6", "#4191c6", "#2070b4", "#08509b", "#08306b")
 """ColorBrewer's Blues, as ``blues`` of ``static/base.js``: read by the colour-blind and in grey."""
+ORANGES = ("#fff5eb", "#fee6ce", "#fdd0a2", "#fdae6b", "#fd8d3c", "#f16913", "#d94801", "#a63603", "#7f2704")
+"""ColorBrewer's Oranges, for what should not be there: the darker, the more of it."""
 OKABE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000", "#f0e442")
 """Okabe & Ito 2008, Color Universal Design; in the order of ``static/base.js``."""
 MISSING = "#d9d9d9"
@@ -62,24 +64,25 @@ def shorten(text: Any, most: int = 48) -> str:
 
 
 def name(text: Any, most: int = 48) -> Markup:
-    """A name that comes from data: escaped, shortened, whole where the pointer rests on it.
+    """A name that comes from data: escaped, shortened, whole where the pointer rests on it, broken at its underscores.
 
-    >>> name("<b>")
-    Markup('<bdi>&lt;b&gt;</bdi>')
+    >>> name("<b>"), name("a_b")
+    (Markup('<bdi>&lt;b&gt;</bdi>'), Markup('<bdi>a<wbr>_b</bdi>'))
     """
     short = shorten(text, most)
+    broken = escape(short).replace("_", Markup("<wbr>_"))
     if short == str(text):
-        return Markup("<bdi>{}</bdi>").format(short)
-    return Markup('<bdi title="{}">{}</bdi>').format(str(text), short)
+        return Markup("<bdi>{}</bdi>").format(broken)
+    return Markup('<bdi title="{}">{}</bdi>').format(str(text), broken)
 
 
-def shade(goodness: float) -> Markup:
+def shade(goodness: float, shades: Sequence[str] = BLUES) -> Markup:
     """The style of a cell: the better, the darker; ``goodness`` between 0 and 1, grey where it is NaN."""
     if not math.isfinite(goodness):
         return Markup("background:#f4f4f4;color:#444")
-    place = min(1.0, max(0.0, goodness)) * (len(BLUES) - 2)  # the darkest of all is hard to read on
-    below = min(len(BLUES) - 3, int(place))
-    low, high = (tuple(int(one[i : i + 2], 16) for i in (1, 3, 5)) for one in BLUES[below : below + 2])
+    place = min(1.0, max(0.0, goodness)) * (len(shades) - 2)  # the darkest of all is hard to read on
+    below = min(len(shades) - 3, int(place))
+    low, high = (tuple(int(one[i : i + 2], 16) for i in (1, 3, 5)) for one in shades[below : below + 2])
     mixed = [round(a + (b - a) * (place - below)) for a, b in zip(low, high, strict=True)]
     ink = "#000" if luminance(mixed) > 0.179 else "#fff"  # whichever differs more; at 0.179 both by 4.6 to 1
     return Markup("background:rgb({},{},{});color:{}").format(*mixed, ink)

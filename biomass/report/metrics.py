@@ -9,7 +9,7 @@ from biomass.report.section import Section
 
 LEAD = (
     "Each with its direction, its chance level and the paper that it comes from. Intervals hold "
-    f"{100 * LEVEL:.0f} % of {DRAWS:,} draws of whole groups."
+    f"{100 * LEVEL:.0f}\u00a0% of {DRAWS:,} draws of whole groups."
 )
 
 

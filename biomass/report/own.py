@@ -10,7 +10,7 @@ import pandas as pd
 
 from biomass.evaluation.accuracy import meaning
 from biomass.judgement.scores import LEVEL, interval
-from biomass.report.files import number, read_table
+from biomass.report.files import EVALUATION, number, read_table
 from biomass.report.markup import percent
 from biomass.run_files import read_config, read_log
 
@@ -189,4 +189,5 @@ def _of_profiles(folder: Path) -> list[str]:
     if not found:
         return []
     counts = ", ".join(f"{rows:,} {level}" for level, (rows, _) in found.items())
-    return [f"Profiles of {counts} with {next(reversed(found.values()))[1]:,} features each; they were not judged."]
+    judged = "" if (folder / EVALUATION).exists() else "; they were not judged"
+    return [f"Profiles of {counts} with {next(reversed(found.values()))[1]:,} features each{judged}."]

@@ -181,10 +181,10 @@ def _words(off: pd.DataFrame, plates: "pd.Series[str]", values: Sequence[Value])
             if off.loc[plate, i] > _STANDS_OUT and abs(mean[plate] - usual) > _MATTERS * abs(usual):
                 show = {"right": percent, "cells": "{:.0f}".format}.get(value.kind, figure)
                 which = f" ({value.pair})" if value.pair else ""
-                told_of = f"{NAMES[value.kind]}{which} {show(float(mean[plate]))} of {of['count'][plate]} wells"
-                parts.append(f"{told_of}, mostly {show(usual)}")
+                told_of = f"{NAMES[value.kind]}{which} {show(float(mean[plate]))} over {of['count'][plate]} wells"
+                parts.append(f"{told_of}; the median plate has {show(usual)}")
         if parts:
-            told.append(Markup("<li>{}: {}.</li>").format(name(plate, 40), "; ".join(parts[:2])))
+            told.append(Markup("<li>{}: {}.</li>").format(name(plate, 40), ". ".join(parts[:2])))
     if not told:
         return Markup("<p>No plate stands out from the others in the means of what is drawn.</p>")
     head = Markup("<p>Most unlike the others ({} of {} plates stand out):</p>").format(len(told), len(off))
@@ -208,7 +208,7 @@ def _means(table: pd.DataFrame, values: Sequence[Value], formats: Mapping[str, t
         return Markup("")
     count = shapes.count((height, width))
     head = Markup("<h3>Mean over {} plates of {} wells</h3><p>Before and after, colours span the same range.</p>")
-    return head.format(count, height * width) + svg.side_by_side(charts)
+    return head.format(count, height * width) + svg.side_by_side(charts, "end")
 
 
 def _mean(values: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
@@ -248,7 +248,7 @@ def _map(value: Value, mean: np.ndarray, ends: tuple[float, float]) -> Markup:
     height, width = mean.shape
     letters, numbers = [row_letters(row) for row in range(height)], [str(column + 1) for column in range(width)]
     title = shorten(f"{NAMES[value.kind]}{', ' if value.pair else ''}{value.pair}", 60)
-    drawn = shades.heat(mean, letters, numbers, ends=ends, title=title, cell=max(6, min(22, 340 // width)))
+    drawn = shades.heat(mean, letters, numbers, ends=ends, title=title, cell=max(6, min(17, 300 // width)))
     return Markup("<div>{}{}</div>").format(drawn, shades.scale(ends, "", percent=value.kind == "right"))
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from biomass.report import shades, svg
 from biomass.report.files import read_table
-from biomass.report.markup import figure, name, percent, shade
+from biomass.report.markup import ORANGES, figure, name, percent, shade
 from biomass.report.section import Section
 
 LEAD = (
@@ -33,16 +33,18 @@ def position(folder: Path) -> Section | str:
     pairs = list(dict.fromkeys(table["pair"]))
     if not pairs:
         return "position.csv holds no effect"
-    parts = [_words(table, pairs), _shares(table, pairs)]
+    parts, charts = [_words(table, pairs), _shares(table, pairs)], []
     places = _aligned(table[(table["plate"] == "") & (table["place"] != "")], pairs[0])
     whole = table[(table["plate"] == "") & (table["place"] == "")]
     for kind in ("row", "column"):
         some, share = (of[of["kind"] == kind] for of in (places, whole))
         if len(some) and np.isfinite(share["effect"]).any():
-            parts.append(_profiles(some, kind, pairs))
+            charts.append(_profiles(some, kind, pairs))
         elif len(some):
             told = "What {} do cannot be told: of the wells that can be compared, hardly two share one on a plate."
             parts.append(Markup("<p>{}</p>").format(told.format(KINDS[kind])))
+    if charts:
+        parts.append(svg.side_by_side(charts))
     return Section("position", "Effects of the place on the plate", Markup("").join(parts), lead=LEAD)
 
 
@@ -101,6 +103,8 @@ def _shares(table: pd.DataFrame, pairs: Sequence[str]) -> Markup:
         '<p class="quiet">In brackets its 95 % interval over plates; below, on how many plates it is more than chance '
         '(p &lt; {}).</p><div class="scroll"><table class="heat"><thead><tr>'
         '<th scope="col">statistics · correction</th>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<p class="quiet"><span class="bar oranges" aria-hidden="true"></span> nothing → most of this table: the darker, '
+        "the more of an effect that should not be there.</p>"
     ).format(_SURE, head, Markup("").join(rows))
 
 
@@ -112,7 +116,7 @@ def _cell(whole: pd.DataFrame, plates: pd.DataFrame, top: float) -> Markup:
     found = int((plates["p"] < _SURE).sum())
     ends = f"[{_share(one['low'])}, {_share(one['high'])}]" if np.isfinite([one["low"], one["high"]]).all() else ""
     return Markup('<td style="{}"><b>{}</b><small>{}</small><small>p {}; {} of {} plates</small></td>').format(
-        shade(max(0.0, one["effect"]) / top if top > 0 else 0.0),
+        shade(max(0.0, one["effect"]) / top if top > 0 else 0.0, ORANGES),
         percent(max(0.0, one["effect"])),
         ends,
         figure(one["p"]),
@@ -151,4 +155,5 @@ def _profiles(places: pd.DataFrame, kind: str, pairs: Sequence[str]) -> Markup:
         drawn = shades.heat(values, there, names, ends=(-top, top), shades="both", title="all corrections", cell=16)
         parts.append(Markup("<div>{}{}</div>").format(drawn, shades.scale((-top, top), "sd within plates", "both")))
     title = f"Where wells of every {kind} lie, along the direction in which {KINDS[kind]} differ most"
-    return Markup("<h3>{}</h3>").format(title) + parts[0] + svg.side_by_side(parts[1:])
+    head = Markup("<h3>{}</h3>").format(title)
+    return Markup('<div class="kind">{}{}{}</div>').format(head, parts[0], svg.side_by_side(parts[1:]))

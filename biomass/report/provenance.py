@@ -33,8 +33,25 @@ def skipped(folder: Path, absent: Sequence[tuple[str, str]]) -> Section | None:
     notes, left = ([str(one) for one in _listed(about.get(key))] for key in ("notes", "skipped"))
     if not notes and not left and not absent:
         return None
-    html = render("skipped", notes=notes, skipped=left, absent=absent)
+    html = render("skipped", notes=notes, skipped=_merged(left), absent=absent)
     return Section("skipped", "What was taken, and what was skipped", html)
+
+
+def _merged(lines: Sequence[str]) -> list[str]:
+    """Lines on the corrections of one table that have one reason, as one.
+
+    >>> _merged(["a, x: why", "a, y: why", "b: because"])
+    ['a (x, y): why', 'b: because']
+    """
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for line in lines:
+        what, colon, why = line.partition(": ")
+        table, comma, correction = what.partition(", ")
+        found.setdefault((table, colon + why, "") if comma and colon else (line, "", line), []).append(correction)
+    return [
+        line or (f"{table}, {of[0]}{why}" if len(of) == 1 else f"{table} ({', '.join(of)}){why}")
+        for (table, why, line), of in found.items()
+    ]
 
 
 def provenance(folder: Path) -> Section:
@@ -76,6 +93,8 @@ def _words(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_words(one)}" for key, one in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
 
 

@@ -260,11 +260,11 @@ def legend(names: Iterable[str], styles: Sequence[Style] = ()) -> Markup:
     ).format(Markup("").join(entries))
 
 
-def side_by_side(charts: Iterable[Markup]) -> Markup:
-    """Charts in rows, as many in a row as the page has room for."""
+def side_by_side(charts: Iterable[Markup], align: str = "start") -> Markup:
+    """Charts in rows, as many in a row as the page has room for; aligned at their titles, or at their ``end``."""
     return Markup(
-        '<div class="charts" style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start">{}</div>'
-    ).format(Markup("").join(charts))
+        '<div class="charts" style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-{}">{}</div>'
+    ).format(align, Markup("").join(charts))
 
 
 def marker(x: float, y: float, look: Style, radius: float = 3.4) -> Markup:

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from biomass.errors import DataError
+from biomass.report.answers import answers
 from biomass.report.files import EVALUATION, number, read_json
+from biomass.report.judged import Judged, read_judged
 from biomass.report.markup import percent, render
 from biomass.report.own import sentences, told_by_training
 from biomass.report.section import Section
@@ -22,8 +25,18 @@ def verdict(folder: Path) -> Section | str:
     if not said and not own:
         return "nothing was measured in this run"
     columns, rows = _effects(found.get("effects"))
-    html = render("verdict", said=said, own=own, columns=columns, effects=rows, told=told)
+    short = answers(found, _judged(folder)) if said else []
+    html = render("verdict", answers=short, said=said, own=own, columns=columns, effects=rows, told=told)
     return Section("verdict", "Verdict", html)
+
+
+def _judged(folder: Path) -> Judged | None:
+    """The factorial table; None where it cannot be read, which its own section says."""
+    try:
+        judged = read_judged(folder)
+    except DataError:
+        return None
+    return judged if isinstance(judged, Judged) else None
 
 
 def sentences_of(about: Mapping[str, Any]) -> list[str]:
@@ -46,6 +59,6 @@ def _cell(effect: Any) -> dict[str, str]:
     """What a judgement says of an effect (:class:`biomass.judgement.effects.Effect`)."""
     facts = effect if isinstance(effect, Mapping) else {}
     share, p = number(facts.get("share")), number(facts.get("p"))
-    size = [f"{percent(max(share, 0))} of the variance"] if math.isfinite(share) else []
+    size = [percent(max(share, 0))] if math.isfinite(share) else []
     size += [f"p {p:.2g}"] if math.isfinite(p) else []
     return {"word": str(facts.get("word") or "–"), "size": ", ".join(size), "reason": str(facts.get("reason") or "")}

@@ -97,7 +97,7 @@ def test_the_plate_that_is_unlike_the_others_is_named_with_its_value(tmp_path) -
     table = wells(8)
     table.loc[table["plate"] == "P5", "cells"] /= 4
     found = section(tmp_path, table)
-    assert "P5</bdi>: cell count 77 of 96 wells, mostly 3" in found.html
+    assert "P5</bdi>: cell count 77 over 96 wells; the median plate has 3" in found.html
     assert found.data is not None
     assert max(found.data["plates"], key=lambda plate: plate["odd"])["name"] == "P5"
 

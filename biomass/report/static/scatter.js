@@ -8,6 +8,7 @@ biomass.scatter = function (element, data) {
   }
   const panels = data.panels.map((panel) => ({
     title: biomass.shorten(panel.statistics, 30) + " · " + biomass.shorten(panel.correction, 30),
+    beyond: panel.beyond ? " " + panel.beyond + (panel.beyond > 1 ? " wells lie" : " well lies") + " farther out, at the border" : "",
     x: biomass.unpack(panel.x, Uint16Array),
     y: biomass.unpack(panel.y, Uint16Array),
   }));
@@ -125,7 +126,7 @@ biomass.scatter = function (element, data) {
     }
   }
 
-  const says = { plate: "plate", experiment: "experiment", well: "well", treatment: "treatment", compound: "compound", mechanism: "mechanism", control: "" };
+  const says = { plate: "plate", experiment: "experiment", source: "source", well: "well", treatment: "treatment", compound: "compound", mechanism: "mechanism", control: "" };
   function describe(well) {
     const lines = [];
     for (const [key, label] of Object.entries(says)) {
@@ -138,9 +139,11 @@ biomass.scatter = function (element, data) {
   }
 
   const hint = biomass.element("p", { class: "quiet" });
+  const said = biomass.element("p", { class: "printed" }); // on paper there is no choice to read it from
   const list = biomass.element("ul", { class: "categories", "aria-label": "legend" });
   function legend() {
     const field = fields[role], codes = field.values.map((_, i) => i);
+    said.textContent = "Coloured by " + role + ":";
     const nominal = !data.ordered.includes(role);
     if (nominal) codes.sort((a, b) => field.sizes[b] - field.sizes[a]);
     const few = nominal && colors.includes(biomass.missing) && field.values.length > 8;
@@ -177,23 +180,26 @@ biomass.scatter = function (element, data) {
     recolor();
   });
   choose.querySelector("select").value = role;
-  const holder = biomass.element("div", { class: "panels maps" });
-  element.append(biomass.element("div", { class: "controls" }, choose), list, hint, holder);
+  const across = panels.length < 3 ? 2 : panels.length === 4 ? 4 : 3;
+  const holder = biomass.element("div", { class: "panels maps", style: "--across: " + across });
+  element.append(biomass.element("div", { class: "controls" }, choose), said, list, hint, holder);
   recolor();
   for (const panel of panels) {
     const place = biomass.element("div", { class: "plot" });
-    holder.append(biomass.element("figure", {}, biomass.element("figcaption", {}, panel.title), place));
+    holder.append(biomass.element("figure", {}, biomass.element("figcaption", {}, panel.title, biomass.element("span", { class: "quiet" }, panel.beyond)), place));
     panel.ring = biomass.element("span", { class: "ring", "aria-hidden": "true" });
     const made = biomass.canvas(place, 1, "map of the wells: " + panel.title, (context, side) => draw(panel, context, side));
     place.append(panel.ring);
     panel.redraw = made.redraw;
-    made.canvas.addEventListener("pointermove", (event) => {
+    const point = (event) => {
       const box = made.canvas.getBoundingClientRect();
       const well = nearest(panel, event.clientX - box.left, event.clientY - box.top);
       if (well !== marked) mark(well);
       if (well < 0) biomass.tooltip.hide();
       else biomass.tooltip.show(event, describe(well));
-    });
+    };
+    made.canvas.addEventListener("pointermove", point);
+    made.canvas.addEventListener("pointerdown", point); // a tap
     made.canvas.addEventListener("pointerleave", () => {
       mark(-1);
       biomass.tooltip.hide();
