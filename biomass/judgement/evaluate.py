@@ -110,6 +110,7 @@ def evaluate(
     shown = shown[:_PANELS]
     wells, position, effects = _look_at(shown, tables, main, settings, skipped)
     differences = _differences(units.get(before, {}), units.get(after, {}), settings.seed) if after else {}
+    drift = _induce(main, settings, skipped)
     verdict = say(table, effects, before, after, differences)
     found = {
         "roles": dict(main.taken),
@@ -121,7 +122,6 @@ def evaluate(
         "shown": [list(pair) for pair in shown],
         "verdict": asdict(verdict),
     }
-    drift = _induce(main, settings, skipped)
     results = Results({**(about or {}), **found}, table, ladder, wells, position, drift)
     results.write(folder, metrics)
     return results

@@ -52,7 +52,7 @@ def test_a_table_is_judged_and_a_page_made(wells, capsys):
     assert about["seed"] == 5
     assert about["table"] == {"profiles": wells}
     assert about["fingerprint"] == {"profiles": evaluate.fingerprint(Path(wells))}
-    assert about["roles"]["treatment"] == "Metadata_label"
+    assert about["roles"]["plate"] == "Metadata_Plate"
     assert {"python", "biomass", "numpy", "copairs"} <= set(about["versions"])
     assert "runs/a/report.html" in capsys.readouterr().out
 
@@ -72,7 +72,7 @@ def test_several_tables_are_rows_pairs_and_plates_that_come_later(wells, tmp_pat
     assert recall["value"].isna().all()
     assert recall["note"].str.contains("nobody, nowhere").all()
     assert any("known relationships" in line and "nobody" in line for line in about["skipped"])
-    assert any("99 plates" in line and "there are 4" in line for line in about["skipped"])
+    assert any("99 plates" in line and "there are 4" in line for line in about["skipped"]), about["skipped"]
     assert not any(line.startswith("untrained") for line in about["skipped"])
     assert not Path("out/drift.csv").exists()
     assert not Path("runs").exists()
