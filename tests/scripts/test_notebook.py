@@ -3,17 +3,20 @@
 import copy
 import importlib.util
 import json
+import os
 import re
+import shlex
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
 from nbclient import NotebookClient
 
-from biomass.errors import CheckpointError, ConfigError
+from biomass.errors import ConfigError
 from biomass.evaluation import transfer
 from biomass.models import Architecture, build_network
 from biomass.simulation.lab_folder import simulate_lab_folder
@@ -51,13 +54,9 @@ def strip_notebook():
     return module
 
 
-def prepared(path, until, parameters, more):
-    """A notebook with other values in its first cell of code, up to a cell, and with more words behind some."""
-    text = path.read_text()
-    for words, further in more.items():
-        assert text.count(words) == 1
-        text = text.replace(words, f"{words} {further}")
-    notebook = nbformat.reads(text, as_version=4)
+def prepared(path, until, parameters):
+    """A notebook with other values in its first cell of code, up to a cell."""
+    notebook = nbformat.read(path, as_version=4)
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     names = re.findall(r"^(\w+) = ", notebook.cells[place].source, re.M)
     assert set(parameters) <= set(names)
@@ -69,21 +68,36 @@ def prepared(path, until, parameters, more):
     return notebook
 
 
-def execute(path=NOTEBOOK, more=None, **parameters):
+def execute(path=NOTEBOOK, **parameters):
     """Run a notebook as people do; returns its texts and pictures."""
-    notebook = prepared(path, None, parameters, more or {})
+    notebook = prepared(path, None, parameters)
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     data = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     return [d["text/markdown"] for d in data if "text/markdown" in d], sum("image/png" in d for d in data)
 
 
-def execute_here(until=None, **parameters):
-    """Run the code of the notebook in this process, where all is imported already."""
+def execute_here(path=NOTEBOOK, until=None, **parameters):
+    """Run the code of a notebook, and its commands, in this process, where all is imported already; its variables."""
     known = {}
-    for cell in prepared(NOTEBOOK, until, parameters, {}).cells:
-        if cell.cell_type == "code":
+    for cell in prepared(path, until, parameters).cells:
+        if cell.cell_type == "code" and cell.source.startswith("%%bash"):
+            command_here(cell.source.partition("\n")[2])
+        elif cell.cell_type == "code":
             exec(re.sub(r"(?m)^%.*$", "", cell.source), known)
+    return known
+
+
+def command_here(text):
+    """Run the commands of a cell, without a page in the end."""
+    for line in os.path.expandvars(text.replace("\\\n", " ")).splitlines():
+        first, second, *words = shlex.split(line)
+        if first == "python":
+            run_script(Path(second).stem, *words)
+        elif (ROOT / f"configs/{second}.yaml").exists():
+            run_script(second, *words)
+        else:
+            importlib.import_module(f"biomass.commands.{second}").main(words)
 
 
 def accuracy(folder, name):
@@ -108,40 +122,46 @@ def test_the_notebook_runs_without_any_download(executed):
     assert {path.name for path in folder.iterdir()} == {"out"}
 
 
-def follow_own_screen(tmp_path, more):
-    """Run the notebook of a screen of one's own on small folders; the folder of its runs."""
+def own_screen(folder):
+    """The parameters of the notebook of a screen of one's own, of small folders."""
     lab, later = (
-        simulate_lab_folder(tmp_path / name, "imagexpress", plates=plates, sites=1, size=48, seed=plates)
+        simulate_lab_folder(folder / name, "imagexpress", plates=plates, sites=1, size=48, seed=plates)
         for name, plates in (("lab", 3), ("later", 4))
     )
-    _, pictures = execute(
-        OWN,
-        more,
-        IMAGES=str(lab.images),
-        PLATEMAP=str(lab.platemap),
-        NEXT=str(later.images),
-        FOLDER=str(tmp_path / "out"),
-        TRAINING="model.key=test_resnet model.pretrained=false num_epochs=1 num_warmup_epochs=0 "
-        "train_batch_size=8 dataloaders.num_workers=0" + (" report=false" if more else ""),
-    )
-    assert pictures == 2
-    runs = tmp_path / "out/runs"
+    training = "num_epochs=1 num_warmup_epochs=0 train_batch_size=8 dataloaders.num_workers=0"
+    return {
+        "IMAGES": str(lab.images),
+        "PLATEMAP": str(lab.platemap),
+        "NEXT": str(later.images),
+        "FOLDER": str(folder / "out"),
+        "TRAINING": f"model.key=test_resnet model.pretrained=false {training}",
+    }
+
+
+def check_runs(runs):
+    """Profiles and predictions are what they must be."""
     assert len(pd.read_parquet(runs / "profiles/profiles_wells.parquet")) == 36
     predictions = pd.read_parquet(runs / "predictions/predictions_wells.parquet")
     assert len(predictions) == 48
     assert set(predictions.filter(regex="(?i)^Metadata_batch$").iloc[:, 0]) == {"December"}
-    return runs
 
 
-def test_a_screen_of_ones_own_is_indexed_trained_profiled_and_predicted(tmp_path):
-    runs = follow_own_screen(tmp_path, {"postprocess=standardize run_name=profiles": "report=false"})
-    assert not list(runs.glob("*/report.html"))
+def test_a_screen_of_ones_own_is_indexed_trained_profiled_and_predicted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ):
+        known = execute_here(OWN, **own_screen(tmp_path))
+    check_runs(tmp_path / "out/runs")
+    assert (known["table"]["prediction"] == known["predictions"]["prediction"]).all()
+    assert len(known["vectors"]) == 2
+    assert {file.name for file in (tmp_path / "out/look").glob("*.png")} >= {"check.png", "examples.png"}
 
 
 @pytest.mark.slow
-def test_a_screen_of_ones_own_has_its_pages(tmp_path):
-    runs = follow_own_screen(tmp_path, {})
-    assert {file.parent.name for file in runs.glob("*/report.html")} == {"my_run", "profiles"}
+def test_a_screen_of_ones_own_as_people_run_it_with_pages_in_the_end(tmp_path):
+    _, pictures = execute(OWN, **own_screen(tmp_path))
+    assert pictures == 2
+    check_runs(tmp_path / "out/runs")
+    assert {file.parent.name for file in (tmp_path / "out/runs").glob("*/report.html")} == {"my_run", "profiles"}
 
 
 def checkpoint(folder, channels, seed):
@@ -166,7 +186,7 @@ def test_plain_state_dicts_and_what_cannot_work_before_anything_is_encoded(tmp_p
     network = build_network(Architecture("convnext_tiny", 3, ()))
     torch.save(network.encoder.state_dict(), tmp_path / "plain.pth")
     parameters = {"MODEL_PATH": str(tmp_path / "plain.pth"), "SIMULATED": SMALL["SIMULATED"]}
-    with pytest.raises(CheckpointError, match="does not say which network its weights belong to"):
+    with pytest.raises(ConfigError, match="does not say which network its weights belong to"):
         execute_here(FOLDER=str(tmp_path / "out"), **parameters)
     with pytest.raises(ConfigError, match="network 'convnext_tiny' has no batch norm"):
         execute_here(FOLDER=str(tmp_path / "out"), MODEL_KEY="convnext_tiny", **parameters)
