@@ -63,24 +63,26 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path) -> Callable[..., float | None]:
-    """``run("train_erm", "key=value", …)``: the script, or the tool, in this process, in a folder of its own.
+def run_script(script: str, *overrides: str) -> float | None:
+    """``run_script("train_erm", "key=value", …)``: the script, or the tool, in this process.
 
     No page is made in the end where ``report`` is not among the keys.
     """
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose(script, list(overrides))
+    if "report" in config and not any(one.startswith("report=") for one in overrides):
+        config.report = False
+    module = script if (ROOT / f"{script}.py").exists() else f"biomass.commands.{script}"
+    return importlib.import_module(module).main.__wrapped__(Config(config))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path) -> Callable[..., float | None]:
+    """:func:`run_script` in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BIOMASS_DATA", str(data_root))
 
-    def _run(script: str, *overrides: str) -> float | None:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose(script, list(overrides))
-        if "report" in config and not any(one.startswith("report=") for one in overrides):
-            config.report = False
-        module = script if (ROOT / f"{script}.py").exists() else f"biomass.commands.{script}"
-        return importlib.import_module(module).main.__wrapped__(Config(config))
-
-    return _run
+    return run_script
 
 
 @pytest.fixture(scope="session")

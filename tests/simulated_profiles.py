@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from biomass.evaluation.design import places
+from biomass.judgement import evaluate
 from biomass.judgement.table import Profiles
 from biomass.simulation.profile_tables import simulate_profiles
 
@@ -46,3 +48,11 @@ def any_screen(kind: str, seed: int) -> dict[str, object]:
     size = float(rng.uniform(0.3, 1.2))
     planted = [name for name in kind.split("+") if name != "none"]
     return design | {name: size + 0.2 * (name == "edge") for name in planted}
+
+
+def judge_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let :func:`biomass.judgement.evaluate.evaluate` measure a few things instead of all, and find no effects."""
+    some = {key: evaluate.METRICS[key] for key in (*evaluate._INDUCED, "variance_plate")}
+    monkeypatch.setattr(evaluate, "METRICS", some)
+    monkeypatch.setattr(evaluate, "_COMPARED", tuple(some))
+    monkeypatch.setattr(evaluate, "find_effects", lambda *_: {})

@@ -111,7 +111,7 @@ def check_text(words: Sequence[str]) -> None:
     """
     for word in words:
         if not word.isprintable() and word.encode(errors="replace").decode() != word:
-            raise ConfigError(f"{ascii(word)} is not UTF-8, and cannot be written down: rename the file")
+            raise ConfigError(f"{word!a} is not UTF-8, and cannot be written down: rename the file")
 
 
 def check_out(folder: Path) -> None:

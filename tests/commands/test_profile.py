@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
+from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN, run_script
 
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError
 from biomass.evaluation import postprocess, profiles
@@ -30,17 +30,11 @@ FIELD = ["Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site"]
 def weights(data_root, tmp_path_factory):
     """The checkpoint of a run of one epoch on the tiny cells."""
     folder = tmp_path_factory.mktemp("encoder")
-    environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = (
-        *TINY_CELLS,
-        *MODEL,
-        "report=false",
-        "model.projector=[16,8]",
-        "num_epochs=1",
-        "dataloaders.sampler=plate",
-        "run_name=e",
-    )
-    subprocess.run([sys.executable, str(ROOT / "train_simclr.py"), *options], cwd=folder, env=environment, check=True)
+    options = (*TINY_CELLS, *MODEL, "model.projector=[16,8]", "num_epochs=1", "dataloaders.sampler=plate", "run_name=e")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BIOMASS_DATA", str(data_root))
+        run_script("train_simclr", *options)
     return folder / "checkpoints" / "e" / "last.pt"
 
 

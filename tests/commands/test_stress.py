@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN
+from conftest import TINY_CELLS, TINY_RUN, TINY_SCREEN, run_script
 
 from biomass.errors import CheckpointError, ConfigError
 
@@ -24,6 +25,24 @@ STRESS += ("axes.effect=[1]", "axes.prospective=[2]", "repeats=1")
 TUNE = (*TINY_SCREEN, "device=cpu", "model_path=net", "fit_plates=1")
 
 
+@pytest.fixture(scope="module")
+def trained(data_root, tmp_path_factory):
+    """A folder where a classifier was trained, as the run ``net``."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BIOMASS_DATA", str(data_root))
+        run_script("train_erm", *TRAIN)
+    return folder
+
+
+@pytest.fixture
+def net(run, trained, tmp_path):
+    """The run ``net`` in the folder of the test."""
+    for part in ("runs", "checkpoints"):
+        shutil.copytree(trained / part, tmp_path / part)
+
+
 def strip(path: str) -> None:
     """Make a checkpoint as older ones are, without what is known of training plates."""
     state = torch.load(path, weights_only=True)
@@ -31,9 +50,8 @@ def strip(path: str) -> None:
     torch.save(state, path)
 
 
-def test_a_classifier_is_tried_and_a_test_that_was_cut_off_goes_on(run, caplog):
+def test_a_classifier_is_tried_and_a_test_that_was_cut_off_goes_on(run, net, caplog):
     caplog.set_level(logging.INFO)
-    run("train_erm", *TRAIN)
     run("stress", *STRESS, "run_name=s", "words=[running,plate,controls/all,balanced]")
     table = pd.read_csv("runs/s/stress.csv", dtype={"value": str})
     assert list(table.columns) == ["statistics", "axis", "value", "repeats", "accuracy", "low", "high"]
@@ -66,8 +84,7 @@ def test_whole_plates_give_what_training_measured(run):
     assert abs(table["wells", "all"] - trained) < positive + 1e-6
 
 
-def test_older_checkpoints_are_tried_without_the_words_that_need_more_and_tuned(run, caplog):
-    run("train_erm", *TRAIN)
+def test_older_checkpoints_are_tried_without_the_words_that_need_more_and_tuned(run, net, caplog):
     strip("checkpoints/net/last.pt")
     run("stress", *STRESS, "run_name=s")
     assert "balanced" in caplog.text
@@ -115,8 +132,7 @@ def test_the_best_checkpoint_knows_its_training_plates_too(run):
         (("dataloaders.source.treatments=3",), ConfigError, "6 classes"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_written(run, overrides, error, message):
-    run("train_erm", *TRAIN)
+def test_what_does_not_fit_is_said_before_anything_is_written(run, net, overrides, error, message):
     with pytest.raises(error, match=message):
         run("stress", *STRESS, "run_name=s", *overrides)
     assert not Path("runs/s").exists()
@@ -147,8 +163,7 @@ def test_a_network_without_batch_norm_is_refused_before_anything_is_written(run,
     assert not Path("runs/s").exists()
 
 
-def test_a_tool_does_not_write_into_a_run_that_was_trained(run):
-    run("train_erm", *TRAIN)
+def test_a_tool_does_not_write_into_a_run_that_was_trained(run, net):
     before = Path("runs/net/config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="'net' is a run that was trained"):
         run("stress", *STRESS, "run_name=net")

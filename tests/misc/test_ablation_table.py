@@ -1,5 +1,6 @@
 """Which probes make up a table, and which must not."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
+
+PROGRAM = ROOT / "misc/ablation_table.py"
 
 FIELDS = "supervised field"
 SOURCE = {"_target_": "biomass.datasets.simulated.load_simulated_cells", "root_dir": "data", "seed": 0}
@@ -55,11 +58,28 @@ def probe(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("ablation_table", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def table(tmp_path):
+def table(program, tmp_path, monkeypatch, capsys):
+    """``table("argument", …)``: the program in this process, and what a process of its own would have left."""
+    monkeypatch.chdir(tmp_path)
+
     def call(*arguments):
-        command = [sys.executable, str(ROOT / "misc/ablation_table.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *arguments])
+        code, message = 0, ""
+        try:
+            program.main()
+        except SystemExit as end:
+            code, message = 1, f"{end.code}\n"
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, code, said.out, said.err + message)
 
     return call
 
@@ -69,10 +89,18 @@ def written(tmp_path):
     return [tuple(row) for row in frame[["method", "trained with", "inference with", "count"]].to_numpy().tolist()]
 
 
-def test_seeds_of_a_cell_are_averaged(probe, table):
+def test_seeds_of_a_cell_are_averaged(probe, table, tmp_path):
     for seed, value in ((0, 0.5), (1, 0.7)):
         probe(f"p{seed}", views(seed), value)
-    assert "| MinCLR, 2 views | 60.0 ± 14.1 (2) |" in table().stdout
+    command = [sys.executable, str(PROGRAM), *("--out", "other")]
+    alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    refusal = subprocess.run([*command, "runs/nowhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert "| MinCLR, 2 views | 60.0 ± 14.1 (2) |" in alone.stdout
+    assert "'runs/nowhere' is not a folder" in refused(refusal)
+    here = table()  # as all tests below call it
+    assert (here.returncode, here.stdout, here.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+    again = table("runs/nowhere")
+    assert (again.returncode, again.stdout, again.stderr) == (refusal.returncode, refusal.stdout, refusal.stderr)
 
 
 @pytest.mark.parametrize(

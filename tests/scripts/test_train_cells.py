@@ -17,7 +17,7 @@ from biomass.datasets.simulated import load_simulated_cells
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1
-from biomass.training import Profiler, build_probe, find_checkpoint, load_checkpoint, load_network
+from biomass.training import Profiler, build_probe, find_checkpoint, load_checkpoint, load_network, loop
 
 SMALL = ("model.key=test_resnet", "model.pretrained=false", "dataloaders.sampler=plate")
 SIMCLR = (*TINY_CELLS, *SMALL, "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
@@ -88,16 +88,39 @@ def test_cells_cut_out_of_ones_own_fields(run, data_root, tmp_path):
     assert math.isfinite(last("p", "test/loss")["test/loss"])
 
 
-@pytest.mark.parametrize(
-    ("script", "more"),
-    [
-        ("train_simclr", SIMCLR),
-        pytest.param("train_supervised_cell", SUPERVISED, marks=pytest.mark.slow),  # the loop is the same
-    ],
-)
+RESUMED = ("dataloaders.mode=random", "num_epochs=4", "train_batch_size=7", "trainer.log_every=1")
+
+
+def test_a_run_that_was_interrupted_within_an_epoch_goes_on_to_the_same_weights(run, monkeypatch):
+    """In this process, and quickly; see below."""
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == steps // 4 * 2 + 2:  # in the third epoch
+            raise KeyboardInterrupt
+        return forward(*arguments)
+
+    run("train_simclr", *SIMCLR, *RESUMED, "run_name=whole")
+    steps = load_checkpoint(Path("checkpoints/whole/last.pt"))["progress"]["step"]
+    calls, forward = [], loop._forward
+    monkeypatch.setattr(loop, "_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("train_simclr", *SIMCLR, *RESUMED, "run_name=cut")
+    assert load_checkpoint(Path("checkpoints/cut/last.pt"))["progress"]["epoch"] == 2
+    monkeypatch.setattr(loop, "_forward", forward)
+    run("train_simclr", *SIMCLR, *RESUMED, "run_name=cut", "resume=auto")
+    whole, cut = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "cut"))
+    for key, weights in cut["network"].items():
+        torch.testing.assert_close(whole["network"][key], weights, rtol=1e-4, atol=1e-5)
+    assert (whole["progress"]["step"], whole["progress"]["epoch"]) == (cut["progress"]["step"], 4)
+    assert [line["step"] for line in curve("whole")] == [line["step"] for line in curve("cut")]
+
+
+@pytest.mark.slow  # tests/scripts/test_train_erm.py kills a run in every run of the suite, and the loop is the same
+@pytest.mark.parametrize(("script", "more"), [("train_simclr", SIMCLR), ("train_supervised_cell", SUPERVISED)])
 def test_a_killed_run_resumes_to_the_same_bits(run_alone, run_and_kill, tmp_path, monkeypatch, script, more):
     monkeypatch.chdir(tmp_path)
-    overrides = (*more, "dataloaders.mode=random", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1")
+    overrides = (*more, *RESUMED, "num_epochs=6")
     run_alone(script, *overrides, "run_name=whole")
     run_and_kill(script, *overrides, name="killed")
     assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
