@@ -165,9 +165,9 @@ def _score_all(
             dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
             scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
             rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
-    for (name, reason), of in left.items():
+    for (name, why), of in left.items():
         under = "" if len(of) == len(settings.all_corrections()) else f", {', '.join(of)}"
-        skipped.append(f"{name}{under}: {reason}")
+        skipped.append(f"{name}{under}: {why}")
     place = {name: number for number, name in enumerate([*every, SHUFFLED])}
     table = pd.DataFrame(rows, columns=list(TABLE))
     table = table.sort_values("statistics", key=lambda names: names.map(place), kind="stable", ignore_index=True)
