@@ -107,7 +107,7 @@ def _whitened(
         total = np.sum([grams[other] for other in others], axis=0, dtype=np.float64) / len(train)
         total -= np.outer(mean, mean)
         shrunk = (1 - shrinkage) * total
-        shrunk[np.diag_indices(size)] += max(shrinkage * np.trace(total) / size, 1e-12)
+        shrunk[np.diag_indices(size)] += max(shrinkage * np.trace(total) / size, 1e-6 * (mean @ mean), 1e-12)
         lower = cholesky(shrunk, lower=True, check_finite=False).astype(np.float32)
         z = solve_triangular(lower, (x - mean.astype(np.float32)).T, lower=True, check_finite=False).T
         yield test, train, _Points(np.ascontiguousarray(z), 1 - shrinkage)

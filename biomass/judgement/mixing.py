@@ -43,7 +43,7 @@ def unit_silhouettes(units: np.ndarray, labels: np.ndarray, others: str = "neare
         else:
             similar[rows, number] = -np.inf
             other = 1 - similar.max(1)
-        widths = (other - within) / np.maximum(within, other)
+        widths = (other - within) / np.maximum(np.maximum(within, other), 1e-6)  # 0 where all are in one place
     return np.where(counts[number] > 1, np.nan_to_num(widths), np.nan)
 
 
