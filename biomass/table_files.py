@@ -281,6 +281,8 @@ def read_table(
 def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
     """The contents of a file, unpacked if they are compressed with gzip."""
     try:
+        if path.is_char_device():  # which may never end
+            raise DataError(f"{name} is a device, not a file: name the table", advice)
         raw = path.read_bytes()
         return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
     except FileNotFoundError:

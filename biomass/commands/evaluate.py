@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomass.atomic import check_place
@@ -140,6 +141,10 @@ def named_tables(given: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(
                 f"there is no '{file}'; give a table of profiles, or the folder of a run of biomass profile"
             )
+        if not file.is_file() and not file.is_dir():
+            raise ConfigError(
+                f"'{file}' is neither a file nor a folder, and cannot be read twice; save the table first"
+            )
         found = {name: file} if file != Path(word) else profiles_of(file)
         for one, of_it in found.items():
             if one in files:
@@ -162,7 +167,10 @@ def profiles_of(file: Path) -> dict[str, Path]:
 
 def _word(file: Path) -> str:
     """The word for statistics that profiles were made under, as their file says; else the name of the file."""
-    about: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
+    try:
+        about: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError):  # said when it is read as a table
+        about = {}
     return about.get(STATISTICS.encode(), file.stem.encode()).decode()
 
 

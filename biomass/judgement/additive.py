@@ -286,13 +286,19 @@ def leading_components(features: np.ndarray, rows: np.ndarray, seed: int = 0) ->
     some = rows
     if len(rows) > _FITTED:
         some = np.sort(np.random.default_rng(seed).choice(rows, _FITTED, replace=False))
-    gram = np.zeros((features.shape[1],) * 2)
-    for start in range(0, len(some), _BLOCK):
-        block = (features[some[start : start + _BLOCK]] - centre) * scale
-        gram += block.T @ block
+    if few := len(some) < features.shape[1]:  # the products of rows have the same values, and are fewer
+        block = (features[some] - centre) * scale
+        gram = (block @ block.T).astype(np.float64)
+    else:
+        gram = np.zeros((features.shape[1],) * 2)
+        for start in range(0, len(some), _BLOCK):
+            block = (features[some[start : start + _BLOCK]] - centre) * scale
+            gram += block.T @ block
     value, vectors = np.linalg.eigh(gram)
     kept = min(COMPONENTS, int((value > 1e-6 * value[-1]).sum()))
     axes = vectors[:, ::-1][:, :kept].astype(np.float32)
+    if few:
+        axes = block.T @ (axes / np.sqrt(value[::-1][:kept]).astype(np.float32))
     values = np.concatenate([((features[block] - centre) * scale) @ axes for block in blocks]).astype(np.float64)
     values -= values.mean(0)
     return values, float((values**2).sum() / (len(rows) * varies.sum()))

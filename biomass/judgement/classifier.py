@@ -121,7 +121,7 @@ def _trained(
         total = np.sum([grams[other] for other in others], axis=0, dtype=np.float64) / len(train)
         total -= np.outer(mean, mean)
         shrunk = (1 - shrinkage) * total
-        shrunk[np.diag_indices(size)] += max(shrinkage * np.trace(total) / size, 1e-12)
+        shrunk[np.diag_indices(size)] += max(shrinkage * np.trace(total) / size, 1e-6 * (mean @ mean), 1e-12)
         lower = cholesky(shrunk, lower=True, check_finite=False).astype(np.float32)
         yield test, train, _Training(mean.astype(np.float32), lower, 1 - shrinkage)
 

@@ -66,7 +66,7 @@ def _widths(similar: np.ndarray, number: np.ndarray, counts: np.ndarray, square:
             other = 1 - np.nansum(mean, 2) / (there - 1)
         else:
             other = 1 - np.fmax.reduce(mean, 2)
-        widths = (other - within) / np.maximum(within, other)
+        widths = (other - within) / np.maximum(np.maximum(within, other), 1e-6)  # 0 where all are in one place
     return np.where((size > 1) & (there > 1), np.nan_to_num(widths), np.nan)
 
 

@@ -9,6 +9,9 @@ from biomass.judgement.table import Profiles
 APART = 100.0
 """How many times the spread of a feature may be that of another (5th to 95th percentile) in one unit."""
 
+SQUARED = 1e12
+"""Spreads that are larger, or smaller than its reciprocal, are brought to 1: their squares would be lost."""
+
 _ROWS = 8192
 
 
@@ -34,7 +37,10 @@ def in_one_unit(profiles: Profiles) -> Profiles:
     known = spread[spread > 0]
     low, high = np.quantile(known, [0.05, 0.95], method="nearest") if len(known) else (1.0, 1.0)
     if high <= APART * low:
-        return profiles
+        if 1 / SQUARED < high < SQUARED:
+            return profiles
+        note = f"features differ by about {high:.2g}, whose square single precision cannot hold: all were divided by it"
+        return replace(profiles, features=(features / high).astype(np.float32), notes=(*profiles.notes, note))
     scale = np.where(spread > 0, spread, 1.0)
     done = np.empty_like(features)
     for start in range(0, len(features), _ROWS):

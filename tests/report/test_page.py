@@ -187,6 +187,22 @@ def test_profiles_that_were_not_judged_are_counted(tmp_path) -> None:
     assert "2 wells with 2 features" in page_of(run).text
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "lost"),
+    [
+        ("metrics.json", "[" * 20_000, {"factorial", "metrics"}),
+        ("metrics.json", '{"a": {"none": {"m": {"value": 1' + 400 * "0" + ', "family": [1]}}}}', {"factorial", "maps"}),
+        ("samples.json", '{"plates": [{}], "channels": 3, "height": "x", "width": 1e400}', {"samples"}),
+        ("metrics.jsonl", '{"step": 1' + 400 * "0" + ', "epoch": 1, "val/accuracy": Infinity}', set()),
+    ],
+)
+def test_values_that_no_run_writes_cost_no_more_than_their_section(tmp_path, name, content, lost) -> None:
+    run = write_judged(tmp_path / "run", plates=2)
+    before = set(page_of(run).headings) - lost
+    (run / name).write_text(content)
+    assert before - set(page_of(run).headings) <= {"factorial"}
+
+
 @pytest.mark.parametrize("name", [files.METRICS, files.LADDER, files.WELLS])
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": {"b": [1]}}'])
 def test_a_damaged_file_costs_its_section_alone(tmp_path, name, content) -> None:
