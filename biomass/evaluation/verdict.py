@@ -156,12 +156,13 @@ def group_wells(wells: pd.DataFrame, by: Sequence[str] = PLATE[:1]) -> list[Grou
     return [plates, coarser] if 1 < len(coarser.table) < len(plates.table) else [plates]
 
 
-def judge(groups: Sequence[Group], curves: Curves | None = None) -> list[Judgement]:
+def judge(groups: Sequence[Group], curves: Curves | None = None, needed: bool = True) -> list[Judgement]:
     """Judge all words on a design.
 
     Args:
         groups: plates, and coarser groups.
         curves: those of the package if left out.
+        needed: whether to find out how many controls would do, which takes most of the time.
 
     Returns:
         ``running`` first, then every way for every grouping.
@@ -173,7 +174,7 @@ def judge(groups: Sequence[Group], curves: Curves | None = None) -> list[Judgeme
     """
     curves = curves or read_curves()
     base = Judgement("running", (), "", "base", curves.expect("running", "", 1, 0, 0), _BASE)
-    return [base, *(_judge(group, word, kind, curves) for group in groups for word, kind in _ways(group))]
+    return [base, *(_judge(group, word, kind, curves, needed) for group in groups for word, kind in _ways(group))]
 
 
 def recommend(judgements: Sequence[Judgement]) -> Judgement:
@@ -228,10 +229,10 @@ def warning(
         return None
     own = Group.over(wells, by)
     curves = curves or read_curves()
-    judged = _judge(own, word, kind, curves)
+    judged = _judge(own, word, kind, curves, needed=False)
     if judged.state != "fails":
         return None
-    judgements = judge(group_wells(wells), curves)
+    judgements = judge(group_wells(wells), curves, needed=False)
     best = try_instead(judgements) or recommend(judgements)
     return (
         f"statistics '{word}' by {own.name} do not fit this screen: {judged.reason}"
@@ -382,15 +383,15 @@ def _ways(group: Group) -> list[tuple[str, str]]:
     return [way for way in WAYS if way[1] != "all" or group.table["positive"].any()]
 
 
-def _judge(group: Group, word: str, kind: str, curves: Curves) -> Judgement:
+def _judge(group: Group, word: str, kind: str, curves: Curves, needed: bool) -> Judgement:
     """Judge one way of taking statistics."""
     controls = group.controls(kind)
     lacking = int((controls == 0).sum())
     if kind and lacking:
         name = "control" if kind == "all" else "negative control"
         reason = f"{lacking} of {_plural(len(controls), group.name)} {'has' if lacking == 1 else 'have'} no {name}"
-        needed = _needed(group, word, kind, curves)
-        return Judgement(word, group.by, kind, "fails", None, reason, needed)
+        least = _needed(group, word, kind, curves) if needed else None
+        return Judgement(word, group.by, kind, "fails", None, reason, least)
     expected = _expect(group, word, kind, controls, curves)
     if expected is None:
         return Judgement(word, group.by, kind, "unknown", None, "it was not measured")
@@ -398,8 +399,8 @@ def _judge(group: Group, word: str, kind: str, curves: Curves) -> Judgement:
     reason = _reason(group, kind, state)
     if expected.outside:
         reason += f"; nothing like it was measured (the nearest is a factor of {2**expected.octaves:.0f} away)"
-    needed = _needed(group, word, kind, curves) if kind and state != "safe" else None
-    return Judgement(word, group.by, kind, state, expected, reason, needed)
+    least = _needed(group, word, kind, curves) if needed and kind and state != "safe" else None
+    return Judgement(word, group.by, kind, state, expected, reason, least)
 
 
 def _reason(group: Group, kind: str, state: str) -> str:
