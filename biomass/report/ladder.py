@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -15,8 +16,8 @@ from biomass.report.section import Section
 
 LEAD = (
     "From left to right fewer neighbours are allowed as the answer: any, those in another well position, on another "
-    "plate, of another experiment; restrictions add up. What falls away when one sets in came from that place, not from "
-    "biology. Higher is better; bars are 95 % intervals, dashes are chance, which changes with who may answer."
+    "plate, of another experiment; restrictions add up. What falls away when one sets in came from that place, not "
+    "from biology. Higher is better; bars are 95 % intervals, dashes are chance, which changes with who may answer."
 )
 
 _HIGH, _STEP = 230, 68
@@ -81,8 +82,8 @@ def ladder(folder: Path) -> Section | str:
 
 def _ends(table: pd.DataFrame) -> tuple[float, float]:
     """Of the axis of a task."""
-    bottom = min(0.0, float(table[["value", "low"]].min(axis=None)))
-    return bottom, _ceiling(float(table[["value", "high", "null"]].max(axis=None)))
+    low, high = table[["value", "low"]].to_numpy(np.float64), table[["value", "high", "null"]].to_numpy(np.float64)
+    return min(0.0, float(np.nanmin(low))), _ceiling(float(np.nanmax(high)))
 
 
 def _untold(table: pd.DataFrame) -> list[tuple[str, str, list[str]]]:

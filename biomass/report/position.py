@@ -103,8 +103,8 @@ def _shares(table: pd.DataFrame, pairs: Sequence[str]) -> Markup:
         '<p class="quiet">In brackets its 95 % interval over plates; below, on how many plates it is more than chance '
         '(p &lt; {}).</p><div class="scroll"><table class="heat"><thead><tr>'
         '<th scope="col">statistics · correction</th>{}</tr></thead><tbody>{}</tbody></table></div>'
-        '<p class="quiet"><span class="bar oranges" aria-hidden="true"></span> nothing → most of this table: the darker, '
-        "the more of an effect that should not be there.</p>"
+        '<p class="quiet"><span class="bar oranges" aria-hidden="true"></span> nothing → most of this table: the '
+        "darker, the more of an effect that should not be there.</p>"
     ).format(_SURE, head, Markup("").join(rows))
 
 
