@@ -81,9 +81,7 @@ def _asked(profiles: Profiles, question: str, seed: int) -> tuple[Answers, np.nd
     return answers, answered
 
 
-def _replicates(
-    question: str, profiles: Profiles, seed: int = 0
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
+def _replicates(question: str, profiles: Profiles, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, str]:
     """Of every treatment, what copairs finds, its chance and its compound; and what should be known."""
     answers, answered = _asked(profiles, question, seed)
     found = answers.found[TREATMENT, question]

@@ -90,7 +90,7 @@ def predict(
 
 
 class _Training(NamedTuple):
-    """Of training rows, their mean (D,), a factor L (D, D) of their shrunken total covariance, and the share of T in it."""
+    """Of training rows: mean (D,), a factor L (D, D) of their shrunken total covariance, and the share of T in it."""
 
     mean: np.ndarray
     lower: np.ndarray

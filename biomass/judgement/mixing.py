@@ -62,10 +62,7 @@ def _widths(similar: np.ndarray, number: np.ndarray, counts: np.ndarray, square:
         within = (size - own - (1 - square)) / (size - 1)
         mean = similar / counts[:, None]
         np.put_along_axis(mean, number[..., None], np.nan, 2)
-        if others == "mean":
-            other = 1 - np.nansum(mean, 2) / (there - 1)
-        else:
-            other = 1 - np.fmax.reduce(mean, 2)
+        other = 1 - np.nansum(mean, 2) / (there - 1) if others == "mean" else 1 - np.fmax.reduce(mean, 2)
         widths = (other - within) / np.maximum(within, other)
     return np.where((size > 1) & (there > 1), np.nan_to_num(widths), np.nan)
 

@@ -229,7 +229,7 @@ class _Ranking:
         return last[cell]
 
     def before(self, eligible: np.ndarray, admitted: np.ndarray) -> np.ndarray:
-        """How many of the eligible (N,) wells with a code that is admitted (9,) are among the nearest 0 … N: (B, N + 1)."""
+        """How many eligible (N,) wells of a code that is admitted (9,) are among the nearest 0 … N: (B, N + 1)."""
         key = (id(eligible), admitted.tobytes())
         if key not in self._before:
             if id(eligible) not in self._eligible:
