@@ -24,8 +24,8 @@ from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Differenc
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
 from biomass.judgement.scores import Measured, Metric, measure, score, summarize, untold
-from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right
-from biomass.judgement.table import PLATE, Profiles
+from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right, whole_plates
+from biomass.judgement.table import MECHANISM, PLATE, Profiles
 from biomass.judgement.units import in_one_unit
 from biomass.judgement.verdict import PREDICTED, paired_difference, say
 
@@ -41,7 +41,14 @@ _COMPARED = (*REPLICATES, *MECHANISMS, *PREDICTED)
 _INDUCED = ("plate_predicted", "plate_neighbour", "map_other_plate", "treatment_neighbour")
 """What is asked of plates that came later."""
 
+LARGE = 20_000
+"""Wells above which null rows and plates that come later are judged on some plates alone."""
+
 _SEEDS = 2**32 - 1  # that libraries take
+_SHUFFLED = 4000  # wells of a large table whose labels are shuffled
+_ALONE = (PLAIN, "standardize")
+"""Corrections of a large table under which cells counted are judged: of one number, others make about the same."""
+
 _PANELS = 4  # pairs that are drawn, at most
 
 log = logging.getLogger(__name__)
@@ -149,8 +156,17 @@ def _score_all(
     units: dict[Pair, dict[str, Measured]] = {}
     left: dict[tuple[str, str], list[str]] = {}  # statistics and reason → corrections
     every = {**tables, COUNTED: main}
+    large = len(main) > LARGE
+    some = _part(main, _SHUFFLED) if large else np.arange(len(main))
+    if large:
+        skipped.append(f"{SHUFFLED}: judged on {len(some):,} of {len(main):,} wells, of whole plates")
     for pair, profiles in _shown_pairs(every, settings.all_corrections()):
         refit_only = CORRECTIONS[pair[1]].refit_only
+        if large and pair[0] == COUNTED and pair[1] not in _ALONE:
+            reason = f"of more than {LARGE:,} wells, cells counted are judged under {' and '.join(_ALONE)} alone"
+            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
+            rows += rows_of(*pair, refit_only, [untold(key, reason) for key in metrics])
+            continue
         try:
             corrected = _corrected(profiles, pair, seed)
         except CannotJudgeError as reason:
@@ -162,7 +178,8 @@ def _score_all(
         units[pair] = {key: one for key in _COMPARED if isinstance(one := found[key], Measured)}
         ladder.append(pd.DataFrame(climb(corrected, seed)).assign(statistics=pair[0], correction=pair[1]))
         if profiles is main and pair[0] != COUNTED:
-            dealt = {family: shuffled(corrected, family, seed) for family in ("batch", "biology")}
+            few = corrected.take(some) if large else corrected
+            dealt = {family: shuffled(few, family, seed) for family in ("batch", "biology")}
             scores = [score(key, one, dealt[one.family], seed) for key, one in metrics.items()]
             rows += rows_of(SHUFFLED, pair[1], refit_only, scores)
     for (name, why), of in left.items():
@@ -217,11 +234,16 @@ def _differences(before: Mapping[str, Measured], after: Mapping[str, Measured], 
 
 def _induce(profiles: Profiles, settings: Settings, skipped: list[str]) -> pd.DataFrame:
     """What corrections make of plates that they were not fitted on."""
+    if settings.first is None and len(profiles) > LARGE and profiles.has(PLATE):
+        rows = _part(profiles, LARGE)
+        skipped.append(f"plates that come later: judged on {len(rows):,} of {len(profiles):,} wells, of whole plates")
+        profiles = profiles.take(rows)
+    # nothing is asked of mechanisms
+    wells = profiles.wells.drop(columns=MECHANISM, errors="ignore")
+    profiles = Profiles(wells, profiles.features, profiles.names, profiles.taken, profiles.notes)
     plates = profiles.wells[PLATE].nunique() if profiles.has(PLATE) else 0
     first = plates // 2 if settings.first is None else settings.first
-    chosen = {}
-    for name in settings.all_corrections():
-        chosen[name] = CORRECTIONS[name]
+    chosen = {name: CORRECTIONS[name] for name in settings.all_corrections()}
     try:
         return induct(profiles, chosen, first, {key: METRICS[key] for key in _INDUCED}, settings.seed)
     except CannotJudgeError as reason:
@@ -242,6 +264,12 @@ def _moved(tables: Mapping[str, Profiles], settings: Settings, skipped: list[str
         row = {"statistics": name, "correction": PLAIN, "refit_only": False, "k": k, "plates": plates, "metric": DRIFT}
         rows.append(row | {"fit": found.value, "fit_low": found.low, "fit_high": found.high, "note": found.note})
     return pd.DataFrame(rows)
+
+
+def _part(profiles: Profiles, limit: int) -> np.ndarray:
+    """The rows of some whole plates, about ``limit`` of them; the first ones where plates are not known."""
+    plates = profiles.codes(PLATE) if profiles.has(PLATE) else np.arange(len(profiles)) // 100
+    return whole_plates(plates, limit)
 
 
 def _never_told(table: pd.DataFrame, metrics: Mapping[str, Metric]) -> list[str]:

@@ -53,6 +53,9 @@ REPLICATES: Mapping[str, tuple[int, bool]] = {
 """Questions to replicates, whose rivals are on the query's own plate: least level of a match, and whether the rivals
 are the negative controls there, or the other treatments. As in :mod:`biomass.evaluation.replicates`."""
 
+_ASKED = 100_000_000
+"""Bound of the time: queries times wells."""
+
 _COMPARED, _PAIRS = 25_000_000, 10_000_000
 """Bounds of the time under shuffled labels: queries times candidates, and pairs of a query and a match."""
 
@@ -138,9 +141,16 @@ def by_treatment(answers: Answers, **values: np.ndarray) -> pd.DataFrame:
     """Means over the queries of each treatment of values (Q,), and ``group``, the compound of the treatment."""
     treatment = answers.treatment
     group = answers.codes[COMPOUND][answers.queries] if COMPOUND in answers.codes else treatment
+    known, first, number = np.unique(treatment, return_index=True, return_inverse=True)
+    found: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        finite = np.isfinite(value)
+        counts = np.bincount(number[finite], minlength=len(known))
+        sums = np.bincount(number[finite], value[finite], len(known))
+        found[name] = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     # a well whose compound is not known is drawn with its treatment alone
-    table = pd.DataFrame(values | {"group": np.where(group < 0, -2 - treatment, group)})
-    return table.groupby(treatment).agg(dict.fromkeys(values, "mean") | {"group": "first"})
+    found["group"] = np.where(group < 0, -2 - treatment, group)[first]
+    return pd.DataFrame(found, index=known)
 
 
 def _ask(profiles: Profiles, generator: np.random.Generator) -> Answers:
@@ -162,7 +172,8 @@ def _ask(profiles: Profiles, generator: np.random.Generator) -> Answers:
         level = np.arange(CODES) // 2
         for name, (least, controls) in REPLICATES.items():
             admits[TREATMENT][name] = Admits(level >= least, level == 0, negative if controls else None)
-    queries = _sample(answers, list(asked.values()), generator)
+    most = int(np.clip(_ASKED // len(profiles), 500, QUERIES))
+    queries = _sample(answers, list(asked.values()), generator)[:most]
     matches = {k: np.bincount(one.of_wells() + 1)[one.of_wells()[queries] + 1].mean() for k, one in asked.items()}
     few = min(len(queries), max(100, _COMPARED // len(profiles)))
     times = {k: int(np.clip(_PAIRS / few / count, 19, SHUFFLES)) for k, count in matches.items()}
@@ -173,7 +184,7 @@ def _ask(profiles: Profiles, generator: np.random.Generator) -> Answers:
         questions[label] = Question([labels, *shuffles], admits[label])
     places = Places(*(codes.get(role) for role in (WELL, PLATE, EXPERIMENT, SOURCE)))
     found = retrieve(profiles.features, queries, places, questions, few)
-    drawn = [f"{QUERIES} wells drawn evenly over treatments ask"] if len(queries) == QUERIES else []
+    drawn = [f"{most} wells drawn evenly over treatments ask"] if len(queries) == most else []
     drawn += [f"{few} of {len(queries)} under shuffled labels, too"] if len(queries) > few else []
     _explain(answers, found, asked, queries, ", ".join(drawn))
     return answers._replace(queries=queries, few=few, found=found)

@@ -23,6 +23,7 @@ CODES = 8
 
 _TIE = 1e-6
 _BLOCK = 2**17  # similarities, and pairs of a query and a match under some labels, that are held at once
+_HELD = 2**25  # similarities that are multiplied at once: 128 MiB
 
 
 class Labels(NamedTuple):
@@ -180,14 +181,18 @@ def retrieve(
     for start, stop, who in ((0, few, members), (few, len(queries), alone)):
         most = max(one.pairs(queries[start:stop]) for one in who.values())
         block = max(1, _BLOCK // (len(unit) + most))
-        for first in tqdm(range(start, stop, block), "Comparing wells", disable=None, leave=False):
-            rows = queries[first : min(first + block, stop)]
-            ranking = _Ranking(unit[rows] @ unit.T, rows, places)
-            for name, question in questions.items():
-                asks = np.flatnonzero(question.labels[0].unit[rows] >= 0)
-                for restriction, found in _answer(asks, ranking, question.restrictions, who[name]).items():
-                    for whole, part in zip(out[name, restriction], found, strict=True):
-                        whole[first + asks, : part.shape[1]] = part
+        wide = block * max(1, _HELD // (block * len(unit)))  # few rows are as slow to multiply as many
+        for left in tqdm(range(start, stop, wide), "Comparing wells", disable=None, leave=False):
+            right = min(left + wide, stop)
+            similarity = unit[queries[left:right]] @ unit.T
+            for first in range(left, right, block):
+                rows = queries[first : min(first + block, right)]
+                ranking = _Ranking(similarity[first - left : first - left + len(rows)], rows, places)
+                for name, question in questions.items():
+                    asks = np.flatnonzero(question.labels[0].unit[rows] >= 0)
+                    for restriction, found in _answer(asks, ranking, question.restrictions, who[name]).items():
+                        for whole, part in zip(out[name, restriction], found, strict=True):
+                            whole[first + asks, : part.shape[1]] = part
     return out
 
 
@@ -229,7 +234,7 @@ class _Ranking:
         return last[cell]
 
     def before(self, eligible: np.ndarray, admitted: np.ndarray) -> np.ndarray:
-        """How many of the eligible (N,) wells with an admitted code (9,) are among the nearest 0 … N: (B, N + 1)."""
+        """How many eligible (N,) wells of a code that is admitted (9,) are among the nearest 0 … N: (B, N + 1)."""
         key = (id(eligible), admitted.tobytes())
         if key not in self._before:
             if id(eligible) not in self._eligible:

@@ -7,7 +7,7 @@ from scipy.linalg import svd
 from biomass.evaluation.nearest import directions
 from biomass.judgement.table import PLATE, TREATMENT, Profiles
 
-MAPPED, DRAWN = 10_000, 20_000
+MAPPED, DRAWN = 10_000, 10_000
 """Wells in a map, and wells (of whole plates) whose nearest ones are looked up, at most."""
 
 MAPS = ("umap", "pca", "none")
@@ -29,16 +29,21 @@ def spread_rows(plates: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
 
 
 def whole_plates(plates: np.ndarray, limit: int) -> np.ndarray:
-    """The rows of as many whole plates, evenly over their numbers, as hold ``limit`` rows; of one plate at least.
+    """The rows of as many whole plates as hold about ``limit`` rows; of two plates at least.
+
+    Half of them are the first ones, half those from the middle on: plates that follow each other often hold the same
+    treatments, and replicates should stay together.
 
     >>> whole_plates(np.repeat([0, 1, 2], 2), 4).tolist()
-    [0, 1, 4, 5]
+    [0, 1, 2, 3]
     """
     if len(plates) <= limit:
         return np.arange(len(plates))
     known = np.unique(plates)
-    chosen = np.unique(np.linspace(0, len(known) - 1, max(1, limit * len(known) // len(plates))).round().astype(int))
-    return np.flatnonzero(np.isin(plates, known[chosen]))
+    half = max(1, limit * len(known) // len(plates) // 2)
+    middle = max(half, len(known) // 2)
+    chosen = [*known[:half], *known[middle : middle + half]]
+    return np.flatnonzero(np.isin(plates, chosen))
 
 
 def lay_out(profiles: Profiles, how: str, seed: int = 0) -> np.ndarray:
