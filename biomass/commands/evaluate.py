@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, file in files.items()
         }
         evaluate(tables, folder, judged, about(files, words))
-        page = write_report([folder], folder / "report.html")
+    with run_on_files(f"what was found stands in {folder}, without a page; biomass report makes it"):
+        page = write_report([folder], folder / PAGE)
         print(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")
 
 
@@ -103,7 +104,7 @@ def check_text(words: Sequence[str]) -> None:
     """
     for word in words:
         if not word.isprintable() and word.encode(errors="replace").decode() != word:
-            raise ConfigError(f"{ascii(word)} is not UTF-8, and cannot be written down: rename the file")
+            raise ConfigError(f"{word!a} is not UTF-8, and cannot be written down: rename the file")
 
 
 def check_out(folder: Path) -> None:
