@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_out(folder)
         tables = {name: read_profiles(file, args.metadata, *how) for name, file in files.items()}
         evaluate(tables, folder, judged, about(files, words))
-        page = write_report([folder], folder / "report.html")
+    with run_on_files(f"what was found stands in {folder}, without a page; biomass report makes it"):
+        page = write_report([folder], folder / PAGE)
         print(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")
 
 

@@ -191,7 +191,7 @@ def test_profiles_that_were_not_judged_are_counted(tmp_path) -> None:
     ("name", "content", "lost"),
     [
         ("metrics.json", "[" * 20_000, {"factorial", "metrics"}),
-        ("metrics.json", '{"a": {"none": {"m": {"value": 1' + 400 * "0" + ', "family": [1]}}}}', {"factorial", "maps"}),
+        ("metrics.json", '{"a": {"none": {"m": {"value": 1' + 400 * "0" + ', "family": [1]}}}}', {"factorial"}),
         ("samples.json", '{"plates": [{}], "channels": 3, "height": "x", "width": 1e400}', {"samples"}),
         ("metrics.jsonl", '{"step": 1' + 400 * "0" + ', "epoch": 1, "val/accuracy": Infinity}', set()),
     ],
@@ -200,7 +200,7 @@ def test_values_that_no_run_writes_cost_no_more_than_their_section(tmp_path, nam
     run = write_judged(tmp_path / "run", plates=2)
     before = set(page_of(run).headings) - lost
     (run / name).write_text(content)
-    assert before - set(page_of(run).headings) <= {"factorial"}
+    assert before <= set(page_of(run).headings)
 
 
 @pytest.mark.parametrize("name", [files.METRICS, files.LADDER, files.WELLS])
