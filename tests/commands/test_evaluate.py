@@ -93,7 +93,7 @@ def test_several_tables_are_rows_pairs_and_plates_that_come_later(wells, tmp_pat
         (["wells.parquet", "--pairs", "nobody.csv"], ["nobody.csv"]),
         (["wells.parquet", "--pairs", "wells.parquet"], ["wells.parquet", "columns"]),
         (["wells.parquet", "--metadata", "nobody.csv"], ["nobody.csv"]),
-        (["wells.parquet", "--set", "colums.plate=x"], ["colums", "columns"]),
+        (["wells.parquet", "--set", "columns_.plate=x"], ["columns_", "'columns'"]),
         (["wells.parquet", "--set", "columns.plate=Metadata_Plat"], ["Metadata_Plat", "Metadata_Plate"]),
         (["wells.parquet", "--set", "columns.plates=Metadata_Plate"], ["plates", "plate"]),
         (["wells.parquet", "--set", "control.negative=[DMSOO]"], ["DMSOO", "DMSO"]),
