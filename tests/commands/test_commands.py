@@ -17,7 +17,7 @@ from biomass.commands import ADVICE, find_tools, parse_settings
 from biomass.errors import ConfigError
 
 TOOLS = [tool.name for tool in find_tools()]
-ON_FILES = {"index", "compare", "crop", "pack", "preflight"}
+ON_FILES = {"index", "compare", "crop", "evaluate", "pack", "preflight", "report"}
 
 
 def run(*words: str, cwd: Path, module: str = "biomass") -> "subprocess.CompletedProcess[str]":
