@@ -67,11 +67,11 @@ def test_p_is_uniform_where_nothing_is_planted(design: dict[str, object]) -> Non
         "mechanisms": 4,
         "treatment": 0.0,
     }
-    found = [find_effects(simulated(seed=seed, **small, **design)) for seed in range(200)]
+    found = [find_effects(simulated(seed=seed, **small, **design)) for seed in range(400)]
     for name in NAMES:
         p = [one[name].p for one in found]
         assert kstest(p, "uniform").pvalue > 0.001, name  # 7 effects, 3 designs
-        assert np.mean(np.array(p) <= 0.05) < 0.11, name
+        assert np.mean(np.array(p) <= 0.05) < 0.09, name  # 0.05, and 3.7 standard errors
 
 
 @pytest.mark.slow
