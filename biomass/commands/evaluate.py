@@ -9,8 +9,9 @@
 DeepProfiler, AnnData, or any other whose features are numbers. Columns are found by their usual names, and the page
 says which were taken; others are named: ``--set columns.treatment='[compound, dose]' --set columns.plate=barcode --set
 'control.negative=[DMSO]'``. Several tables, each with a name and ``=`` before it, are the rows of one factorial table
-{statistics of the encoder} x {corrections of the profiles}; the folder of a ``biomass profile`` holds them by name. An
-untrained encoder, cells counted and nothing else, and shuffled labels are always rows of it.
+{statistics of the encoder} x {corrections of the profiles}; the folder of a ``biomass profile`` holds them by name.
+Shuffled labels, and cells counted and nothing else, are rows of it, too, as is an untrained encoder that is given
+as ``untrained=<table>``. The page says which of them are missing.
 
 Below runs/<run name>/ it writes metrics.json, table.csv (statistics, correction, metric, value, low, high, null, …),
 ladder.csv, wells.parquet, position.csv, drift.csv and report.html, a page that opens without a network.

@@ -19,12 +19,12 @@ from biomass.judgement.effects import Effect, find_effects
 from biomass.judgement.induction import DRIFT, drift_between, induct
 from biomass.judgement.ladder import climb
 from biomass.judgement.nulls import as_directions, counted, shuffled
-from biomass.judgement.position import position_table
+from biomass.judgement.position import position_notes, position_table
 from biomass.judgement.recommend import MECHANISMS, PLAIN, REPLICATES, Difference, Pair, recommend
 from biomass.judgement.relationships import recall_metric
 from biomass.judgement.results import COUNTED, NULL_ROWS, SHUFFLED, TABLE, UNTRAINED, Results, rows_of
 from biomass.judgement.scores import Measured, Metric, measure, score, summarize, untold
-from biomass.judgement.shown import MAPS, distance_to_controls, lay_out, nearest_is_right, whole_plates
+from biomass.judgement.shown import DRAWN, MAPS, distance_to_controls, lay_out, nearest_is_right, whole_plates
 from biomass.judgement.table import MECHANISM, PLATE, Profiles
 from biomass.judgement.units import in_one_unit
 from biomass.judgement.verdict import PREDICTED, paired_difference, say
@@ -131,7 +131,7 @@ def evaluate(
     drift = pd.concat([_induce(main, settings, skipped), _moved(given, settings, skipped)], ignore_index=True)
     found = {
         "roles": dict(main.taken),
-        "notes": _notes(tables),
+        "notes": [*_notes(tables), *position_notes(main)],
         "skipped": [*skipped, *_never_told(table, metrics)],
         "rows": len(main),
         "features": len(main.names),
@@ -164,7 +164,7 @@ def _score_all(
         refit_only = CORRECTIONS[pair[1]].refit_only
         if large and pair[0] == COUNTED and pair[1] not in _ALONE:
             reason = f"of more than {LARGE:,} wells, cells counted are judged under {' and '.join(_ALONE)} alone"
-            skipped.append(f"{pair[0]}, {pair[1]}: {reason}")
+            left.setdefault((pair[0], reason), []).append(pair[1])
             rows += rows_of(*pair, refit_only, [untold(key, reason) for key in metrics])
             continue
         try:
@@ -197,6 +197,8 @@ def _look_at(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[Pair, dict[str, Effect]]]:
     """What is drawn of every well, the effects of places, and all effects, under some pairs."""
     wells, positions, effects = main.wells.copy(), [], {}
+    if len(wells) > DRAWN:
+        skipped.append(f"maps and nearest wells: those of about {DRAWN:,} of {len(wells):,} wells are drawn")
     for pair in pairs:
         log.info("maps, places and effects: %s, %s", *pair)
         profiles = CORRECTIONS[pair[1]].fit_transform(tables[pair[0]], settings.seed)

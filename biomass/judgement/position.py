@@ -7,7 +7,6 @@ same places on all plates, because many screens repeat one layout. Where a compo
 cannot be told from the compound; negative controls alone are judged then, if they lie at several places.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -140,12 +139,12 @@ def _treated(profiles: Profiles, role: str) -> pd.DataFrame:
 def fills(profiles: Profiles, kind: str) -> float:
     """The share of treated wells whose compound has several wells on the plate, all in one row (or column).
 
-    Of the edge it is the larger of the two. 0 where nothing is known of compounds.
+    Of the edge it is the larger of the two. 0 where nothing is known of plates, places or compounds.
     """
     if kind == "edge":
         return max(fills(profiles, "row"), fills(profiles, "column"))
     role = COMPOUND if profiles.has(COMPOUND) else TREATMENT
-    if not profiles.has(role, ROW, COLUMN):
+    if not profiles.has(PLATE, role, ROW, COLUMN):
         return 0.0
     wells = _treated(profiles, role).groupby([PLATE, role])[kind].agg(["size", "nunique"])
     alike = wells["size"][(wells["size"] > 1) & (wells["nunique"] == 1)]
@@ -154,7 +153,7 @@ def fills(profiles: Profiles, kind: str) -> float:
 
 def _same_well(profiles: Profiles) -> float:
     """The share of treatments on several plates that are in the same well on each."""
-    if not profiles.has(TREATMENT, ROW, COLUMN):
+    if not profiles.has(PLATE, TREATMENT, ROW, COLUMN):
         return 0.0
     wells = _treated(profiles, TREATMENT)
     place = wells[ROW] * 1000 + wells[COLUMN]
@@ -275,42 +274,3 @@ def _place(kind: str, number: int) -> str:
     if kind == "edge":
         return ("inner", "edge")[number]
     return wells_at(np.array([number + 1]), np.array([1]))[0][:-2] if kind == "row" else str(number + 1)
-
-
-def _unlabelled(profiles: Profiles) -> Profiles:
-    """The same wells, of which none is known to be a control."""
-    return replace(profiles, wells=profiles.wells.drop(columns=CONTROL, errors="ignore"))
-
-
-def position_grids(profiles: Profiles, seed: int = 0) -> pd.DataFrame:
-    """What can be drawn on the plates: a row a well that has a place.
-
-    Args:
-        profiles: with plates, rows and columns.
-        seed: of samples.
-
-    Returns:
-        ``plate, row, column`` (from 0), ``component``: the leading component of what varies within plates, in standard
-        deviations; ``distance``: from the median of the plate in the leading components, as a root mean square.
-
-    Raises:
-        CannotJudgeError: places are not known.
-
-    >>> wells = pd.DataFrame({"plate": "a", "row": [0, 0, 1], "column": [0, 1, 0]})
-    >>> position_grids(Profiles(wells, np.float32([[0], [1], [5]]), ("f",)))[["component", "distance"]].round(1)
-       component  distance
-    0       -0.9       0.5
-    1       -0.5       0.0
-    2        1.4       1.9
-    """
-    wells = _wells(_unlabelled(profiles), seed)
-    centred = wells.scores - pd.DataFrame(wells.scores).groupby(wells.plates).transform("median").to_numpy()
-    return pd.DataFrame(
-        {
-            "plate": wells.names[wells.plates],
-            "row": wells.rows,
-            "column": wells.columns,
-            "component": wells.scores[:, 0],
-            "distance": np.sqrt((centred**2).mean(1)),
-        }
-    )

@@ -312,3 +312,31 @@ def test_what_is_the_same_for_many_is_said_once_and_nothing_that_was_skipped_is_
     assert any(one.startswith("plates that come later: ") for one in skipped)
     table = pd.read_csv(tmp_path / "run/table.csv")
     assert len(table) == len(table.drop_duplicates(["statistics", "correction", "metric"]))
+
+
+def test_profiles_made_of_fewer_plates_have_drifted_unless_they_are_only_turned(tmp_path, monkeypatch):
+    judge_few(monkeypatch)
+    now = simulated(**SMALL)
+    few = now.take(np.flatnonzero(now.wells["experiment"] == now.wells["experiment"].iloc[0]))
+    turned = few.with_features(few.features @ np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0] + 3)
+    moved = few.with_features(few.features + np.random.default_rng(1).normal(size=few.features.shape))
+    for earlier, least, most in ((turned, 0.0, 1e-3), (moved, 0.1, 2.0)):
+        evaluate({"week": now}, tmp_path, Settings((), maps="none", earlier={"week": earlier}))
+        drift = pd.read_csv(tmp_path / "drift.csv")
+        row = drift[drift["statistics"] == "week"].iloc[0]
+        assert (row["metric"], row["k"], row["plates"]) == ("drift", 2, 4)
+        assert least <= row["fit"] <= most
+
+
+def test_of_a_large_table_null_rows_and_later_plates_are_judged_on_a_part_and_that_is_said(tmp_path, monkeypatch):
+    judge_few(monkeypatch)
+    monkeypatch.setattr(module, "LARGE", 100)
+    monkeypatch.setattr(module, "_SHUFFLED", 96)
+    found = evaluate({"mine": simulated(**SMALL)}, tmp_path, Settings(("whiten",), maps="none"))
+    skipped = found.about["skipped"]
+    assert "labels shuffled: judged on 96 of 192 wells, of whole plates" in skipped
+    assert any(one.startswith("plates that come later: judged on ") for one in skipped)
+    assert sum(one.startswith("cell count only, whiten: of more than 100 wells") for one in skipped) == 1
+    count = found.table[(found.table["statistics"] == "cell count only") & (found.table["correction"] == "whiten")]
+    assert count["value"].isna().all()
+    assert count["note"].str.contains("none and standardize").all()

@@ -6,7 +6,7 @@ import pytest
 
 from biomass.errors import CannotJudgeError
 from biomass.judgement.corrections import CORRECTIONS
-from biomass.judgement.position import position_grids, position_notes, position_table
+from biomass.judgement.position import position_notes, position_table
 from biomass.judgement.table import Profiles
 
 SHAPE = (8, 12)
@@ -142,12 +142,3 @@ def test_without_places_it_cannot_be_told():
     few = wells.take(np.array([0, 1, 2, 12, 13, 14]))
     with pytest.raises(CannotJudgeError, match="4 wells"):
         CORRECTIONS["position"].fit_transform(few)
-
-
-def test_grids_show_where_wells_lie():
-    wells = planted(screen(2, effect=0.0), "column", 20.0)
-    grids = position_grids(wells)
-    assert len(grids) == len(wells)
-    column = grids.groupby("column")[["component", "distance"]].mean()
-    assert column["distance"].idxmax() == 2
-    assert column["component"].abs().idxmax() == 2
