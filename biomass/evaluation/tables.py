@@ -59,6 +59,9 @@ the words of a name in small letters, ``image_id`` for ``ImageID``."""
 _ROUNDING = 1e-12
 """A spread below this share of the values' size is the rounding of a constant feature, not a spread."""
 
+_LARGEST = 1e150
+"""Size of a value up to which sums of squares can be held in double precision."""
+
 _SHOWN = 5  # columns that a message lists
 
 _said: set[tuple[str, ...]] = set()  # what the log has said already
@@ -98,7 +101,7 @@ def feature_matrix(features: Features) -> np.ndarray:
 
     Raises:
         DataError: a feature is not numeric or a column is there twice, there are no rows or features, the array is not
-            two-dimensional, or a value is missing or infinite (row and column are named).
+            two-dimensional, or a value is missing, infinite or beyond 1e150 (row and column are named).
     """
     labels: Sequence[Any]
     if isinstance(features, pd.DataFrame):
@@ -141,6 +144,12 @@ def feature_matrix(features: Features) -> np.ndarray:
         raise DataError(
             f"row {rows[row]} has {matrix[row, column]} in feature '{labels[column]}'; "
             "drop the row or the feature, or find out why it could not be measured"
+        )
+    if matrix.dtype == np.float64 and max(matrix.max(), -matrix.min()) > _LARGEST:
+        row, column = np.argwhere(np.abs(matrix) > _LARGEST)[0]
+        raise DataError(
+            f"row {rows[row]} has {matrix[row, column]} in feature '{labels[column]}', whose square no number can "
+            "hold; drop the row or the feature, or give it in another unit"
         )
     return matrix
 

@@ -31,6 +31,9 @@ Chosen on the BBBC021 wells of Ljosa et al. (2013; 330 DMSO wells, 177 features)
 from a tenth to ten times this value. Far smaller ones blow up directions in which the controls hardly vary, far larger
 ones leave the features as they were."""
 
+_LEAST = 1e-280
+"""The least variance that whitening can divide by, and still has all its digits."""
+
 _ROWS = 8192
 """Rows mapped at once: bounds the memory beside the result."""
 
@@ -219,7 +222,9 @@ class Alignment:
             for start in range(0, len(members), _ROWS):
                 part = members.to_numpy()[start : start + _ROWS]
                 centred = rows[part].astype(np.float64) - self.centre
-                out[part] = self.centre + (self._map(centred, *own) if matrix is None else centred @ matrix)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    mapped = self.centre + (self._map(centred, *own) if matrix is None else centred @ matrix)
+                out[part] = _held(mapped, out.dtype)
         return out
 
     def _map(self, rows: np.ndarray, variances: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -290,6 +295,11 @@ def _fit(controls: np.ndarray, regularization: float | None, columns: tuple[str,
     centre, variances, directions = _spectrum(controls)
     if not len(variances):
         raise DataError(f"all {len(controls)} control rows are the same; there is no variation to whiten")
+    if variances[0] < _LEAST:
+        raise DataError(
+            f"the controls vary by less than {_LEAST**0.5:.0e}, whose square no number can hold; give the features in "
+            "another unit"
+        )
     if regularization is None:
         regularization = RELATIVE_LAMBDA * float(variances.sum()) / controls.shape[1]
     _check_lambda(regularization)
@@ -302,8 +312,20 @@ def _whitened(matrix: np.ndarray, fit: Whitening) -> np.ndarray:
     for start in range(0, len(matrix), _ROWS):
         rows = matrix[start : start + _ROWS].astype(np.float64) - fit.centre
         power = (fit.variances, fit.directions, fit.regularization, -0.5)
-        out[start : start + _ROWS] = _power(rows, *power) if white is None else rows @ white
+        with np.errstate(over="ignore", invalid="ignore"):
+            whitened = _power(rows, *power) if white is None else rows @ white
+        out[start : start + _ROWS] = _held(whitened, out.dtype)
     return out
+
+
+def _held(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values, once it is certain that numbers of this type can hold them."""
+    if not np.isfinite(values).all() or max(values.max(), -values.min()) > np.finfo(dtype).max:
+        raise DataError(
+            f"a row lies so far from the controls that {dtype} cannot hold what becomes of it; drop what is far out, "
+            "or add a larger lambda (regularization)"
+        )
+    return values
 
 
 def _dense_is_faster(rows: int, rank: int, width: int, powers: int) -> bool:

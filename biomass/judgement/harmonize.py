@@ -79,6 +79,8 @@ class ComBat:
         centre: mean of all wells of the fit, (D,).
         spread: pooled standard deviation within its plates, (D,).
         prior: see there.
+        unit: that all of these are in, (D,): a power of two near the spread of each feature. What is added to variances
+            is then small beside any.
         note: what to say of the fit.
     """
 
@@ -86,15 +88,16 @@ class ComBat:
     centre: np.ndarray
     spread: np.ndarray
     prior: _Prior
+    unit: np.ndarray
     note: str
 
     def transform(self, profiles: Profiles) -> Profiles:
         """Correct wells of plates that were there at the fit or come later."""
         done = np.empty(profiles.features.shape, np.float32)
         for plate, rows in plate_rows(profiles).items():
-            values = profiles.features[rows].astype(np.float64)
+            values = profiles.features[rows] / self.unit
             scale, shift = self.plates[plate] if plate in self.plates else self._learn(values)
-            done[rows] = values * scale + shift
+            done[rows] = (values * scale + shift) * self.unit
         return replace(profiles.with_features(done), notes=(*profiles.notes, *([self.note] if self.note else [])))
 
     def _learn(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,10 +140,13 @@ def fit_combat(profiles: Profiles, seed: int = 0) -> ComBat:
         pd.RangeIndex(count, count + 2 * len(large))
     )
     batch = pd.concat([pd.Series(np.repeat(list(large), sizes)), probes["of"]])
+    spreads = profiles.features[rows].std(0, dtype=np.float64)
+    unit = np.exp2(np.round(np.log2(np.where(spreads > 0, spreads, 1.0))))
     found: list[tuple[np.ndarray, ...]] = []
     slow = False
     for start in range(0, profiles.features.shape[1], COLUMNS):
-        part = pd.DataFrame(profiles.features[rows, start : start + COLUMNS].astype(np.float64))
+        some = slice(start, start + COLUMNS)
+        part = pd.DataFrame(profiles.features[rows, some] / unit[some])
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
@@ -160,7 +166,7 @@ def fit_combat(profiles: Profiles, seed: int = 0) -> ComBat:
     )
     notes += ["the shrinkage did not settle on some plate"] if slow else []
     said_of_fit = f"ComBat: {'; '.join(notes)}" if notes else ""
-    return ComBat(maps, centre, spread, _Prior.of(location, variance), said_of_fit)
+    return ComBat(maps, centre, spread, _Prior.of(location, variance), unit, said_of_fit)
 
 
 def _moments(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:

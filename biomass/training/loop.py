@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints
 from biomass.training.logger import RunLogger
+from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def fit(
         Where the run ended, with the best and the last value of the monitored metric.
 
     Raises:
-        TrainingError: the loss is not a number; the last good checkpoint stays.
+        TrainingError: a loss, a gradient, a weight or a metric is not a finite number; the last good checkpoint stays.
         ConfigError: the monitored metric is not among those that ``evaluate`` returns.
     """
     progress = Progress()
@@ -199,8 +200,10 @@ def _close(
 ) -> None:
     """End an epoch, counted from 1 (or the untrained network's 0): evaluate, where that is due, and save."""
     is_best = False
+    check_weights(unwrap(run.network), run.optimizer, progress.step, run.checkpoints.last)
     if evaluate is not None and due:
         metrics = evaluate(run, epoch, progress.step)
+        check_metrics(metrics, plan.monitor, epoch, run.checkpoints.last)
         run.logger.scalars(progress.step, epoch, metrics)
         if plan.monitor is not None:
             progress.monitored = _monitored(metrics, plan.monitor)
@@ -216,7 +219,7 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
     run.network.train()
     run.loader.batches.set_epoch(epoch, progress.batch)
     generator = torch.Generator(run.fabric.device)
-    window = Window(run.statistics.names)
+    window = Window(run.statistics.names, run.skipped.screen.pixels.name)
     batches = progress.batch + len(run.loader)
     waiting = 0  # batches whose gradients wait for the step
     watched = sys.stderr.isatty() and run.fabric.is_global_zero
@@ -250,6 +253,7 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
             pace.stepped()
         if logged:
             values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
+            check_gradients(run.fabric, values["train/gradient_norm"], progress.step, window.last, run.checkpoints.last)
             values["train/learning_rate"] = float(run.lr_schedule.get_last_lr()[0])
             run.logger.scalars(progress.step, epoch, values)
             bar.set_postfix_str(_format(values))
@@ -330,17 +334,25 @@ def duration(seconds: float) -> str:
 
 
 class Window:
-    """Collects the loss and the scalars of some steps on the device, and waits for the device once to read them."""
+    """Collects the loss and the scalars of some steps on the device, and waits for the device once to read them.
 
-    def __init__(self, names: Sequence[str] | None) -> None:
+    Args:
+        names: of the groups.
+        image: the name of a row's image.
+    """
+
+    def __init__(self, names: Sequence[str] | None, image: Callable[[int], str]) -> None:
         self.names = names
-        self.steps: list[tuple[int, Tensor]] = []
+        self.image = image
+        self.steps: list[tuple[int, Batch]] = []
         self.losses: list[Tensor] = []
         self.scalars: list[dict[str, Tensor]] = []
+        self.before = float("nan")
+        self.last = ""
 
     def add(self, step: int, batch: Batch, loss: Tensor, scalars: dict[str, Tensor]) -> None:
         """Remember a step's results without looking at them."""
-        self.steps.append((step, batch.groups))
+        self.steps.append((step, replace(batch, images=batch.images[:0])))  # what they were is not needed any more
         self.losses.append(loss.detach())
         self.scalars.append(scalars)
 
@@ -348,26 +360,35 @@ class Window:
         """Means over the steps since the last flush, named ``train/<name>``; empty where there were none.
 
         Raises:
-            TrainingError: a loss is not finite; names the first such step and its plates.
+            TrainingError: a loss is not finite; names the first such step, its plates and its images.
         """
         if not self.losses:
             return {}
         losses = torch.stack(self.losses).float().cpu()
+        self.last = self._described(-1)
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
-            step, groups = self.steps[first]
-            plates = groups.unique().tolist()
-            shown = ", ".join(self.names[p] if self.names else str(p) for p in plates[:3]) + " …" * (len(plates) > 3)
-            kept = f"kept '{checkpoints.last}'" if checkpoints.last.exists() else "no checkpoint yet"
+            before = losses[first - 1].item() if first else self.before
+            grown = "" if before != before else f" (the step before had {before:.4g})"
             raise TrainingError(
-                f"loss is {losses[first].item()} at step {step} of epoch {epoch + 1}, plate {shown}; "
-                f"lower the learning rate, or look at these images ({kept})"
+                f"loss is {losses[first].item()} at step {self.steps[first][0]} of epoch {epoch + 1}{grown}, "
+                f"{self._described(first)}: lower the learning rate, or look at these images "
+                f"({kept(checkpoints.last)})"
             )
+        self.before = float(losses[-1])
         means = {"train/loss": float(losses.mean())}
         for name in self.scalars[0]:
             means[f"train/{name}"] = float(torch.stack([s[name] for s in self.scalars]).float().mean())
         self.steps, self.losses, self.scalars = [], [], []
         return means
+
+    def _described(self, place: int) -> str:
+        """The plates and images of one of the steps."""
+        batch = self.steps[place][1]
+        plates, rows = batch.groups.unique().tolist(), batch.rows.unique().tolist()
+        shown = ", ".join(self.names[p] if self.names else str(p) for p in plates[:3]) + " …" * (len(plates) > 3)
+        images = ", ".join(f"'{self.image(row)}'" for row in rows[:2]) + " …" * (len(rows) > 2)
+        return f"plate {shown}, images {images}"
 
 
 def _monitored(metrics: dict[str, float], name: str) -> float:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from biomass.errors import ConfigError, DataError
-from biomass.evaluation import align, fit_whitening, tvn, whiten
+from biomass.evaluation import aggregate, align, fit_whitening, normalize, tvn, whiten
 from biomass.evaluation.whitening import RELATIVE_LAMBDA
 
 
@@ -223,3 +223,40 @@ def test_batches_are_the_same_whatever_their_names_are_written_as():
         tvn(x, mask, ["NA" if i == 4 else b for i, b in enumerate(batches)])
     with pytest.raises(DataError, match="batch is written 'w0' in row 0 and 'W0' in row 3"):
         tvn(x, mask, ["W0" if i == 3 else b for i, b in enumerate(batches)])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 1e35, 1e100, 1e140])
+def test_whitening_does_not_depend_on_the_unit(size):
+    x, mask, _ = screen(seed=5)
+    dtype = np.float32 if 1e-30 <= size <= 1e35 else np.float64
+    np.testing.assert_allclose(whiten((x * size).astype(dtype), mask), whiten(x.astype(dtype), mask), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("how", [whiten, align, tvn, normalize, aggregate])
+@pytest.mark.parametrize(("size", "dtype"), [(1e200, float), (1e308, float), (1e-170, float), (1e38, np.float32)])
+def test_what_numbers_cannot_hold_is_an_error_or_right_and_no_warning(how, size, dtype):
+    x, mask, batches = screen(seed=5)
+    x = np.clip(x, -3, 3)
+    x[4] *= size
+    table = pd.DataFrame(x.astype(dtype), columns=[f"f{i}" for i in range(x.shape[1])])
+    table.insert(0, "Metadata_batch", batches)
+    table.insert(1, "Metadata_control", np.asarray(mask, bool))
+    arguments = {
+        aggregate: ("Metadata_batch",),
+        normalize: ("Metadata_control", "Metadata_batch"),
+        whiten: ("Metadata_control", 1e-20),
+    }.get(how, ("Metadata_control", "Metadata_batch", 1e-20))
+    with np.errstate(all="raise", under="ignore"):
+        try:
+            done = how(table, *arguments)
+        except DataError as error:
+            message = str(error)
+        else:
+            message = "" if np.isfinite(done.filter(like="f").to_numpy()).all() else "not finite"
+    assert not message or "no number can hold" in message or "cannot hold" in message
+
+
+def test_controls_that_hardly_vary_are_not_divided_by_nothing():
+    x, mask, _ = screen(seed=5)
+    with pytest.raises(DataError, match="vary by less than 1e-140"):
+        whiten(x * 1e-170, mask)

@@ -130,6 +130,14 @@ def test_combat_is_that_of_combatlearn_and_of_the_formula(monkeypatch):
     assert means.std().max() < 0.2 * pd.DataFrame(wells.features).groupby(plates.to_numpy()).mean().std().max()
 
 
+@pytest.mark.parametrize("power", [-40, -20, 30])
+def test_combat_does_not_depend_on_the_unit(power):
+    wells = screen(("A", "B", "C"), seed=3)
+    scaled = wells.with_features(wells.features * np.float32(2.0**power))
+    done = fit_combat(on(scaled, "A", "B")).transform(scaled).features * np.float32(2.0**-power)
+    np.testing.assert_array_equal(done, fit_combat(on(wells, "A", "B")).transform(wells).features)
+
+
 def test_combat_shrinks_a_later_plate_towards_those_of_its_fit():
     wells = screen(("A", "B", "C"))
     fit = fit_combat(on(wells, "A", "B"))
