@@ -233,7 +233,7 @@ def test_whitening_does_not_depend_on_the_unit(size):
 
 
 @pytest.mark.parametrize("how", [whiten, align, tvn, normalize, aggregate])
-@pytest.mark.parametrize(("size", "dtype"), [(1e200, float), (1e308, float), (1e-170, float), (1e38, np.float32)])
+@pytest.mark.parametrize(("size", "dtype"), [(1e200, float), (1e307, float), (1e-170, float), (1e38, np.float32)])
 def test_what_numbers_cannot_hold_is_an_error_or_right_and_no_warning(how, size, dtype):
     x, mask, batches = screen(seed=5)
     x = np.clip(x, -3, 3)

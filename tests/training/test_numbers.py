@@ -88,6 +88,7 @@ def test_a_run_whose_numbers_are_lost_ends_with_an_error_and_saves_none_of_them(
     assert not LAST.exists()
 
 
+@pytest.mark.slow
 def test_one_and_two_threads_agree(run):
     """To 1e-6, but for weights whose gradient is rounding alone: Adam makes a whole step of it (Kingma & Ba 2015)."""
     for threads in (1, 2):
