@@ -99,7 +99,9 @@ def _replace_all(parts: Mapping[Path, Path], advice: str | None) -> None:
             left = [file for file in done if not _restored(file, old.get(file))]
             if left:
                 names = ", ".join(f"'{file}'" for file in left)
-                raise ConfigError(f"{one_line(error)}; {names} are new already, and the others are not", advice) from error
+                raise ConfigError(
+                    f"{one_line(error)}; {names} are new already, and the others are not", advice
+                ) from error
             raise
     finally:
         for file in old.values():
@@ -109,7 +111,7 @@ def _replace_all(parts: Mapping[Path, Path], advice: str | None) -> None:
 
 def _keep(file: Path, copy: Path) -> None:
     """Give a file a second name, or copy it where a disk knows no such thing."""
-    _remove(copy)
+    remove(copy)
     try:
         os.link(file, copy, follow_symlinks=False)
     except OSError:
@@ -222,6 +224,11 @@ def leftovers(path: Path) -> list[Path]:
     return []
 
 
+def no_link(path: str, flags: int) -> int:
+    """An ``opener`` for :func:`open` of what grows under a name of its own: a link there is an error, not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextmanager
 def _begun(path: Path, advice: str | None, folder: bool = False) -> Iterator[Path]:
     """The empty part of a file or a folder, which is gone behind the block whatever happens in it."""
@@ -232,8 +239,8 @@ def _begun(path: Path, advice: str | None, folder: bool = False) -> Iterator[Pat
             for left in leftovers(path):
                 if _is_left(left):
                     with contextlib.suppress(OSError):
-                        _remove(left)
-            _remove(part)
+                        remove(left)
+            remove(part)
             if folder:
                 part.mkdir()
             else:  # with the rights that any new file has; O_EXCL follows no link and takes nothing that is there
@@ -241,10 +248,10 @@ def _begun(path: Path, advice: str | None, folder: bool = False) -> Iterator[Pat
         yield part
     finally:
         with contextlib.suppress(OSError):
-            _remove(part)
+            remove(part)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, a link (not what it leads to) or a folder, if it is there."""
     try:
         path.unlink(missing_ok=True)

@@ -1,12 +1,16 @@
 """What a disk says when it does not take a file, in one line: what is wrong with it, and the remedy for that."""
 
 import errno
+import logging
 import os
 import re
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from biomass.errors import one_line
+from biomass.errors import BiomassError, ConfigError, one_line
 
 _PLACE = "choose another place"
 _TAKEN = f"something else is in the way: move it, or {_PLACE}"
@@ -61,6 +65,8 @@ def disk_error(error: BaseException, place: Path | None = None) -> OSError | Non
     28
     >>> disk_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     """
+    if isinstance(error, BiomassError | ConnectionError) or (isinstance(error, TimeoutError) and error.errno is None):
+        return None  # said already, of the network, or of a lock
     if isinstance(error, OSError) and error.errno is not None:
         return error
     if found := _NUMBER.search(str(error)):
@@ -111,10 +117,46 @@ def escaped(error: BaseException) -> str | None:
     return explain_disk(found) if found is not None and found.errno in _REMEDIES else None
 
 
+@contextmanager
+def flushed() -> Iterator[None]:
+    """See to it that what is printed arrives, as long as it can still be said that it does not.
+
+    Raises:
+        ConfigError: its disk does not take it, as behind ``> file``.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError as output:  # so it was this, and no other file; Python shall not try once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if output.errno in _REMEDIES:
+                raise ConfigError(explain_disk(output, Path("/dev/stdout"))) from error
+        raise
+
+
+class LogFile(logging.FileHandler):
+    """The log of a run in ``outputs/``. Where its disk does not take it, the run ends with a line that says so.
+
+    Python's own handler prints a traceback for each line that it loses, and goes on.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that Python calls
+        """Raise the error that is being handled, in our words."""
+        error = sys.exc_info()[1]
+        found = disk_error(error) if error is not None else None
+        if found is None:
+            super().handleError(record)
+            return
+        raise ConfigError(explain_disk(found, Path(self.baseFilename))) from error
+
+
 def _belongs(named: str, place: Path) -> bool:
     """Whether a path is the place that is written, or a folder above it, or stands in the same folder."""
     try:
-        path, whole = Path(os.path.abspath(named)), Path(os.path.abspath(place))
+        path, whole = Path(named).absolute(), place.absolute()
     except OSError:  # we are in a folder that is gone
         return True
     return whole.is_relative_to(path) or path.is_relative_to(whole.parent)
