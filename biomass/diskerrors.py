@@ -102,7 +102,7 @@ def explain_disk(error: OSError, place: Path | None = None, needed: int | None =
     if error.errno == errno.ENOSPC and place is not None and _has_room(place):
         why += ": there is room, but not for one more file"
     remedy = _GONE if error.errno == errno.ENOENT else _REMEDIES.get(error.errno or 0, _FAILS)
-    room = "" if needed is None else f" for {needed / 2**30:.1f} GiB"
+    room = "" if needed is None else f" for {_size(needed)}"
     return f"cannot write {what} ({why}): {remedy.format(room=room)}"
 
 
@@ -151,6 +151,18 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
             return
         raise ConfigError(explain_disk(found, Path(self.baseFilename))) from error
+
+
+def _size(number: int) -> str:
+    """A number of bytes, for a person.
+
+    >>> _size(300), _size(3_000_000), _size(5 << 30)
+    ('1 KiB', '3 MiB', '5.0 GiB')
+    """
+    if number >= 1 << 30:
+        return f"{number / (1 << 30):.1f} GiB"
+    unit, name = (1 << 20, "MiB") if number >= 1 << 20 else (1 << 10, "KiB")
+    return f"{-(-number // unit)} {name}"
 
 
 def _belongs(named: str, place: Path) -> bool:
