@@ -293,7 +293,7 @@ def _to_disk(file: Path) -> None:
 
 
 def _all_to_disk(folder: Path) -> None:
-    """Wait until all that was written is on the disk of a folder: 60 times as fast as file by file, if they are many."""
+    """Wait until all that was written is on the disk of a folder: file by file, 1,000 take 7 s instead of 0.1 s."""
     sync = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync is None:  # not Linux
         os.sync()

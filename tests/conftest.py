@@ -53,7 +53,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _no_power_failures() -> Iterator[None]:
     """Tests do not wait for the disk, which takes 10 ms each time."""
-    with mock.patch("os.fsync", lambda _: None):
+    with mock.patch("os.fsync", return_value=None):
         yield
 
 
