@@ -66,7 +66,7 @@ def main(cfg: Config) -> float | None:
             encode.write_profiles(images, folder / f"images_{word}.parquet")
             encode.write_profiles(wells[word], folder / f"wells_{word}.parquet")
         absent = encode.images_without_cells(cells.fields or cells, images)
-        absent.to_csv(folder / "images_without_cells.csv", index=False)
+        logger.text("images_without_cells.csv", absent.to_csv(index=False))
 
         # wells → treatments → the table
         evaluations = {(word, how): transfer.evaluate(wells[word], how, metric) for word, how in pairs}

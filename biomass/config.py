@@ -35,7 +35,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from biomass.atomic import check_place, check_writable
+from biomass.atomic import check_place, check_writable, whole_file
+from biomass.diskerrors import escaped, explain_disk, flushed
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
 from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
@@ -45,17 +46,6 @@ OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
 _LONGEST = 120
 """Characters of a run's name; a longer one is cut, and a digest of it is put behind."""
 _TRACEBACKS = "HYDRA_FULL_ERROR"
-_NO_PLACE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENAMETOOLONG,
-}
-"""Why a file cannot be written, where the user can do something about it."""
 
 
 class Config:
@@ -348,7 +338,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
         return
     try:
-        yield
+        with flushed():
+            yield
     except KeyboardInterrupt:
         print("interrupted; go on with resume=auto and the same run_name (its folder below runs/)", file=sys.stderr)
         raise SystemExit(130) from None
@@ -357,14 +348,12 @@ def _one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno not in _NO_PLACE:
+    except Exception as error:
+        by_logging = isinstance(error, ValueError) and error.__cause__  # it says so that it cannot open its file
+        line = escaped(by_logging or error)
+        if line is None:
             raise
-        raise SystemExit(f"error: {_cannot_write(error)}") from None
-    except ValueError as error:  # so logging says that it cannot open its file
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise SystemExit(f"error: {_cannot_write(error.__cause__)}") from None
+        raise SystemExit(f"error: {line}") from None
 
 
 def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
@@ -389,12 +378,18 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
         message = explain(error, advice_where(functools.partial(_has, node)))
         if outcome is None:
             raise SystemExit(f"error: {message}") from None
-        outcome.write_text(f"error: {message}\n")
+        _leave(outcome, f"error: {message}\n")
         print(f"error: job {settings.job.num}: {message}", file=sys.stderr, flush=True)
         return None
     if outcome is not None:
-        outcome.write_text(f"{value}\n")
+        _leave(outcome, f"{value}\n")
     return value
+
+
+def _leave(file: Path, text: str) -> None:
+    """Write one of the files of a sweep."""
+    with whole_file(file) as part:
+        part.write_text(text)
 
 
 def _check_devices(node: DictConfig, settings: Any) -> None:
@@ -480,7 +475,7 @@ def _print_sweep(folder: Path) -> None:
         jobs.append(Job(int(name) if name.isdecimal() else -1, **named, outcome=one_line(outcome.read_text())))
     jobs.sort(key=lambda job: (job.number, job.name))
     table = sweep_table(jobs)
-    table.to_csv(folder / TABLE, index=False)
+    _leave(folder / TABLE, table.to_csv(index=False))
     print(f"\n{table_text(table, jobs)}\nAll metrics, and names in full: {folder / TABLE}. The runs are in runs/.")
 
 
@@ -498,20 +493,14 @@ def _own_folder(config: DictConfig, mode: str) -> str:
             raise SystemExit(f"error: {error}") from None
         except FileExistsError as error:
             if given or not Path(name).exists():
-                raise SystemExit(f"error: {_cannot_write(error)}") from None
+                raise SystemExit(f"error: {explain_disk(error)}") from None
         except OSError as error:
-            raise SystemExit(f"error: {_cannot_write(error)}") from None
+            raise SystemExit(f"error: {explain_disk(error)}") from None
     raise AssertionError
 
 
 def _is_given(settings: Any, mode: str) -> bool:
     return any(override.startswith(f"hydra.{mode}.dir=") for override in settings.overrides.hydra)
-
-
-def _cannot_write(error: OSError) -> str:
-    if error.errno == errno.ENAMETOOLONG:
-        return f"the path '{error.filename}' is too long for the disk: choose a shorter one"
-    return f"cannot write to '{error.filename}' ({error.strerror}); run where you may write"
 
 
 def _rank() -> int:
@@ -604,7 +593,7 @@ def _name_of_job(name: str, settings: Any) -> str:
 def _record(settings: Any, name: str = "", short: str = "") -> None:
     """Leave in the folder of a job what differs from the other jobs, and what its run is called where it is known."""
     record = {"name": name, "short": short, "differs": _differs(settings)}
-    (Path(settings.runtime.output_dir) / NAMED).write_text(json.dumps(record))
+    _leave(Path(settings.runtime.output_dir) / NAMED, json.dumps(record))
 
 
 def _differs(settings: Any) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from biomass.atomic import whole_file
 from biomass.errors import BadImageError, BiomassError, ConfigError
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
@@ -285,5 +286,6 @@ class SkippedImages:
         if not self.rows:
             return
         path = folder / "skipped_images.txt"
-        path.write_text("".join(f"{self.screen.pixels.name(row)}\n" for row in sorted(self.rows)))
+        with whole_file(path) as part:
+            part.write_text("".join(f"{self.screen.pixels.name(row)}\n" for row in sorted(self.rows)))
         log.warning("left out %d images that cannot be read; they are listed in %s", len(self.rows), path)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from biomass.atomic import whole_file
 from biomass.errors import BiomassError, ConfigError, DataError, one_line
 from biomass.evaluation.predictions import write_predictions
 from biomass.loader import SkippedImages
@@ -283,7 +284,8 @@ class Watch:
         wells = pd.concat([plate.wells for plate in plates], ignore_index=True)
         write_predictions(fields, self.folder / "predictions.parquet", self._about)
         write_predictions(wells, self.folder / "predictions_wells.parquet", self._about)
-        to_table(self.news).to_csv(self.folder / "watch.csv", index=False)
+        with whole_file(self.folder / "watch.csv") as part:
+            to_table(self.news).to_csv(part, index=False)
         if self.model.measures:
             self.model.save_adaptation(self.calibration)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -47,6 +48,13 @@ TINY_CELLS = (
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_failures() -> Iterator[None]:
+    """Tests do not wait for the disk, which takes 10 ms each time."""
+    with mock.patch("os.fsync", return_value=None):
+        yield
 
 
 @pytest.fixture(autouse=True)

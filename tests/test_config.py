@@ -511,7 +511,7 @@ def test_an_error_names_the_key_of_the_script_at_hand(toy):
 def test_a_folder_that_cannot_be_made_is_one_line(toy, tmp_path):
     (tmp_path / "outputs").write_text("")
     _, errors = toy().communicate()
-    assert errors.startswith("error: cannot write to 'outputs/")
+    assert errors.startswith("error: cannot write 'outputs/")
     assert errors.count("\n") == 1
 
 

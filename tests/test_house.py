@@ -19,6 +19,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
     "errors",
+    "diskerrors",
     "atomic channels identifiers keys",
     "screen table_files run_files",
     "pixels",

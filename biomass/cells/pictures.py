@@ -116,10 +116,12 @@ class _Draw:
         tiles = [
             self._field(int(row), label, plate.nuclei) for row, label in zip(plate.fields, plate.labels, strict=True)
         ]
-        _save(np.concatenate(tiles, axis=1), plate.file, f"{plate.name}    {LEGEND}")
         if len(plate.cells):
             montage = plate.file.with_name(f"{plate.file.stem}_cells.png")
             _save(self._montage(plate.cells), montage, f"{plate.name}: {len(plate.cells)} of its cells")
+        _save(
+            np.concatenate(tiles, axis=1), plate.file, f"{plate.name}    {LEGEND}"
+        )  # last: it says that both are there
 
     def _field(self, row: int, label: str, nuclei: pd.DataFrame) -> np.ndarray:
         try:

@@ -14,7 +14,6 @@ A tool is imported when it is called, and not before: it may import what it like
 
 import argparse
 import ast
-import errno
 import logging
 import re
 import sys
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biomass.diskerrors import escaped, flushed
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
 
 ADVICE = {
@@ -148,14 +148,11 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        yield
+        with flushed():
+            yield
     except BiomassError as error:
         advice = {name: text for name, text in (ADVICE | dict(own or {})).items() if name not in followed}
         raise SystemExit(f"error: {explain(error, advice)}") from None
-    except OSError as error:  # so long that even looking whether it is there fails, wherever that is first done
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise SystemExit(f"error: the path '{error.filename}' is too long for the disk: choose a shorter one") from None
     except MemoryError as error:
         raise SystemExit(
             f"error: there is too little memory ({one_line(error)}): give fewer rows, or another machine"
@@ -163,6 +160,13 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # of ``| head``
+        raise SystemExit(1) from None
+    except Exception as error:  # a path so long that looking whether it is there fails, a disk that is full …
+        line = escaped(error)
+        if line is None:
+            raise
+        raise SystemExit(f"error: {line}") from None
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

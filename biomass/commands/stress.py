@@ -114,7 +114,8 @@ def main(cfg: Config) -> float | None:
         about = stress.describe(list(plates.values()), base)
         logger.text("stress.json", json.dumps(about | {"results": table.to_dict("records")}, indent=1) + "\n")
         for name, figure in {"stress": plots.stress_curves(table), "drift": plots.stress_curves(drift)}.items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
+            with whole_file(folder / f"{name}.png") as file:
+                figure.savefig(file, dpi=150, format="png")
         skipped.report(folder)
     if report:
         finish(folder)

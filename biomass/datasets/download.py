@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 from urllib.error import HTTPError
@@ -17,7 +17,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from biomass.errors import DataError, one_line
+from biomass.atomic import no_link, whole_file, writing
+from biomass.errors import ConfigError, DataError, one_line
 
 _ATTEMPTS = 5  # connections that may be cut off before fetch gives up
 _BLOCK = 1 << 20  # bytes read at a time
@@ -36,11 +37,13 @@ def fetch(url: str, to: Path) -> Path:
     if the server can continue in the middle. ``to`` appears when it is complete, and not before.
 
     Raises:
+        ConfigError: it cannot be written.
         OSError: the server cannot be reached, refuses, or stops in the middle (``ConnectionError``, ``TimeoutError``).
     """
     if to.exists():
         return to
-    to.parent.mkdir(parents=True, exist_ok=True)
+    with writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
     part = to.with_name(to.name + ".part")
     for attempt in range(1, _ATTEMPTS + 1):
         before = _size(part)
@@ -50,7 +53,8 @@ def fetch(url: str, to: Path) -> Path:
         except (ConnectionError, TimeoutError):
             if attempt == _ATTEMPTS or _size(part) <= before:
                 raise
-    return part.rename(to)
+    with writing(to):
+        return part.rename(to)
 
 
 def _size(path: Path) -> int:
@@ -79,15 +83,20 @@ def _fetch_rest(url: str, part: Path) -> None:
         length = response.headers["Content-Length"]
         total = done + int(length) if length else None
         bar = tqdm(desc=part.stem, total=total, initial=done, unit="B", unit_scale=True, disable=None)
-        with bar, part.open("ab" if done else "wb") as file:
-            try:
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-            except HTTPException as error:
-                raise ConnectionError(f"{url} was cut off ({one_line(error)})") from error
+        with bar, writing(part), open(part, "ab" if done else "wb", opener=no_link) as file:
+            while block := _read(response, url):
+                file.write(block)
+                bar.update(len(block))
     if total is not None and _size(part) != total:
         raise ConnectionError(f"{url} was cut off after {_size(part)} of {total} bytes")
+
+
+def _read(response: HTTPResponse, url: str) -> bytes:
+    """The next bytes of a download, none at its end."""
+    try:
+        return response.read(_BLOCK)
+    except (HTTPException, OSError) as error:  # of the network, and not of the disk
+        raise ConnectionError(f"{url} was cut off ({one_line(error)})") from error
 
 
 def find_archives(folder: Path) -> dict[Path, list[Path]]:
@@ -107,7 +116,7 @@ def find_archives(folder: Path) -> dict[Path, list[Path]]:
 
 def join(pieces: Iterable[Path], to: Path) -> Path:
     """Write the pieces of a file one after the other."""
-    with to.open("wb") as whole:
+    with whole_file(to) as part, part.open("wb") as whole:
         for piece in pieces:
             with piece.open("rb") as file:
                 shutil.copyfileobj(file, whole, _BLOCK)
@@ -121,7 +130,17 @@ def extract(archive: Path, folder: Path) -> None:
         DataError: the archive is damaged or cut off, or a member would end up outside the folder or is neither a file
             nor a folder, or is encrypted or packed in a way that is not known. What came before that member has been
             written.
+        ConfigError: the folder cannot be written; nothing of it is left.
     """
+    try:
+        with writing(folder):
+            _extract(archive, folder)
+    except ConfigError:  # of a disk that is full, mostly: what was extracted is of no use, and in the way
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _extract(archive: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with archive.open("rb") as file:

@@ -44,6 +44,7 @@ def fetch_files(files: Sequence[RecordFile], folder: Path) -> None:
     """Download files into a folder, see :func:`biomass.datasets.download.fetch`.
 
     Raises:
+        ConfigError: a file cannot be written.
         OSError: the server cannot be reached, or stops in the middle.
         DataError: a file does not have its checksum. It is removed, so that the next call fetches it again.
     """

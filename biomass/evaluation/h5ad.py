@@ -1,5 +1,6 @@
 """Well profiles as AnnData, for the tools of single-cell analysis (scanpy and its relatives)."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,17 @@ def write_h5ad(profiles: pd.DataFrame, file: Path) -> None:
         ConfigError: the package is not installed, or the file cannot be written.
     """
     check_anndata()
+    import h5py
     from anndata import AnnData
+    from anndata.io import write_elem
 
     about = [column for column in profiles.columns if column.startswith(METADATA)]
     features = profiles.drop(columns=about)
     obs = profiles[about].set_axis([str(row) for row in range(len(profiles))])
     obs = obs.astype(dict.fromkeys(obs.select_dtypes(object), "category"))
     made = AnnData(features.to_numpy(np.float32), obs=obs, var=pd.DataFrame(index=features.columns))
+    content = BytesIO()  # HDF5 ends the process where it cannot close a file on a full disk
+    with h5py.File(content, "w") as h5:
+        write_elem(h5, "/", made)
     with whole_file(file) as part:
-        made.write_h5ad(part)
+        part.write_bytes(content.getbuffer())

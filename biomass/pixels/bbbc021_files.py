@@ -8,7 +8,8 @@ The collection: two tables, and 16-bit TIFFs, a file a channel, in a folder or a
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,23 @@ MOA_TABLE = "BBBC021_v1_moa.csv"
 """The tables of the collection."""
 
 
+@contextmanager
+def whole_h5(file: Path, advice: str | None = None) -> Iterator[h5py.File]:
+    """An HDF5 file to fill, which is written, whole or not at all, when the block ends.
+
+    It is made in memory: the library of HDF5 ends the process with a segmentation fault where it cannot close a file on
+    a full disk.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    content = BytesIO()
+    with h5py.File(content, "w") as h5:
+        yield h5
+    with whole_file(file, advice) as part:
+        part.write_bytes(content.getbuffer())
+
+
 def write_plate(file: Path, images: np.ndarray, table: pd.DataFrame) -> None:
     """Write a plate file as pybbbc does. It appears under its name when it is complete, and not before.
 
@@ -49,7 +67,7 @@ def write_plate(file: Path, images: np.ndarray, table: pd.DataFrame) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    with whole_file(file) as part, h5py.File(part, "w") as h5:
+    with whole_h5(file) as h5:
         h5.create_dataset("images", data=images.astype(np.float16, copy=False))
         for name in H5_TEXT:
             values: list[Any] = table[name].replace("", UNKNOWN).tolist()
@@ -67,7 +85,7 @@ def link_plates(file: Path, plates: Sequence[Path]) -> None:
             lengths.append(len(h5["images"]))
             shapes = shapes or {name: (h5[name].shape[1:], h5[name].dtype) for name in h5}
     ends = np.cumsum(lengths).tolist()
-    with h5py.File(file, "w") as h5:
+    with whole_h5(file) as h5:
         for name, (shape, dtype) in shapes.items():
             layout = h5py.VirtualLayout((ends[-1], *shape), dtype)
             for plate, n, end in zip(plates, lengths, ends, strict=True):

@@ -22,9 +22,10 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from biomass.atomic import check_writable, whole_file
+from biomass.atomic import check_writable
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
+from biomass.pixels.bbbc021_files import whole_h5
 from biomass.pixels.files import string_array
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
@@ -357,7 +358,7 @@ def measure_plate(file: Path, source: Path, table: pd.DataFrame, skip_bad: bool 
             len(bad),
             next(iter(bad.values())),
         )
-    with whole_file(file, "cache_dir") as part, h5py.File(part, "w") as h5:
+    with whole_h5(file, "cache_dir") as h5:
         h5["light"] = np.stack([light for light, _, _ in measured], axis=1)
         h5["low"], h5["high"] = (np.array([m[i] for m in measured], np.float32) for i in (1, 2))
         h5.attrs["sites"] = list(sites)

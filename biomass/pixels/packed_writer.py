@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
-from biomass.atomic import whole_file, writing
+from biomass.atomic import no_link, remove, whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.files import FilePixels, none_readable, open_files, read_npy_header
 from biomass.pixels.origin import (
@@ -69,6 +69,8 @@ BLOCK_BYTES = 16 << 20
 """What is read, written and checked at a time."""
 
 _JOURNAL = "journal.jsonl"
+_ROOM = "room"  # a file that makes sure that there is room for what grows, and is gone at once
+_OTHERS, _LINE = 1 << 14, 64  # bytes for it: of the store's description, and of each block
 _TRIES = 100  # images that may be bad before nobody can say what a good one looks like
 
 log = logging.getLogger(__name__)
@@ -293,20 +295,22 @@ def _write(screen: Screen, files: Any, plan: _Plan, out: Path, workers: int | No
     """Write a store from the beginning, or from where an earlier call was stopped."""
     part = out.with_name(f"{out.name}.part")
     stamps, origin = _look_at_files(screen, out)
-    finished = _take_up(part, plan)
+    finished, columns = _take_up(part, plan), {"file": files}
     if finished is None:
-        _begin(part, plan)
+        _begin(part, plan, screen, pa.table(columns | {"bytes": stamps.sizes, "changed": stamps.times}))
         finished = {}
     else:
         finished, stamps = _without_changed(finished, stamps, part, plan)
-    table = pa.table({"file": files, "bytes": stamps.sizes, "changed": stamps.times})
-    pq.write_table(table, part / FILES, compression="zstd")
+        with whole_file(part / FILES) as file:
+            table = pa.table(columns | {"bytes": stamps.sizes, "changed": stamps.times})
+            pq.write_table(table, file, compression="zstd")
     if on_bad_image == "error":
         finished = {number: block for number, block in finished.items() if not block.bad}  # they may have been mended
-    _write_blocks(screen, plan, part, finished, workers, on_bad_image)
-    _write_tables(screen, plan, part, finished, origin)
-    verify(part)
-    _put_in_place(part, out)
+    with writing(part, "store"):  # it is named because it stays, and the next call goes on with it
+        _write_blocks(screen, plan, part, finished, workers, on_bad_image)
+        _write_tables(screen, plan, part, finished, origin)
+        verify(part)
+        _put_in_place(part, out)
 
 
 def _look_at_files(screen: Screen, out: Path) -> tuple[Stamps, dict[str, Any] | None]:
@@ -324,19 +328,26 @@ def stamps_of(pixels: Pixels, n: int) -> Stamps:
     return pixels.stamps() if isinstance(pixels, Stamped) else Stamps.unknown(n)
 
 
-def _begin(part: Path, plan: _Plan) -> None:
-    """Reserve the space and open the journal; in this order, since a folder without a journal is begun again."""
-    shutil.rmtree(part, ignore_errors=True)
+def _begin(part: Path, plan: _Plan, screen: Screen, files: pa.Table) -> None:
+    """Write the tables, reserve the space, open the journal; the last at last: a folder without one is begun again.
+
+    So a store that does not fit on the disk is known now, and nothing of it is left.
+    """
+    remove(part)
     part.mkdir()
-    np.lib.format.open_memmap(part / IMAGES, "w+", plan.dtype, (plan.images, *plan.shape))
-    if hasattr(os, "posix_fallocate"):
-        try:
-            with (part / IMAGES).open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        except OSError:
-            (part / IMAGES).unlink()
-            raise
-    (part / _JOURNAL).write_text(json.dumps(plan.header) + "\n")
+    try:
+        pq.write_table(files, part / FILES, compression="zstd")
+        screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
+        np.lib.format.open_memmap(part / IMAGES, "w+", plan.dtype, (plan.images, *plan.shape))
+        for name, size in ((IMAGES, (part / IMAGES).stat().st_size), (_ROOM, _OTHERS + _LINE * len(plan.blocks))):
+            with (part / name).open("ab") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+        (part / _ROOM).unlink()
+        (part / _JOURNAL).write_text(json.dumps(plan.header) + "\n")
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _take_up(part: Path, plan: _Plan) -> dict[int, _Block] | None:
@@ -386,7 +397,7 @@ def _write_blocks(
     bar = tqdm(desc=f"Packing {part.stem}", total=plan.images, unit="image", disable=None)
     done = plan.images - sum(len(plan.rows(number)) for number in todo)
     bar.update(done)
-    with bar, (part / _JOURNAL).open("a") as journal, as_they_end(writer, todo, workers) as blocks:
+    with bar, open(part / _JOURNAL, "a", opener=no_link) as journal, as_they_end(writer, todo, workers) as blocks:
         journal.write("\n")  # ends the line that was being written when an earlier call was stopped
         tenth = done * 10 // plan.images
         for block in blocks:
@@ -426,10 +437,15 @@ def _write_tables(
 def _put_in_place(part: Path, out: Path) -> None:
     """Give a complete store its name; one that has it already goes. Until then the journal stays, to go on with."""
     old = out.with_name(f"{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if out.exists():
         out.rename(old)
-    part.rename(out)
+    try:
+        part.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     (out / _JOURNAL).unlink()
     shutil.rmtree(old, ignore_errors=True)
 
@@ -450,7 +466,7 @@ class _BlockWriter:
         if bad and self.on_bad_image == "error":
             return _Block(number, None, bad)
         data = np.ascontiguousarray(images, self.plan.dtype).reshape(-1).view(np.uint8).data
-        with self.file.open("r+b") as file:
+        with open(self.file, "r+b", opener=no_link) as file:
             file.seek(self.offset + int(rows[0]) * self.plan.image_bytes)
             file.write(data)
         return _Block(number, zlib.crc32(data), bad)

@@ -327,7 +327,7 @@ def read_only(tmp_path):
 def test_a_read_only_working_folder_is_one_line(tmp_path, read_only):
     done = start(tmp_path, "train_erm", *TINY, prefix=read_only, HOME=str(tmp_path))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
-    assert done.stderr.startswith("error: cannot write to 'outputs'")
+    assert done.stderr.startswith("error: cannot write 'outputs'")
     assert "Read-only" in done.stderr
 
 
