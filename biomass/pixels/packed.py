@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import PLANES, read_npy_header
+from biomass.pixels.decoders import read_npy_header
+from biomass.pixels.files import PLANES
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
 

@@ -38,7 +38,8 @@ from tqdm import tqdm
 
 from biomass.atomic import whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import FilePixels, none_readable, open_files, read_npy_header
+from biomass.pixels.decoders import read_npy_header
+from biomass.pixels.files import FilePixels, none_readable, open_files
 from biomass.pixels.origin import (
     Stamped,
     Stamps,

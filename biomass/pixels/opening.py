@@ -1,0 +1,132 @@
+"""Opening a file that anybody may have put there: without waiting, only if it is a file, and as it was when opened.
+
+A name that ends in ``.png`` may be that of a folder, of a FIFO, which would be waited for without end, of a device, or of
+a link to itself. And a file may grow, or be cut, while it is read.
+"""
+
+import io
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+QUIET = 5.0
+"""Seconds for which a file must not have changed to be taken for complete."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO, which passes data from program to program"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class Refused(ValueError):
+    """Why a file is not read.
+
+    Args:
+        why: what is wrong with it.
+        kind: in one word or two, see :data:`biomass.errors.BAD_IMAGES`.
+    """
+
+    def __init__(self, why: str, kind: str = "damaged") -> None:
+        super().__init__(why)
+        self.kind = kind
+
+
+def cut_off(status: os.stat_result, why: str) -> Refused:
+    """That a file ends too early: it is damaged, or still being written if it has changed just now."""
+    since = time.time() - status.st_mtime
+    if -QUIET <= since < QUIET:
+        return Refused(why, "still being written")
+    return Refused(why)
+
+
+def _quick(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
+def open_file(path: Path) -> io.FileIO:
+    """Open a file for reading, unbuffered, if it is one.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Refused: it is something else, or may not be read.
+    """
+    try:
+        file = open(path, "rb", buffering=0, opener=_quick)  # noqa: SIM115  (a context manager itself)
+    except IsADirectoryError:
+        raise Refused("it is a folder", "not a file") from None
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise FileNotFoundError(f"it is a link to '{path.readlink()}', which is not there") from None
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(str(error)) from error
+    except OSError as error:
+        raise _not_opened(path, error) from error
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        what = next((name for test, name in _KINDS if test(mode)), "no file")
+        raise Refused(f"it is {what}", "not a file")
+    return file
+
+
+def _not_opened(path: Path, error: OSError) -> Refused:
+    if isinstance(error, PermissionError):
+        return Refused("this user may not read it", "no access")
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return Refused(error.strerror or str(error), "no access")
+    if stat.S_ISLNK(mode) and "symbolic" in str(error):
+        return Refused("it is a link that leads to itself", "not a file")
+    what = next((name for test, name in _KINDS if test(mode)), None)
+    return Refused(f"it is {what}", "not a file") if what else Refused(error.strerror or str(error), "no access")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[io.FileIO, os.stat_result]]:
+    """A file and what the system knows of it; at the end, make sure that it did not change meanwhile.
+
+    Raises:
+        FileNotFoundError, Refused: as :func:`open_file`; also where it has changed since, whatever was read of it.
+    """
+    with open_file(path) as file:
+        before = os.fstat(file.fileno())
+        error: Exception | None = None
+        try:
+            yield file, before
+        except Exception as raised:  # what a reader makes of half a file
+            error = raised
+        after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise Refused("it changed while it was read", "still being written") from error
+        if error is not None:
+            raise error
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """All bytes of a file of up to ``most`` bytes.
+
+    Raises:
+        FileNotFoundError, Refused: as :func:`opened`; also where it is larger.
+    """
+    with opened(path) as (file, status):
+        if status.st_size > most:
+            raise Refused(f"it has {status.st_size:,} bytes, and {most:,} are the most that are read", "too large")
+        return read_exactly(file, status)
+
+
+def read_exactly(file: io.FileIO, status: os.stat_result) -> bytes:
+    """The bytes that an open file had when it was opened."""
+    data = file.read(status.st_size)
+    while data and len(data) < status.st_size and (more := file.read(status.st_size - len(data))):  # 2 GiB a call
+        data += more
+    if len(data) < status.st_size:
+        raise Refused("it was cut while it was read", "still being written")
+    return data
