@@ -55,7 +55,7 @@ BAD_IMAGES = {
     "still being written": "it has just changed: wait until it is complete",
     "not a file": "name the image file itself",
     "no access": "make it readable, or copy it to where it is",
-    "wrong type": "save it as what its name says, uint8 or uint16",
+    "wrong type": "save it as numbers, uint8 or uint16",
     "wrong shape": "save it like the others",
     "too large": "save it in parts, an image each; if it is not that large, copy or download it again",
     "packed as bad": "mend it, and pack the images again",

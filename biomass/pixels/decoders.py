@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from biomass.errors import one_line
 from biomass.pixels.opening import Refused, cut_off, opened, read_exactly
@@ -27,6 +28,7 @@ EARLY = "it ends too early: it may still be being written, or was not copied to 
 OTHER_FORMAT = ", though its name ends in {}"
 """How the reason ends where a file is whole, but of another format: with the ending of its name."""
 
+_PILLOW = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow, which reads PNG and some TIFF, refuses
 _NPY = b"\x93NUMPY"
 _LEAST = 8  # bytes that every image has
 _BEGINS = {".png": (SIGNATURE,), ".npy": (_NPY,), ".tif": STARTS, ".tiff": STARTS}
@@ -72,6 +74,8 @@ def decode(path: Path, most: int = MOST_VALUES) -> np.ndarray:
                 array = _decode_npy(read_exactly(file, status), status, most)
         except Refused:
             raise
+        except Image.DecompressionBombError as error:
+            raise Refused(f"it has more pixels than the most that are read, {_PILLOW:,}", "too large") from error
         except Exception as error:  # decoders raise almost anything when a file is damaged
             raise Refused(one_line(error)) from error
     if not array.size:
@@ -91,7 +95,8 @@ def _check_start(start: bytes, status: os.stat_result, ending: str) -> None:
         raise cut_off(status, EARLY)
     for other, what in _OTHERS.items():
         if start.startswith(other):
-            raise Refused(f"it is {what}{OTHER_FORMAT.format(ending)}", "wrong type")
+            remedy = None if "Git" in what else "save it as its name says, or call it by its true name"
+            raise Refused(f"it is {what}{OTHER_FORMAT.format(ending)}", "wrong type", remedy)
     raise Refused(f"it is not {'an array of NumPy' if ending == '.npy' else 'a ' + ending[1:].upper()}")
 
 
@@ -101,7 +106,10 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("not version 1.0 of the npy format, which numpy.save writes")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # of the parser of Python, of numpy's types
+        raise Refused("its header is damaged") from error
     if dtype.hasobject:
         raise Refused("it holds objects of Python, which are never read", "wrong type")
     if dtype.kind not in "buif":
@@ -134,6 +142,9 @@ def _decode_npy(data: bytes, status: os.stat_result, most: int) -> np.ndarray:
     if count > most:
         declared = " x ".join(f"{n:,}" for n in shape)
         raise Refused(f"it declares {declared} values, and {most:,} are the most that are read", "too large")
-    if start + count * dtype.itemsize > len(data):
+    more = len(data) - start - count * dtype.itemsize
+    if more < 0:
         raise cut_off(status, EARLY)
+    if more:
+        raise Refused(f"it has {more:,} bytes more than the array that its header says")
     return np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if fortran else "C")

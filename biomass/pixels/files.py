@@ -54,8 +54,9 @@ def _read(path: Path, row: int, most: int = MOST_VALUES) -> np.ndarray:
 
 
 def _unreadable(path: Path, row: int, error: Exception) -> BadImageError:
-    kind = error.kind if isinstance(error, Refused) else "damaged"
-    return BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {BAD_IMAGES[kind]}", row, kind=kind)
+    kind, remedy = (error.kind, error.remedy) if isinstance(error, Refused) else ("damaged", None)
+    remedy = remedy or BAD_IMAGES[kind]
+    return BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {remedy}", row, kind=kind)
 
 
 def _ask(question: Callable[..., T], path: Path, row: int, *more: Any) -> T:

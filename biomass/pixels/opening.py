@@ -4,6 +4,7 @@ A name that ends in ``.png`` may be that of a folder, of a FIFO, which would be 
 a link to itself. And a file may grow, or be cut, while it is read.
 """
 
+import errno
 import io
 import os
 import stat
@@ -11,9 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 QUIET = 5.0
 """Seconds for which a file must not have changed to be taken for complete."""
+
+_CHUNK, _SPARE = 1 << 16, 1 << 20  # bytes that are unpacked at a time, and that may be too many
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -30,11 +34,12 @@ class Refused(ValueError):
     Args:
         why: what is wrong with it.
         kind: in one word or two, see :data:`biomass.errors.BAD_IMAGES`.
+        remedy: what to do, where it is not what is to be done with all of this kind.
     """
 
-    def __init__(self, why: str, kind: str = "damaged") -> None:
+    def __init__(self, why: str, kind: str = "damaged", remedy: str | None = None) -> None:
         super().__init__(why)
-        self.kind = kind
+        self.kind, self.remedy = kind, remedy
 
 
 def cut_off(status: os.stat_result, why: str) -> Refused:
@@ -65,7 +70,7 @@ def open_file(path: Path) -> io.FileIO:
             raise FileNotFoundError(f"it is a link to '{path.readlink()}', which is not there") from None
         raise
     except NotADirectoryError as error:
-        raise FileNotFoundError(str(error)) from error
+        raise FileNotFoundError(f"'{path.parent}' is not a folder") from error
     except OSError as error:
         raise _not_opened(path, error) from error
     mode = os.fstat(file.fileno()).st_mode
@@ -80,11 +85,11 @@ def _not_opened(path: Path, error: OSError) -> Refused:
     if isinstance(error, PermissionError):
         return Refused("this user may not read it", "no access")
     try:
-        mode = os.lstat(path).st_mode
+        mode = os.stat(path).st_mode
     except OSError:
+        if path.is_symlink() and error.errno == errno.ELOOP:
+            return Refused("it is a link that leads to itself", "not a file")
         return Refused(error.strerror or str(error), "no access")
-    if stat.S_ISLNK(mode) and "symbolic" in str(error):
-        return Refused("it is a link that leads to itself", "not a file")
     what = next((name for test, name in _KINDS if test(mode)), None)
     return Refused(f"it is {what}", "not a file") if what else Refused(error.strerror or str(error), "no access")
 
@@ -130,3 +135,21 @@ def read_exactly(file: io.FileIO, status: os.stat_result) -> bytes:
     if len(data) < status.st_size:
         raise Refused("it was cut while it was read", "still being written")
     return data
+
+
+def unpack(unpacker: Any, data: bytes, size: int) -> bytes:
+    """Up to ``size`` bytes of a packed stream; the rest is unpacked and dropped, since at its end is its checksum.
+
+    Raises:
+        Refused: there is no end, or far too much before it.
+    """
+    found: bytes = unpacker.decompress(data, size)
+    rest = 0
+    while not unpacker.eof:
+        more = unpacker.decompress(getattr(unpacker, "unconsumed_tail", b""), _CHUNK)
+        rest += len(more)
+        if not more and not unpacker.eof:
+            raise Refused("packed pixels of it end too early")
+        if rest > size + _SPARE:
+            raise Refused(f"packed pixels of it are more than {rest:,} bytes, and {size:,} are expected", "too large")
+    return found

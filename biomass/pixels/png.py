@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from biomass.pixels.opening import Refused, cut_off
+from biomass.pixels.opening import Refused, cut_off, unpack
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -121,7 +121,7 @@ def _unpack(data: bytes, chunks: list[tuple[bytes, int, int]]) -> bytes:
     sizes = [(-(-(height - top) // down), -(-(width - left) // across)) for top, left, down, across in passes]
     size = sum(h * (1 + w * _SAMPLES[color] * bits // 8) for h, w in sizes if h > 0 and w > 0)
     packed = b"".join(data[begin + 8 : end - 4] for kind, begin, end in chunks if kind == b"IDAT")
-    lines = zlib.decompressobj().decompress(packed, size)
+    lines = unpack(zlib.decompressobj(), packed, size)
     if len(lines) < size:
         raise Refused("it holds fewer pixels than its header says")
     stored = b"IDAT" + zlib.compress(lines, 0)

@@ -5,21 +5,24 @@ with what the file can hold, and only then is anything decoded: by tifffile, and
 Pillow.
 """
 
+import ctypes
 import io
 import logging
 import lzma
 import math
 import os
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence
 
-from biomass.pixels.opening import Refused, cut_off
+from biomass.pixels.opening import Refused, cut_off, unpack
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -32,16 +35,18 @@ _ENDS = "it ends too early: it may still be being written, or was not copied to 
 _RATIO = 4096  # more than LZW, deflate and packbits put into one byte
 _OF_BYTES = (1, 5, 8, 32773, 32946, 50013)  # compressions that are bounded so
 
+log = logging.getLogger(__name__)
+
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds in a damaged file, line after line
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # sizes are checked here
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    return zlib.decompressobj().decompress(data, size)
+    return unpack(zlib.decompressobj(), data, size)
 
 
 def _unpack_lzma(data: bytes, size: int) -> bytes:
-    return lzma.LZMADecompressor().decompress(data, size)
+    return unpack(lzma.LZMADecompressor(), data, size)
 
 
 _BOUNDED: dict[int, Callable[[bytes, int], bytes]] = {
@@ -51,6 +56,37 @@ _BOUNDED: dict[int, Callable[[bytes, int], bytes]] = {
     34925: _unpack_lzma,
 }
 """Compressions → what unpacks up to as many bytes; tifffile takes all that come out."""
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _Complaints(threading.local):
+    """What libtiff has found wrong in this thread."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+
+_complaints = _Complaints()
+
+
+@_Handler
+def _complain(module: bytes | None, what: bytes | None, values: int | None) -> None:
+    _complaints.found.append((what or b"").decode(errors="replace"))
+
+
+@cache
+def _listen() -> None:
+    """Hear what libtiff finds wrong, which it prints otherwise, and of which Pillow does not hear all."""
+    try:
+        library = ctypes.CDLL(Image.core.__file__)
+        for name, handler in (("TIFFSetErrorHandler", _complain), ("TIFFSetWarningHandler", None)):
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            function(ctypes.cast(handler, ctypes.c_void_p) if handler is not None else None)
+    except (OSError, AttributeError):  # a Pillow that was built otherwise
+        log.debug("what libtiff finds wrong in a TIFF will be printed, not told")
 
 
 def check_pages(file: io.FileIO, status: os.stat_result) -> int:
@@ -132,6 +168,8 @@ def decode_tiff(file: io.FileIO, status: os.stat_result, most: int) -> np.ndarra
             if compression != 1 or page.predictor != 1 or page.is_tiled:
                 _bound(page)
             return np.asarray(series.asarray(maxworkers=1))
+        except ImportError:
+            pass  # tifffile would take another package
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
@@ -171,8 +209,8 @@ def _check_segments(page: Any, first: Any, status: os.stat_result) -> None:
 def _bound(page: Any) -> None:
     """Let a page's strips and tiles be unpacked into as many bytes as they have pixels, and no others."""
     packed = page.compression
-    unpack = _BOUNDED.get(int(packed))
-    if unpack is None:
+    expand = _BOUNDED.get(int(packed))
+    if expand is None:
         return
     page.compression = 1
     try:
@@ -182,8 +220,10 @@ def _bound(page: Any) -> None:
 
     def decode(data: bytes | None, index: int, /, **options: Any) -> Any:
         _, _, (depth, height, width, samples) = take(None, index, **options)
-        size = depth * height * -(-width * samples * page.bitspersample // 8)
-        found = unpack(data or b"", size)
+        line = -(-width * samples * page.bitspersample // 8)
+        size = depth * height * line
+        rows = height if page.is_tiled else max(height, min(page.rowsperstrip, page.imagelength))
+        found = expand(data or b"", depth * rows * line)  # the last strip may be as long as the others
         if len(found) < size:
             raise Refused("a strip or tile of it has too few pixels")
         return take(found, index, **options)
@@ -195,7 +235,11 @@ def _pillow(file: io.FileIO, pages: int, most: int) -> np.ndarray:
     """The pages of a TIFF by Pillow, all of one size and type: (H, W[, samples]) or (pages, H, W[, samples])."""
     with Image.open(file, formats=("TIFF",)) as image:
         _check_size((pages, image.height, image.width, len(image.getbands())), most)
+        _listen()
+        _complaints.found.clear()
         frames = [np.array(frame) for frame in ImageSequence.Iterator(image)]
+    if _complaints.found:
+        raise Refused(f"it is damaged: {_complaints.found[0].partition('%')[0].strip(' .:(')}")
     if len({(frame.shape, frame.dtype) for frame in frames}) > 1:
         raise Refused("its pages are not of one size and type", "wrong shape")
     return frames[0] if len(frames) == 1 else np.stack(frames)
