@@ -127,9 +127,14 @@ def read_npy_header(file: Path) -> tuple[tuple[tuple[int, ...], bool, np.dtype],
         OSError, ValueError: it cannot be read.
     """
     with opened(file) as (open_file, _):
-        start = os.pread(open_file.fileno(), 10, 0)
-        length = int.from_bytes(start[8:], "little")
-        return _npy_header(start + os.pread(open_file.fileno(), length, 10)), 10 + length
+        return npy_header_of(open_file.fileno())
+
+
+def npy_header_of(descriptor: int) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:
+    """As :func:`read_npy_header`, of a file that is open."""
+    start = os.pread(descriptor, 10, 0)
+    length = int.from_bytes(start[8:], "little")
+    return _npy_header(start + os.pread(descriptor, length, 10)), 10 + length
 
 
 def _decode_npy(data: bytes, status: os.stat_result, most: int) -> np.ndarray:
