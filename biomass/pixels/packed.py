@@ -135,18 +135,19 @@ class PackedPixels:
             raise IndexError(f"the store has {self.images} images")
         file, length = self._descriptor, self._length
         images = np.empty((len(places), length), np.uint8)
-        target, starts, end = memoryview(images.reshape(-1)), (self.offset + places * length).tolist(), 0
+        target = memoryview(images.reshape(-1))
+        wanted = list(zip(range(0, images.size, length), (self.offset + places * length).tolist(), strict=True))
+        wanted = _from_memory(file, target, length, wanted)
         if hasattr(os, "posix_fadvise"):
             # What is not in memory comes from the disk all at once, not one by one: measured on 616 crops 20 ms instead
-            # of 2,300 ms, for 1 ms more where everything is in memory.
-            for start in starts:
+            # of 2,300 ms.
+            for _, start in wanted:
                 os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
-        for start in starts:
-            begin, end = end, end + length
+        for begin, start in wanted:
+            found, end = 0, begin + length
             try:
-                found = os.preadv(file, [target[begin:end]], start)
                 while found < length and (more := os.preadv(file, [target[begin + found : end]], start + found)):
-                    found += more  # an image of more than 2 GiB
+                    found += more
             except OSError as error:
                 raise unusable(self.path, f"cannot be read ({one_line(error)})", "copy it again") from error
             if found < length:
@@ -183,6 +184,23 @@ class PackedPixels:
         return noted if self.rows is None else Stamps(noted.sizes[self.rows], noted.times[self.rows])
 
 
+def _from_memory(file: int, target: memoryview, length: int, wanted: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Read what need not come from a disk, in half the calls that the rest takes; where to, where from → the rest."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return wanted
+    late = []
+    try:
+        for begin, start in wanted:
+            try:
+                if os.preadv(file, [target[begin : begin + length]], start, os.RWF_NOWAIT) != length:
+                    late.append((begin, start))
+            except BlockingIOError:
+                late.append((begin, start))
+    except OSError:  # a file system that does not know this, or a disk that fails: the caller finds out
+        return wanted
+    return late
+
+
 def open_packed(path: str | Path) -> PackedPixels:
     """The pixels of a store, in its own order.
 
@@ -217,7 +235,7 @@ def _open_part(path: Path, name: str) -> int:
     """A file of a store, open: a file in its folder, and no link."""
     part = path / name
     if part.is_symlink():
-        raise unusable(path, f"has a link in place of its {name}", f"put the file itself there ('{part.resolve()}')")
+        raise unusable(path, f"has a link to '{part.readlink()}' in place of its {name}", "put the file itself there")
     try:
         with open_file(part) as file:
             return os.dup(file.fileno())

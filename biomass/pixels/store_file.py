@@ -29,7 +29,7 @@ BELONGS = b"biomass.store"
 TYPES = ("|u1", "<u2", ">u2", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8")
 """The types that images of a store may have."""
 
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 64 << 20
 _MOST_CHANNELS = 1 << 10
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -70,7 +70,8 @@ class Store:
 
     def to_json(self) -> str:
         """The text of ``store.json``."""
-        return json.dumps({"format": FORMAT} | vars(self))
+        values = {"format": FORMAT} | vars(self)
+        return json.dumps(values | {"digest": _digest(values)})
 
     @classmethod
     def read(cls, path: Path) -> "Store":
@@ -82,13 +83,18 @@ class Store:
         if not path.is_dir():
             raise DataError(f"there is no packed store '{path}'; name a folder that biomass pack or crop has written")
         if (path / ABOUT).is_symlink():
-            raise unusable(path, f"has a link in place of its {ABOUT}")
+            link = (path / ABOUT).readlink()
+            raise unusable(path, f"has a link to '{link}' in place of its {ABOUT}", "put the file itself there")
         try:
             text = read_file(path / ABOUT, _MOST_BYTES).decode()
             values: Any = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-            version = values.pop("format")
+            if not isinstance(values, dict):
+                raise ValueError("it is no list of entries")
+            digest, version = values.pop("digest", None), values.pop("format")
             if version != FORMAT or isinstance(version, bool):
                 raise unusable(path, f"is of version {version!r:.40}, this program reads version {FORMAT}")
+            if digest is not None and digest != _digest({"format": version} | values):  # older ones have none
+                raise ValueError("it has changed since it was written")
             if "source" in values:  # what the entry was called in the first stores
                 values["origin"] = values.pop("source")
             _check(values)
@@ -122,14 +128,17 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) and not _CONTROL.search(one) for one in value)
 
 
-def _check(values: Any) -> None:
+def _digest(values: dict[str, Any]) -> str:
+    """Of the other entries, however they are ordered."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check(values: dict[str, Any]) -> None:
     """Refuse what no store is.
 
     Raises:
         ValueError: says which entry, and its value.
     """
-    if not isinstance(values, dict):
-        raise ValueError("it is no list of entries")
     known = [one.name for one in fields(Store)]
     unknown = sorted(set(values) - set(known))
     absent = [name for name in known if name not in values and name != "origin"]
