@@ -52,7 +52,8 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader if transfers to the device are not to block."""
         pinned = (x.pin_memory() for x in (self.images, self.labels, self.instances))
-        return replace(self, **dict(zip(("images", "labels", "instances"), pinned, strict=True)))
+        images, labels, instances = pinned
+        return replace(self, images=images, labels=labels, instances=instances)
 
     def to(self, device: torch.device) -> "Batch":
         """Images (as float32), labels and instances on the device."""

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from biomass.errors import one_line
-from biomass.pixels.opening import Refused, cut_off, opened, read_exactly
+from biomass.pixels.opening import RefusedError, cut_off, opened, read_exactly
 from biomass.pixels.png import SIGNATURE, decode_png
 from biomass.pixels.tiff import STARTS, decode_tiff
 
@@ -57,7 +57,7 @@ def decode(path: Path, most: int = MOST_VALUES) -> np.ndarray:
 
     Raises:
         FileNotFoundError: it is not there.
-        Refused: it cannot be read; says why, and of what kind that is.
+        RefusedError: it cannot be read; says why, and of what kind that is.
     """
     ending = path.suffix.lower()
     with opened(path) as (file, status):
@@ -67,19 +67,19 @@ def decode(path: Path, most: int = MOST_VALUES) -> np.ndarray:
             if ending in (".tif", ".tiff"):
                 array = decode_tiff(file, status, most)
             elif status.st_size > 16 * most + (1 << 26):
-                raise Refused(f"it has {status.st_size:,} bytes, too many for {most:,} values", "too large")
+                raise RefusedError(f"it has {status.st_size:,} bytes, too many for {most:,} values", "too large")
             elif ending == ".png":
                 array = decode_png(read_exactly(file, status), status, most)
             else:
                 array = _decode_npy(read_exactly(file, status), status, most)
-        except Refused:
+        except RefusedError:
             raise
         except Image.DecompressionBombError as error:
-            raise Refused(f"it has more pixels than the most that are read, {_PILLOW:,}", "too large") from error
+            raise RefusedError(f"it has more pixels than the most that are read, {_PILLOW:,}", "too large") from error
         except Exception as error:  # decoders raise almost anything when a file is damaged
-            raise Refused(one_line(error)) from error
+            raise RefusedError(one_line(error)) from error
     if not array.size:
-        raise Refused(f"it is {' x '.join(map(str, array.shape))}: it has no pixels", "wrong shape")
+        raise RefusedError(f"it is {' x '.join(map(str, array.shape))}: it has no pixels", "wrong shape")
     return array
 
 
@@ -90,14 +90,16 @@ def _check_start(start: bytes, status: os.stat_result, ending: str) -> None:
     if start.startswith(_BEGINS[ending]) and status.st_size >= _LEAST:
         return
     if not start.strip(b"\0"):
-        raise cut_off(status, "it begins with zeros, as a file that is still being written, or was not copied to its end")
+        raise cut_off(
+            status, "it begins with zeros, as a file that is still being written, or was not copied to its end"
+        )
     if status.st_size < _LEAST:
         raise cut_off(status, EARLY)
     for other, what in _OTHERS.items():
         if start.startswith(other):
             remedy = None if "Git" in what else "save it as its name says, or call it by its true name"
-            raise Refused(f"it is {what}{OTHER_FORMAT.format(ending)}", "wrong type", remedy)
-    raise Refused(f"it is not {'an array of NumPy' if ending == '.npy' else 'a ' + ending[1:].upper()}")
+            raise RefusedError(f"it is {what}{OTHER_FORMAT.format(ending)}", "wrong type", remedy)
+    raise RefusedError(f"it is not {'an array of NumPy' if ending == '.npy' else 'a ' + ending[1:].upper()}")
 
 
 @lru_cache(maxsize=64)
@@ -109,14 +111,14 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except Exception as error:  # of the parser of Python, of numpy's types
-        raise Refused("its header is damaged") from error
+        raise RefusedError("its header is damaged") from error
     if dtype.hasobject:
-        raise Refused("it holds objects of Python, which are never read", "wrong type")
+        raise RefusedError("it holds objects of Python, which are never read", "wrong type")
     if dtype.kind not in "buif":
         what = "structures" if dtype.names else f"type {dtype}"
-        raise Refused(f"it holds {what}, not numbers of one type", "wrong type")
+        raise RefusedError(f"it holds {what}, not numbers of one type", "wrong type")
     if any(isinstance(n, bool) or n < 0 for n in shape):
-        raise Refused(f"its header says the shape {shape}")
+        raise RefusedError(f"its header says the shape {shape}")
     return tuple(map(int, shape)), fortran, dtype
 
 
@@ -146,10 +148,10 @@ def _decode_npy(data: bytes, status: os.stat_result, most: int) -> np.ndarray:
     count = math.prod(shape)
     if count > most:
         declared = " x ".join(f"{n:,}" for n in shape)
-        raise Refused(f"it declares {declared} values, and {most:,} are the most that are read", "too large")
+        raise RefusedError(f"it declares {declared} values, and {most:,} are the most that are read", "too large")
     more = len(data) - start - count * dtype.itemsize
     if more < 0:
         raise cut_off(status, EARLY)
     if more:
-        raise Refused(f"it has {more:,} bytes more than the array that its header says")
+        raise RefusedError(f"it has {more:,} bytes more than the array that its header says")
     return np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if fortran else "C")

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from biomass.errors import BAD_IMAGES, BadImageError, ConfigError, DataError, one_line
 from biomass.pixels.decoders import ENDINGS, MOST_VALUES, decode
 from biomass.pixels.metadata import Axes, has_alpha, image_size, open_tiff, tiff_axes, used_bits
-from biomass.pixels.opening import Refused
+from biomass.pixels.opening import RefusedError
 from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")
@@ -49,12 +49,12 @@ def _read(path: Path, row: int, most: int = MOST_VALUES) -> np.ndarray:
     except FileNotFoundError as error:
         why = f" ({error})" if error.errno is None else ""
         raise BadImageError(f"image '{path}' is missing{why}: {BAD_IMAGES['missing']}", row, kind="missing") from None
-    except Refused as error:
+    except RefusedError as error:
         raise _unreadable(path, row, error) from error
 
 
 def _unreadable(path: Path, row: int, error: Exception) -> BadImageError:
-    kind, remedy = (error.kind, error.remedy) if isinstance(error, Refused) else ("damaged", None)
+    kind, remedy = (error.kind, error.remedy) if isinstance(error, RefusedError) else ("damaged", None)
     remedy = remedy or BAD_IMAGES[kind]
     return BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {remedy}", row, kind=kind)
 
@@ -257,7 +257,11 @@ def _at_time(stack: np.ndarray, reading: Reading, path: Path, row: int) -> np.nd
         raise ConfigError(f"image '{path}' has {len(stack)} points of time: say which to read, from 0", "time")
     at = reading.time or 0
     if at >= len(stack):
-        raise BadImageError(f"image '{path}' has {len(stack)} points of time (from 0), and none has number {at}", row, kind="wrong shape")
+        raise BadImageError(
+            f"image '{path}' has {len(stack)} points of time (from 0), and none has number {at}",
+            row,
+            kind="wrong shape",
+        )
     return np.asarray(stack[at])
 
 
@@ -275,7 +279,10 @@ def _planes_to_one(planes: np.ndarray, reading: Reading, path: Path, row: int) -
         return project(planes, reading.z)
     except IndexError:
         raise BadImageError(
-            f"image '{path}' has {len(planes)} z planes (from 0), and none has number {reading.z}", row, "z", "wrong shape"
+            f"image '{path}' has {len(planes)} z planes (from 0), and none has number {reading.z}",
+            row,
+            "z",
+            "wrong shape",
         ) from None
 
 
@@ -357,7 +364,12 @@ def _learn(
     array = _of_pixels(stored, root / file, row, reading.depths == "scale")
     named = None if channels is None else len(channels)
     expected = named if len(columns) == 1 else 1
-    if array.ndim == 3 and array.shape[2] in (2, 4) and array.shape[2] != expected and _ask(has_alpha, root / file, row):
+    if (
+        array.ndim == 3
+        and array.shape[2] in (2, 4)
+        and array.shape[2] != expected
+        and _ask(has_alpha, root / file, row)
+    ):
         array = array[..., :-1]
         log.info("the last channel of '%s' is its transparency (alpha): it is left out, here and in all", root / file)
     layout = _layout(array, root / file, expected, row, axes, reading.z)

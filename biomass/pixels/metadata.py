@@ -19,6 +19,7 @@ _LETTERS = {"T": "T", "Z": "Z", "C": "C", "S": "C", "Y": "H", "X": "W"}
 _MAX_SAMPLE = 281  # the tag MaxSampleValue
 _LEAST = 8  # bytes that every image has
 
+
 class Axes(NamedTuple):
     """How the dimensions of a file are ordered, slowest first.
 

@@ -1,7 +1,7 @@
 """Opening a file that anybody may have put there: without waiting, only if it is a file, and as it was when opened.
 
-A name that ends in ``.png`` may be that of a folder, of a FIFO, which would be waited for without end, of a device, or of
-a link to itself. And a file may grow, or be cut, while it is read.
+A name that ends in ``.png`` may be that of a folder, of a FIFO, which would be waited for without end, of a device, or
+of a link to itself. And a file may grow, or be cut, while it is read.
 """
 
 import errno
@@ -28,7 +28,7 @@ _KINDS = (
 )
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """Why a file is not read.
 
     Args:
@@ -42,12 +42,12 @@ class Refused(ValueError):
         self.kind, self.remedy = kind, remedy
 
 
-def cut_off(status: os.stat_result, why: str) -> Refused:
+def cut_off(status: os.stat_result, why: str) -> RefusedError:
     """That a file ends too early: it is damaged, or still being written if it has changed just now."""
     since = time.time() - status.st_mtime
     if -QUIET <= since < QUIET:
-        return Refused(why, "still being written")
-    return Refused(why)
+        return RefusedError(why, "still being written")
+    return RefusedError(why)
 
 
 def _quick(path: str, flags: int) -> int:
@@ -59,12 +59,12 @@ def open_file(path: Path) -> io.FileIO:
 
     Raises:
         FileNotFoundError: it is not there.
-        Refused: it is something else, or may not be read.
+        RefusedError: it is something else, or may not be read.
     """
     try:
         file = open(path, "rb", buffering=0, opener=_quick)  # noqa: SIM115  (a context manager itself)
     except IsADirectoryError:
-        raise Refused("it is a folder", "not a file") from None
+        raise RefusedError("it is a folder", "not a file") from None
     except FileNotFoundError:
         if path.is_symlink():
             raise FileNotFoundError(f"it is a link to '{path.readlink()}', which is not there") from None
@@ -77,21 +77,23 @@ def open_file(path: Path) -> io.FileIO:
     if not stat.S_ISREG(mode):
         file.close()
         what = next((name for test, name in _KINDS if test(mode)), "no file")
-        raise Refused(f"it is {what}", "not a file")
+        raise RefusedError(f"it is {what}", "not a file")
     return file
 
 
-def _not_opened(path: Path, error: OSError) -> Refused:
+def _not_opened(path: Path, error: OSError) -> RefusedError:
     if isinstance(error, PermissionError):
-        return Refused("this user may not read it", "no access")
+        return RefusedError("this user may not read it", "no access")
     try:
-        mode = os.stat(path).st_mode
+        mode = path.stat().st_mode
     except OSError:
         if path.is_symlink() and error.errno == errno.ELOOP:
-            return Refused("it is a link that leads to itself", "not a file")
-        return Refused(error.strerror or str(error), "no access")
+            return RefusedError("it is a link that leads to itself", "not a file")
+        return RefusedError(error.strerror or str(error), "no access")
     what = next((name for test, name in _KINDS if test(mode)), None)
-    return Refused(f"it is {what}", "not a file") if what else Refused(error.strerror or str(error), "no access")
+    return (
+        RefusedError(f"it is {what}", "not a file") if what else RefusedError(error.strerror or str(error), "no access")
+    )
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def opened(path: Path) -> Iterator[tuple[io.FileIO, os.stat_result]]:
     """A file and what the system knows of it; at the end, make sure that it did not change meanwhile.
 
     Raises:
-        FileNotFoundError, Refused: as :func:`open_file`; also where it has changed since, whatever was read of it.
+        FileNotFoundError, RefusedError: as :func:`open_file`; also where it has changed since, whatever was read of it.
     """
     with open_file(path) as file:
         before = os.fstat(file.fileno())
@@ -110,7 +112,7 @@ def opened(path: Path) -> Iterator[tuple[io.FileIO, os.stat_result]]:
             error = raised
         after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise Refused("it changed while it was read", "still being written") from error
+            raise RefusedError("it changed while it was read", "still being written") from error
         if error is not None:
             raise error
 
@@ -119,11 +121,11 @@ def read_file(path: Path, most: int) -> bytes:
     """All bytes of a file of up to ``most`` bytes.
 
     Raises:
-        FileNotFoundError, Refused: as :func:`opened`; also where it is larger.
+        FileNotFoundError, RefusedError: as :func:`opened`; also where it is larger.
     """
     with opened(path) as (file, status):
         if status.st_size > most:
-            raise Refused(f"it has {status.st_size:,} bytes, and {most:,} are the most that are read", "too large")
+            raise RefusedError(f"it has {status.st_size:,} bytes, and {most:,} are the most that are read", "too large")
         return read_exactly(file, status)
 
 
@@ -133,7 +135,7 @@ def read_exactly(file: io.FileIO, status: os.stat_result) -> bytes:
     while data and len(data) < status.st_size and (more := file.read(status.st_size - len(data))):  # 2 GiB a call
         data += more
     if len(data) < status.st_size:
-        raise Refused("it was cut while it was read", "still being written")
+        raise RefusedError("it was cut while it was read", "still being written")
     return data
 
 
@@ -141,7 +143,7 @@ def unpack(unpacker: Any, data: bytes, size: int) -> bytes:
     """Up to ``size`` bytes of a packed stream; the rest is unpacked and dropped, since at its end is its checksum.
 
     Raises:
-        Refused: there is no end, or far too much before it.
+        RefusedError: there is no end, or far too much before it.
     """
     found: bytes = unpacker.decompress(data, size)
     rest = 0
@@ -149,7 +151,9 @@ def unpack(unpacker: Any, data: bytes, size: int) -> bytes:
         more = unpacker.decompress(getattr(unpacker, "unconsumed_tail", b""), _CHUNK)
         rest += len(more)
         if not more and not unpacker.eof:
-            raise Refused("packed pixels of it end too early")
+            raise RefusedError("packed pixels of it end too early")
         if rest > size + _SPARE:
-            raise Refused(f"packed pixels of it are more than {rest:,} bytes, and {size:,} are expected", "too large")
+            raise RefusedError(
+                f"packed pixels of it are more than {rest:,} bytes, and {size:,} are expected", "too large"
+            )
     return found

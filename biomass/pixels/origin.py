@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from biomass.errors import ConfigError
 from biomass.pixels.files import PLANES, FilePixels, each_file, string_array
-from biomass.pixels.opening import Refused, opened
+from biomass.pixels.opening import RefusedError, opened
 from biomass.pixels.planes import Reading
 
 SEPARATOR = "\n"
@@ -113,7 +113,7 @@ def _checksum(file: Path) -> int | None:
             while left > 0 and (data := part.read(min(left, _PIECE))):
                 crc32, left = zlib.crc32(data, crc32), left - len(data)
             return crc32
-    except (OSError, Refused):
+    except (OSError, RefusedError):
         return None
 
 

@@ -11,9 +11,9 @@ finds it (:func:`packed_pixels`) and takes the pixels from it, unless the source
 are looked at each time, and all of them when it is packed again. :func:`biomass.datasets.packed.load_packed` reads a
 store without its source.
 
-A store may come from anybody, and lie on a disk that fails. Its images are read, not mapped: a map of a file that is cut
-meanwhile ends the process. When an image is read for the first time it is compared with its checksum; stores that were
-written before there was one an image are compared by :func:`verify` alone.
+A store may come from anybody, and lie on a disk that fails. Its images are read, not mapped: a map of a file that is
+cut meanwhile ends the process. When an image is read for the first time it is compared with its checksum; stores that
+were written before there was one an image are compared by :func:`verify` alone.
 """
 
 import logging
@@ -37,7 +37,7 @@ from tqdm import tqdm
 from biomass.errors import BadImageError, DataError, one_line
 from biomass.pixels.decoders import npy_header_of
 from biomass.pixels.files import PLANES
-from biomass.pixels.opening import Refused, open_file
+from biomass.pixels.opening import RefusedError, open_file
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
 from biomass.pixels.store_file import ABOUT, BELONGS, CRC32, FILES, IMAGES, INDEX, Store, unusable
@@ -135,7 +135,7 @@ class PackedPixels:
             raise IndexError(f"the store has {self.images} images")
         file, length = self._descriptor, self._length
         images = np.empty((len(places), length), np.uint8)
-        target = memoryview(images.reshape(-1))
+        target = images.reshape(-1).data
         wanted = list(zip(range(0, images.size, length), (self.offset + places * length).tolist(), strict=True))
         wanted = _from_memory(file, target, length, wanted)
         if hasattr(os, "posix_fadvise"):
@@ -162,8 +162,8 @@ class PackedPixels:
             if zlib.crc32(images[number]) != expected:
                 place = int(places[number])
                 raise BadImageError(
-                    f"image {place} of packed store '{self.path}' is damaged ('{self.name(int(rows[number]))}'): it has "
-                    "changed since it was packed; delete the store and pack the images again, or copy it again",
+                    f"image {place} of packed store '{self.path}' ('{self.name(int(rows[number]))}') is damaged: it "
+                    "has changed since it was packed; delete the store and pack the images again, or copy it again",
                     int(rows[number]),
                 )
         self._checked[places] = True
@@ -225,10 +225,17 @@ def open_packed(path: str | Path) -> PackedPixels:
         about = read_part_schema(path, name)
         if about.num_rows != store.images:
             raise unusable(path, f"was cut off: {name} has {about.num_rows} rows, expected {store.images}")
+        if name == FILES and not _has_names(about.schema.to_arrow_schema()):
+            raise unusable(path, f"has no usable {name} (it does not name the files)")
         belongs = (about.metadata or {}).get(BELONGS)
         if belongs is not None and belongs.decode(errors="replace") != store.belongs:
             raise unusable(path, f"is made of parts of two stores: {name} is of another one than its {ABOUT}")
     return PackedPixels(path, store.channels, store.shape[1:], dtype, offset, store.images, bad=store.bad)
+
+
+def _has_names(schema: pa.Schema) -> bool:
+    kinds = [column.type for column in schema if column.name == "file"]
+    return len(kinds) == 1 and (pa.types.is_string(kinds[0]) or pa.types.is_large_string(kinds[0]))
 
 
 def _open_part(path: Path, name: str) -> int:
@@ -241,7 +248,7 @@ def _open_part(path: Path, name: str) -> int:
             return os.dup(file.fileno())
     except FileNotFoundError:
         raise unusable(path, f"has no {name}") from None
-    except Refused as error:
+    except RefusedError as error:
         raise unusable(path, f"has no usable {name} ({error})") from error
 
 
@@ -378,7 +385,7 @@ def verify(path: str | Path) -> np.ndarray:
     found = np.empty(store.images, np.uint32)
     for number, rows, block in _each_block(pixels, store):
         found[rows] = [zlib.crc32(image) for image in block]
-        if zlib.crc32(block) != store.crc32[number]:
+        if zlib.crc32(block.data) != store.crc32[number]:
             raise unusable(path, f"is damaged: images {rows[0]} to {rows[-1]} have changed since they were packed")
     return found
 

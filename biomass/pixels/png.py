@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from biomass.pixels.opening import Refused, cut_off, unpack
+from biomass.pixels.opening import RefusedError, cut_off, unpack
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -29,13 +29,13 @@ def png_header(start: bytes) -> tuple[int, int, int, int, int]:
     """Width, height, bits, colour type and whether it is interlaced, from the first 29 bytes of a PNG.
 
     Raises:
-        Refused: no PNG has such a header.
+        RefusedError: no PNG has such a header.
     """
     if len(start) < 29 or start[12:16] != b"IHDR":
-        raise Refused("it has no header")
+        raise RefusedError("it has no header")
     width, height, bits, color, packing, filters, interlaced = struct.unpack(">IIBBBBB", start[_HEADER])
     if not width or not height or bits not in _DEPTHS.get(color, ()) or packing or filters or interlaced > 1:
-        raise Refused(f"its header says {width} x {height} pixels of {bits} bits, colour type {color}")
+        raise RefusedError(f"its header says {width} x {height} pixels of {bits} bits, colour type {color}")
     return width, height, bits, color, interlaced
 
 
@@ -48,19 +48,19 @@ def decode_png(data: bytes, status: os.stat_result, most: int) -> np.ndarray:
         most: values that it may have.
 
     Raises:
-        Refused: it is damaged, or larger.
+        RefusedError: it is damaged, or larger.
     """
     if len(data) < _HEADER.stop:
         raise cut_off(status, _ENDS)
     width, height, bits, color, _ = png_header(data)
     values = width * height * _SAMPLES[color]
     if values > most:
-        raise Refused(
-            f"its header says {width:,} x {height:,} pixels, {values:,} values, and {most:,} are the most that are read",
+        raise RefusedError(
+            f"its header says {width:,} x {height:,} pixels, {values:,} values, and the most are {most:,}",
             "too large",
         )
     if values * bits // 8 > _DEFLATE * len(data) + 4096:
-        raise Refused(f"its header says {width:,} x {height:,} pixels, which {len(data):,} bytes cannot hold")
+        raise RefusedError(f"its header says {width:,} x {height:,} pixels, which {len(data):,} bytes cannot hold")
     chunks, spare = _chunks(data, status)
     if bits == 16 and color == 4:  # bytes of two channels, as of four channels of 8 bits
         found = _pillow(_join(data, chunks, bits=8, color=6))
@@ -83,11 +83,11 @@ def _chunks(data: bytes, status: os.stat_result) -> tuple[list[tuple[bytes, int,
         if end > len(data) or len(kind) < 4:
             raise cut_off(status, _ENDS)
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise Refused("its checksums do not fit its content")
+            raise RefusedError("its checksums do not fit its content")
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append((kind, place, end))
         elif not kind[0] & 32:
-            raise Refused("it has a part that no PNG has")
+            raise RefusedError("it has a part that no PNG has")
         else:
             spare = True
         place = end
@@ -98,9 +98,9 @@ def _chunks(data: bytes, status: os.stat_result) -> tuple[list[tuple[bytes, int,
     once = kinds[0] == b"IHDR" and kinds.count(b"IHDR") == 1 and palette <= 1 and b"IDAT" in kinds
     color = data[25]
     if not once or (color == 3) > palette or (palette and kinds[1] != b"PLTE"):
-        raise Refused("its parts are not those of a PNG, or out of order")
+        raise RefusedError("its parts are not those of a PNG, or out of order")
     if palette and (kept[1][2] - kept[1][1] - 12) % 3:
-        raise Refused("its palette is damaged")
+        raise RefusedError("its palette is damaged")
     return kept, spare
 
 
@@ -123,7 +123,7 @@ def _unpack(data: bytes, chunks: list[tuple[bytes, int, int]]) -> bytes:
     packed = b"".join(data[begin + 8 : end - 4] for kind, begin, end in chunks if kind == b"IDAT")
     lines = unpack(zlib.decompressobj(), packed, size)
     if len(lines) < size:
-        raise Refused("it holds fewer pixels than its header says")
+        raise RefusedError("it holds fewer pixels than its header says")
     stored = b"IDAT" + zlib.compress(lines, 0)
     part = struct.pack(">I", len(stored) - 4) + stored + struct.pack(">I", zlib.crc32(stored))
     return b"".join([data[: len(SIGNATURE) + 25], part, data[chunks[-1][1] : chunks[-1][2]]])

@@ -162,9 +162,7 @@ def _check(values: dict[str, Any]) -> None:
         if not good:
             raise ValueError(f"its {name} cannot be {json.dumps(values[name])[:60]}")
     if len(values["crc32"]) != -(-images // block):
-        raise ValueError(f"it has {len(values['crc32'])} checksums, and {images} images in blocks of {block}")
+        raise ValueError(f"its crc32 lists {len(values['crc32'])} checksums, for {images} images in blocks of {block}")
     rows = [row for row in bad if not (re.fullmatch("0|[1-9][0-9]{0,17}", row) and int(row) < images)]
     if rows:
         raise ValueError(f"row '{rows[0]:.40}' of its bad images is none of {images}")
-
-

@@ -1,8 +1,8 @@
 """Decoding TIFF files, none of which can take the process down, or more memory than its pixels.
 
 The list of pages is walked first: whether it ends, and inside the file. Then the sizes that are declared are compared
-with what the file can hold, and only then is anything decoded: by tifffile, and what it cannot (LZW, JPEG, Zstandard) by
-Pillow.
+with what the file can hold, and only then is anything decoded: by tifffile, and what it cannot read (LZW, JPEG,
+Zstandard) by Pillow.
 """
 
 import ctypes
@@ -15,14 +15,15 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence
 
-from biomass.pixels.opening import Refused, cut_off, unpack
+from biomass.pixels.opening import RefusedError, cut_off, read_exactly, unpack
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -38,7 +39,8 @@ _OF_BYTES = (1, 5, 8, 32773, 32946, 50013)  # compressions that are bounded so
 log = logging.getLogger(__name__)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds in a damaged file, line after line
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # sizes are checked here
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # sizes are checked here
 
 
 def _inflate(data: bytes, size: int) -> bytes:
@@ -89,6 +91,20 @@ def _listen() -> None:
         log.debug("what libtiff finds wrong in a TIFF will be printed, not told")
 
 
+@contextmanager
+def libtiff() -> Iterator[None]:
+    """Where Pillow decodes a TIFF: what libtiff finds wrong meanwhile is an error, and not printed.
+
+    Raises:
+        RefusedError: it has found something.
+    """
+    _listen()
+    _complaints.found.clear()
+    yield
+    if _complaints.found:
+        raise RefusedError(f"it is damaged: {_complaints.found[0].partition('%')[0].strip(' .:(')}")
+
+
 def check_pages(file: io.FileIO, status: os.stat_result) -> int:
     """Walk the list of a TIFF's pages, each of which says where the next one is.
 
@@ -96,7 +112,7 @@ def check_pages(file: io.FileIO, status: os.stat_result) -> int:
         How many there are.
 
     Raises:
-        Refused: the list leads out of the file, in a circle, or is too long.
+        RefusedError: the list leads out of the file, in a circle, or is too long.
     """
     start = os.pread(file.fileno(), 16, 0)
     if len(start) < 8:
@@ -109,16 +125,16 @@ def check_pages(file: io.FileIO, status: os.stat_result) -> int:
     (offset,) = struct.unpack_from(f"{order}{word}", start.ljust(16, b"\0"), 8 if big else 4)
     while offset or not seen:
         if offset in seen:
-            raise Refused("the list of its pages leads in a circle")
+            raise RefusedError("the list of its pages leads in a circle")
         seen.add(offset)
         if len(seen) > MOST_PAGES:
-            raise Refused(f"it has more than {MOST_PAGES:,} pages, the most that are read", "too large")
+            raise RefusedError(f"it has more than {MOST_PAGES:,} pages, the most that are read", "too large")
         head = _at(file, offset, step + 32 * entry, status)
         if not offset or len(head) < step:
             raise cut_off(status, _ENDS)
         (count,) = struct.unpack_from(f"{order}{number}", head)
         if not 0 < count <= _MOST_TAGS:
-            raise Refused(f"a page of it has {count} entries")
+            raise RefusedError(f"a page of it has {count} entries")
         size = step + count * entry + width
         if len(head) < size:
             head = _at(file, offset, size, status)
@@ -127,7 +143,7 @@ def check_pages(file: io.FileIO, status: os.stat_result) -> int:
         if len(seen) == 1:
             for code, kind, values in tag.iter_unpack(head[step : step + count * entry]):
                 if kind < len(_SIZES) and values * _SIZES[kind] > status.st_size:
-                    raise Refused(f"entry {code} of its first page is longer than the file")
+                    raise RefusedError(f"entry {code} of its first page is longer than the file")
         (offset,) = struct.unpack_from(f"{order}{word}", head, size - width)
     return len(seen)
 
@@ -145,7 +161,8 @@ def decode_tiff(file: io.FileIO, status: os.stat_result, most: int) -> np.ndarra
         most: values that it may have.
 
     Raises:
-        Refused: it is damaged, larger, or compressed in a way that cannot be read. Anything else that a decoder raises.
+        RefusedError: it is damaged, larger, or compressed in a way that cannot be read. Anything else that a decoder
+            raises.
     """
     from tifffile import TiffFile
 
@@ -159,7 +176,7 @@ def decode_tiff(file: io.FileIO, status: os.stat_result, most: int) -> np.ndarra
         compression = int(page.compression)
         size = math.prod(series.shape) * max(1, series.dtype.itemsize)
         if compression in _OF_BYTES and page.nbytes > _RATIO * status.st_size:
-            raise Refused(f"it declares {_size(page)}, which {status.st_size:,} bytes cannot hold")
+            raise RefusedError(f"it declares {_size(page)}, which {status.st_size:,} bytes cannot hold")
         if series.dataoffset is not None and compression == 1 and series.dataoffset + size > status.st_size:
             raise cut_off(status, _ENDS)
         for one in series.pages:
@@ -175,16 +192,20 @@ def decode_tiff(file: io.FileIO, status: os.stat_result, most: int) -> np.ndarra
                 raise
         if page.samplesperpixel > 1 and page.bitspersample > 8:  # Pillow would cut 16-bit RGB down to 8
             name = getattr(page.compression, "name", str(compression))
-            raise Refused(f"it has several channels of {page.bitspersample} bits in {name} compression", "wrong type")
+            raise RefusedError(
+                f"it has several channels of {page.bitspersample} bits in {name} compression", "wrong type"
+            )
     file.seek(0)
-    return _pillow(file, pages, most)
+    return _pillow(
+        read_exactly(file, status), pages, most
+    )  # of a file it would make a map, which ends the process if cut
 
 
 def _check_size(shape: tuple[int, ...], most: int) -> None:
     values = math.prod(shape)
     if values > most:
         declared = " x ".join(f"{n:,}" for n in shape)
-        raise Refused(f"it declares {declared} values, and {most:,} are the most that are read", "too large")
+        raise RefusedError(f"it declares {declared} values, and {most:,} are the most that are read", "too large")
 
 
 def _size(page: Any) -> str:
@@ -195,15 +216,17 @@ def _check_segments(page: Any, first: Any, status: os.stat_result) -> None:
     """Refuse a page whose pixels are not all in the file."""
     offsets, counts = page.dataoffsets, page.databytecounts
     if not offsets or len(offsets) != len(counts) or len(offsets) < math.prod(first.chunked):
-        raise Refused("its list of strips or tiles is not that of its size")
+        raise RefusedError("its list of strips or tiles is not that of its size")
     if min(offsets) <= 0 or min(counts) <= 0:
-        raise Refused("a strip or tile of it has no pixels")
+        raise RefusedError("a strip or tile of it has no pixels")
     if max(map(sum, zip(offsets, counts, strict=True))) > status.st_size:
         raise cut_off(status, _ENDS)
-    if int(first.compression) == 1 and not first.is_tiled and sum(counts) < first.nbytes * first.bitspersample // (
-        8 * max(1, first.dtype.itemsize)
+    if (
+        int(first.compression) == 1
+        and not first.is_tiled
+        and sum(counts) < first.nbytes * first.bitspersample // (8 * max(1, first.dtype.itemsize))
     ):
-        raise Refused("its strips hold fewer pixels than its size")
+        raise RefusedError("its strips hold fewer pixels than its size")
 
 
 def _bound(page: Any) -> None:
@@ -225,21 +248,17 @@ def _bound(page: Any) -> None:
         rows = height if page.is_tiled else max(height, min(page.rowsperstrip, page.imagelength))
         found = expand(data or b"", depth * rows * line)  # the last strip may be as long as the others
         if len(found) < size:
-            raise Refused("a strip or tile of it has too few pixels")
+            raise RefusedError("a strip or tile of it has too few pixels")
         return take(found, index, **options)
 
     page.decode = decode
 
 
-def _pillow(file: io.FileIO, pages: int, most: int) -> np.ndarray:
+def _pillow(data: bytes, pages: int, most: int) -> np.ndarray:
     """The pages of a TIFF by Pillow, all of one size and type: (H, W[, samples]) or (pages, H, W[, samples])."""
-    with Image.open(file, formats=("TIFF",)) as image:
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image, libtiff():
         _check_size((pages, image.height, image.width, len(image.getbands())), most)
-        _listen()
-        _complaints.found.clear()
         frames = [np.array(frame) for frame in ImageSequence.Iterator(image)]
-    if _complaints.found:
-        raise Refused(f"it is damaged: {_complaints.found[0].partition('%')[0].strip(' .:(')}")
     if len({(frame.shape, frame.dtype) for frame in frames}) > 1:
-        raise Refused("its pages are not of one size and type", "wrong shape")
+        raise RefusedError("its pages are not of one size and type", "wrong shape")
     return frames[0] if len(frames) == 1 else np.stack(frames)
