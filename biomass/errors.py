@@ -38,14 +38,29 @@ class BadImageError(DataError):
 
     Attributes:
         row: the row of the screen that the image belongs to.
+        kind: what is wrong, one of :data:`BAD_IMAGES`.
     """
 
-    def __init__(self, message: str, row: int, advice: str | None = "skip") -> None:
+    def __init__(self, message: str, row: int, advice: str | None = "skip", kind: str = "damaged") -> None:
         super().__init__(message, advice)
-        self.row = row
+        self.row, self.kind = row, kind
 
-    def __reduce__(self) -> tuple[type["BadImageError"], tuple[str, int, str | None]]:
-        return type(self), (str(self), self.row, self.advice)  # crosses from a loader's worker process with its row
+    def __reduce__(self) -> tuple[type["BadImageError"], tuple[str, int, str | None, str]]:
+        return type(self), (str(self), self.row, self.advice, self.kind)  # crosses from a worker process with its row
+
+
+BAD_IMAGES = {
+    "missing": "copy or download it again",
+    "damaged": "copy or download it again",
+    "still being written": "it has just changed: wait until it is complete",
+    "not a file": "name the image file itself",
+    "no access": "make it readable, or copy it to where it is",
+    "wrong type": "save it as numbers, uint8 or uint16",
+    "wrong shape": "save it like the others",
+    "too large": "save it in parts, an image each; if it is not that large, copy or download it again",
+    "packed as bad": "mend it, and pack the images again",
+}
+"""What may be wrong with an image, and the remedy of each kind where its message has no better one."""
 
 
 class CheckpointError(BiomassError):

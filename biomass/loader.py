@@ -1,6 +1,7 @@
 """Batches of raw integer images on their way from a Screen to the device."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class Batch:
             of one thing.
         controls: (N,) int8, what every row is a control of, as :attr:`biomass.screen.Screen.controls`.
         skipped: (M,) int64, rows left out because their image could not be read.
+        why: (M,) what was wrong with each, see :data:`biomass.errors.BAD_IMAGES`.
     """
 
     images: Tensor
@@ -43,6 +45,7 @@ class Batch:
     instances: Tensor
     controls: Tensor
     skipped: Tensor
+    why: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,7 +53,8 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader if transfers to the device are not to block."""
         pinned = (x.pin_memory() for x in (self.images, self.labels, self.instances))
-        return replace(self, **dict(zip(("images", "labels", "instances"), pinned, strict=True)))
+        images, labels, instances = pinned
+        return replace(self, images=images, labels=labels, instances=instances)
 
     def to(self, device: torch.device) -> "Batch":
         """Images (as float32), labels and instances on the device."""
@@ -87,7 +91,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
         self.groups = groups
         self.instances = np.arange(len(screen)) if instances is None else instances
         self.on_bad_image = on_bad_image
-        self._bad: set[int] = set()
+        self._bad: dict[int, str] = {}
 
     def __getitem__(self, rows: np.ndarray) -> Batch | BiomassError:
         asked = rows
@@ -102,7 +106,8 @@ class BatchReader(Dataset[Batch | BiomassError]):
             groups=torch.from_numpy(self.groups[rows]),
             instances=torch.from_numpy(self.instances[rows]),
             controls=torch.from_numpy(self.controls[rows]),
-            skipped=torch.from_numpy(np.unique(asked[self._is_bad(asked)])),
+            skipped=torch.from_numpy(skipped := np.unique(asked[self._is_bad(asked)])),
+            why=tuple(self._bad[row] for row in skipped.tolist()),
         )
 
     def hold(self, rows: np.ndarray, device: torch.device) -> None:
@@ -125,7 +130,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
             if self.on_bad_image == "error":
                 raise
             if len(rows) == 1:
-                self._bad.add(error.row)
+                self._bad[error.row] = error.kind
                 return rows[:0], self._read(rows[:0])
         halves = [self._read_good(half) for half in np.array_split(rows, 2)]
         good = [half for half in halves if len(half[0])] or halves[:1]
@@ -275,17 +280,18 @@ class SkippedImages:
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
-        self.rows: set[int] = set()
+        self.rows: dict[int, str] = {}
 
     def note(self, batch: Batch) -> None:
         """Remember what this batch had to leave out."""
-        self.rows.update(batch.skipped.tolist())
+        self.rows.update(zip(batch.skipped.tolist(), batch.why, strict=True))
 
     def report(self, folder: Path) -> None:
-        """Count the images left out in the log and list them in ``skipped_images.txt``; nothing if there were none."""
+        """Count the images left out by kind in the log, and list them in ``skipped_images.txt``, if there were any."""
         if not self.rows:
             return
         path = folder / "skipped_images.txt"
         with whole_file(path) as part:
             part.write_text("".join(f"{self.screen.pixels.name(row)}\n" for row in sorted(self.rows)))
-        log.warning("left out %d images that cannot be read; they are listed in %s", len(self.rows), path)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(self.rows.values()).most_common())
+        log.warning("left out %d images that cannot be read (%s); they are listed in %s", len(self.rows), kinds, path)

@@ -111,7 +111,7 @@ class CropPixels:
             try:
                 cut = cut_crops(self._read_field(row), self.centres[rows[inside]], self.size[0])
             except BadImageError as error:
-                raise BadImageError(str(error), int(rows[inside[0]]), error.advice) from error
+                raise BadImageError(str(error), int(rows[inside[0]]), error.advice, error.kind) from error
             if not number:
                 crops = np.empty((len(rows), *cut.shape[1:]), cut.dtype)
             crops[inside] = cut

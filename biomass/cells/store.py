@@ -24,8 +24,9 @@ from biomass.cells.crops import CropPixels, check_crop_size, crop_screen
 from biomass.cells.fields import Nuclei, count_cells, name_field, search_of
 from biomass.errors import DataError
 from biomass.pixels.origin import Stamps
-from biomass.pixels.packed import ABOUT, Store, read_index, read_stamps
+from biomass.pixels.packed import read_index, read_stamps
 from biomass.pixels.packed_writer import pack, stamps_of
+from biomass.pixels.store_file import ABOUT, Store
 from biomass.screen import FIELD, OnBadImage, Screen
 
 log = logging.getLogger(__name__)

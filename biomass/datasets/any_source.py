@@ -11,7 +11,7 @@ from biomass.datasets.packed import load_packed
 from biomass.datasets.rxrx1 import load_rxrx1
 from biomass.datasets.rxrx1_cells import load_rxrx1_cells
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.pixels.packed import ABOUT
+from biomass.pixels.store_file import ABOUT
 from biomass.screen import Screen
 
 _RXRX1 = "rxrx1_v1.0"

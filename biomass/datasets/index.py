@@ -32,8 +32,9 @@ from biomass.datasets.layouts import (
 )
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, did_you_mean, one_line
 from biomass.identifiers import normal
+from biomass.pixels.decoders import OTHER_FORMAT
 from biomass.pixels.files import none_readable, open_files
-from biomass.pixels.metadata import OTHER_FORMAT, ends_in_zeros
+from biomass.pixels.metadata import ends_in_zeros
 from biomass.pixels.planes import PROJECTIONS, Reading
 
 _FIELD = ("experiment", "plate", "well", "site")

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from biomass.pixels.packed import ABOUT, Store, open_packed, read_index
-from biomass.screen import Screen
+import pandas as pd
+
+from biomass.pixels.packed import open_packed, read_index
+from biomass.pixels.store_file import ABOUT, INDEX, Store, unusable
+from biomass.screen import COLUMNS, CONTROLS, PLATE, UNLABELLED, Screen
 
 
 def load_packed(path: str | Path, root_dir: str | Path = ".") -> Screen:
@@ -14,8 +17,35 @@ def load_packed(path: str | Path, root_dir: str | Path = ".") -> Screen:
         root_dir: where it is looked for first.
 
     Raises:
-        DataError: the store is incomplete, was cut off, or is of another version.
+        DataError: the store is incomplete, damaged, or of another version.
     """
     place = Path(root_dir).expanduser() / Path(path).expanduser()
     pixels = open_packed(place if (place / ABOUT).is_file() or not (Path(path) / ABOUT).is_file() else path)
-    return Screen(read_index(pixels.path), pixels, Store.read(pixels.path).classes)
+    table, classes = read_index(pixels.path), Store.read(pixels.path).classes
+    why = _why_no_table(table, classes)
+    if why:
+        raise unusable(pixels.path, f"has no usable {INDEX} ({why})")
+    return Screen(table, pixels, classes)
+
+
+def _why_no_table(table: pd.DataFrame, classes: tuple[str, ...]) -> str:
+    """Why a table cannot be that of a screen; empty where it can."""
+    for column in (*COLUMNS, "plate_id"):
+        if column not in table or list(table.columns).count(column) > 1:
+            return f"it has no column '{column}', or several"
+        values = table[column]
+        if column in ("label", "plate_id"):
+            if values.dtype != "int64":
+                return f"its column '{column}' is of type {values.dtype}, not int64"
+        elif not isinstance(values.dtype, pd.CategoricalDtype) or values.isna().any():
+            return f"its column '{column}' is of type {values.dtype}, or lacks values"
+        elif not all(isinstance(name, str) for name in values.cat.categories):
+            return f"its column '{column}' holds what is no text"
+    outside = table.index[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
+    if len(outside):
+        return f"row {outside[0]} has label {table['label'][outside[0]]}, and there are {len(classes)} classes"
+    if not set(table["control"].cat.categories) <= set(CONTROLS):
+        return "its column 'control' says what no control is"
+    if not table["plate_id"].equals(table.groupby(list(PLATE), sort=True, observed=True).ngroup().astype("int64")):
+        return "its column 'plate_id' does not number its plates"
+    return ""

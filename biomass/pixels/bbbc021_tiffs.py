@@ -30,6 +30,7 @@ from biomass.pixels.files import string_array
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
 from biomass.pixels.open_handles import Handles
 from biomass.pixels.origin import Stamps, stamp_files
+from biomass.pixels.tiff import libtiff
 
 _SIZES = 5  # images whose size is looked at
 _VERSION = 1  # of the measured corrections: raise it with every change of their values
@@ -125,7 +126,7 @@ class _Reader:
             OSError, ValueError, KeyError, BadZipFile: it is missing or damaged.
         """
         data = (source / name).read_bytes() if source.suffix != ".zip" else self._archives(source).read(name)
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image, libtiff():
             array = np.asarray(image)
         if array.ndim != 2 or array.dtype.kind != "u":
             raise ValueError(f"it is {' x '.join(map(str, array.shape))} {array.dtype}, expected one gray channel")

@@ -5,23 +5,24 @@ differs is an error that names it, unless a :class:`.Reading` says what becomes 
 paths are kept in memory.
 """
 
-import io
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from biomass.errors import BadImageError, ConfigError, DataError, one_line
-from biomass.pixels.metadata import Axes, has_alpha, image_size, lacks_pages, tiff_axes, used_bits, why_damaged
+from biomass.errors import BAD_IMAGES, BadImageError, ConfigError, DataError, one_line
+from biomass.pixels.decoders import ENDINGS, MOST_VALUES, decode
+from biomass.pixels.metadata import Axes, has_alpha, image_size, open_tiff, tiff_axes, used_bits
+from biomass.pixels.opening import RefusedError
 from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")
@@ -30,118 +31,65 @@ AXES = ("HW", "HWC", "CHW")
 PLANES = "\x1f"
 """Stands between the names of files that are the planes of one channel."""
 
-_AGAIN = "copy or download it again"
+_TIMES = 64  # as large as the example may a file be that is read at all: other sizes may be cut, and planes chosen
+_ALWAYS = 1 << 24  # values that may be read whatever the example
 _TRIES = 100  # images that may be bad before nobody can say what a good one looks like
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 _SIGNED = np.dtype(np.int16)
 
 log = logging.getLogger(__name__)
 
-
-def _read_png(path: Path) -> np.ndarray:
-    """Decode a PNG of any mode: (H, W) or (H, W, C) uint8 or uint16."""
-    data = path.read_bytes()
-    bits, color = data[24:25], data[25:26]  # of the header, which always comes first
-    if bits == b"\x10" and color != b"\x00":
-        # Pillow would throw the lower byte of several 16-bit channels away, without a word.
-        import torch
-        from torchvision.io import decode_png
-
-        return decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8)).numpy().transpose(1, 2, 0)
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.mode == "P":
-            return np.asarray(image.convert("RGB"))
-        return np.asarray(image.convert("L") if image.mode == "1" else image)
+T = TypeVar("T")
 
 
-def _read_tiff(path: Path) -> np.ndarray:
-    """Decode the first series of a TIFF: (H, W), (pages, H, W) or (H, W, samples)."""
-    from tifffile import TiffFile
-
-    # OME metadata may name sister files, whose channels would be read as if they were in this one.
-    with TiffFile(path, is_ome=False) as tiff:
-        try:
-            return tiff.series[0].asarray()
-        except ValueError as error:
-            page = tiff.pages.first
-            if "imagecodecs" not in str(error) or (page.samplesperpixel > 1 and page.bitspersample > 8):
-                raise
-    with Image.open(path, formats=("TIFF",)) as image:  # knows LZW and JPEG; would cut 16-bit RGB down to 8
-        frames = [np.array(frame) for frame in ImageSequence.Iterator(image)]
-    return frames[0] if len(frames) == 1 else np.stack(frames)
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the first index runs fastest, and type; the files of a screen share a few headers."""
-    stream = io.BytesIO(header)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not version 1.0 of the npy format, which numpy.save writes")
-    return np.lib.format.read_array_header_1_0(stream)
-
-
-def read_npy_header(file: Path) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:
-    """What an ``.npy`` file says of its array (shape, whether the first index runs fastest, type), and where it begins.
-
-    Raises:
-        OSError, ValueError: it cannot be read.
-    """
-    with file.open("rb") as opened:
-        start = opened.read(10)
-        length = int.from_bytes(start[8:], "little")
-        return _npy_header(start + opened.read(length)), 10 + length
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    """Read an array as numpy.save wrote it. Five times faster than numpy.load, which parses every header."""
-    data = path.read_bytes()
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, fortran, dtype = _npy_header(data[:start])
-    count = int(np.prod(shape, dtype=np.int64))
-    return np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if fortran else "C")
-
-
-_READERS = {".png": _read_png, ".tif": _read_tiff, ".tiff": _read_tiff, ".npy": _read_npy}
-
-
-def _unreadable(path: Path, row: int, why: str) -> BadImageError:
-    return BadImageError(f"image '{path}' cannot be read ({why}): {_AGAIN}", row)
-
-
-def _check_whole(path: Path, row: int) -> None:
-    """Refuse a file that can be read in part: a TIFF of which the last pages are missing."""
-    why = lacks_pages(path)
-    if why is not None:
-        raise _unreadable(path, row, why)
-
-
-def _decode(path: Path, row: int, floats: bool = False) -> np.ndarray:
-    """The array of a file, in its own order of dimensions: uint8, uint16, or floating-point numbers if these may be."""
-    read = _READERS[path.suffix.lower()]
+def _read(path: Path, row: int, most: int = MOST_VALUES) -> np.ndarray:
+    """The array of a file as it stands there."""
     try:
-        array = read(path)
-    except FileNotFoundError:
-        raise BadImageError(f"image '{path}' is missing: {_AGAIN}", row) from None
-    except Exception as error:  # decoders raise almost anything when a file is damaged
-        why = why_damaged(path)
-        if why is None and isinstance(error, UnidentifiedImageError):  # whose message is the address of an object
-            why = f"it is not a {path.suffix[1:].upper()}"
-        raise _unreadable(path, row, why or one_line(error)) from error
+        return decode(path, most)
+    except FileNotFoundError as error:
+        why = f" ({error})" if error.errno is None else ""
+        raise BadImageError(f"image '{path}' is missing{why}: {BAD_IMAGES['missing']}", row, kind="missing") from None
+    except RefusedError as error:
+        raise _unreadable(path, row, error) from error
+
+
+def _unreadable(path: Path, row: int, error: Exception) -> BadImageError:
+    kind, remedy = (error.kind, error.remedy) if isinstance(error, RefusedError) else ("damaged", None)
+    remedy = remedy or BAD_IMAGES[kind]
+    return BadImageError(f"image '{path}' cannot be read ({one_line(error)}): {remedy}", row, kind=kind)
+
+
+def _ask(question: Callable[..., T], path: Path, row: int, *more: Any) -> T:
+    """What the metadata of a file say, whose pixels can be read."""
+    try:
+        return question(path, *more)
+    except Exception as error:  # whoever wrote the file may have written anything
+        raise _unreadable(path, row, error) from error
+
+
+def _decode(path: Path, row: int, floats: bool = False, most: int = MOST_VALUES) -> np.ndarray:
+    """The array of a file, in its own order of dimensions: uint8, uint16, or floating-point numbers if these may be."""
+    return _of_pixels(_read(path, row, most), path, row, floats)
+
+
+def _of_pixels(array: np.ndarray, path: Path, row: int, floats: bool) -> np.ndarray:
+    """An array of numbers that images may have, or the error that it is of others."""
     kind = array.dtype.newbyteorder("=")
     if kind in _DTYPES or (floats and kind.kind == "f"):
         return array
+    advice, remedy = "skip", "save it as uint8 or uint16"
+    what = f"of type {array.dtype}"
     if kind == _SIGNED:
         least = int(array.min())
         if least >= 0:  # as uint16 would hold them, bit for bit
             return array.view(array.dtype.str.replace("i", "u"))
-        raise BadImageError(
-            f"image '{path}' is of type int16 and holds negative numbers (down to {least}): save it as uint16", row
-        )
-    raise BadImageError(
-        f"image '{path}' is of type {array.dtype}: save it as uint8 or uint16",
-        row,
-        "depths" if kind.kind == "f" and array.min() >= 0 and array.max() <= 1 else "skip",
-    )
+        what, remedy = f"of type int16 and holds negative numbers (down to {least})", "save it as uint16"
+    elif kind.kind == "f" and not np.isfinite(array).all():
+        what = f"of type {array.dtype} and holds values that are not numbers (NaN or infinity)"
+        remedy = "write it again without them, as uint8 or uint16"
+    elif kind.kind == "f" and array.min() >= 0 and array.max() <= 1:
+        advice = "depths"
+    raise BadImageError(f"image '{path}' is {what}: {remedy}", row, advice, "wrong type")
 
 
 def _channels_first(array: np.ndarray, axes: str) -> np.ndarray | None:
@@ -189,6 +137,12 @@ class FilePixels:
     def __len__(self) -> int:
         return len(self.files[0])
 
+    @cached_property
+    def _most(self) -> int:
+        """Values that a file may have: many times those of the example."""
+        expected = math.prod(self.shape) or len(self.channels) * math.prod(self.size)
+        return min(MOST_VALUES, max(_TIMES * expected, _ALWAYS))
+
     @property
     def planes(self) -> tuple[int, ...]:
         """Points of time and z planes of a stack; empty where it is none."""
@@ -219,11 +173,11 @@ class FilePixels:
         """Read one channel, or all that a file holds, into ``target`` (C, H, W)."""
         names = self.files[column][row].as_py()
         if not names:
-            raise BadImageError(_no_file(row, column, self.channels), row)
+            raise BadImageError(_no_file(row, column, self.channels), row, kind="missing")
         files = names.split(PLANES)
         path = self.root / files[0]
         plain = self.reading.depths == "error"
-        array = _decode(path, row, not plain)
+        array = _decode(path, row, not plain, self._most)
         found = _channels_first(array, self.axes) if plain and len(files) == 1 else None
         if found is None or found.shape != target.shape or found.dtype.newbyteorder("=") != self.dtype:
             found = self._fitted(array, files, row, target)
@@ -234,13 +188,14 @@ class FilePixels:
         shape, path = target.shape, self.root / files[0]
         stack = [self._one_file(array, path, row, shape[0])]
         for file in files[1:]:
-            again = _decode(self.root / file, row, self.reading.depths == "scale")
+            again = _decode(self.root / file, row, self.reading.depths == "scale", self._most)
             stack.append(self._one_file(again, self.root / file, row, shape[0]))
             if stack[-1].shape != stack[0].shape:
                 raise BadImageError(
                     f"image '{self.root / file}' is {_describe(again)}, and another plane of it, '{path}', "
                     f"{_describe(array)}: save them alike",
                     row,
+                    kind="wrong shape",
                 )
         image = stack[0] if len(stack) == 1 else _planes_to_one(np.stack(stack), self.reading, path, row)
         found = image
@@ -251,13 +206,13 @@ class FilePixels:
             return found
         lengths = dict(zip("CHW", shape, strict=True))
         order = [axis for axis in self.axes if axis in lengths]
-        _check_whole(path, row)
         advice = "sizes" if found.shape[1:] != shape[1:] else "depths" if found.shape == shape else "skip"
         raise BadImageError(
             f"image '{path}' is {_describe(array)}, expected {' x '.join(str(lengths[axis]) for axis in order)} "
             f"{self.dtype} ({''.join(order)}) as in '{self.example}': save it like that",
             row,
             advice,
+            "wrong type" if found.shape == shape else "wrong shape",
         )
 
     def _one_file(self, array: np.ndarray, path: Path, row: int, channels: int) -> np.ndarray:
@@ -268,24 +223,22 @@ class FilePixels:
         elif array.ndim == 3 and axes == "HW" and array.shape[-1] == 2:
             axes = "HWC"  # gray, with transparency
         if array.ndim != len(axes):
-            _check_whole(path, row)
             raise BadImageError(
                 f"image '{path}' is {_describe(array)}, expected the dimensions {axes} as in '{self.example}': save it "
                 "like that",
                 row,
+                kind="wrong shape",
             )
         stack = canonical(array, axes)
-        if self.planes and stack.shape[:2] != self.planes:
-            _check_whole(path, row)
         image = _planes_to_one(_at_time(stack, self.reading, path, row), self.reading, path, row)
-        if len(image) == channels + 1 and axes[-1] == "C" and has_alpha(path):
+        if len(image) == channels + 1 and axes[-1] == "C" and _ask(has_alpha, path, row):
             image = image[:-1]
         if self.reading.depths == "scale":
             try:
-                image = to_16_bit(image, used_bits(path, 8 * array.dtype.itemsize))
+                image = to_16_bit(image, _ask(used_bits, path, row, 8 * array.dtype.itemsize))
             except ValueError as error:
                 raise BadImageError(
-                    f"image '{path}' is of type {array.dtype}, and {error}: save it as uint16", row
+                    f"image '{path}' is of type {array.dtype}, and {error}: save it as uint16", row, kind="wrong type"
                 ) from error
         return image.astype(image.dtype.newbyteorder("="), copy=False)
 
@@ -304,7 +257,11 @@ def _at_time(stack: np.ndarray, reading: Reading, path: Path, row: int) -> np.nd
         raise ConfigError(f"image '{path}' has {len(stack)} points of time: say which to read, from 0", "time")
     at = reading.time or 0
     if at >= len(stack):
-        raise BadImageError(f"image '{path}' has {len(stack)} points of time (from 0), and none has number {at}", row)
+        raise BadImageError(
+            f"image '{path}' has {len(stack)} points of time (from 0), and none has number {at}",
+            row,
+            kind="wrong shape",
+        )
     return np.asarray(stack[at])
 
 
@@ -322,7 +279,10 @@ def _planes_to_one(planes: np.ndarray, reading: Reading, path: Path, row: int) -
         return project(planes, reading.z)
     except IndexError:
         raise BadImageError(
-            f"image '{path}' has {len(planes)} z planes (from 0), and none has number {reading.z}", row, "z"
+            f"image '{path}' has {len(planes)} z planes (from 0), and none has number {reading.z}",
+            row,
+            "z",
+            "wrong shape",
         ) from None
 
 
@@ -384,7 +344,7 @@ def _are_axes(axes: str) -> bool:
 
 def none_readable(first: BadImageError) -> BadImageError:
     """The error where no image can be read: to leave them all out is not a remedy."""
-    return BadImageError(str(first), first.row, None if first.advice == "skip" else first.advice)
+    return BadImageError(str(first), first.row, None if first.advice == "skip" else first.advice, first.kind)
 
 
 def _learn(
@@ -398,13 +358,18 @@ def _learn(
     """The pixels of all rows, laid out as the image of ``row``."""
     names = columns[0][row].as_py()
     if not names:
-        raise BadImageError(_no_file(row, 0, channels or ("channel_0",)), row)
+        raise BadImageError(_no_file(row, 0, channels or ("channel_0",)), row, kind="missing")
     file = names.partition(PLANES)[0]
-    array = _decode(root / file, row, reading.depths == "scale")
-    _check_whole(root / file, row)
+    stored = _read(root / file, row)
+    array = _of_pixels(stored, root / file, row, reading.depths == "scale")
     named = None if channels is None else len(channels)
     expected = named if len(columns) == 1 else 1
-    if array.ndim == 3 and array.shape[2] in (2, 4) and array.shape[2] != expected and has_alpha(root / file):
+    if (
+        array.ndim == 3
+        and array.shape[2] in (2, 4)
+        and array.shape[2] != expected
+        and _ask(has_alpha, root / file, row)
+    ):
         array = array[..., :-1]
         log.info("the last channel of '%s' is its transparency (alpha): it is left out, here and in all", root / file)
     layout = _layout(array, root / file, expected, row, axes, reading.z)
@@ -414,7 +379,7 @@ def _learn(
     _check_choice(reading, layout, columns, root / file)
     called = tuple(channels) if channels is not None else tuple(f"channel_{i}" for i in range(number))
     size = tuple(layout.shape[layout.letters.index(axis)] for axis in "HW")
-    if _is_signed(root / file):
+    if stored.dtype.newbyteorder("=") == _SIGNED:
         log.info("'%s' is of type int16, without negative numbers: it is read as uint16, and so are all", root / file)
     dtype = np.dtype(np.uint16) if reading.depths == "scale" else array.dtype.newbyteorder("=")
     shape = layout.shape if array.ndim != len(layout.shape) or {*layout.letters} & {*"TZ"} else ()
@@ -423,11 +388,6 @@ def _learn(
         pixels = replace(pixels, size=_common_size(pixels))
     pixels.read(np.array([row]))  # the files of the other channels agree
     return pixels
-
-
-def _is_signed(path: Path) -> bool:
-    """Whether a file that can be read holds numbers of 16 bits with a sign."""
-    return path.suffix.lower() != ".png" and _READERS[path.suffix.lower()](path).dtype.newbyteorder("=") == _SIGNED
 
 
 def _check_choice(reading: Reading, layout: Axes, columns: Sequence[Any], path: Path) -> None:
@@ -447,10 +407,7 @@ def _layout(
     """The order and the lengths of the dimensions of a file; ``z`` is what is chosen of planes, if anything is."""
     tiff, told = path.suffix.lower() in (".tif", ".tiff"), None
     if array.ndim > 2 and tiff:
-        try:
-            told = tiff_axes(path)
-        except ValueError as error:
-            raise BadImageError(f"image '{path}' cannot be read: {error}", row) from error
+        told = _ask(tiff_axes, path, row)
         if told is not None and np.prod(told.shape) != array.size:  # of several images in one file
             told = None
     if axes is None and told is not None:
@@ -462,17 +419,18 @@ def _layout(
                 "or say the true order of the dimensions",
                 row,
                 "channels",
+                "wrong shape",
             )
         return Axes("CHW", array.shape) if told.letters == "HW" and array.shape[0] == 1 else told
     if axes is None:
-        if array.ndim == 3 and channels is None and tiff and not _is_color(path):
+        if array.ndim == 3 and channels is None and tiff and not _ask(_is_color, path, row):
             raise ConfigError(
                 f"image '{path}' has {array.shape[0]} pages ({_describe(array)}), and nothing in it says whether they "
                 "are channels, z planes or points of time: name the channels, or say the order of the dimensions, CHW, "
                 "ZHW or THW",
                 "axes",
             )
-        if array.ndim == 3 and channels == 1 and z is not None and tiff and not _is_color(path):
+        if array.ndim == 3 and channels == 1 and z is not None and tiff and not _ask(_is_color, path, row):
             return Axes("ZHW", array.shape)  # nothing says what its pages are but the user, who has chosen of planes
         return Axes(_find_axes(array, channels, str(path), row), array.shape)
     if len(axes) == array.ndim:
@@ -490,9 +448,7 @@ def _layout(
 
 def _is_color(path: Path) -> bool:
     """Whether the channels of a TIFF are the samples of its pixels."""
-    from tifffile import TiffFile
-
-    with TiffFile(path, is_ome=False) as tiff:
+    with open_tiff(path) as tiff:
         return len(tiff.pages) == 1 and bool(tiff.pages.first.samplesperpixel > 1)
 
 
@@ -531,7 +487,8 @@ def _find_axes(array: np.ndarray, channels: int | None, file: str, row: int) -> 
 def _wrong_channels(array: np.ndarray, channels: int | None, file: str, row: int, axes: str) -> BadImageError:
     expected = f"{axes} with {channels} channel(s)" if channels is not None else axes
     remedy = "name as many channels as there are, or the order of the dimensions"
-    return BadImageError(f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}", row, "channels")
+    message = f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}"
+    return BadImageError(message, row, "channels", "wrong shape")
 
 
 def string_array(column: Any) -> Any:
@@ -558,13 +515,13 @@ def _check_endings(files: Any) -> None:
     files, rows = each_file(files)
     known = pc.equal(files, "")
     lower = pc.utf8_lower(files)
-    for ending in _READERS:
+    for ending in ENDINGS:
         known = pc.or_(known, pc.ends_with(lower, ending))
     bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
     if len(bad):
         raise DataError(
             f"image '{files[bad[0]].as_py()}' (row {rows[bad[0]]}, from 0) is of an unknown kind: "
-            f"convert it to one of {', '.join(_READERS)}"
+            f"convert it to one of {', '.join(ENDINGS)}"
         )
 
 
@@ -616,7 +573,7 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
                 "image_dir",
             )
         more = f", and {len(missing) - 1} more of {len(column)}" if len(missing) > 1 else ""
-        raise DataError(f"image '{Path(root) / file}' is missing{more}: {_AGAIN}", "skip")
+        raise DataError(f"image '{Path(root) / file}' is missing{more}: {BAD_IMAGES['missing']}", "skip")
 
 
 def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
@@ -644,5 +601,9 @@ def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of a PNG, a TIFF or an ``.npy`` file as it stands there, of any type; decoders raise any error."""
-    return _READERS[path.suffix.lower()](path)
+    """The array of a PNG, a TIFF or an ``.npy`` file as it stands there, of any type.
+
+    Raises:
+        OSError, ValueError: it cannot be read; says why.
+    """
+    return decode(path)

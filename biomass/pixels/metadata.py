@@ -1,8 +1,9 @@
-"""What image files say of themselves: the axes of a TIFF, its bits, a channel of transparency, why one is damaged."""
+"""What image files say of themselves: the axes of a TIFF, its bits, a channel of transparency."""
 
 import re
-import struct
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,24 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from biomass.pixels.decoders import read_npy_header
+from biomass.pixels.opening import opened
+from biomass.pixels.png import png_header
+
 _LETTERS = {"T": "T", "Z": "Z", "C": "C", "S": "C", "Y": "H", "X": "W"}
 _MAX_SAMPLE = 281  # the tag MaxSampleValue
-_STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".npy": b"\x93NUMPY"}
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_OTHERS = {
-    **dict.fromkeys(_TIFF_STARTS, "a TIFF"),
-    _STARTS[".png"]: "a PNG",
-    _STARTS[".npy"]: "an array of NumPy",
-    b"\xff\xd8\xff": "a JPEG",
-    b"BM": "a BMP",
-    b"GIF8": "a GIF",
-    b"PK\3\4": "a ZIP archive",
-    b"\x1f\x8b": "packed with gzip",
-    b"\x89HDF": "an HDF5 file",
-    b"version https://git": "a pointer of Git LFS, and not the image (git lfs pull fetches it)",
-    b"<": "a page of the web or XML",
-}
-"""How files begin that are called an image and are something else."""
+_LEAST = 8  # bytes that every image has
 
 
 class Axes(NamedTuple):
@@ -42,6 +32,15 @@ class Axes(NamedTuple):
     shape: tuple[int, ...]
 
 
+@contextmanager
+def open_tiff(path: Path) -> Iterator[Any]:
+    """A TIFF as tifffile sees it, without the sister files that OME metadata may name."""
+    from tifffile import TiffFile
+
+    with opened(path) as (file, _), TiffFile(file, is_ome=False) as tiff:
+        yield tiff
+
+
 def tiff_axes(path: Path) -> Axes | None:
     """What a TIFF says of the order of its dimensions; those of length 1 are left out. None where it does not say it.
 
@@ -51,9 +50,7 @@ def tiff_axes(path: Path) -> Axes | None:
     Raises:
         ValueError: the metadata describe what no image of a screen is; says what.
     """
-    from tifffile import TiffFile
-
-    with TiffFile(path, is_ome=False) as tiff:  # otherwise sister files would be opened, too
+    with open_tiff(path) as tiff:
         page, series = tiff.pages.first, tiff.series[0]
         letters, shape = series.axes, series.shape
         if page.description[-10:].strip().endswith("OME>"):
@@ -97,7 +94,7 @@ def ome_planes(xml: str, name: str, pages: int, samples: int = 1) -> Axes | None
     if pixels is None:
         return None
     order = re.sub("[XY]", "", pixels.get("DimensionOrder", "XYCZT"))
-    size = {one: int(pixels.get(f"Size{one}", "1")) for one in "TZC"}
+    size = {one: max(1, int(pixels.get(f"Size{one}", "1"))) for one in "TZC"}
     size["C"] = max(1, size["C"] // samples)
     places = np.full((pages, 3), -1)
     blocks = [one for one in pixels if _tag(one) == "TiffData"] or [ElementTree.Element("TiffData")]
@@ -138,11 +135,9 @@ def has_alpha(path: Path) -> bool:
     if path.suffix.lower() == ".npy":
         return False
     if path.suffix.lower() == ".png":
-        with Image.open(path, formats=("PNG",)) as image:
-            return image.mode in ("LA", "RGBA") or path.read_bytes()[25:26] in (b"\x04", b"\x06")
-    from tifffile import TiffFile
-
-    with TiffFile(path, is_ome=False) as tiff:
+        with opened(path) as (file, _):
+            return png_header(file.read(29))[3] in (4, 6)
+    with open_tiff(path) as tiff:
         return any(int(one) in (1, 2) for one in tiff.pages.first.extrasamples)
 
 
@@ -150,9 +145,7 @@ def used_bits(path: Path, container: int) -> int:
     """How many bits the numbers of a file use, as far as it says so; else those that they are stored in."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return container
-    from tifffile import TiffFile
-
-    with TiffFile(path, is_ome=False) as tiff:
+    with open_tiff(path) as tiff:
         page = tiff.pages.first
         said = [page.bitspersample] if page.bitspersample < container else []
         if found := re.search(r'SignificantBits="(\d+)"', page.description):
@@ -166,109 +159,22 @@ def image_size(path: Path, axes: str) -> tuple[int, int] | None:
     """Height and width of an image by the beginning of its file; None where that cannot be read."""
     try:
         if path.suffix.lower() == ".npy":
-            shape = np.load(path, mmap_mode="r").shape
+            (shape, _, _), _ = read_npy_header(path)
             return (shape[axes.index("H")], shape[axes.index("W")]) if len(shape) == len(axes) else None
-        with Image.open(path) as image:
-            return image.height, image.width
+        with opened(path) as (file, _):
+            if path.suffix.lower() == ".png":
+                width, height, *_ = png_header(file.read(29))
+                return height, width
+            with Image.open(file, formats=("TIFF",)) as image:
+                return image.height, image.width
     except Exception:  # a reader of the image itself will say why
         return None
 
 
-def why_damaged(path: Path) -> str | None:
-    """Why an image cannot be read, where its file shows that; None where it does not."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start, ending = file.read(32), path.suffix.lower()
-            if not size:
-                return "it is empty: it may still be being written"
-            if not start.strip(b"\0"):
-                return "it begins with zeros, as a file that is still being written, or was not copied to its end"
-            if size < _LEAST:
-                return _EARLY
-            for other, what in _OTHERS.items():
-                if start.startswith(other) and not start.startswith(_begins(ending)):
-                    return f"it is {what}{OTHER_FORMAT.format(path.suffix)}"
-            if ending == ".png":
-                if not start.startswith(_STARTS[ending]):
-                    return None
-                file.seek(max(0, size - 64))
-                return None if b"IEND" in file.read() else _EARLY
-            if ending == ".npy":
-                return _EARLY if start.startswith(_STARTS[ending]) and _npy_is_short(path, size) else None
-            return _EARLY if start.startswith(_TIFF_STARTS) and _tiff_is_short(path, start, size) else None
-    except Exception:  # the reader's own message has to do
-        return None
-
-
-OTHER_FORMAT = ", though its name ends in {}"
-"""How :func:`why_damaged` ends where a file is whole, but of another format: with the ending of its name."""
-
-
 def ends_in_zeros(path: Path) -> bool:
     """Whether the last quarter of a file is zeros, as of one that is still being written, or of a dark image."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with opened(path) as (file, status):
+        size = status.st_size
         start = file.read(_LEAST)
         file.seek(size - size // 4)
-        return size > _LEAST and bool(start.strip(b"\0")) and not file.read().strip(b"\0")
-
-
-def _begins(ending: str) -> tuple[bytes, ...]:
-    return (_STARTS[ending],) if ending in _STARTS else _TIFF_STARTS
-
-
-_LEAST = 8  # bytes that every image has
-_EARLY = "it ends too early: it may still be being written, or was not copied to its end"
-
-
-def lacks_pages(path: Path) -> str | None:
-    """Why a TIFF that can be read may not have all of its pages; None where it has, and of other files."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
-    with path.open("rb") as file:
-        start = file.read(16)
-    return _EARLY if start.startswith(_TIFF_STARTS) and _list_is_short(path, start) else None
-
-
-def _npy_is_short(path: Path, size: int) -> bool:
-    try:
-        np.load(path, mmap_mode="r")
-    except ValueError:
-        return True
-    return False
-
-
-def _tiff_is_short(path: Path, start: bytes, size: int) -> bool:
-    """Whether a TIFF refers to bytes that it does not have: of the list of its pages, or of their pixels."""
-    from tifffile import TiffFile
-
-    if _list_is_short(path, start):
-        return True
-    with TiffFile(path, is_ome=False) as tiff:
-        ends = [a + b for page in tiff.pages for a, b in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    return max(ends, default=0) > size
-
-
-def _list_is_short(path: Path, start: bytes) -> bool:
-    """Whether the list of a TIFF's pages, each of which says where the next one is, ends too early."""
-    if len(start) < 16:
-        return True
-    order = "<" if start.startswith(b"II") else ">"
-    big = start[2:4] in (b"+\0", b"\0+")
-    word, number, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
-    step, seen = struct.calcsize(f"={number}"), set[int]()
-    (offset,) = struct.unpack_from(f"{order}{word}", start, 8 if big else 4)
-    with path.open("rb") as file:
-        while (offset or not seen) and offset not in seen:
-            seen.add(offset)
-            file.seek(offset)
-            count = file.read(step)
-            if not offset or len(count) < step:
-                return True
-            file.seek(offset + step + entry * struct.unpack(f"{order}{number}", count)[0])
-            following = file.read(struct.calcsize(f"={word}"))
-            if len(following) < struct.calcsize(f"={word}"):
-                return True
-            (offset,) = struct.unpack(f"{order}{word}", following)
-    return False
+        return size > _LEAST and bool(start.strip(b"\0")) and not file.read(size // 4).strip(b"\0")

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from biomass.errors import ConfigError
 from biomass.pixels.files import PLANES, FilePixels, each_file, string_array
+from biomass.pixels.opening import RefusedError, opened
 from biomass.pixels.planes import Reading
 
 SEPARATOR = "\n"
@@ -21,6 +23,7 @@ SEPARATOR = "\n"
 _SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
 _READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
 _THREADS = 16  # mostly waiting for the disk
+_PIECE = 1 << 24  # bytes that are read at a time
 _CHUNK = 4096  # files that a thread looks at in a row
 
 
@@ -105,8 +108,12 @@ def _stamp(root: Path, name: str) -> tuple[int, int]:
 def _checksum(file: Path) -> int | None:
     """Of a file's bytes; None if it cannot be read."""
     try:
-        return zlib.crc32(file.read_bytes())
-    except OSError:
+        with opened(file) as (part, status):
+            crc32, left = 0, status.st_size
+            while left > 0 and (data := part.read(min(left, _PIECE))):
+                crc32, left = zlib.crc32(data, crc32), left - len(data)
+            return crc32
+    except (OSError, RefusedError):
         return None
 
 
@@ -135,6 +142,24 @@ def describe_origin(store: Path, pixels: FilePixels) -> dict[str, Any]:
     relative = os.path.relpath(place, store.absolute().parent)
     about = {"axes": pixels.axes, "reading": asdict(pixels.reading)}
     return {"root": relative, "place": str(place), **about, "sample": sample}
+
+
+def is_origin(value: Any) -> bool:
+    """Whether a value may be what :func:`describe_origin` gave."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        reading_of(value)
+    except (TypeError, ConfigError):
+        return False
+    sample, names = value.get("sample"), ("root", "place", "axes")
+    return (
+        all(isinstance(value.get(name), str) and "\0" not in value[name] for name in names)
+        and isinstance(sample, list)
+        and len(sample) <= _SAMPLE
+        and all(isinstance(one, list) and [*map(type, one)] == [str, int, int, int] for one in sample)
+        and not any("\0" in one[0] for one in sample)
+    )
 
 
 def reading_of(origin: Mapping[str, Any] | None) -> Reading:

@@ -38,7 +38,8 @@ from tqdm import tqdm
 
 from biomass.atomic import no_link, remove, whole_file, writing
 from biomass.errors import BadImageError, DataError, one_line
-from biomass.pixels.files import FilePixels, none_readable, open_files, read_npy_header
+from biomass.pixels.decoders import read_npy_header
+from biomass.pixels.files import FilePixels, none_readable, open_files
 from biomass.pixels.origin import (
     Stamped,
     Stamps,
@@ -50,12 +51,7 @@ from biomass.pixels.origin import (
     stamp_files,
 )
 from biomass.pixels.packed import (
-    ABOUT,
-    FILES,
-    IMAGES,
-    INDEX,
     PackedPixels,
-    Store,
     open_packed,
     read_index,
     read_stamps,
@@ -63,6 +59,7 @@ from biomass.pixels.packed import (
 )
 from biomass.pixels.planes import Reading
 from biomass.pixels.processes import as_they_end
+from biomass.pixels.store_file import ABOUT, BELONGS, CRC32, FILES, IMAGES, INDEX, TYPES, Store
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 BLOCK_BYTES = 16 << 20
@@ -221,6 +218,8 @@ def _reading(pixels: Pixels) -> Reading:
 def _make_plan(screen: Screen, files: Any) -> _Plan:
     example = _example(screen)
     _, c, h, w = example.shape
+    if example.dtype.str not in TYPES:
+        raise DataError(f"images of type {example.dtype} cannot be packed: make them uint8, uint16 or float32")
     digest = hashlib.sha256(repr([example.shape[1:], example.dtype.str, list(screen.pixels.channels)]).encode())
     if (reading := _reading(screen.pixels)) != Reading():
         digest.update(repr(reading).encode())
@@ -276,7 +275,7 @@ def _update(screen: Screen, plan: _Plan, out: Path, same: bool = False) -> None:
         raise DataError(f"'{out}' is a store of other images: delete it, or choose another place", "store")
     if not read_index(out).equals(screen.table):
         with whole_file(out / INDEX) as part:
-            screen.table.to_parquet(part, compression="zstd", index=False)
+            _write_table(pa.Table.from_pandas(screen.table, preserve_index=False), part, store)
     if store.classes != screen.classes:
         with whole_file(out / ABOUT) as part:
             part.write_text(replace(store, classes=screen.classes).to_json())
@@ -295,22 +294,31 @@ def _write(screen: Screen, files: Any, plan: _Plan, out: Path, workers: int | No
     """Write a store from the beginning, or from where an earlier call was stopped."""
     part = out.with_name(f"{out.name}.part")
     stamps, origin = _look_at_files(screen, out)
-    finished, columns = _take_up(part, plan), {"file": files}
-    if finished is None:
-        _begin(part, plan, screen, pa.table(columns | {"bytes": stamps.sizes, "changed": stamps.times}))
-        finished = {}
-    else:
+    finished = _take_up(part, plan)
+    if finished is not None:
         finished, stamps = _without_changed(finished, stamps, part, plan)
-        with whole_file(part / FILES) as file:
-            table = pa.table(columns | {"bytes": stamps.sizes, "changed": stamps.times})
-            pq.write_table(table, file, compression="zstd")
+    table = pa.table({"file": files, "bytes": stamps.sizes, "changed": stamps.times})
+    if finished is None:
+        _begin(part, plan, screen, table)
+        finished = {}
     if on_bad_image == "error":
         finished = {number: block for number, block in finished.items() if not block.bad}  # they may have been mended
     with writing(part, "store"):  # it is named because it stays, and the next call goes on with it
+        with whole_file(part / FILES) as file:
+            _write_table(table, file)
         _write_blocks(screen, plan, part, finished, workers, on_bad_image)
         _write_tables(screen, plan, part, finished, origin)
-        verify(part)
+        table = table.append_column(CRC32, pa.array(verify(part)))
+        with whole_file(part / FILES) as file:
+            _write_table(table, file, Store.read(part))
         _put_in_place(part, out)
+
+
+def _write_table(table: pa.Table, file: Path, store: Store | None = None) -> None:
+    """Write a table of a store, with checksums, and which store it belongs to."""
+    if store is not None:
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), BELONGS: store.belongs})
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def _look_at_files(screen: Screen, out: Path) -> tuple[Stamps, dict[str, Any] | None]:
@@ -424,10 +432,10 @@ def _write_tables(
     bad = {row: why for block in blocks for row, why in block.bad.items()}
     if bad:
         log.warning("%d images cannot be read; the first: %s", len(bad), bad[min(bad)])
-    screen.table.to_parquet(part / INDEX, compression="zstd", index=False)
     channels, checksums = tuple(screen.pixels.channels), tuple(b.crc32 for b in blocks if b.crc32 is not None)
     layout = plan.images, plan.shape, plan.dtype.str, channels, screen.classes
     store = Store(*layout, plan.fingerprint, plan.block, checksums, bad, origin)
+    _write_table(pa.Table.from_pandas(screen.table, preserve_index=False), part / INDEX, store)
     (part / ABOUT).write_text(store.to_json())
     for name in (IMAGES, FILES, INDEX, ABOUT):
         with (part / name).open("rb") as file:

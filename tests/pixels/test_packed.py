@@ -24,6 +24,7 @@ from biomass.datasets.rxrx1_cells import count_cells, load_rxrx1_cells
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.loader import BatchReader, Loader
 from biomass.pixels import origin
+from biomass.pixels import packed as packed_module
 from biomass.pixels import packed_writer as packing
 from biomass.pixels.files import open_files
 from biomass.pixels.packed import (
@@ -31,6 +32,7 @@ from biomass.pixels.packed import (
     FILES,
     IMAGES,
     INDEX,
+    PackedPixels,
     open_packed,
     packed_beside,
     packed_pixels,
@@ -369,7 +371,7 @@ def test_files_that_change_while_packing_is_stopped_are_read_again(tmp_path, scr
 def test_stores_of_before_are_read_and_kept(tmp_path, screen, caplog):
     out = pack(screen, tmp_path / "files.packed")
     about = json.loads((out / ABOUT).read_text())
-    del about["origin"]
+    del about["origin"], about["digest"]
     (out / ABOUT).write_text(json.dumps(about))
     files = pq.read_table(out / FILES).select(["file"])
     pq.write_table(files, out / FILES)
@@ -385,6 +387,7 @@ def test_the_origin_was_once_called_the_source(tmp_path, screen, caplog):
     out = pack(screen, tmp_path / "files.packed")
     about = json.loads((out / ABOUT).read_text())
     about["source"] = about.pop("origin")
+    del about["digest"]
     (out / ABOUT).write_text(json.dumps(about))
     assert packed_pixels(tmp_path / "files", screen.pixels.files).path == out
     rewrite(tmp_path / "files" / "9.npy", image(99))
@@ -757,13 +760,148 @@ def test_a_store_of_which_parts_do_not_belong_together_is_refused(tmp_path, scre
         open_packed(store)
 
 
+def change_byte(file, place, by=1):
+    with file.open("r+b") as opened:
+        opened.seek(place, 2 if place < 0 else 0)
+        byte = opened.read(1)
+        opened.seek(-1, 1)
+        opened.write(bytes([byte[0] ^ by]))
+
+
+def test_a_changed_image_is_an_error_when_it_is_read_and_no_other_is(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    change_byte(store / IMAGES, -100)  # in image 21 of 23, of 90 bytes each
+    packed = load_packed(store)
+    good = [row for row in range(23) if row != 21]
+    assert np.array_equal(packed.pixels.read(np.array(good)), screen.pixels.read(np.array(good)))
+    for _ in range(2):
+        with pytest.raises(BadImageError, match=r"image 21 of packed store '.*store' \('21\.npy'\)") as caught:
+            packed.pixels.read(np.array([3, 21, 4]))
+        assert (caught.value.row, caught.value.kind) == (21, "damaged")
+    some = PackedPixels(**{**vars_of(packed.pixels), "rows": np.array([5, 21])})
+    with pytest.raises(BadImageError) as caught:
+        some.read(np.array([0, 1]))
+    assert caught.value.row == 1
+    batch = BatchReader(packed, packed.plate_ids, "skip")[np.arange(18, 23)]
+    assert (batch.skipped.tolist(), batch.why) == ([21], ("damaged",))
+
+
+def vars_of(pixels):
+    return {name: getattr(pixels, name) for name in PackedPixels.__dataclass_fields__}
+
+
+def test_an_image_is_compared_once_in_a_process(tmp_path, screen, monkeypatch):
+    packed = load_packed(pack(screen, tmp_path / "store"))
+    compared = []
+    original = packed_module.zlib.crc32
+    monkeypatch.setattr(packed_module.zlib, "crc32", lambda data: compared.append(1) or original(data))
+    for count, rows in ((3, [1, 2, 3]), (4, [2, 3, 4]), (4, [4, 1, 1])):
+        packed.pixels.read(np.array(rows))
+        assert len(compared) == count
+
+
+def test_a_store_that_is_cut_while_it_is_open(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    packed = load_packed(store)
+    packed.pixels.read(np.array([0]))
+    os.truncate(store / IMAGES, 700)
+    assert np.array_equal(packed.pixels.read(np.array([1])), screen.pixels.read(np.array([1])))
+    with pytest.raises(DataError, match="was cut while it was read"):
+        packed.pixels.read(np.array([22]))  # a map would end the process here
+    again = pickle.loads(pickle.dumps(packed.pixels))
+    with pytest.raises(DataError, match="was cut off or replaced"):
+        again.read(np.array([1]))
+
+
+def test_tables_of_another_store_with_the_same_names_are_refused(tmp_path, screen):
+    store, shown = pack(screen, tmp_path / "store"), tmp_path / "shown"
+    (tmp_path / "second").mkdir()
+    images = [image(i + 50) for i in range(23)]
+    for i, array in enumerate(images):
+        np.save(tmp_path / "second" / f"{i}.npy", array)
+    pixels = open_files(tmp_path / "second", screen.pixels.files, ("r", "g", "b"))
+    other = pack(Screen(screen.table.assign(label=0), pixels, screen.classes), tmp_path / "other")
+    for name, said in ((INDEX, "parts of two stores"), (FILES, "parts of two stores"), (ABOUT, "parts of two stores")):
+        shutil.copytree(store, shown)
+        shutil.copy(other / name, shown / name)
+        with pytest.raises(DataError, match=said):
+            load_packed(shown)
+        shutil.rmtree(shown)
+    shutil.copy(other / IMAGES, store / IMAGES)
+    with pytest.raises(BadImageError, match="image 0 of packed store"):
+        load_packed(store).pixels.read(np.array([0]))
+
+
+CRAFTED = {
+    "images": [-1, 0, True, 2**70, "23", None],
+    "shape": [[3, 6], [0, 6, 5], [3, -6, 5], [3, 2**40, 2**40], "365", [3, 6, 5.0]],
+    "dtype": ["|O", "<i8", "object", "|V8", 5, [["a", "<u1"]]],
+    "channels": [["r", "g"], ["r", "g", 5], "rgb", ["r", "g", "\x1b[31m"]],
+    "classes": ["abc", [1, 2, 3], {}],
+    "block": [0, -4, 2**70, 1.5],
+    "crc32": [[], [1, 2], [-1] * 6, [2**32] * 6, ["a"] * 6],
+    "bad": [{"23": "x"}, {"-1": "x"}, {"1e1": "x"}, {"5": 5}, []],
+    "origin": [[], {"root": 5}, "x", {"root": "\0", "place": "", "axes": "", "sample": []}],
+    "more": [1],
+}
+
+
+def test_a_store_that_says_what_cannot_be_is_refused(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    about = json.loads((store / ABOUT).read_text())
+    del about["digest"]
+    texts = [(name, json.dumps(about | {name: value})) for name, values in CRAFTED.items() for value in values]
+    texts += [(name, json.dumps({k: v for k, v in about.items() if k != name})) for name in about if name != "origin"]
+    text = json.dumps(about)
+    texts += [("twice", text[:-1] + ', "images": 23}'), ("NaN", text[:-1] + ', "x": NaN}'), ("", "[" * 100000)]
+    for name, crafted in texts:
+        (store / ABOUT).write_text(crafted)
+        with pytest.raises(DataError, match=f"packed store .*{name}") as caught:
+            load_packed(store)
+        assert "\n" not in str(caught.value)
+        assert "\x1b" not in str(caught.value)
+    (store / ABOUT).write_text(text)
+    load_packed(store)
+
+
+def test_a_store_of_which_an_entry_has_changed_is_refused(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    (store / ABOUT).write_text((store / ABOUT).read_text().replace("k1", "k7"))
+    with pytest.raises(DataError, match="has changed since it was written"):
+        load_packed(store)
+
+
+@pytest.mark.parametrize("name", [IMAGES, INDEX, FILES, ABOUT])
+def test_a_part_that_is_no_file_of_the_store_is_refused(tmp_path, screen, name):
+    store = pack(screen, tmp_path / "store")
+    part = (store / name).rename(tmp_path / "elsewhere")
+    for make in (os.mkfifo, lambda path: path.symlink_to(part), lambda path: path.symlink_to(path)):
+        make(store / name)
+        with pytest.raises(DataError, match=name):
+            load_packed(store)
+        (store / name).unlink()
+
+
+def test_a_table_that_is_none_of_a_screen_is_refused(tmp_path, screen):
+    store = pack(screen, tmp_path / "store")
+    table = load_packed(store).table
+    for said, crafted in (
+        ("'label'", table.assign(label=table["label"] / 2)),
+        ("label 3", table.assign(label=3)),
+        ("label -2", table.assign(label=-2)),
+        ("'plate_id'", table.assign(plate_id=7)),
+        ("'plate'", table.assign(plate=5)),
+        ("'control'", table.assign(control=pd.Categorical(["odd"] * 23))),
+        ("'well'", table.drop(columns="well")),
+    ):
+        crafted.to_parquet(store / INDEX, index=False)
+        with pytest.raises(DataError, match=said):
+            load_packed(store)
+
+
 def test_a_changed_byte_is_found(tmp_path, screen):
     store = pack(screen, tmp_path / "store")
-    with (store / IMAGES).open("r+b") as file:
-        file.seek(-100, 2)
-        byte = file.read(1)
-        file.seek(-100, 2)
-        file.write(bytes([byte[0] ^ 1]))
+    change_byte(store / IMAGES, -100)
     load_packed(store)
     with pytest.raises(DataError, match="is damaged: images 20 to 22 have changed"):
         verify(store)
@@ -787,7 +925,7 @@ def test_a_place_that_cannot_be_written(tmp_path, screen, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ConfigError, match=r"cannot write .*No space left on device.*GiB"):
+    with pytest.raises(ConfigError, match=r"cannot write .*No space left on device.*KiB"):
         pack(screen, tmp_path / "store")
     assert not list(tmp_path.rglob(IMAGES))
     monkeypatch.undo()
