@@ -80,6 +80,7 @@ KEYS = {
     "save_key": NAME.or_null().may_change(),
     "seed": NATURAL,
     "resume": NAME._replace(what="auto, a checkpoint").or_null().may_change(),
+    "other_data": FLAG.may_change(),
     "device": WORD.may_change(),
     "devices": COUNT.may_change(),
     "precision": PRECISION,
@@ -386,6 +387,7 @@ ADVICE = {
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
+    "other_data": Advice("set {key}=true to go on all the same", ("other_data",)),
     "resume": Advice("write {key}=auto, or another run_name", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }

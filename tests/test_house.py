@@ -21,6 +21,7 @@ LAYERS = (
     "errors",
     "atomic channels identifiers keys",
     "screen table_files run_files",
+    "fingerprint",
     "pixels",
     "cells",
     "simulation",
