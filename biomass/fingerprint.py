@@ -25,9 +25,10 @@ VERSION = 1
 """Of what is hashed and how; fingerprints of other versions are not compared."""
 
 IMAGES = 64
-"""Images of a screen whose pixels are hashed; fewer where they are large, see :data:`VALUES`."""
+"""Images of a screen whose pixels are hashed, or all where it has no more than twice as many; fewer where they are
+large, see :data:`VALUES`."""
 
-PLATE_IMAGES = 8
+PLATE_IMAGES = 16
 """The same of a plate."""
 
 VALUES = 2**27
@@ -74,7 +75,8 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
     used = [one for one in dict.fromkeys((*COLUMNS, *columns)) if one in table]
     values = {one: table[one] if one != "label" else _class_names(screen) for one in used}
     hashes = {one: _hashes(column) for one, column in values.items()}
-    sampled = _spread(keys, screen.plate_ids, pd.factorize(table["split"])[0], _images(screen, IMAGES, VALUES, 8))
+    number = _images(screen, len(screen), IMAGES, VALUES, 8)
+    sampled = _spread(keys, screen.plate_ids, pd.factorize(table["split"])[0], number)
     pixels, dtype = _pixels(screen, sampled)
     sample = {
         f"{keys[row]:016x}": {
@@ -160,11 +162,12 @@ def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dic
         keys: (N,) of the screen, see :func:`image_keys`.
 
     Returns:
-        Plain values: ``size``, ``dtype``, ``channels``, and the ``sample``: name and a hash a channel of each image, by
-        its key. All others of the plate have keys above ``below``.
+        Plain values: ``size``, ``dtype``, ``channels``, and the ``sample``: by its key, the name of each image, what it
+        is a control of, and a hash a channel. All others of the plate have keys above ``below``.
     """
-    number = _images(screen, PLATE_IMAGES, VALUES // 8, 2)
+    number = _images(screen, len(rows), PLATE_IMAGES, VALUES // 8, 2)
     chosen = rows[np.argsort(keys[rows], kind="stable")[:number]]
+    controls = dict(zip(chosen.tolist(), screen.table["control"].iloc[chosen].astype(str), strict=True))
     pixels, dtype = _pixels(screen, chosen)
     return {
         "version": VERSION,
@@ -173,13 +176,15 @@ def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dic
         "dtype": dtype,
         "below": f"{int(keys[chosen].max()) if len(rows) > number else _LAST:016x}",
         "sample": {
-            f"{keys[row]:016x}": {"name": _name(screen, row), "pixels": of_row}
+            f"{keys[row]:016x}": {"name": _name(screen, row), "control": controls[row], "pixels": of_row}
             for row, of_row in zip(chosen.tolist(), pixels, strict=True)
         },
     }
 
 
-def plate_difference(before: Mapping[str, Any], screen: Screen, rows: np.ndarray, keys: np.ndarray) -> str | None:
+def plate_difference(
+    before: Mapping[str, Any], screen: Screen, rows: np.ndarray, keys: np.ndarray, controls: bool = False
+) -> str | None:
     """What tells a plate from what is called so in a screen, in words; None where nothing is known to.
 
     A plate that has grown is no other plate, nor is a part of it.
@@ -187,6 +192,7 @@ def plate_difference(before: Mapping[str, Any], screen: Screen, rows: np.ndarray
     Args:
         before: the fingerprint of the plate, as it was kept.
         screen, rows, keys: as in :func:`plate_fingerprint`.
+        controls: whether it matters which images are controls.
     """
     if before.get("version") != VERSION:
         return None
@@ -202,6 +208,10 @@ def plate_difference(before: Mapping[str, Any], screen: Screen, rows: np.ndarray
         which = f"{gone} of {len(sample)}" if gone < len(sample) else f"all {gone}"
         return f"{which} sampled images are not there any more, such as '{name}', and others are"
     there = rows[np.isin(own, asked)]
+    for row in there.tolist() if controls else ():
+        was, now = sample[f"{keys[row]:016x}"]["control"], str(screen.table["control"].iloc[row])
+        if was != now:
+            return f"'{_name(screen, row)}' is {now or 'no'} control, and was {was or 'none'}"
     pixels, dtype = _pixels(screen, there)
     if None not in (dtype, before["dtype"]) and dtype != before["dtype"]:
         return f"the type of the images is {dtype}, it was {before['dtype']}"
@@ -270,10 +280,11 @@ def _spread(keys: np.ndarray, plates: np.ndarray, splits: np.ndarray, number: in
     return np.sort(some[np.lexsort((keys[some], rank[some]))[:number]])
 
 
-def _images(screen: Screen, most: int, values: int, least: int) -> int:
-    """How many images are sampled."""
+def _images(screen: Screen, there: int, most: int, values: int, least: int) -> int:
+    """How many images are sampled of those that are there."""
     of_one = len(screen.pixels.channels) * int(np.prod(screen.pixels.size))
-    return int(np.clip(values // max(1, of_one), least, most))
+    number = int(np.clip(values // max(1, of_one), least, most))
+    return there if there <= 2 * number else number
 
 
 def _pixels(screen: Screen, rows: np.ndarray) -> tuple[list[list[str] | None], str | None]:
