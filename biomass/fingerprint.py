@@ -38,6 +38,8 @@ _AT_ONCE = 2**24
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CELL = "cell"  # the column that tells the cells of a field from each other, where a source has it
 _LAST = 2**64 - 1
+_Hashes = list[str] | None
+_Pair = tuple[str, _Hashes, _Hashes]  # an image's name, and its hashes then and now
 
 
 @runtime_checkable
@@ -96,7 +98,7 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
     }
     return {
         "version": VERSION,
-        "channels": list(screen.pixels.channels),
+        "channels": [str(name) for name in screen.pixels.channels],
         "size": [int(length) for length in screen.pixels.size],
         "dtype": dtype,
         "classes": list(screen.classes),
@@ -106,6 +108,10 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
         "sample": sample,
         "store": screen.pixels.checksum() if isinstance(screen.pixels, Summed) else None,
     }
+
+
+BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What comparing raises where one of the two is no fingerprint, such as in a file that was not written by us."""
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -145,12 +151,16 @@ def image_keys(screen: Screen) -> np.ndarray:
     It is made of the names of plate, well and site, of the number of a cell, and, where several rows have all of these
     in common, of the place among them.
     """
-    keys = np.zeros(len(screen), np.uint64)
-    for column in FIELD:
-        keys = _mix(keys, _hashes(screen.table[column]))
-    if _CELL in screen.table:
-        keys = _mix(keys, _hashes(screen.table[_CELL]))
-    return _mix(keys, pd.Series(keys).groupby(keys, sort=False).cumcount().to_numpy(np.uint64))
+    names = _named(screen.table)
+    return _mix(names, pd.Series(names).groupby(names, sort=False).cumcount().to_numpy(np.uint64))
+
+
+def _named(table: pd.DataFrame) -> np.ndarray:
+    """What images are called, (n,) uint64: the same for cells of a field that have no numbers."""
+    names = np.zeros(len(table), np.uint64)
+    for column in (*FIELD, *[_CELL] * (_CELL in table)):
+        names = _mix(names, _hashes(table[column]))
+    return names
 
 
 def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dict[str, Any]:
@@ -158,25 +168,32 @@ def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dic
 
     Args:
         screen: whose plate it is.
-        rows: (n,) of the plate.
+        rows: (n,) of the plate, ascending.
         keys: (N,) of the screen, see :func:`image_keys`.
 
     Returns:
         Plain values: ``size``, ``dtype``, ``channels``, and the ``sample``: by its key, the name of each image, what it
-        is a control of, and a hash a channel. All others of the plate have keys above ``below``.
+        is a control of, how many are called alike, and a hash a channel. All others of the plate have keys above
+        ``below``.
     """
     number = _images(screen, len(rows), PLATE_IMAGES, VALUES // 8, 2)
     chosen = rows[np.argsort(keys[rows], kind="stable")[:number]]
+    names = _named(screen.table.iloc[rows])
     controls = dict(zip(chosen.tolist(), screen.table["control"].iloc[chosen].astype(str), strict=True))
     pixels, dtype = _pixels(screen, chosen)
     return {
         "version": VERSION,
-        "channels": list(screen.pixels.channels),
+        "channels": [str(name) for name in screen.pixels.channels],
         "size": [int(length) for length in screen.pixels.size],
         "dtype": dtype,
         "below": f"{int(keys[chosen].max()) if len(rows) > number else _LAST:016x}",
         "sample": {
-            f"{keys[row]:016x}": {"name": _name(screen, row), "control": controls[row], "pixels": of_row}
+            f"{keys[row]:016x}": {
+                "name": _name(screen, row),
+                "control": controls[row],
+                "alike": int((names == names[rows == row]).sum()),
+                "pixels": of_row,
+            }
             for row, of_row in zip(chosen.tolist(), pixels, strict=True)
         },
     }
@@ -207,11 +224,11 @@ def plate_difference(
         name = next(one["name"] for key, one in sample.items() if int(key, 16) not in set(own.tolist()))
         which = f"{gone} of {len(sample)}" if gone < len(sample) else f"all {gone}"
         return f"{which} sampled images are not there any more, such as '{name}', and others are"
-    there = rows[np.isin(own, asked)]
+    there = np.sort(rows[np.isin(own, asked)])
     for row in there.tolist() if controls else ():
-        was, now = sample[f"{keys[row]:016x}"]["control"], str(screen.table["control"].iloc[row])
-        if was != now:
-            return f"'{_name(screen, row)}' is {now or 'no'} control, and was {was or 'none'}"
+        before_it, of_it = sample[f"{keys[row]:016x}"]["control"], str(screen.table["control"].iloc[row])
+        if before_it != of_it:
+            return f"'{_name(screen, row)}' is {of_it or 'no'} control, and was {before_it or 'none'}"
     pixels, dtype = _pixels(screen, there)
     if None not in (dtype, before["dtype"]) and dtype != before["dtype"]:
         return f"the type of the images is {dtype}, it was {before['dtype']}"
@@ -219,14 +236,23 @@ def plate_difference(
     both = [name for name in before["channels"] if name in channels]
     whole = any(one is not None and len(one) != len(channels) for one in pixels)  # vectors have one hash
 
-    def some(hashes: list[str] | None, names: Sequence[str]) -> list[str] | None:
-        return hashes if hashes is None or whole else [hashes[names.index(name)] for name in both]
+    def some(hashes: _Hashes, order: Sequence[str]) -> _Hashes:
+        return hashes if hashes is None or whole else [hashes[order.index(name)] for name in both]
 
-    pairs = [
-        (_name(screen, row), some(sample[f"{keys[row]:016x}"]["pixels"], before["channels"]), some(now, channels))
-        for row, now in zip(there.tolist(), pixels, strict=True)
-    ]
-    return _of_pixels([pair for pair in pairs if None not in pair], both)
+    pairs: list[_Pair] = []
+    names: np.ndarray | None = None
+    for row, of_row in zip(there.tolist(), pixels, strict=True):
+        was, now = some(sample[f"{keys[row]:016x}"]["pixels"], before["channels"]), some(of_row, channels)
+        if was is None or now is None:
+            continue
+        if was != now:  # cells without a number may only stand in another order
+            names = _named(screen.table.iloc[rows]) if names is None else names
+            alike = rows[names == names[rows == row]]
+            if len(alike) != sample[f"{keys[row]:016x}"]["alike"]:
+                continue
+            now = was if any(some(one, channels) == was for one in _pixels(screen, alike)[0]) else now
+        pairs.append((_name(screen, row), was, now))
+    return _of_pixels(pairs, both)
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
@@ -246,7 +272,8 @@ def _hashes(values: pd.Series) -> np.ndarray:
         codes, names = values.cat.codes.to_numpy(), values.cat.categories
     else:
         codes, names = pd.factorize(values)
-    known = [int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "little") for name in names]
+    texts = (str(name).encode("utf-8", "surrogatepass") for name in names)
+    known = [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in texts]
     return np.array([*known, 0], np.uint64)[codes]  # the last is for what is missing, -1
 
 
@@ -383,7 +410,7 @@ def _of_columns(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     return f"column '{columns[0]}' has other values for some images"
 
 
-def _of_pixels(pairs: Sequence[tuple[str, list[str] | None, list[str] | None]], channels: Sequence[str]) -> str | None:
+def _of_pixels(pairs: Sequence[_Pair], channels: Sequence[str]) -> str | None:
     """Which of some images have other pixels.
 
     Args:

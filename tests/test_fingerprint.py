@@ -218,6 +218,19 @@ def test_a_plate_is_the_same_if_it_grows_or_a_part_of_it_is_there(monkeypatch):
     assert difference(screen(), exchanged) is None
 
 
+def test_cells_without_a_number_may_stand_in_another_order():
+    cells = screen(table().assign(well="A01", site="1"))
+    shuffled = np.concatenate([np.random.default_rng(3).permutation(24), np.arange(24, 48)])
+    assert difference(cells, screen(cells.table.iloc[shuffled], images()[shuffled])) is None
+    one = images()[shuffled]
+    one[5] += 1
+    assert "1 of 24 sampled images has other pixels" in difference(cells, screen(cells.table.iloc[shuffled], one))
+    part = np.arange(1, 48, 2)  # of which it cannot be known which is which
+    assert difference(cells, screen(cells.table.iloc[part], images()[part])) is None
+    found = first_difference(fingerprint(cells), fingerprint(screen(cells.table.iloc[shuffled], images()[shuffled])))
+    assert found is not None  # batches are drawn by rows: a run that goes on would see others
+
+
 def test_other_images_under_the_name_of_a_plate(monkeypatch):
     assert difference(screen(), screen(pixels=other())) == "1 of 24 sampled images has other pixels, such as 'row 0'"
     assert difference(screen(), screen(pixels=other()), plate="P2") is None

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from biomass.errors import CheckpointError, DataError
-from biomass.fingerprint import image_keys, plate_difference, plate_fingerprint
+from biomass.errors import CheckpointError, DataError, one_line
+from biomass.fingerprint import BROKEN, image_keys, plate_difference, plate_fingerprint
 from biomass.models import digest
 from biomass.norms import WORDS, Statistics, calibration_state, load_calibration, tuning_state
 from biomass.screen import Screen
@@ -88,10 +88,10 @@ class Calibration:
             return cls(
                 transform=state.get("transform"),  # a file of before these were kept lacks them
                 images=state.get("images", [-1] * len(state["plates"])),
-                data=state.get("data", {}),
+                data=dict(state.get("data", {})),
                 **{key: state[key] for key in ("word", "by", "encoder", "plates", "moments")},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"'{file}' holds no calibrated statistics; give a file that a calibration wrote"
             ) from error
@@ -150,7 +150,12 @@ class Calibration:
         keys, matters = image_keys(screen), self.word not in ("plate", "block")
         others = []
         for group, rows in _members(screen, groups, self.word, known).items():
-            found = plate_difference(self.data[names[group]], screen, rows, keys, matters)
+            try:
+                found = plate_difference(self.data[names[group]], screen, rows, keys, matters)
+            except BROKEN as error:
+                raise CheckpointError(
+                    f"what is stored of plate '{names[group]}' is damaged ({one_line(error)}); measure it again", advice
+                ) from error
             others += [(names[group], found)] * (found is not None)
         if others:
             where = "" if file is None else f" in '{file}'"

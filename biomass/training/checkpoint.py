@@ -16,7 +16,7 @@ import torch
 
 from biomass.atomic import whole_file
 from biomass.errors import CheckpointError, one_line
-from biomass.fingerprint import first_difference
+from biomass.fingerprint import BROKEN, first_difference
 from biomass.keys import KEYS, may_change
 
 LAST, BEST = "last.pt", "best.pt"
@@ -202,7 +202,13 @@ def _compare_data(state: Mapping[str, Any], about: Mapping[str, Any], other_data
     if "data" not in state:  # it was written before data had fingerprints
         log.info("checkpoint '%s' does not say what data it was trained on: they are not compared", state["path"])
         return
-    found = first_difference(state["data"], about["data"])
+    try:
+        found = first_difference(state["data"], about["data"])
+    except BROKEN as error:
+        raise CheckpointError(
+            f"checkpoint '{state['path']}' is damaged where it says what data it was trained on ({one_line(error)}); "
+            "copy it again, or start a new run from its weights"
+        ) from error
     if found is None:
         return
     if not other_data:
