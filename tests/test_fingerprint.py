@@ -193,6 +193,9 @@ def test_a_store_is_not_used_if_a_file_has_other_bytes_of_the_same_size_and_time
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert not isinstance(load_manifest(folder / "manifest.csv").pixels, PackedPixels)
     assert "0.png' has changed since it was packed" in caplog.text
+    pack(load_manifest(folder / "manifest.csv"), folder / "manifest.csv.packed")
+    packed = load_manifest(folder / "manifest.csv")
+    assert isinstance(packed.pixels, PackedPixels)
 
 
 # --- plates -----------------------------------------------------------------------------------------------------------
