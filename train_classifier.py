@@ -29,7 +29,7 @@ def method_of(cfg: Config) -> Method:
 @script("train_classifier")
 def main(cfg: Config) -> float | None:
     """Encode the cells, train the probe, evaluate and save; returns the best value of the monitored metric."""
-    data, save_key = cfg.dataloaders, cfg.save_key
+    data, stored, save_key = cfg.dataloaders, cfg.calibration, cfg.save_key
     experiment = Experiment.begin(cfg, "train_classifier", cfg.run_name or save_key)
 
     # the frozen encoder
@@ -50,7 +50,7 @@ def main(cfg: Config) -> float | None:
 
     # what turns cells into a vector for each field of view: once, or again for every epoch where training augments
     standardize, augment = compose(cfg.transforms.eval), compose(cfg.transforms.get("train", cfg.transforms.eval))
-    training.use_calibration(network.encoder, statistics, path, cfg.calibration, cells, standardize, splits)
+    training.use_calibration(network.encoder, statistics, path, stored, cells, standardize, splits, cfg.other_data)
     profiler = training.Profiler(
         experiment.fabric,
         encoder,

@@ -47,10 +47,10 @@ def main(cfg: Config) -> float | None:
     cells = build(data.source)
     statistics = {word: Statistics.over(cells, word, method.eval_by, method.controls) for word in words}
     checks.check_cells(cells, encoders, statistics, postprocessings)
-    calibration, transform = cfg.calibration, compose(cfg.transforms.eval)
+    calibration, other_data, transform = cfg.calibration, cfg.other_data, compose(cfg.transforms.eval)
     if "calibrated" in words:  # the moments belong to the weights of a checkpoint
         path, network = training.find_checkpoint(cfg.model_path or "null"), encoders["calibrated"].network
-        training.use_calibration(network, statistics["calibrated"], path, calibration, cells, transform)
+        training.use_calibration(network, statistics["calibrated"], path, calibration, cells, transform, (), other_data)
     options = {"transform": transform, "normalize": cfg.normalize}
     options |= {"batch_size": cfg.encode_batch_size, "num_workers": data.num_workers, "on_bad_image": data.on_bad_image}
     seed, figures = cfg.seed, cfg.figures

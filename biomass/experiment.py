@@ -24,6 +24,7 @@ from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation import layers
 from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
+from biomass.fingerprint import fingerprint
 from biomass.inference import Transform
 from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED, OUTPUTS, PUBLISHED_OUTPUTS
 from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
@@ -267,25 +268,29 @@ class Experiment:
             about: what a checkpoint carries beside the weights, plain values; ``config`` if not the script's own.
 
         Returns:
-            The same, with the configuration, the settings of the method, and the names of the screen's channels.
+            The same, with the configuration, the settings of the method, the names of the screen's channels, and what
+            its data are made of.
 
         Raises:
             ConfigError: a key that nothing reads, or statistics that the network cannot take.
-            CheckpointError: the checkpoint to go on from was made with other settings.
+            CheckpointError: the checkpoint to go on from was made with other settings, or on other data.
         """
         nodes = self.cfg.transforms.get("eval")
         plain = Compose([Standardize()]) if nodes is None else compose(nodes)
         self.seen = _Seen(network, screen, splits, plain)
+        other_data = self.cfg.other_data
         self.cfg.check_all_read()
         method, channels = method_of(self.cfg), list(screen.pixels.channels)
         method.check_network(network)
         about = {"config": self.cfg.to_dict(), "method": method.settings(), "channels": channels} | about
+        used = (*method.train_by, *method.eval_by, *(self.cfg.dataloaders.get("instance") or ()))
+        about["data"] = fingerprint(screen, used)
         before = self.resume
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
             config = {"objective": {"penalty": None}} | config
             before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
-        training.check_resume(before, about)
+        training.check_resume(before, about, other_data)
         if self.fabric.is_global_zero:
             self._introduce(method, screen, batches, splits, transform)
         return about

@@ -80,6 +80,7 @@ KEYS = {
     "save_key": NAME.or_null().may_change(),
     "seed": NATURAL,
     "resume": NAME._replace(what="auto, a checkpoint").or_null().may_change(),
+    "other_data": FLAG.may_change(),
     "device": WORD.may_change(),
     "devices": COUNT.may_change(),
     "precision": PRECISION,
@@ -386,6 +387,11 @@ ADVICE = {
     "clip": Advice("set {key}", ("trainer.clip",)),
     "precision": Advice("set {key}", ("trainer.precision", "precision")),
     "monitor": Advice("set {key}", ("trainer.monitor", "monitor")),
+    "calibrate_again": Advice(
+        "run biomass calibrate on it again, or set {key}=true to take them all the same", ("other_data",)
+    ),
+    "measure_again": Advice("set {key}=true, or other_data=true to take them all the same", ("measure_again",)),
+    "other_data": Advice("set {key}=true to go on all the same", ("other_data",)),
     "resume": Advice("write {key}=auto, or another run_name", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }

@@ -11,6 +11,7 @@
 """
 
 import logging
+import operator
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -121,7 +122,7 @@ class Member:
             for norm in next(iter(found.values()), {})
         }
         new = replace(empty, plates=list(found), images=[images[name] for name in found], moments=stacked)
-        self.calibration = (self.calibration or empty).merged(new)
+        self.calibration = (self.calibration or replace(empty, data={})).merged(new)
 
 
 class Collector:
@@ -174,10 +175,20 @@ class Model:
         statistics: where batch norm takes its statistics from, a word of :data:`biomass.norms.WORDS`, with the kind of
             controls where that matters: ``controls/all``. Statistics of whole plates are measured once, and then known.
         by: the columns that make a plate.
+        other_data: whether what is known of a plate is taken although other images are called so now.
     """
 
-    def __init__(self, fabric: Fabric, members: Sequence[Member], statistics: str, by: Sequence[str]) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        members: Sequence[Member],
+        statistics: str,
+        by: Sequence[str],
+        other_data: bool = False,
+    ) -> None:
         self.fabric, self.members = fabric, list(members)
+        self.other_data = other_data
+        self._compared: list[object] = []
         self.by = tuple(by)
         self.statistics = statistics
         self._choose(statistics)
@@ -211,6 +222,11 @@ class Model:
         first, *others = [member.calibration.plates if member.calibration else [] for member in self.members]
         known = [set(other) for other in others]
         return [name for name in first if all(name in other for other in known)]
+
+    @property
+    def compared_plates(self) -> set[str]:
+        """Names of those of which is known what images they are of; not so in files of earlier versions."""
+        return set.intersection(*(set(one.calibration.data) if one.calibration else set() for one in self.members))
 
     @property
     def measures(self) -> bool:
@@ -288,14 +304,21 @@ class Model:
         found = self.predictions(screen, reading, SkippedImages(screen), apart=level == "image")
         return found.of_wells() if level == "well" else found.of_fields()
 
-    def check(self, screen: Screen) -> None:
-        """Make sure that the networks can run on a screen, before anything is read or written.
+    def check(self, screen: Screen, again: bool = False) -> None:
+        """Make sure that the networks can run on a screen, before anything is written.
+
+        Args:
+            screen: what they are to run on.
+            again: plates are measured again: what is known of them does not matter.
 
         Raises:
             ConfigError: its channels are others; names both lists.
+            DataError: a plate is not the one of that name whose statistics are known.
         """
         for member in self.members:
             member.prepare(screen)
+        if self.measures and not again:
+            self._compare(screen)
 
     def predictions(
         self,
@@ -465,6 +488,18 @@ class Model:
                 "checkpoint",
             )
 
+    def _compare(self, screen: Screen) -> None:
+        """Make sure that plates of a screen are those of these names whose statistics are known; once."""
+        known = [member.calibration for member in self.members if member.calibration is not None]
+        if len(self._compared) == len(known) + 1 and all(map(operator.is_, self._compared, [screen, *known])):
+            return
+        there = set(self.plates)
+        names, groups = screen.group_names(self.by), screen.groups(self.by)
+        used = np.array([name in there for name in names])
+        for calibration in known:
+            calibration.compare(screen, names, np.where(used[groups], groups, -1), "measure_again", self.other_data)
+        self._compared = [screen, *known]
+
     def _plate_numbers(self, plates: Sequence[str] | None, number: int) -> Tensor | None:
         """The numbers of plates among :attr:`plates`, which the encoder is given; None where they do not matter."""
         if self.statistics == "running":
@@ -527,11 +562,9 @@ class Model:
                     reader, new, statistics, reading, skipped, transforms, moments if keep else None
                 )
                 if keep:
-                    self._remember(statistics, moments, groups[np.setdiff1d(new, list(skipped.rows))])
+                    self._remember(statistics, moments, screen, np.setdiff1d(new, list(skipped.rows)))
             if known and stored.any():
-                calibration = self.members[0].calibration
-                assert calibration is not None
-                calibration.warn_of_grown(statistics.names, groups)
+                self._compare(screen)
                 calibrated = replace(statistics, word="calibrated")
                 for member in self.members:
                     assert member.calibration is not None
@@ -574,11 +607,16 @@ class Model:
                     log.info("plate %d of %d, '%s', is %s", len(said), plates, name, how)
                     said.append(name)
 
-    def _remember(self, statistics: Statistics, moments: list[Moments], groups: np.ndarray) -> None:
-        names, counts = statistics.names or (), np.bincount(groups, minlength=len(statistics.names or ()))
+    def _remember(self, statistics: Statistics, moments: list[Moments], screen: Screen, rows: np.ndarray) -> None:
+        names, groups = statistics.names or (), screen.groups(self.by)
+        counts = np.bincount(groups[rows], minlength=len(names))
+        read = np.full(len(screen), -1)
+        read[rows] = groups[rows]
+        data = training.plates_data(screen, names, read, self.statistics, {group for one in moments for group in one})
         for member, found in zip(self.members, moments, strict=True):
             empty = Calibration.empty(member.weighed(statistics), statistics, member.transform)
             by_name = {names[group]: of_group for group, of_group in found.items()}
+            empty = replace(empty, data={name: data[name] for name in by_name if name in data})
             member.remember(by_name, {name: int(n) for name, n in zip(names, counts, strict=True)}, empty)
 
 
@@ -603,6 +641,7 @@ def load(
     key: str | None = None,
     device: str = "auto",
     precision: str | int = "32",
+    other_data: bool = False,
 ) -> Model:
     """Load a trained network, or several whose predictions are averaged.
 
@@ -621,6 +660,8 @@ def load(
         key: the encoder's name, for the weights of other code only.
         device: auto, cpu or cuda.
         precision: 32, bf16 or 16.
+        other_data: take what is known of a plate although other images are called so now, and warn; else it is an
+            error.
 
     Raises:
         CheckpointError, ConfigError: it cannot be loaded, or does not fit.
@@ -660,7 +701,7 @@ def load(
         raise ConfigError(f"the checkpoints take statistics of {both}: say which", "statistics")
     label, columns = members[0].defaults
     label = Statistics.labelled(statistics or label, by or columns, None, controls or "negative").label
-    model = Model(fabric, members, label, by or columns)
+    model = Model(fabric, members, label, by or columns, other_data)
     for member in members:
         if member.evaluated not in (None, model.statistics):
             log.info(

@@ -22,6 +22,7 @@ LAYERS = (
     "diskerrors",
     "atomic channels identifiers keys",
     "screen table_files run_files",
+    "fingerprint",
     "pixels",
     "cells",
     "simulation",

@@ -52,8 +52,11 @@ def main(cfg: Config) -> float | None:
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         calibrate_plates(fabric, encoder, loader, transform, statistics, skipped)
         images = np.bincount(np.delete(groups, sorted(skipped.rows)), minlength=len(statistics.names or ()))
+        read = np.where(np.isin(np.arange(len(groups)), list(skipped.rows)), -1, groups)
+        measured = np.flatnonzero(images).tolist()
+        made_of = training.plates_data(screen, statistics.names or (), read, statistics.label, measured)
         numbers = dict(zip(statistics.names or (), images.tolist(), strict=True))
-        names = training.save_calibration(encoder, file, statistics, prepare, numbers)
+        names = training.save_calibration(encoder, file, statistics, prepare, numbers, made_of)
         logger.text("plates.csv", pd.DataFrame({"plate": statistics.names, "images": images}).to_csv(index=False))
         skipped.report(folder)
     print(

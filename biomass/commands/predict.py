@@ -51,18 +51,19 @@ def main(cfg: Config) -> float | None:
         key=cfg.model.key,
         device=cfg.device,
         precision=cfg.precision,
+        other_data=cfg.other_data,
     )
     number, again = len(model.classes), cfg.measure_again
     if model.measures:
         model.take_stored(stored)
-    known = set(model.plates)
+    known, compared = set(model.plates), model.compared_plates
     bad = data.on_bad_image  # while a screen grows, what cannot be read yet is left out
     reading = Reading(cfg.eval_batch_size, data.num_workers, "skip" if watching else bad)
     source, seconds, stop_after = data.source, cfg.watch_seconds, cfg.watch_stop_after
     cfg.check_all_read()
     screen = None if watching else build(source)
     if screen is not None:
-        model.check(screen)
+        model.check(screen, again)
 
     # from here on the tool writes
     with training.RunLogger(folder, cfg.to_dict()) as logger:
@@ -88,8 +89,8 @@ def main(cfg: Config) -> float | None:
     before = used - fresh if model.measures else set()
     kept = f", {len(before)} as measured before for plates of these names" if before else ""
     print(f"statistics '{model.statistics}'{now}{kept}")
-    if before:
-        log.info("if these are other plates of the same names, set measure_again=true")
+    if before - compared:
+        log.info("if these are other plates of the same names, which is not known, set measure_again=true")
     return None
 
 

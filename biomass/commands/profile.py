@@ -36,9 +36,10 @@ from biomass.config import Config, overrides, script
 from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean
 from biomass.evaluation import profiles
 from biomass.evaluation.h5ad import check_anndata, write_h5ad
-from biomass.evaluation.parts import fingerprints, plate_files
+from biomass.evaluation.parts import fingerprints, members_of, pixel_hashes, plate_files
 from biomass.evaluation.verdict import warning
 from biomass.experiment import tool_folder
+from biomass.fingerprint import fingerprint
 from biomass.profiling.correction import Correcting
 from biomass.profiling.ending import finish_profiles
 from biomass.profiling.makers import MAKERS, Maker
@@ -61,8 +62,12 @@ def main(cfg: Config) -> float | None:
     groups, names = screen.groups(maker.by), screen.group_names(maker.by)
     log.info("%d images, which are taken for %s, of %d plates", len(screen), known.row_level, len(names))
     profiles.check_groups(known, groups, maker.by)
-    parts = _parts(maker, folder / "plates", groups)
-    others = [(one, _parts(one, folder / "compared" / _for_files(one.word), groups, "wells")) for one in maker.others]
+    pixels, made_of = pixel_hashes(screen, members_of(groups)), fingerprint(screen, maker.by)
+    parts = _parts(maker, folder / "plates", groups, pixels)
+    places = [folder / "compared" / _for_files(one.word) for one in maker.others]
+    others = [
+        (one, _parts(one, place, groups, pixels, "wells")) for one, place in zip(maker.others, places, strict=True)
+    ]
     correction = Correcting.asked(cfg, known, maker.origin)
     anndata, report = cfg.anndata, cfg.report
     cfg.check_all_read()
@@ -79,9 +84,11 @@ def main(cfg: Config) -> float | None:
             if one.stored is not None:
                 one.stored.save(of_one, of_one.missing())
         wells = {
-            maker.word: _write(maker.word, parts, unread, folder, correction.fitted(parts, unread, folder), anndata)
+            maker.word: _write(
+                maker.word, parts, unread, folder, correction.fitted(parts, unread, folder), anndata, made_of
+            )
         }
-        wells |= _write_compared([(one.word, of_one) for one, of_one in others], folder)
+        wells |= _write_compared([(one.word, of_one) for one, of_one in others], folder, made_of)
     if report:
         finish_profiles(maker, wells, folder, _about)
     return None
@@ -94,7 +101,9 @@ def _about(wells: Mapping[str, Path]) -> dict[str, Any]:
     return about(dict(wells), []) | {"command": shlex.join(["biomass", "profile", *overrides()])}
 
 
-def _parts(maker: Maker, folder: Path, groups: np.ndarray, only: str | None = None) -> profiles.Parts:
+def _parts(
+    maker: Maker, folder: Path, groups: np.ndarray, pixels: Sequence[str], only: str | None = None
+) -> profiles.Parts:
     """Where the profiles of plates are kept that a maker makes."""
     screen, known = maker.screen, maker.known
     return profiles.Parts(
@@ -103,6 +112,7 @@ def _parts(maker: Maker, folder: Path, groups: np.ndarray, only: str | None = No
         fingerprints(screen, groups, known.table, *maker.settings, known.row_level),
         maker.stored.held if maker.stored else {},
         only,
+        pixels,
     )
 
 
@@ -112,6 +122,10 @@ def _make(maker: Maker, parts: profiles.Parts, names: Sequence[str]) -> bool:
     mine = [group for group in missing if group % fabric.world_size == fabric.global_rank]
     compared = "" if parts.only is None else f"'{maker.word}', to compare: "
     log.info("%s%d of %d plates are there already", compared, len(names) - len(missing), len(names))
+    outdated = parts.outdated(missing)
+    if outdated:
+        message = "%s%d plates have profiles that were made of other images or by other settings, and are made again; "
+        log.warning(message + "the first is '%s'", compared, len(outdated), names[outdated[0]])
     if stored is not None:
         stored.say(missing)
         said = warning(maker.screen, stored.measuring.word, maker.by, stored.measuring.controls)
@@ -152,6 +166,7 @@ def _write(
     folder: Path,
     change: Callable[[pd.DataFrame], pd.DataFrame] | None,
     anndata: bool,
+    made_of: Mapping[str, Any],
 ) -> Path:
     """Join the plates; what an earlier call has written and this one does not is removed.
 
@@ -161,10 +176,10 @@ def _write(
     files = {level: folder / f"profiles_{level}.parquet" for level in profiles.LEVELS}
     raw, h5ad = folder / profiles.RAW, files["wells"].with_suffix(".h5ad")
     for level in parts.known.levels:
-        rows = parts.join(level, files[level], without, change if level == "wells" else None, word)
+        rows = parts.join(level, files[level], without, change if level == "wells" else None, word, made_of)
         print(f"{files[level]}: {rows:,} {level}")
     if change is not None:
-        parts.join("wells", raw, without, statistics=word)
+        parts.join("wells", raw, without, statistics=word, data=made_of)
         print(f"{raw}: the same wells before post-processing")
     if anndata:
         write_h5ad(pd.read_parquet(files["wells"]), h5ad)
@@ -176,11 +191,13 @@ def _write(
     return files["wells"] if change is None else raw
 
 
-def _write_compared(others: Sequence[tuple[str, profiles.Parts]], folder: Path) -> dict[str, Path]:
+def _write_compared(
+    others: Sequence[tuple[str, profiles.Parts]], folder: Path, made_of: Mapping[str, Any]
+) -> dict[str, Path]:
     """Join the wells under other words, without post-processing; those of an earlier call that are not asked for go."""
     made = {folder / profiles.COMPARED.format(word=_for_files(word)): (word, parts) for word, parts in others}
     for file, (word, parts) in made.items():
-        rows = parts.join("wells", file, parts.missing(), statistics=word)
+        rows = parts.join("wells", file, parts.missing(), statistics=word, data=made_of)
         print(f"{file}: {rows:,} wells, to compare ({word})")
     for file in folder.glob(profiles.COMPARED.format(word="*")):
         if file not in made and file.name != profiles.RAW:

@@ -24,6 +24,7 @@ from biomass.config import Config, script
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation import plots, stress
 from biomass.evaluation.encode import select_channels
+from biomass.evaluation.parts import pixel_hashes
 from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
@@ -82,7 +83,12 @@ def main(cfg: Config) -> float | None:
     with training.RunLogger(folder, cfg.to_dict()) as logger:
         parts = {group: folder / "plates" / f"{group:04d}.json" for group in plates}
         prints = {group: _fingerprint(settings, screen.table.iloc[wells.rows]) for group, wells in plates.items()}
-        results = {group: _read(part, prints[group]) for group, part in parts.items()}
+        pixels = dict(zip(plates, pixel_hashes(screen, [wells.rows for wells in plates.values()]), strict=True))
+        results = {group: _read(part, prints[group], pixels[group]) for group, part in parts.items()}
+        again = [group for group, known in results.items() if known is None and parts[group].is_file()]
+        if again:
+            message = "%d plates were tried with other images or in another way, and are tried again; the first is '%s'"
+            log.warning(message, len(again), names[again[0]])
         todo = [group for group, known in results.items() if known is None]
         if len(todo) < len(plates):
             log.info("%d of %d plates were tried before in the same way", len(plates) - len(todo), len(plates))
@@ -101,7 +107,8 @@ def main(cfg: Config) -> float | None:
                 continue
             results[group] = test.on_plate(bench, batch, wells)
             with whole_file(parts[group]) as file:
-                file.write_text(json.dumps({"fingerprint": prints[group], "results": results[group]}))
+                known = {"fingerprint": prints[group], "pixels": pixels[group], "results": results[group]}
+                file.write_text(json.dumps(known))
             if bar.disable:
                 log.info("plate %d of %d, '%s'", number, len(todo), names[group])
         found = [one | {"plate": names[group]} for group, known in results.items() for one in known or ()]
@@ -130,12 +137,13 @@ def _fingerprint(settings: list[str], table: pd.DataFrame) -> str:
     return hashed.hexdigest()
 
 
-def _read(file: Path, fingerprint: str) -> list[dict[str, Any]] | None:
+def _read(file: Path, fingerprint: str, pixels: str) -> list[dict[str, Any]] | None:
     """The results of a plate that was tried before in the same way."""
     try:
         known = json.loads(file.read_text())
         results: list[dict[str, Any]] = known["results"]
-        return results if known["fingerprint"] == fingerprint else None
+        same = known["fingerprint"] == fingerprint and known.get("pixels", pixels) == pixels
+        return results if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

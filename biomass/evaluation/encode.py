@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from biomass.channels import match_channels
 from biomass.errors import DataError
-from biomass.evaluation.parts import fingerprints, plate_files, read_fingerprint, write_profiles
+from biomass.evaluation.parts import (
+    fingerprints,
+    members_of,
+    pixel_hashes,
+    plate_files,
+    read_fingerprint,
+    write_profiles,
+)
 from biomass.evaluation.pooling import Profiles, mean_profiles
 from biomass.evaluation.profiles import PlateVectors
 from biomass.evaluation.transfer import COLUMNS, TREATMENT
@@ -106,7 +113,17 @@ def image_profiles(
     settings = digest(network), _moments(network, statistics), repr(about)
     columns = [column for column in (*COLUMNS, "cell", "x", "y") if column in cells.table]
     prints = fingerprints(cells, groups, cells.table[columns], *settings)
-    todo = [group for group, file in enumerate(files) if read_fingerprint(file) != prints[group]]
+    pixels = pixel_hashes(cells, members_of(groups))
+    both = [f"{print_} {hashed}" for print_, hashed in zip(prints, pixels, strict=True)]
+    known = [{*pair} for pair in zip(prints, both, strict=True)]  # files of an earlier version have the first alone
+    found = [read_fingerprint(file) for file in files]
+    todo = [group for group, print_ in enumerate(found) if print_ not in known[group]]
+    again = [group for group in todo if found[group] is not None]
+    if again:
+        message = (
+            "%d plates have profiles of other images or by other settings, and are encoded again; the first is '%s'"
+        )
+        log.warning(message, len(again), files[again[0]])
     if todo:
         log.info("%s: encoding %d of %d plates", statistics.word, len(todo), len(files))
         rows = np.flatnonzero(np.isin(groups, todo))
@@ -119,11 +136,11 @@ def image_profiles(
             for group, of_group in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
                 images = first[group_of_field == group]
                 table = _table(cells, images, mean_profiles(of_group, len(images), normalize), statistics)
-                write_profiles(table, files[group], prints[group])
+                write_profiles(table, files[group], both[group])
         if skipped.rows:
             folder.mkdir(parents=True, exist_ok=True)
             skipped.report(folder)
-    there = [file for file, print_ in zip(files, prints, strict=True) if read_fingerprint(file) == print_]
+    there = [file for file, prints_ in zip(files, known, strict=True) if read_fingerprint(file) in prints_]
     if not there:
         raise DataError(f"none of the {len(cells)} cells can be read; they are listed in {folder}/skipped_images.txt")
     return pd.concat([pd.read_parquet(file) for file in there], ignore_index=True)

@@ -4,7 +4,7 @@ A run that was stopped goes on with the plates whose files are missing, or were 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from biomass.atomic import whole_file
 from biomass.errors import BadImageError
+from biomass.fingerprint import image_keys, plate_fingerprint
 from biomass.screen import Screen
 
 
@@ -42,15 +43,35 @@ def plate_files(screen: Screen, groups: np.ndarray, by: Sequence[str], folder: P
     return [folder.joinpath(*row[:-1], f"{row[-1]}.parquet") for row in quoted]
 
 
+def members_of(groups: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group, by its number."""
+    return np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+
+
 def fingerprints(screen: Screen, groups: np.ndarray, table: pd.DataFrame, *settings: str) -> list[str]:
     """What the profiles of each group depend on: settings, its rows of a table, and the pixels of a few of them."""
     common = "\n".join([*settings, repr((screen.pixels.channels, screen.pixels.size))]).encode()
     hashes = pd.util.hash_pandas_object(table, index=False).to_numpy()
-    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    members = members_of(groups)
     samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in members]
     return [
         hashlib.sha256(common + hashes[rows].tobytes() + _pixels(screen, sample)).hexdigest()
         for rows, sample in zip(members, samples, strict=True)
+    ]
+
+
+def pixel_hashes(screen: Screen, members: Iterable[np.ndarray]) -> list[str]:
+    """A hash of the pixels of some images of each group: more of them than are in :func:`fingerprints`.
+
+    Args:
+        screen: where the images are.
+        members: the rows of each group.
+    """
+    keys = image_keys(screen)
+    samples = [plate_fingerprint(screen, rows, keys)["sample"] for rows in members]
+    return [
+        hashlib.sha256(repr([(key, image["pixels"]) for key, image in one.items()]).encode()).hexdigest()
+        for one in samples
     ]
 
 

@@ -59,6 +59,9 @@ LEVELS = ("cells", "fields", "wells")
 STATISTICS = "biomass.statistics"
 """Under this key the metadata of a Parquet file of profiles say which word for statistics they were made under."""
 
+DATA = "biomass.data"
+"""Under this key they say what the screen was made of: JSON, see :func:`biomass.fingerprint.fingerprint`."""
+
 _ROW_GROUP = 8192  # rows that are in memory at once while files are joined
 
 log = logging.getLogger(__name__)
@@ -303,6 +306,7 @@ class Parts:
         folders: of each plate.
         prints: what the profiles of each plate depend on, see :func:`biomass.evaluation.parts.fingerprints`.
         held: the moments of plates that were stored before, by the number of the plate; what they are made from, too.
+        pixels: of each plate, a hash of some of its images; not compared where a file of an earlier version has none.
         only: the one level that is kept; None: all that there are.
     """
 
@@ -311,11 +315,16 @@ class Parts:
     prints: Sequence[str]
     held: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     only: str | None = None
+    pixels: Sequence[str] = ()
 
     @property
     def levels(self) -> tuple[str, ...]:
         """The levels that are kept."""
         return self.known.levels if self.only is None else (self.only,)
+
+    def outdated(self, missing: Sequence[int]) -> list[int]:
+        """Those of the missing plates that have profiles, which were made from something else."""
+        return [g for g in missing if all((self.folders[g] / f"{level}.parquet").is_file() for level in self.levels)]
 
     def missing(self) -> list[int]:
         """The plates that have no profiles yet, or whose profiles were made from something else."""
@@ -324,6 +333,8 @@ class Parts:
     def _is_there(self, group: int) -> bool:
         about = [read_about(self.folders[group] / f"{level}.parquet") for level in self.levels]
         if not all(one.get("fingerprint") == self.prints[group] for one in about):
+            return False
+        if self.pixels and any(one.get("pixels", self.pixels[group]) != self.pixels[group] for one in about):
             return False
         if group in self.held:
             return all(one["moments"] == _digest(self.held[group]) for one in about)
@@ -354,6 +365,7 @@ class Parts:
                 plate_tables(known, plate, schemas),
                 folder,
                 fingerprint=self.prints[plate.group],
+                **({"pixels": self.pixels[plate.group]} if self.pixels else {}),
                 moments=_digest(moments),
                 stored=plate.group in self.held,
                 skipped=[names(row) for row in plate.skipped],
@@ -377,6 +389,7 @@ class Parts:
         without: Sequence[int] = (),
         change: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
         statistics: str = "",
+        data: Mapping[str, Any] | None = None,
     ) -> int:
         """Make one file of those of the plates, with no more than a few thousand rows in memory.
 
@@ -386,6 +399,7 @@ class Parts:
             without: plates that are left out.
             change: what is done to some rows of a plate at a time; as they are if left out.
             statistics: the word that the profiles were made under, which the file carries (:data:`STATISTICS`).
+            data: the fingerprint of the screen, which it carries, too (:data:`DATA`).
 
         Returns:
             How many rows it has.
@@ -396,7 +410,8 @@ class Parts:
         parts, rows = self.files(level, without), 0
         columns = pq.read_schema(parts[0]).names
         features = [name for name in columns if not name.startswith(METADATA)]
-        schema = self.known.schema(level, features, COUNT_CELLS in columns).with_metadata({STATISTICS: statistics})
+        carried = {STATISTICS: statistics} | ({} if data is None else {DATA: json.dumps(data)})
+        schema = self.known.schema(level, features, COUNT_CELLS in columns).with_metadata(carried)
         with whole_file(file) as whole, pq.ParquetWriter(whole, schema, use_dictionary=_texts(schema)) as writer:
             for part in parts:
                 with pq.ParquetFile(part) as source:

@@ -22,6 +22,7 @@ SEPARATOR = "\n"
 
 _SAMPLE = 256  # files that are looked at whenever a store is used: a moment, even over a network
 _READ = 32  # of them, files that are read where only the time says that they have changed: mostly they were copied
+_ALWAYS = 8  # of the others, files that are read nevertheless: size and time can be kept by what changes a file
 _THREADS = 16  # mostly waiting for the disk
 _PIECE = 1 << 24  # bytes that are read at a time
 _CHUNK = 4096  # files that a thread looks at in a row
@@ -176,19 +177,23 @@ def find_root(store: Path, origin: Mapping[str, Any]) -> Path | None:
 def find_changed_file(store: Path, origin: Mapping[str, Any] | None) -> Path | None:
     """A file of the sample that has changed since the store was packed, if there is one.
 
-    A file that is not there any more has not changed, nor has one that was copied and holds the same bytes.
+    A file that is not there any more has not changed, nor has one that was copied and holds the same bytes. A few of
+    those that seem to be the same are read, too.
     """
     root = None if origin is None else find_root(store, origin)
     if origin is None or root is None:
         return None
-    touched = []
+    touched, same = [], []
     for name, size, time, crc32 in origin["sample"]:
         found = _stamp(root, name)
         if found[0] not in (-1, size):
             return root / name
         if found[1] not in (-1, time):
             touched.append((root / name, crc32))
-    for file, crc32 in touched[:: -(-len(touched) // _READ) or 1]:
+        else:
+            same.append((root / name, crc32))
+    few = touched[:: -(-len(touched) // _READ) or 1] + same[:: -(-len(same) // _ALWAYS) or 1]
+    for file, crc32 in few:
         if _checksum(file) not in (None, crc32):
             return file
     return None

@@ -16,6 +16,7 @@ cut meanwhile ends the process. When an image is read for the first time it is c
 were written before there was one an image are compared by :func:`verify` alone.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -173,6 +174,15 @@ class PackedPixels:
         place = row if self.rows is None else int(self.rows[row])
         names = filter(None, str(self._names[place].as_py()).split(SEPARATOR))
         return next(names, f"row {place} of {self.path}").partition(PLANES)[0]
+
+    def checksum(self) -> str:
+        """Of the blocks of the store that hold the rows: other pixels in one of them have another one."""
+        store, digest = Store.read(self.path), hashlib.sha256()
+        blocks = range(len(store.crc32)) if self.rows is None else np.unique(self.rows // store.block).tolist()
+        digest.update(
+            repr((store.fingerprint, store.block, [(block, store.crc32[block]) for block in blocks])).encode()
+        )
+        return digest.hexdigest()
 
     def files(self) -> Any:
         """Arrow array (N,) of the files that the rows were read from."""

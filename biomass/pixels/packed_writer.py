@@ -44,6 +44,7 @@ from biomass.pixels.origin import (
     Stamped,
     Stamps,
     describe_origin,
+    find_changed_file,
     find_root,
     join_files,
     reading_of,
@@ -259,10 +260,13 @@ def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
     if root is None:
         return None
     rows = np.flatnonzero(stamp_files(root, columns).changed_since(read_stamps(out, len(stored))))
-    if not len(rows):
+    if len(rows):
+        message = "'%s' is packed again: %d of %d images have changed, such as '%s'"
+        log.info(message, out, len(rows), len(stored), packed.name(int(rows[0])))
+    elif (other := find_changed_file(out, origin)) is not None:
+        log.info("'%s' is packed again: '%s' holds other bytes, although size and time are the same", out, other)
+    else:
         return None
-    message = "'%s' is packed again: %d of %d images have changed, such as '%s'"
-    log.info(message, out, len(rows), len(stored), packed.name(int(rows[0])))
     if isinstance(pixels, PackedPixels):
         return replace(screen, pixels=open_files(root, columns, pixels.channels, origin["axes"], reading_of(origin)))
     return screen

@@ -210,7 +210,9 @@ def classical(cfg: Config) -> Maker:
         raise ConfigError(f"classical features take no statistics, such as '{cfg.compare[0]}' to compare", "compare")
     for section in (cfg.model, cfg.transforms):
         _pass_over(section, section.to_dict())
-    _pass_over(cfg, ("measure_again", "seed", "device", "devices", "precision", "normalize", "encode_batch_size"))
+    _pass_over(
+        cfg, ("measure_again", "other_data", "seed", "device", "devices", "precision", "normalize", "encode_batch_size")
+    )
     screen = build(cfg.dataloaders.source)
     known = profiles.describe(screen, cfg.rows)
     cells = known.row_level == "cells"

@@ -30,7 +30,8 @@ class Stored(NamedTuple):
         measuring: the statistics that other plates are measured by, after
         transform: was done to their images,
         held: the moments of the plates of the screen that are in the file, by number.
-        images: of each plate.
+        screen: that the plates are of,
+        groups: (N,) and which of its rows are of each.
     """
 
     network: nn.Module
@@ -39,7 +40,13 @@ class Stored(NamedTuple):
     measuring: Statistics
     transform: Transform
     held: dict[int, dict[str, Tensor]]
-    images: np.ndarray
+    screen: Screen
+    groups: np.ndarray
+
+    @property
+    def images(self) -> np.ndarray:
+        """How many each plate has."""
+        return np.bincount(self.groups, minlength=len(self.measuring.names or ()))
 
     def save(self, parts: profiles.Parts, without: Sequence[int]) -> None:
         """Write the moments of the plates that were measured; others that the file holds stay."""
@@ -47,12 +54,13 @@ class Stored(NamedTuple):
         if not groups:
             return
         moments = [parts.moments(group) for group in groups]
-        plates = [(self.measuring.names or ())[group] for group in groups]
+        names, images = self.measuring.names or (), self.images
         new = replace(
             self.known,
-            plates=plates,
-            images=[int(self.images[group]) - parts.unread(group) for group in groups],
+            plates=[names[group] for group in groups],
+            images=[int(images[group]) - parts.unread(group) for group in groups],
             moments={name: torch.stack([one[name] for one in moments], 1) for name in moments[0]},
+            data=training.plates_data(self.screen, names, self.groups, self.known.word, groups),
         )
         training.check_calibration(self.network, self.file, self.measuring, self.transform).merged(new).save(self.file)
 
@@ -60,17 +68,20 @@ class Stored(NamedTuple):
         """What is taken from the file, and what is measured."""
         assert self.measuring.names is not None
         if self.held:
-            log.info(
-                "calibrated: %d plates have moments in '%s', by their names alone: if these are "
-                "other plates of the same names, set measure_again=true",
-                len(self.held),
-                self.file,
-            )
+            log.info("calibrated: %d plates have moments in '%s'", len(self.held), self.file)
+            by_name = sum(self.measuring.names[group] not in self.known.data for group in self.held)
+            if by_name:
+                log.info(
+                    "%d of them by their names alone, since they were measured by an earlier version: if these are "
+                    "other plates of the same names, set measure_again=true",
+                    by_name,
+                )
         now = [group for group in missing if group not in self.held]
         if now:
             rows = "all their images" if self.measuring.word == "plate" else f"their images ({self.measuring.label})"
             first = self.measuring.names[now[0]]
-            few, many = self.images[now].min(), self.images[now].max()
+            images = self.images[now]
+            few, many = images.min(), images.max()
             log.info(
                 "calibrated: %d plates are measured now, on %s (%s; the first is '%s'), and kept in '%s'",
                 len(now),
@@ -85,20 +96,20 @@ def stored_moments(
     cfg: Config, network: nn.Module, path: Path, statistics: Statistics, transform: Transform, screen: Screen
 ) -> Stored | None:
     """What is known of plates that statistics are taken from; None where they are not ``calibrated``."""
-    named, again = cfg.calibration, cfg.measure_again
+    named, again, other_data = cfg.calibration, cfg.measure_again, cfg.other_data
     if statistics.word != "calibrated":
         return None
     assert statistics.names is not None
-    images = np.bincount(screen.groups(statistics.by), minlength=len(statistics.names))
     file = training.calibration_file(path, named)
     label = training.Calibration.read(file).word if file.is_file() else "plate"
     measuring = Statistics.labelled(label, statistics.by, statistics.names, statistics.controls)
     known = training.check_calibration(network, file, measuring, transform)
     if again:
-        known = replace(known, plates=[], images=[], moments={})
-    known.warn_of_grown(statistics.names, screen.groups(statistics.by))
+        known = replace(known, plates=[], images=[], moments={}, data={})
+    groups = screen.groups(statistics.by)
+    known.compare(screen, statistics.names, groups, "measure_again", other_data, file)
     known.give(network, statistics.names)
     state = calibration_state(network)
     numbers = state.pop("plates").tolist()
     held = {group: {k: v[:, i] for k, v in state.items()} for i, group in enumerate(numbers)}
-    return Stored(network, file, known, measuring, transform, held, images)
+    return Stored(network, file, known, measuring, transform, held, screen, groups)

@@ -4,6 +4,7 @@ from biomass.training.calibrations import (
     Calibration,
     calibration_file,
     check_calibration,
+    plates_data,
     save_calibration,
     use_calibration,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "load_probe",
     "make_fabric",
     "measure_run",
+    "plates_data",
     "probed_part",
     "profile_loader",
     "read_calibration",

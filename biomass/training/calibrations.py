@@ -2,17 +2,19 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from biomass.errors import CheckpointError, DataError
+from biomass.errors import CheckpointError, DataError, one_line
+from biomass.fingerprint import BROKEN, image_keys, plate_difference, plate_fingerprint
 from biomass.models import digest
-from biomass.norms import Statistics, calibration_state, load_calibration, tuning_state
+from biomass.norms import WORDS, Statistics, calibration_state, load_calibration, tuning_state
 from biomass.screen import Screen
 from biomass.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -31,6 +33,8 @@ class Calibration:
         plates: names of the P plates.
         images: how many images each was measured on; -1 where that is not known.
         moments: of each norm, (2, P, C), as in :func:`biomass.norms.calibration_state`.
+        data: what plates were made of then, by their names; those of files written before this entry existed are not
+            in it.
     """
 
     word: str
@@ -40,6 +44,7 @@ class Calibration:
     plates: list[str]
     images: list[int]
     moments: dict[str, Tensor]
+    data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, encoder: nn.Module, statistics: Statistics, transform: object) -> "Calibration":
@@ -48,7 +53,12 @@ class Calibration:
 
     @classmethod
     def of(
-        cls, encoder: nn.Module, statistics: Statistics, transform: object, images: Mapping[str, int]
+        cls,
+        encoder: nn.Module,
+        statistics: Statistics,
+        transform: object,
+        images: Mapping[str, int],
+        data: Mapping[str, Any],
     ) -> "Calibration":
         """That of the plates that an encoder was calibrated on.
 
@@ -57,12 +67,14 @@ class Calibration:
             statistics: the word and the columns that it was calibrated with; names the plates.
             transform: what was done to an image.
             images: how many of each plate were read, by its name.
+            data: what each plate is made of, see :func:`plates_data`.
         """
         assert statistics.names is not None
         state = calibration_state(encoder)
         plates = [statistics.names[plate] for plate in state.pop("plates").tolist()]
         number = [images.get(plate, -1) for plate in plates]
-        return replace(cls.empty(encoder, statistics, transform), plates=plates, images=number, moments=state)
+        nothing = cls.empty(encoder, statistics, transform)
+        return replace(nothing, plates=plates, images=number, moments=state, data=dict(data))
 
     @classmethod
     def read(cls, file: Path) -> "Calibration":
@@ -76,9 +88,10 @@ class Calibration:
             return cls(
                 transform=state.get("transform"),  # a file of before these were kept lacks them
                 images=state.get("images", [-1] * len(state["plates"])),
+                data=dict(state.get("data", {})),
                 **{key: state[key] for key in ("word", "by", "encoder", "plates", "moments")},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"'{file}' holds no calibrated statistics; give a file that a calibration wrote"
             ) from error
@@ -97,6 +110,7 @@ class Calibration:
             plates=[*(self.plates[place] for place in kept), *newer.plates],
             images=[*(self.images[place] for place in kept), *newer.images],
             moments={key: torch.cat([self.moments[key][:, kept], value], 1) for key, value in newer.moments.items()},
+            data={name: of for name, of in self.data.items() if name not in set(newer.plates)} | newer.data,
         )
 
     def give(self, encoder: nn.Module, names: Sequence[str]) -> None:
@@ -107,15 +121,53 @@ class Calibration:
         moments = {key: value[:, where] for key, value in self.moments.items()}
         load_calibration(encoder, {"plates": torch.tensor(groups, dtype=torch.long), **moments})
 
-    def warn_of_grown(self, names: Sequence[str], groups: np.ndarray) -> None:
-        """Warn of plates that have more images now than they were measured on.
+    def compare(
+        self,
+        screen: Screen,
+        names: Sequence[str],
+        groups: np.ndarray,
+        advice: str,
+        other_data: bool = False,
+        file: Path | None = None,
+    ) -> None:
+        """Raise an error where a plate is not the one of that name that was measured; warn of those that have grown.
 
         Args:
-            names: of the groups of a screen.
-            groups: (N,) of its rows.
+            screen: that the statistics are taken for.
+            names: of its groups.
+            groups: (N,) of its rows, -1 where a row is not used.
+            advice: of the error.
+            other_data: warn of other plates, too.
+            file: where the statistics come from, for messages.
+
+        Raises:
+            DataError: names the first such plate, and what is not the same.
         """
+        self._warn_of_grown(names, groups)
+        known = [group for group in np.unique(groups[groups >= 0]).tolist() if names[group] in self.data]
+        if not known:
+            return
+        keys, matters = image_keys(screen), self.word not in ("plate", "block")
+        others = []
+        for group, rows in _members(screen, groups, self.word, known).items():
+            try:
+                found = plate_difference(self.data[names[group]], screen, rows, keys, matters)
+            except BROKEN as error:
+                raise CheckpointError(
+                    f"what is stored of plate '{names[group]}' is damaged ({one_line(error)}); measure it again", advice
+                ) from error
+            others += [(names[group], found)] * (found is not None)
+        if others:
+            where = "" if file is None else f" in '{file}'"
+            more = f"; {len(others) - 1} more plates are others, too" if len(others) > 1 else ""
+            said = f"plate '{others[0][0]}' is not the one whose statistics are stored{where}: {others[0][1]}{more}"
+            if not other_data:
+                raise DataError(said, advice)
+            log.warning("%s; they are taken all the same", said)
+
+    def _warn_of_grown(self, names: Sequence[str], groups: np.ndarray) -> None:
         measured = dict(zip(self.plates, self.images, strict=True))
-        counts = np.bincount(groups, minlength=len(names)).tolist()
+        counts = np.bincount(groups[groups >= 0], minlength=len(names)).tolist()
         grown = [
             (name, count) for name, count in zip(names, counts, strict=True) if 0 <= measured.get(name, -1) < count
         ]
@@ -138,6 +190,34 @@ class Calibration:
                 continue
             shown = "other weights" if key == "encoder" else f"{key} {own}, not {value}"
             raise CheckpointError(f"'{file}' was calibrated with {shown}; calibrate again", "calibrate")
+
+
+def plates_data(
+    screen: Screen, names: Sequence[str], groups: np.ndarray, label: str, only: Iterable[int]
+) -> dict[str, Any]:
+    """What plates are made of, by name, to be kept with their statistics.
+
+    Args:
+        screen: that they were measured on.
+        names: of its groups.
+        groups: (N,) of its rows, -1 for those that were not read.
+        label: of the statistics: those of controls do not depend on other images.
+        only: the groups that were measured.
+    """
+    keys = image_keys(screen)
+    members = _members(screen, groups, label, only)
+    return {names[group]: plate_fingerprint(screen, rows, keys) for group, rows in members.items()}
+
+
+def _members(screen: Screen, groups: np.ndarray, label: str, only: Iterable[int]) -> dict[int, np.ndarray]:
+    """The rows of some groups that statistics are taken from; without groups that have none."""
+    statistics = Statistics.labelled(label, (), None, "negative")
+    rows = np.flatnonzero(np.isin(groups, list(only)))
+    if WORDS[statistics.word].needs_controls:
+        rows = rows[screen.reference(statistics.controls)[rows]]
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    found, starts = np.unique(groups[rows], return_index=True)
+    return dict(zip(found.tolist(), np.split(rows, starts[1:]), strict=True)) if len(rows) else {}
 
 
 def _weights(encoder: nn.Module, statistics: Statistics) -> str:
@@ -184,7 +264,12 @@ def check_calibration(encoder: nn.Module, file: Path, statistics: Statistics, tr
 
 
 def save_calibration(
-    encoder: nn.Module, file: Path, statistics: Statistics, transform: object, images: Mapping[str, int]
+    encoder: nn.Module,
+    file: Path,
+    statistics: Statistics,
+    transform: object,
+    images: Mapping[str, int],
+    data: Mapping[str, Any],
 ) -> list[str]:
     """Write the calibrated statistics of ``encoder``; other plates that the file holds with these weights stay.
 
@@ -194,6 +279,7 @@ def save_calibration(
         statistics: the word and the columns that it was calibrated with; names the plates.
         transform: what was done to an image.
         images: how many of each plate were read, by its name.
+        data: what each plate is made of, see :func:`plates_data`.
 
     Returns:
         The names of all plates in the file.
@@ -201,7 +287,7 @@ def save_calibration(
     Raises:
         CheckpointError: as :func:`check_calibration`.
     """
-    new = Calibration.of(encoder, statistics, transform, images)
+    new = Calibration.of(encoder, statistics, transform, images, data)
     whole = check_calibration(encoder, file, statistics, transform).merged(new)
     whole.save(file)
     return whole.plates
@@ -215,6 +301,7 @@ def use_calibration(
     screen: Screen,
     transform: object,
     splits: Sequence[str] = (),
+    other_data: bool = False,
 ) -> None:
     """Give ``encoder`` its calibrated statistics, if it is to take them; else do nothing.
 
@@ -226,10 +313,11 @@ def use_calibration(
         screen: what the encoder will run on,
         transform: after this was done to an image.
         splits: which of the screen is used; none for all.
+        other_data: take the statistics of a plate although it is another one now.
 
     Raises:
         CheckpointError: there is no such file, or it belongs to other weights, columns or transforms.
-        DataError: a group that is used is not in the file; names the first.
+        DataError: a group that is used is not in the file, or not the one that was measured; names the first.
     """
     if statistics.word != "calibrated":
         return
@@ -239,8 +327,9 @@ def use_calibration(
         raise CheckpointError(f"there are no calibrated statistics '{file}'; calibrate the plates first", "calibrate")
     known = Calibration.read(file)
     known.check(file, by=list(statistics.by), encoder=digest(encoder), transform=repr(transform))
-    rows = screen.table["split"].isin(splits).to_numpy() if splits else slice(None)
-    used = np.unique(screen.groups(statistics.by)[rows])
+    rows = screen.table["split"].isin(splits).to_numpy() if splits else np.ones(len(screen), bool)
+    groups = screen.groups(statistics.by)
+    used = np.unique(groups[rows])
     there = set(known.plates)
     missing = [statistics.names[group] for group in used if statistics.names[group] not in there]
     if missing:
@@ -249,4 +338,6 @@ def use_calibration(
             f"plate '{missing[0]}'{others} is not among the {len(known.plates)} plates of '{file}'; calibrate it, too",
             "calibrate",
         )
+    of_used = np.where(np.isin(groups, used), groups, -1)
+    known.compare(screen, statistics.names, of_used, "calibrate_again", other_data, file)
     known.give(encoder, statistics.names)

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import logging
 import pickle
 import pkgutil
 import re
@@ -15,11 +16,14 @@ import torch
 
 from biomass.atomic import whole_file
 from biomass.errors import CheckpointError, one_line
+from biomass.fingerprint import BROKEN, first_difference
 from biomass.keys import KEYS, may_change
 
 LAST, BEST = "last.pt", "best.pt"
 _STARTS = (b"PK", b"\x80\x02")  # of files that torch.save writes, today's and those of old
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 _OF_A_RUN = ("architecture", "config", "network", "optimizer", "schedule", "progress", "random")
 
@@ -165,8 +169,8 @@ class Checkpoints:
         return state | {"path": str(path)}
 
 
-def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None:
-    """Refuse to go on with another network, or with settings that the run did not begin with. Call it before writing.
+def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any], other_data: bool = False) -> None:
+    """Refuse to go on with another network, other data, or settings that the run did not begin with; before writing.
 
     Longer or shorter training, other devices and other places of the same files do not make another run, see
     :data:`biomass.keys.KEYS`. A key that only one side has counts as null, or as what runs did before there was such a
@@ -175,21 +179,45 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any]) -> None
     Args:
         state: as :meth:`Checkpoints.to_resume` gives it.
         about: what this run's checkpoints will carry beside their state: ``architecture``, ``config``, the settings of
-            its ``method``, and the digest of the ``encoder`` that a probe stands on.
+            its ``method``, the digest of the ``encoder`` that a probe stands on, and the fingerprint of its ``data``.
+        other_data: go on with other data all the same, and say so.
 
     Raises:
         CheckpointError: names the first difference.
     """
     if state is None:
         return
-    _compare(state["path"], leaves(state["architecture"]), leaves(about["architecture"]))
     for part in ("config", "method"):
         _compare(state["path"], *(_settings(side.get(part, {}), part) for side in (state, about)))
+    _compare_data(state, about, other_data)  # before what follows from it, such as the number of classes
+    _compare(state["path"], leaves(state["architecture"]), leaves(about["architecture"]))
     if state.get("encoder") != about.get("encoder"):
         raise CheckpointError(
             f"checkpoint '{state['path']}' is a probe of another encoder; give the one that it began with, or start a "
             "new run"
         )
+
+
+def _compare_data(state: Mapping[str, Any], about: Mapping[str, Any], other_data: bool) -> None:
+    if "data" not in state:  # it was written before data had fingerprints
+        log.info("checkpoint '%s' does not say what data it was trained on: they are not compared", state["path"])
+        return
+    try:
+        found = first_difference(state["data"], about["data"])
+    except BROKEN as error:
+        raise CheckpointError(
+            f"checkpoint '{state['path']}' is damaged where it says what data it was trained on ({one_line(error)}); "
+            "copy it again, or start a new run from its weights"
+        ) from error
+    if found is None:
+        return
+    if not other_data:
+        raise CheckpointError(
+            f"the data are not those that '{state['path']}' was trained on: {found}; give it the same data, or start a "
+            "new run",
+            "other_data",
+        )
+    log.warning("goes on with other data than those that '%s' was trained on: %s", state["path"], found)
 
 
 def _compare(path: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -112,15 +112,17 @@ def test_stored_moments_are_taken_and_others_are_measured(profile, run, caplog):
     run("calibrate", *CELLS, "run_name=c")
     profile("run_name=p")
     assert "8 plates have moments in" in caplog.text
-    assert "measure_again=true" in caplog.text  # plates are told by their names alone
+    assert "measure_again=true" not in caplog.text  # the images are those that were measured
     assert "are measured now" not in caplog.text
     state = torch.load("checkpoints/encoder/last.calibrated.pt")
+    assert set(state.pop("data")) == set(state["plates"])  # as files of an earlier version are
     names = state["plates"]
     state["plates"], state["images"] = names[:3], state["images"][:3]
     state["moments"] = {name: value[:, :3] * 2 for name, value in state["moments"].items()}
     torch.save(state, "some.pt")
     before = written("p")
     profile("run_name=p", "calibration=some.pt")
+    assert "3 of them by their names alone" in caplog.text
     assert "5 plates are measured now" in caplog.text
     assert {file for file, time in written("p").items() if time != before[file]} == set(
         before

@@ -183,11 +183,12 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(fabric, encoder, tmp_
     (tmp_path / "parts/Week2/P1.parquet").write_bytes(b"PAR1 cut off")
     cells = make_screen(cells.table, Counting(cells.pixels.array, cells.pixels.channels), cells.classes)
     found = profile(fabric, encoder, cells, tmp_path / "parts")
-    assert Counting.count == 9 + 10  # three cells a plate, to compare, and those of the third plate
+    compared = 3 * (3 + 10)  # three cells a plate as before, and the sample, which is all of such small plates
+    assert Counting.count == compared + 10  # and those of the third plate
     assert [file.stat().st_mtime_ns for file in written] == stamps
     pd.testing.assert_frame_equal(found, whole)
     pd.testing.assert_frame_equal(profile(fabric, encoder, cells, tmp_path / "parts"), whole)
-    assert Counting.count == 9 + 10 + 9
+    assert Counting.count == compared + 10 + compared
 
 
 def test_profiles_of_other_pixels_are_made_anew(fabric, encoder, tmp_path):

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from biomass.errors import CheckpointError, ConfigError
+from biomass.fingerprint import fingerprint
+from biomass.screen import COLUMNS, VectorPixels, make_screen
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
 
 
@@ -159,6 +163,21 @@ def test_longer_training_elsewhere_is_the_same_run():
     config = {"seed": 0, "num_epochs": 9, "device": "cuda", "trainer": {"precision": "bf16"}, "dataloaders": data}
     check_resume(RUN | {"path": "x.pt"}, RUN | {"config": config})
     check_resume(None, {})
+
+
+def test_other_data_are_refused_unless_that_is_asked_for(caplog):
+    images = np.arange(8).reshape(2, 1, 2, 2)
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, "") | {"plate": ["A", "B"], "label": -1})
+    before, now = (fingerprint(make_screen(table, VectorPixels(one, ("dna",)), [])) for one in (images, images + 1))
+    check_resume(RUN | {"path": "x.pt", "data": before}, RUN | {"data": before})
+    with pytest.raises(CheckpointError, match=r"'x.pt' was trained on: 2 of 2 .* have other pixels") as caught:
+        check_resume(RUN | {"path": "x.pt", "data": before}, RUN | {"data": now})
+    assert caught.value.advice == "other_data"
+    with caplog.at_level("INFO"):
+        check_resume(RUN | {"path": "x.pt", "data": before}, RUN | {"data": now}, other_data=True)
+        check_resume(RUN | {"path": "old.pt"}, RUN | {"data": now})
+    assert "other data than those that 'x.pt' was trained on: 2 of 2" in caplog.text
+    assert "'old.pt' does not say what data" in caplog.text
 
 
 def read(path, shuffle=False, *, missing="error"):

@@ -1,0 +1,434 @@
+"""What a Screen is made of, as plain values, and the first difference between two in words.
+
+A checkpoint carries the fingerprint of the data that it was trained on (:func:`fingerprint`), a file of calibrated
+statistics that of each plate (:func:`plate_fingerprint`). Whatever goes on from them is compared first.
+
+The table is hashed as a whole: each row, its place, and each value with the image that it belongs to. Of the pixels a
+sample is hashed, drawn by the names of the images, the same on every machine. So one changed image among many is
+noticed if it is in the sample, or if the images come from a packed store, whose checksums are compared, too.
+
+Neither folders, nor numbers that categories have in memory, nor columns that nothing uses make a difference.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+
+from biomass.errors import BadImageError
+from biomass.screen import COLUMNS, FIELD, PLATE, Screen
+
+VERSION = 1
+"""Of what is hashed and how; fingerprints of other versions are not compared."""
+
+IMAGES = 64
+"""Images of a screen whose pixels are hashed, or all where it has no more than twice as many; fewer where they are
+large, see :data:`VALUES`."""
+
+PLATE_IMAGES = 16
+"""The same of a plate."""
+
+VALUES = 2**27
+"""Pixel values of a screen that are hashed at most, if that leaves 8 images; of a plate an eighth, and 2 images."""
+
+_AT_ONCE = 2**24
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_CELL = "cell"  # the column that tells the cells of a field from each other, where a source has it
+_LAST = 2**64 - 1
+_Hashes = list[str] | None
+_Pair = tuple[str, _Hashes, _Hashes]  # an image's name, and its hashes then and now
+
+
+@runtime_checkable
+class Summed(Protocol):
+    """Pixels whose source has checksums of all of them."""
+
+    def checksum(self) -> str:
+        """Of the images of all rows."""
+
+
+def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
+    """What a screen is made of.
+
+    Args:
+        screen: whose images are there; of a few of them the pixels are read.
+        columns: that matter beside the canonical ones, such as those that statistics are taken over.
+
+    Returns:
+        Plain values: ``channels``, ``size``, ``dtype``, ``classes``, and how many rows each class, plate and split has;
+        a hash for each column, and for the ``order`` of the rows; the ``sample`` of images by their keys, with the
+        values of their rows and a hash a channel, None where an image cannot be read; and the ``store``'s checksum.
+
+    >>> from biomass.screen import VectorPixels, make_screen
+    >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 3) | {"plate": ["A", "A", "B"], "label": [0, 1, 1]})
+    >>> images = np.arange(12).reshape(3, 1, 2, 2)
+    >>> before = fingerprint(make_screen(table, VectorPixels(images, ("DNA",)), ["DMSO", "taxol"]))
+    >>> before["size"], before["counts"]["plate"]
+    ([2, 2], {'/A': 2, '/B': 1})
+    >>> images[1] += 1
+    >>> now = fingerprint(make_screen(table, VectorPixels(images, ("DNA",)), ["DMSO", "taxol"]))
+    >>> first_difference(before, now)
+    "1 of 3 sampled images has other pixels, such as 'row 1'"
+    """
+    keys, table = image_keys(screen), screen.table
+    used = [one for one in dict.fromkeys((*COLUMNS, *columns)) if one in table]
+    values = {one: table[one] if one != "label" else _class_names(screen) for one in used}
+    hashes = {one: _hashes(column) for one, column in values.items()}
+    number = _images(screen, len(screen), IMAGES, VALUES, 8)
+    sampled = _spread(keys, screen.plate_ids, pd.factorize(table["split"])[0], number)
+    pixels, dtype = _pixels(screen, sampled)
+    sample = {
+        f"{keys[row]:016x}": {
+            "name": _name(screen, row),
+            "values": {one: str(column.iloc[row]) for one, column in values.items()},
+            "pixels": of_row,
+        }
+        for row, of_row in zip(sampled.tolist(), pixels, strict=True)
+    }
+    of_plates = (
+        table.iloc[np.unique(screen.plate_ids, return_index=True)[1]][list(PLATE)].astype(str).agg("/".join, axis=1)
+    )
+    counts = {
+        "plate": dict(zip(of_plates, np.bincount(screen.plate_ids).tolist(), strict=True)),
+        "split": _counts(table["split"]),
+        "class": _counts(values["label"]),
+    }
+    return {
+        "version": VERSION,
+        "channels": [str(name) for name in screen.pixels.channels],
+        "size": [int(length) for length in screen.pixels.size],
+        "dtype": dtype,
+        "classes": list(screen.classes),
+        "counts": counts,
+        "columns": {one: _sum(of if one in FIELD else _mix(keys, of)) for one, of in hashes.items()},
+        "order": hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=16).hexdigest(),
+        "sample": sample,
+        "store": screen.pixels.checksum() if isinstance(screen.pixels, Summed) else None,
+    }
+
+
+BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What comparing raises where one of the two is no fingerprint, such as in a file that was not written by us."""
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What tells two screens apart, in words; None where nothing is known to.
+
+    Args:
+        before: the fingerprint of one, as it was kept.
+        now: that of another.
+    """
+    if before.get("version") != now["version"]:
+        return None
+    for key, what in {"channels": "channels", "size": "size", "dtype": "type"}.items():
+        if None not in (before[key], now[key]) and before[key] != now[key]:
+            return f"the {what} of the images is {_shown(now[key])}, it was {_shown(before[key])}"
+    pairs = [
+        (row["name"], before["sample"][key]["pixels"], row["pixels"])
+        for key, row in now["sample"].items()
+        if key in before["sample"]
+    ]
+    differences = (
+        _of_classes(before["classes"], now["classes"]),
+        _of_counts("plate", "images", before, now),
+        _of_counts("split", "rows", before, now),
+        _of_counts("class", "images", before, now),
+        _of_columns(before, now),
+        _of_pixels(pairs, now["channels"]),
+    )
+    found = next(filter(None, differences), None)
+    if found is None and None not in (before["store"], now["store"]) and before["store"] != now["store"]:
+        return "the packed store holds other pixels, by its checksums"
+    return found
+
+
+def image_keys(screen: Screen) -> np.ndarray:
+    """What tells each image from all others whatever the order of the table, (N,) uint64.
+
+    It is made of the names of plate, well and site, of the number of a cell, and, where several rows have all of these
+    in common, of the place among them.
+    """
+    names = _named(screen.table)
+    return _mix(names, pd.Series(names).groupby(names, sort=False).cumcount().to_numpy(np.uint64))
+
+
+def _named(table: pd.DataFrame) -> np.ndarray:
+    """What images are called, (n,) uint64: the same for cells of a field that have no numbers."""
+    names = np.zeros(len(table), np.uint64)
+    for column in (*FIELD, *[_CELL] * (_CELL in table)):
+        names = _mix(names, _hashes(table[column]))
+    return names
+
+
+def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dict[str, Any]:
+    """What a plate is made of: its images with the smallest keys.
+
+    Args:
+        screen: whose plate it is.
+        rows: (n,) of the plate, ascending.
+        keys: (N,) of the screen, see :func:`image_keys`.
+
+    Returns:
+        Plain values: ``size``, ``dtype``, ``channels``, and the ``sample``: by its key, the name of each image, what it
+        is a control of, how many are called alike, and a hash a channel. All others of the plate have keys above
+        ``below``.
+    """
+    number = _images(screen, len(rows), PLATE_IMAGES, VALUES // 8, 2)
+    chosen = rows[np.argsort(keys[rows], kind="stable")[:number]]
+    names = _named(screen.table.iloc[rows])
+    controls = dict(zip(chosen.tolist(), screen.table["control"].iloc[chosen].astype(str), strict=True))
+    pixels, dtype = _pixels(screen, chosen)
+    return {
+        "version": VERSION,
+        "channels": [str(name) for name in screen.pixels.channels],
+        "size": [int(length) for length in screen.pixels.size],
+        "dtype": dtype,
+        "below": f"{int(keys[chosen].max()) if len(rows) > number else _LAST:016x}",
+        "sample": {
+            f"{keys[row]:016x}": {
+                "name": _name(screen, row),
+                "control": controls[row],
+                "alike": int((names == names[rows == row]).sum()),
+                "pixels": of_row,
+            }
+            for row, of_row in zip(chosen.tolist(), pixels, strict=True)
+        },
+    }
+
+
+def plate_difference(
+    before: Mapping[str, Any], screen: Screen, rows: np.ndarray, keys: np.ndarray, controls: bool = False
+) -> str | None:
+    """What tells a plate from what is called so in a screen, in words; None where nothing is known to.
+
+    A plate that has grown is no other plate, nor is a part of it.
+
+    Args:
+        before: the fingerprint of the plate, as it was kept.
+        screen, rows, keys: as in :func:`plate_fingerprint`.
+        controls: whether it matters which images are controls.
+    """
+    if before.get("version") != VERSION:
+        return None
+    size = [int(length) for length in screen.pixels.size]
+    if size != before["size"]:
+        return f"the size of the images is {_shown(size)}, it was {_shown(before['size'])}"
+    sample, own = before["sample"], keys[rows]
+    asked = np.array([int(key, 16) for key in sample], np.uint64)
+    gone = int((~np.isin(asked, own)).sum())
+    new = int((~np.isin(own[own <= np.uint64(int(before["below"], 16))], asked)).sum())
+    if gone and new:
+        name = next(one["name"] for key, one in sample.items() if int(key, 16) not in set(own.tolist()))
+        which = f"{gone} of {len(sample)}" if gone < len(sample) else f"all {gone}"
+        return f"{which} sampled images are not there any more, such as '{name}', and others are"
+    there = np.sort(rows[np.isin(own, asked)])
+    for row in there.tolist() if controls else ():
+        before_it, of_it = sample[f"{keys[row]:016x}"]["control"], str(screen.table["control"].iloc[row])
+        if before_it != of_it:
+            return f"'{_name(screen, row)}' is {of_it or 'no'} control, and was {before_it or 'none'}"
+    pixels, dtype = _pixels(screen, there)
+    if None not in (dtype, before["dtype"]) and dtype != before["dtype"]:
+        return f"the type of the images is {dtype}, it was {before['dtype']}"
+    channels = list(screen.pixels.channels)
+    both = [name for name in before["channels"] if name in channels]
+    whole = any(one is not None and len(one) != len(channels) for one in pixels)  # vectors have one hash
+
+    def some(hashes: _Hashes, order: Sequence[str]) -> _Hashes:
+        return hashes if hashes is None or whole else [hashes[order.index(name)] for name in both]
+
+    pairs: list[_Pair] = []
+    names: np.ndarray | None = None
+    for row, of_row in zip(there.tolist(), pixels, strict=True):
+        was, now = some(sample[f"{keys[row]:016x}"]["pixels"], before["channels"]), some(of_row, channels)
+        if was is None or now is None:
+            continue
+        if was != now:  # cells without a number may only stand in another order
+            names = _named(screen.table.iloc[rows]) if names is None else names
+            alike = rows[names == names[rows == row]]
+            if len(alike) != sample[f"{keys[row]:016x}"]["alike"]:
+                continue
+            now = was if any(some(one, channels) == was for one in _pixels(screen, alike)[0]) else now
+        pairs.append((_name(screen, row), was, now))
+    return _of_pixels(pairs, both)
+
+
+# --- hashes -----------------------------------------------------------------------------------------------------------
+
+
+def _mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A hash of pairs of hashes, uint64: the end of SplitMix64, in which every bit depends on every bit."""
+    mixed: np.ndarray = one * _GOLDEN + other
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _hashes(values: pd.Series) -> np.ndarray:
+    """A hash of each value as text, (N,) uint64, whatever type the column has."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        codes, names = values.cat.codes.to_numpy(), values.cat.categories
+    else:
+        codes, names = pd.factorize(values)
+    texts = (str(name).encode("utf-8", "surrogatepass") for name in names)
+    known = [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in texts]
+    return np.array([*known, 0], np.uint64)[codes]  # the last is for what is missing, -1
+
+
+def _sum(hashes: np.ndarray) -> str:
+    """A hash of all, in whatever order."""
+    return f"{int(hashes.sum(dtype=np.uint64)):016x}"
+
+
+def _class_names(screen: Screen) -> pd.Series:
+    """The class of each row by its name."""
+    classes = pd.Index([*screen.classes, ""])
+    codes = np.where(screen.labels < 0, len(screen.classes), screen.labels)
+    if classes.is_unique:
+        return pd.Series(pd.Categorical.from_codes(codes, classes))
+    return pd.Series(classes.to_numpy()[codes])
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    counts = values.value_counts(sort=False)
+    return {str(name): int(number) for name, number in counts.items() if number}
+
+
+def _spread(keys: np.ndarray, plates: np.ndarray, splits: np.ndarray, number: int) -> np.ndarray:
+    """Some rows, ascending: the smallest keys of every plate in every split, the same number of each if it can be."""
+    parts = pd.factorize(plates * (splits.max() + 2) + splits)[0]
+    order = np.lexsort((keys, parts))
+    sizes = np.bincount(parts)
+    rank = np.empty(len(keys), np.int64)
+    rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    some = np.flatnonzero(rank < number)
+    return np.sort(some[np.lexsort((keys[some], rank[some]))[:number]])
+
+
+def _images(screen: Screen, there: int, most: int, values: int, least: int) -> int:
+    """How many images are sampled of those that are there."""
+    of_one = len(screen.pixels.channels) * int(np.prod(screen.pixels.size))
+    number = int(np.clip(values // max(1, of_one), least, most))
+    return there if there <= 2 * number else number
+
+
+def _pixels(screen: Screen, rows: np.ndarray) -> tuple[list[list[str] | None], str | None]:
+    """A hash of each channel of the images of some rows, None where one cannot be read; and their type."""
+    of_one = len(screen.pixels.channels) * int(np.prod(screen.pixels.size))
+    at_once = max(1, _AT_ONCE // max(1, of_one))
+    found: list[list[str] | None] = []
+    dtype = None
+    for start in range(0, len(rows), at_once):
+        for image in _read(screen, rows[start : start + at_once]):
+            dtype = dtype if image is None else image.dtype.name
+            found.append(None if image is None else [_digest(one) for one in (image if image.ndim == 3 else [image])])
+    return found, dtype
+
+
+def _read(screen: Screen, rows: np.ndarray) -> list[np.ndarray | None]:
+    """The images of some rows, None for those that cannot be read."""
+    try:
+        return list(screen.read(rows))
+    except BadImageError:
+        if len(rows) == 1:
+            return [None]
+        return [image for half in np.array_split(rows, 2) for image in _read(screen, half)]
+
+
+def _name(screen: Screen, row: int) -> str:
+    """The image of a row for messages: the end of its path, which is the same in another folder."""
+    return "/".join(PurePath(screen.pixels.name(int(row))).parts[-3:])
+
+
+def _digest(values: np.ndarray) -> str:
+    plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return hashlib.blake2b(plain.tobytes(), digest_size=8).hexdigest()
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return " x ".join(map(str, value)) if value and isinstance(value[0], int) else ", ".join(value)
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name or 'none'}'" for name in names[:1]) + (f" and {len(names) - 1} more" if names[1:] else "")
+
+
+def _of_names(what: str, before: Sequence[str], now: Sequence[str]) -> str | None:
+    """Which of some names are gone, and which are new."""
+    gone = [name for name in before if name not in set(now)]
+    new = [name for name in now if name not in set(before)]
+    said = [f"{what} {_and_more(gone)} {'is' if len(gone) == 1 else 'are'} not there any more"] * bool(gone)
+    said += [f"{what} {_and_more(new)} {'is' if len(new) == 1 else 'are'} new"] * bool(new)
+    return ", and ".join(said) or None
+
+
+def _of_classes(before: Sequence[str], now: Sequence[str]) -> str | None:
+    if list(before) == list(now):
+        return None
+    named = _of_names("class", before, now)
+    if named is not None:
+        return named
+    place = next((n for n, (was, name) in enumerate(zip(before, now, strict=False)) if was != name), None)
+    if place is None:
+        return f"there are {len(now)} classes, there were {len(before)}"
+    return f"class {place} is '{now[place]}', it was '{before[place]}': the classes are in another order"
+
+
+def _of_counts(what: str, of: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Which plates, splits or classes are gone, are new, or have another number of rows."""
+    was, there = before["counts"][what], now["counts"][what]
+    named = _of_names(what, list(was), list(there))
+    if named is not None:
+        return named
+    other = [name for name in was if was[name] != there[name]]
+    if not other:
+        return None
+    name, more = other[0], f", and {len(other) - 1} more have another number" if len(other) > 1 else ""
+    if not name:
+        return f"{there[name]:,} {of} have no {what}, {was[name]:,} had none{more}"
+    return f"{what} '{name}' has {there[name]:,} {of}, it had {was[name]:,}{more}"
+
+
+def _of_columns(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Which column has other values, with an image for which it is so, or whether the rows have another order."""
+    columns = [one for one, of in before["columns"].items() if now["columns"].get(one, of) != of]
+    if not columns:
+        return "the rows of the table are in another order" if before["order"] != now["order"] else None
+    for column in columns:
+        for key, row in before["sample"].items():
+            other = now["sample"].get(key, row)
+            if row["values"][column] != other["values"][column]:
+                was, value = row["values"][column], other["values"][column]
+                return f"column '{column}' has other values, such as '{value}' for '{other['name']}', it was '{was}'"
+    return f"column '{columns[0]}' has other values for some images"
+
+
+def _of_pixels(pairs: Sequence[_Pair], channels: Sequence[str]) -> str | None:
+    """Which of some images have other pixels.
+
+    Args:
+        pairs: name and hashes of each image, before and now; None where it cannot be read.
+        channels: that the hashes are of.
+    """
+    changed = [name for name, was, now in pairs if None not in (was, now) and was != now]
+    lost = [name for name, was, now in pairs if was is not None and now is None]
+    mended = [name for name, was, now in pairs if was is None and now is not None]
+    of, where = f"of {len(pairs)} sampled images", ""
+    if changed:
+        places = {
+            n for _, was, now in pairs for n, (a, b) in enumerate(zip(was or (), now or (), strict=False)) if a != b
+        }
+        if len(places) < len(channels):
+            where = f" in {', '.join(channels[place] for place in sorted(places))}"
+        has = "has" if len(changed) == 1 else "have"
+        return f"{len(changed)} {of} {has} other pixels{where}, such as '{changed[0]}'"
+    if lost:
+        return f"{len(lost)} {of} cannot be read any more, such as '{lost[0]}'"
+    return f"{len(mended)} {of} can be read now, such as '{mended[0]}'" if mended else None
