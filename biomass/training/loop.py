@@ -22,6 +22,7 @@ from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints
 from biomass.training.logger import RunLogger
+from biomass.training.schema import check_fits
 
 log = logging.getLogger(__name__)
 
@@ -394,6 +395,7 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 
 
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
+    check_fits(state, unwrap(run.network), run.objective, run.optimizer, run.lr_schedule)
     unwrap(run.network).load_state_dict(state["network"])
     if isinstance(run.objective, nn.Module):
         run.objective.load_state_dict(state["objective"])
