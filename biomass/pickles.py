@@ -90,7 +90,7 @@ class PickleReader:
         try:
             for opcode, argument, _ in pickletools.genops(file):
                 steps += 1
-                if opcode.name in ("PROTO", "STOP"):
+                if opcode.name == "STOP" or (opcode.name == "PROTO" and argument == 2):
                     continue
                 if opcode.name in _VALUES:
                     self.stack.append(argument)

@@ -144,6 +144,8 @@ def _check_entries(entries: dict[str, zipfile.ZipInfo], every: list[zipfile.ZipI
     if len(entries) < len(every) or len({entry.filename.partition("/")[0] for entry in every}) > 1:
         raise damaged("two of its entries have one name")
     for entry in every:
+        if entry.external_attr & 0x10 or entry.is_dir():  # torch would read nothing there
+            raise damaged(f"'{entry.filename}' is a folder")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
             raise RefusedError("is compressed, which torch.save does not do; save the state dict of its network again")
     if sum(entry.file_size for entry in every) > size:
