@@ -72,6 +72,8 @@ def load_run(path: Path) -> dict[str, Any]:
     """
     state = load_checkpoint(path)
     missing = next((key for key in RUN if key not in state), None)
+    if missing is None and not isinstance(state["architecture"], dict):
+        missing = "architecture"
     if missing is not None:
         raise CheckpointError(
             f"checkpoint '{path}' has no '{missing}', so that no run can go on from it; start a new run from "

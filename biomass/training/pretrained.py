@@ -142,7 +142,7 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
     network = state.get("network")
     try:
         architecture = Architecture.from_dict(state["architecture"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, ConfigError) as error:
         found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
         raise CheckpointError(
             f"checkpoint '{path}' has the architecture {found}, which is not one of this package; "

@@ -5,7 +5,7 @@ keys, of which type, in which range. What a checkpoint says beyond that is let b
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def check_fits(
         found = difference(state.get("objective", {}), objective.state_dict())
     try:
         _optimizer_fits(state["optimizer"], optimizer)
-        _schedule_fits(state, schedule, len(optimizer.param_groups))
+        _schedule_fits(state, schedule)
     except _WrongError as wrong:
         found = found or str(wrong)
     if found is not None:
@@ -165,6 +165,10 @@ def _whole(value: object, low: int = 0, high: int = 2**53) -> bool:
 
 def _real(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
     return type(value) in (int, float) and math.isfinite(float(value)) and low <= value <= high  # type: ignore[arg-type, operator]
+
+
+def _one_of(value: object, words: Iterable[str]) -> bool:
+    return isinstance(value, str) and value in {*words}
 
 
 def _mapping(where: str, value: Any, *required: str) -> None:
@@ -242,7 +246,7 @@ def _architecture(where: str, value: Any) -> None:
 
 def _probe(where: str, value: Any) -> None:
     _mapping(where, value)
-    _need(value["pooler"] in _POOLERS, f"{where}.pooler", value["pooler"], f"one of {', '.join(_POOLERS)}")
+    _need(_one_of(value["pooler"], _POOLERS), f"{where}.pooler", value["pooler"], f"one of {', '.join(_POOLERS)}")
     for name in value.keys() & {"in_features", "d_out"}:
         _need(_whole(value[name], 1, _MOST["width"]), f"{where}.{name}", value[name], "a number of features")
 
@@ -271,7 +275,7 @@ def _method(where: str, value: Any) -> None:
     _mapping(where, value)
     _plain(where, value)
     for name in value.keys() & {"train", "eval"}:
-        _need(value[name] in WORDS, f"{where}.{name}", value[name], f"one of {', '.join(WORDS)}")
+        _need(_one_of(value[name], WORDS), f"{where}.{name}", value[name], f"one of {', '.join(WORDS)}")
     for name in value.keys() & {"train_by", "eval_by"}:
         _texts(f"{where}.{name}", value[name])
     _need(isinstance(value.get("controls", ""), str), f"{where}.controls", value.get("controls"), "a word")
@@ -344,7 +348,7 @@ def _tuning(where: str, value: Any) -> None:
     shares, mode = value["treated"], value.get("mode", "classes")
     fits = isinstance(shares, list | tuple) and all(_real(one, 0, 1 + 1e-6) for one in shares)
     _need(fits, f"{where}.treated", shares, "a list of shares from 0 to 1")
-    _need(mode in MODES, f"{where}.mode", mode, f"one of {', '.join(MODES)}")
+    _need(_one_of(mode, MODES), f"{where}.mode", mode, f"one of {', '.join(MODES)}")
     for names, low, high in (
         (("shrinkage", "prior_rows", "trust"), 0.0, math.inf),
         (("evenness", "strength"), 1e-9, 1),
@@ -433,22 +437,34 @@ def _optimizer_fits(found: Mapping[str, Any], optimizer: Any) -> None:
             value = tuple(value) if isinstance(value, list) else value
             _need(value == expected, f"optimizer.param_groups.{number}.{name}", value, repr(expected))
         for place, parameter in zip(group["params"], own["params"], strict=True):
-            for name, one in found["state"].get(place, {}).items():
+            moments = found["state"].get(place)
+            for name in () if moments is None else ("step", "exp_avg", "exp_avg_sq"):
+                one = moments.get(name)
+                where = f"optimizer.state.{place}.{name}"
+                fits = isinstance(one, Tensor) or (name == "step" and _real(one, 0))
+                _need(fits, where, one, "what an optimizer remembers")
                 if isinstance(one, Tensor):
-                    shape = () if name == "step" else tuple(parameter.shape)
-                    _numbers(f"optimizer.state.{place}.{name}", one, shape=shape)
+                    _numbers(where, one, shape=() if name == "step" else tuple(parameter.shape))
     known = {place for group in found["param_groups"] for place in group["params"]}
     unknown = next((place for place in found["state"] if place not in known), None)
     _need(unknown is None, "optimizer.state", unknown, "a parameter of it")
 
 
-def _schedule_fits(state: Mapping[str, Any], schedule: LRScheduler, groups: int) -> None:
+def _schedule_fits(state: Mapping[str, Any], schedule: LRScheduler) -> None:
     found, own = state["schedule"], schedule.state_dict()
-    for name in own.keys() & found.keys() & {"base_lrs", "_last_lr", "lr_lambdas"}:
-        _need(len(found[name]) == groups, f"schedule.{name}", found[name], f"a list of {groups}")
+    _need(found["base_lrs"] == own["base_lrs"], "schedule.base_lrs", found["base_lrs"], repr(own["base_lrs"]))
+    rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+    fits = found["_last_lr"] == rates and all(
+        rate <= most * (1 + 1e-6) for rate, most in zip(rates, found["base_lrs"], strict=True)
+    )
+    _need(
+        fits, "schedule._last_lr", found["_last_lr"], f"the rates of the optimizer, {rates}, below {found['base_lrs']}"
+    )
     rules = found.get("lr_lambdas")
     _need(rules == own.get("lr_lambdas"), "schedule.lr_lambdas", rules, repr(own.get("lr_lambdas")))
     foreign = next((name for name in found if name not in own and hasattr(schedule, name)), None)
     _need(foreign is None, "schedule", foreign, "a value of a schedule")
     steps, step = found["last_epoch"], state["progress"]["step"]
+    remembered = state["optimizer"]["state"]
+    _need(bool(remembered) or not step, "optimizer.state", remembered, f"that of {step} steps")
     _need(steps == step, "schedule.last_epoch", steps, f"{step}, the steps that were taken")
