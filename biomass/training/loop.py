@@ -404,7 +404,8 @@ def _restore(run: Training, state: dict[str, Any]) -> Progress:
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return Progress(**state["progress"])
+    known = vars(Progress())  # a later version may have written more
+    return Progress(**{name: value for name, value in state["progress"].items() if name in known})
 
 
 @contextmanager
