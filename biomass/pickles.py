@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from biomass.errors import one_line
+from biomass.errors import CheckpointError, one_line
 
 _DEEPEST = 50
 _ITEMS = {
@@ -34,13 +34,9 @@ _ITEMS = {
 """Bytes of a number in each kind of storage."""
 
 
-class RefusedError(Exception):
-    """What is wrong with a file, as the rest of a sentence about it."""
-
-
-def damaged(why: str) -> RefusedError:
-    """That of a file whose bytes have changed."""
-    return RefusedError(f"is damaged ({why}); copy it again, or name another")
+def damaged(why: str) -> CheckpointError:
+    """The error of a file whose bytes have changed, as the rest of a sentence about it; its reader says which file."""
+    return CheckpointError(f"is damaged ({why}); copy it again, or name another")
 
 
 class _Named(NamedTuple):
@@ -125,9 +121,11 @@ class PickleReader:
         elif full.partition(".")[2] in {f"_utils.{one}" for one in _TENSORS}:
             self.stack.append(_Named(name))
         elif module.startswith("torch._") or module in ("torch", "torch.storage"):
-            raise RefusedError(f"holds tensors of a kind that no network here has ({full}); save its state dict alone")
+            raise CheckpointError(
+                f"holds tensors of a kind that no network here has ({full}); save its state dict alone"
+            )
         else:
-            raise RefusedError(
+            raise CheckpointError(
                 f"holds pickled objects beside weights ({_shown(full)}), or is damaged, and is refused, since reading "
                 "it would run code; save its state dict alone"
             )
@@ -146,7 +144,7 @@ class PickleReader:
             self.stack.append(dict(*arguments))
         elif function.name in _CALLED:
             if function.name == "numpy.dtype" and (not arguments or str(arguments[0]).lstrip("<>=|") not in DTYPES):
-                raise RefusedError(
+                raise CheckpointError(
                     f"holds numbers of a type {_shown(str(arguments))} that is not known; save them alone"
                 )
             self.stack.append(_Made(function.name))
@@ -170,7 +168,7 @@ class PickleReader:
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if count else offset
         self.left -= count * storage.item
         if min(numbers) < 0 or last * storage.item > storage.length or self.left < 0:
-            raise RefusedError(
+            raise CheckpointError(
                 f"says that a tensor is {_shown(str(list(size)))}, which is not in it; it was made wrongly"
             )
         return _Made("tensor")
@@ -198,7 +196,7 @@ class PickleReader:
     def items(self, values: list[Any]) -> None:
         keys = values[::2]
         if any(not isinstance(key, str | int | float | bytes | None) for key in keys):
-            raise RefusedError("has keys that are no names; save the state dict of its network alone")
+            raise CheckpointError("has keys that are no names; save the state dict of its network alone")
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise damaged("what is no dictionary gets keys")
@@ -253,12 +251,12 @@ def _check_nesting(value: Any, most: int) -> None:
             return 1
         if id(one) not in sizes:
             if depth > _DEEPEST:
-                raise RefusedError("is nested too deeply for a checkpoint, or holds itself; it was made wrongly")
+                raise CheckpointError("is nested too deeply for a checkpoint, or holds itself; it was made wrongly")
             sizes[id(one)] = 1 + sum(count(each, depth + 1) for each in _inside(one))
         return sizes[id(one)]
 
     if count(value, 0) > most:
-        raise RefusedError("holds the same values in too many places; it was made wrongly")
+        raise CheckpointError("holds the same values in too many places; it was made wrongly")
 
 
 def _inside(values: Any) -> Iterator[Any]:

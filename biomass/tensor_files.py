@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from biomass.errors import CheckpointError, one_line
-from biomass.pickles import DTYPES, PickleReader, RefusedError, damaged
+from biomass.pickles import DTYPES, PickleReader, damaged
 
 _SEAL = b"biomass sha256 "
 _HEX = 64
@@ -66,7 +66,7 @@ def load_tensors(path: Path, what: str = "checkpoint") -> Any:
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             if not size:
-                raise CheckpointError(f"{name} is empty; copy it again, or name another")
+                raise CheckpointError("is empty; copy it again, or name another")
             file.seek(0)
             start = file.read(4)
             if start == _ARCHIVE:
@@ -74,20 +74,18 @@ def load_tensors(path: Path, what: str = "checkpoint") -> Any:
             elif start[:2] == _OLD:
                 _check_old(file, size)
             else:
-                raise CheckpointError(f"{name} is no file that torch.save wrote, by its first bytes; name another")
+                raise CheckpointError("is no file that torch.save wrote, by its first bytes; name another")
             file.seek(0)
             with torch.serialization.safe_globals(_plain_objects()):
                 return torch.load(file, map_location="cpu", weights_only=True)
-    except RefusedError as refused:
+    except CheckpointError as refused:
         raise CheckpointError(f"{name} {refused}") from refused
     except OSError as error:
         raise CheckpointError(
             f"{name} cannot be read ({error.strerror or one_line(error)}); let it be read, or name another"
         ) from error
-    except (CheckpointError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise CheckpointError(f"{name} is nested too deeply for a {what}; name another") from error
-        raise
+    except RecursionError as error:
+        raise CheckpointError(f"{name} is nested too deeply for a {what}; name another") from error
     except Exception as error:  # torch.load raises whatever the bytes of another file lead it to
         why = one_line(error).partition(". ")[0]
         raise CheckpointError(f"{name} cannot be read ({why}); copy it again, or name another") from error
@@ -131,23 +129,27 @@ def _check_archive(file: IO[bytes], size: int) -> None:
     def storage(key: str, length: int) -> None:
         entry = entries.get(f"data/{key}")
         if entry is None or entry.file_size != length:
-            raise RefusedError(f"says that a tensor has {length} bytes, which are not in it; it was made wrongly")
+            raise CheckpointError(f"says that a tensor has {length} bytes, which are not in it; it was made wrongly")
 
     PickleReader(storage, size).read(content)
 
 
 def _check_entries(entries: dict[str, zipfile.ZipInfo], every: list[zipfile.ZipInfo], size: int) -> None:
     if "constants.pkl" in entries:
-        raise RefusedError("is a program of TorchScript, which would be run; save the state dict of its network alone")
+        raise CheckpointError(
+            "is a program of TorchScript, which would be run; save the state dict of its network alone"
+        )
     if "data.pkl" not in entries:
-        raise RefusedError("is an archive, but not one that torch.save wrote; name another")
+        raise CheckpointError("is an archive, but not one that torch.save wrote; name another")
     if len(entries) < len(every) or len({entry.filename.partition("/")[0] for entry in every}) > 1:
         raise damaged("two of its entries have one name")
     for entry in every:
         if entry.external_attr & 0x10 or entry.is_dir():  # torch would read nothing there
             raise damaged(f"'{entry.filename}' is a folder")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
-            raise RefusedError("is compressed, which torch.save does not do; save the state dict of its network again")
+            raise CheckpointError(
+                "is compressed, which torch.save does not do; save the state dict of its network again"
+            )
     if sum(entry.file_size for entry in every) > size:
         raise damaged("its entries are larger than the file")
 
@@ -158,7 +160,7 @@ def _check_old(file: IO[bytes], size: int) -> None:
 
     def storage(key: str, length: int) -> None:
         if lengths.setdefault(key, length) != length or sum(lengths.values()) > size:
-            raise RefusedError(f"says that a tensor has {length} bytes, which are not in it; it was made wrongly")
+            raise CheckpointError(f"says that a tensor has {length} bytes, which are not in it; it was made wrongly")
 
     file.seek(0)
     reader = PickleReader(storage, size)

@@ -35,10 +35,6 @@ _OF_A_PROBE = (
 )
 
 
-class _WrongError(Exception):
-    """The rest of a sentence about a checkpoint: what of it cannot be."""
-
-
 def check_state(state: Mapping[str, Any], path: Path) -> None:
     """Refuse a checkpoint of a run, of a probe, or of calibrated statistics, that none could have written.
 
@@ -60,7 +56,7 @@ def check_state(state: Mapping[str, Any], path: Path) -> None:
                 check(key, state[key])
         for key in state.keys() - checks.keys():
             _plain(str(key), state[key])
-    except _WrongError as wrong:
+    except CheckpointError as wrong:
         raise CheckpointError(
             f"checkpoint '{path}' was not made by a run: {wrong}; give one as it was written"
         ) from wrong
@@ -99,7 +95,7 @@ def check_fits(
     try:
         _optimizer_fits(state["optimizer"], optimizer)
         _schedule_fits(state, schedule)
-    except _WrongError as wrong:
+    except CheckpointError as wrong:
         found = found or str(wrong)
     if found is not None:
         raise CheckpointError(
@@ -143,7 +139,7 @@ def not_finite(weights: Mapping[str, Any]) -> str | None:
         for name, value in weights.items():
             if isinstance(value, Tensor):
                 _numbers(name, value, variance=name.endswith("running_var"))
-    except _WrongError as wrong:
+    except CheckpointError as wrong:
         return str(wrong)
     return None
 
@@ -156,7 +152,7 @@ def _need(fits: bool, where: str, value: object, what: str) -> None:
     if not fits:
         shown = f"a {type(value).__name__}" if isinstance(value, Mapping | Tensor) else one_line(repr(value))
         shown = shown if len(shown) < 60 else f"{shown[:60]}…"
-        raise _WrongError(f"'{where}' is {shown}, not {what}")
+        raise CheckpointError(f"'{where}' is {shown}, not {what}")
 
 
 def _whole(value: object, low: int = 0, high: int = 2**53) -> bool:
@@ -176,7 +172,7 @@ def _mapping(where: str, value: Any, *required: str) -> None:
     _need(all(isinstance(key, str) for key in value), where, [*value][:3], "a dictionary with names as keys")
     for key in required:
         if key not in value:
-            raise _WrongError(f"'{where}' has no '{key}'")
+            raise CheckpointError(f"'{where}' has no '{key}'")
 
 
 def _texts(where: str, value: object) -> None:
@@ -202,15 +198,15 @@ def _numbers(where: str, value: object, variance: bool = False, shape: tuple[int
     plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_complex()
     _need(plain, where, value, "a dense tensor of real numbers")
     if shape is not None and value.shape != shape:
-        raise _WrongError(f"'{where}' is {list(value.shape)}, not {list(shape)}")
+        raise CheckpointError(f"'{where}' is {list(value.shape)}, not {list(shape)}")
     if not value.numel() or not (value.is_floating_point() or variance):
         return
     low, high = torch.aminmax(value)
     masked = where.endswith("mask") and bool(low == -math.inf)
     if not bool(high.isfinite()) or not (masked or bool(low.isfinite())):
-        raise _WrongError(f"'{where}' is not finite everywhere")
+        raise CheckpointError(f"'{where}' is not finite everywhere")
     if variance and bool(low < 0):
-        raise _WrongError(f"'{where}' has a variance of {float(low):g}")
+        raise CheckpointError(f"'{where}' has a variance of {float(low):g}")
 
 
 def _tensors(where: str, value: Any) -> None:
@@ -338,7 +334,7 @@ def _random(where: str, value: Any) -> None:
     try:
         torch.Generator().set_state(own)
     except (RuntimeError, TypeError) as error:
-        raise _WrongError(f"'{where}.cpu' is not the state of a random generator ({one_line(error)})") from error
+        raise CheckpointError(f"'{where}.cpu' is not the state of a random generator ({one_line(error)})") from error
 
 
 def _tuning(where: str, value: Any) -> None:
@@ -402,7 +398,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 def _calibrated(state: Mapping[str, Any]) -> None:
     for name in ("word", "by", "encoder"):
         if name not in state:
-            raise _WrongError(f"it has no '{name}'")
+            raise CheckpointError(f"it has no '{name}'")
     _need(isinstance(state["word"], str), "word", state["word"], "a word")
     _need(isinstance(state["encoder"], str), "encoder", state["encoder"], "a digest")
     _text("transform", state.get("transform"))
