@@ -587,7 +587,7 @@ def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
     Raises:
         CheckpointError: it names something else.
     """
-    nodes = config.get("transforms", {}).get("eval")
+    nodes = (config.get("transforms") or {}).get("eval")
     if nodes is None:
         log.info("'%s' does not say what is done to an image: it is standardized", path)
         return Compose([Standardize()])

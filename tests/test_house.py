@@ -20,8 +20,8 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 LAYERS = (
     "errors",
     "diskerrors",
-    "atomic channels identifiers keys",
-    "screen table_files run_files",
+    "atomic channels identifiers keys pickles",
+    "screen table_files run_files tensor_files",
     "fingerprint",
     "pixels",
     "cells",

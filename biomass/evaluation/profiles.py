@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from biomass.atomic import whole_file
-from biomass.errors import ConfigError, DataError
+from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.evaluation.tables import METADATA
 from biomass.screen import FIELD, KINDS, PLATE, Screen
+from biomass.tensor_files import load_tensors, save_tensors
 
 NAMES: Mapping[str, str] = {
     "experiment": f"{METADATA}Batch",
@@ -360,7 +360,7 @@ class Parts:
             folder, moments = self.folders[plate.group], self.held.get(plate.group, plate.moments)
             if plate.moments:
                 with whole_file(folder / MOMENTS) as file:
-                    torch.save(dict(plate.moments), file)
+                    save_tensors(dict(plate.moments), file)
             write_plate(
                 plate_tables(known, plate, schemas),
                 folder,
@@ -375,7 +375,14 @@ class Parts:
         """The moments that the profiles of a plate rest on."""
         if group in self.held:
             return self.held[group]
-        found: dict[str, Tensor] = torch.load(self.folders[group] / MOMENTS, weights_only=True)
+        file = self.folders[group] / MOMENTS
+        found: dict[str, Tensor] = load_tensors(file, "file")
+        fits = isinstance(found, dict) and all(
+            isinstance(one, Tensor) and one.dim() == 2 and len(one) == 2 and bool(one.isfinite().all())
+            for one in found.values()
+        )
+        if not fits or any(bool((one[1] < 0).any()) for one in found.values()):
+            raise CheckpointError(f"'{file}' holds no moments of a plate; remove it, and make the profiles again")
         return found
 
     def files(self, level: str, without: Sequence[int] = ()) -> list[Path]:

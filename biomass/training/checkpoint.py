@@ -1,31 +1,26 @@
-"""Checkpoints: written atomically, read without running code from them."""
+"""Checkpoints: written atomically, checked as a whole, read without running code from them."""
 
-import argparse
 import inspect
+import itertools
 import logging
-import pickle
+import os
 import pkgutil
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from biomass.atomic import whole_file
+from biomass.atomic import whole_file, writing
 from biomass.errors import CheckpointError, one_line
 from biomass.fingerprint import BROKEN, first_difference
 from biomass.keys import KEYS, may_change
-
-LAST, BEST = "last.pt", "best.pt"
-_STARTS = (b"PK", b"\x80\x02")  # of files that torch.save writes, today's and those of old
-METRICS = "metrics.jsonl"
+from biomass.tensor_files import load_tensors, save_tensors
+from biomass.training.schema import RUN, check_state
 
 log = logging.getLogger(__name__)
 
-_OF_A_RUN = ("architecture", "config", "network", "optimizer", "schedule", "progress", "random")
+LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
+METRICS = "metrics.jsonl"
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -34,70 +29,81 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    with whole_file(path) as part, part.open("wb") as file:
-        torch.save(state, file)
+    with whole_file(path) as part:
+        save_tensors(state, part)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the host, or a file of safetensors; only tensors and plain values are accepted.
 
-    Settings that code of others writes beside weights are plain, too: those of a command line, paths, NumPy's numbers.
-
     Raises:
-        CheckpointError: no such file, not a checkpoint, or one that holds other pickled objects.
+        CheckpointError: no such file, a damaged one, or one that holds what no run, calibration or state dict does.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint '{path}'; give a file that a run wrote below checkpoints/")
-    if not path.stat().st_size:
-        raise CheckpointError(f"checkpoint '{path}' is empty: copy it again, or name another")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        with torch.serialization.safe_globals(_plain_objects()):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint '{path}' holds pickled objects beside weights{_named_object(error)}, or is damaged, and is "
-            "refused, since reading it would run code; save its state dict alone"
-        ) from error
-    except Exception as error:  # torch.load raises whatever the bytes of another file lead it to
-        with path.open("rb") as file:
-            written = file.read(2)
-        if path.suffix != ".safetensors" and written not in _STARTS:
-            raise CheckpointError(
-                f"checkpoint '{path}' is no file that torch.save wrote, by its first bytes; name another"
-            ) from error
-        why = one_line(error).partition(". ")[0]
-        raise CheckpointError(f"checkpoint '{path}' cannot be read ({why}); is it cut off?") from error
+        there = path.is_file()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint '{path}' cannot be read ({one_line(error)}); name another") from error
+    if not there:
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else None
+        if what is not None:
+            raise CheckpointError(f"checkpoint '{path}' is {what}; give a file that a run wrote below checkpoints/")
+        raise CheckpointError(f"there is no checkpoint '{path}'; give a file that a run wrote below checkpoints/")
+    state = _safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint '{path}' holds a {type(state).__name__}, not a dictionary of weights")
+    check_state(state, path)
     return state
 
 
-def _plain_objects() -> list[Any]:
-    """Classes and functions of a pickle that hold values alone, and the names that they have in files."""
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-    paths = [(PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")]
-    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, *paths, *numbers, np.dtype, *(type(np.dtype(dtype)) for dtype in dtypes)]
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # its sizes are checked there, and it raises classes of its own
+        why = one_line(error).partition(". ")[0] if path.stat().st_size else "it is empty"
+        raise CheckpointError(f"checkpoint '{path}' cannot be read ({why}); copy it again, or name another") from error
 
 
-def _named_object(error: Exception) -> str:
-    """The object that torch refuses, as its message names it.
+def load_run(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that a run can go on from.
 
-    >>> _named_object(ValueError("Unsupported global: GLOBAL my.Model was not an allowed global by default."))
-    ' (my.Model)'
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`; or it is not a run's own.
     """
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f" ({found[1]})" if found else ""
+    state = load_checkpoint(path)
+    missing = next((key for key in RUN if key not in state), None)
+    if missing is None and not isinstance(state["architecture"], dict):
+        missing = "architecture"
+    if missing is not None:
+        raise CheckpointError(
+            f"checkpoint '{path}' has no '{missing}', so that no run can go on from it; start a new run from "
+            "its weights"
+        )
+    return state
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run: its last, or that before it, which a warning says; None if it has none.
+
+    Raises:
+        CheckpointError: none that is there can be read.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not os.path.lexists(previous):
+        return last if os.path.lexists(last) else None
+    try:
+        load_checkpoint(last)
+    except CheckpointError as error:
+        _before(previous, error)
+        log.warning("%s; the one before it, '%s', is taken", _cause(error), previous)
+        return previous
+    return last
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The ``last`` and ``best`` checkpoint of one run.
+    """The last two checkpoints of one run, and its ``best``.
 
     Attributes:
         folder: ``checkpoints/<run name>``; made at the first save.
@@ -113,12 +119,17 @@ class Checkpoints:
         return self.folder / LAST
 
     @property
+    def previous(self) -> Path:
+        """Where the one before it stands, for when the newest is damaged."""
+        return self.folder / PREVIOUS
+
+    @property
     def best(self) -> Path:
         """Where the checkpoint with the best monitored metric stands, or will."""
         return self.folder / BEST
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write ``last`` and, where this is the best state so far, ``best``.
+        """Write ``last`` and, where this is the best state so far, ``best``; what was ``last`` becomes ``previous``.
 
         ``best`` comes first: killed in between, a run goes on from a ``last`` that does not know of it yet, and finds
         it once more.
@@ -127,10 +138,15 @@ class Checkpoints:
             return
         if is_best:
             save_checkpoint(state, self.best)
-        save_checkpoint(state, self.last)
+        with whole_file(self.last) as part:
+            save_tensors(state, part)
+            if self.last.is_file():
+                _second_name(self.last, self.previous)
 
     def to_resume(self, resume: str | None, runs: Path = Path("runs")) -> dict[str, Any] | None:
         """The state to go on from: none, this run's own (``auto``, if it has one), or that of a file or run folder.
+
+        Where the run's own last checkpoint is damaged, it is set aside, and the one before it is taken.
 
         Args:
             resume: null, ``auto``, or a path.
@@ -140,33 +156,98 @@ class Checkpoints:
             What :func:`load_checkpoint` reads, and where from under the key ``path``.
 
         Raises:
-            CheckpointError: the named checkpoint is not there or was not written by a run; or there is another run
-                of this name.
+            CheckpointError: the named checkpoint is not there, is damaged, or was not written by a run; or there is
+                another run of this name.
         """
-        log = runs / self.folder.name / METRICS
-        taken = self.last if self.last.exists() else log if log.exists() and log.stat().st_size else None
+        metrics = runs / self.folder.name / METRICS
+        own = next((path for path in (self.last, self.previous) if os.path.lexists(path)), None)
+        taken = own or (metrics if metrics.exists() and metrics.stat().st_size else None)
         if resume is None:
             if taken is not None:
                 raise CheckpointError(
                     f"'{taken.parent}' holds a run already; continue it, or choose another name", "resume"
                 )
             return None
-        path = self.last if resume == "auto" else Path(resume)
-        path = path / LAST if path.is_dir() else path
-        if resume == "auto" and not path.exists():
+        if resume == "auto" and own is None:
             return None
-        if taken is not None and path.resolve().parent != self.folder.resolve():
+        path = self.last if resume == "auto" else Path(resume)
+        if path.is_dir() and resume != "auto" and path.resolve() != self.folder.resolve():
+            path = newest(path) or path / LAST
+        elif path.is_dir() and resume != "auto":
+            path = self.last
+        if taken is not None and path.parent.resolve() != self.folder.resolve():
             raise CheckpointError(
                 f"'{taken.parent}' holds a run already, and '{path}' is of another one; choose another name", "run_name"
             )
-        state = load_checkpoint(path)
-        missing = next((key for key in _OF_A_RUN if key not in state), None)
-        if missing is not None:
-            raise CheckpointError(
-                f"checkpoint '{path}' has no '{missing}', so that no run can go on from it; start a new run from its "
-                "weights"
-            )
-        return state | {"path": str(path)}
+        return self._own() if path.absolute() == self.last.absolute() else load_run(path) | {"path": str(path)}
+
+    def _own(self) -> dict[str, Any]:
+        """The state of the newest checkpoint that is whole; one that is not gets another name, which a warning says."""
+        seen = _identity(self.last)
+        try:
+            return load_run(self.last) | {"path": str(self.last)}
+        except CheckpointError as error:
+            try:
+                state = _before(self.previous, error)
+            except CheckpointError:
+                if _identity(self.last) != seen:  # another process of this run was here
+                    return self._own()
+                raise
+            if _identity(self.last) != seen:
+                return self._own()
+            with writing(self.last):
+                kept = f"it is kept as '{_set_aside(self.last)}', and " if seen else ""
+                self.previous.replace(self.last)
+            log.warning("%s; %sthe run goes on from the one before it", _cause(error), kept)
+        return state | {"path": str(self.last)}
+
+
+def _before(previous: Path, error: CheckpointError) -> dict[str, Any]:
+    """The checkpoint before one that could not be read.
+
+    Raises:
+        CheckpointError: that error, where it is not about the bytes of the file, or where this one is no better.
+    """
+    if isinstance(error.__cause__, OSError) or not os.path.lexists(previous):
+        raise error
+    try:
+        return load_run(previous)
+    except CheckpointError as worse:
+        raise CheckpointError(
+            f"{_cause(error)}, nor is the one before it whole: {_cause(worse)}; start a new run, under another name"
+        ) from worse
+
+
+def _cause(error: CheckpointError) -> str:
+    """What an error says before its remedy."""
+    return str(error).rpartition("; ")[0] or str(error)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a damaged file, link or folder a name that nothing has, and nothing reads."""
+    number = next(n for n in itertools.count(1) if not os.path.lexists(path.with_suffix(f".damaged-{n}{path.suffix}")))
+    return path.rename(path.with_suffix(f".damaged-{number}{path.suffix}"))
+
+
+def _second_name(path: Path, name: Path) -> None:
+    """Let the file at ``path`` stand at ``name``, too, in the place of what stands there."""
+    spare = name.with_name(f".{name.name}.{os.getpid()}.part")
+    try:
+        spare.unlink(missing_ok=True)
+        os.link(path, spare)
+        spare.replace(name)
+    except OSError:  # not every disk knows files of two names
+        path.replace(name)
+    finally:
+        spare.unlink(missing_ok=True)
 
 
 def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any], other_data: bool = False) -> None:

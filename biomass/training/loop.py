@@ -23,6 +23,7 @@ from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
+from biomass.training.schema import check_fits
 
 log = logging.getLogger(__name__)
 
@@ -415,6 +416,7 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
 
 
 def _restore(run: Training, state: dict[str, Any]) -> Progress:
+    check_fits(state, unwrap(run.network), run.objective, run.optimizer, run.lr_schedule)
     unwrap(run.network).load_state_dict(state["network"])
     if isinstance(run.objective, nn.Module):
         run.objective.load_state_dict(state["objective"])
@@ -423,7 +425,8 @@ def _restore(run: Training, state: dict[str, Any]) -> Progress:
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return Progress(**state["progress"])
+    known = vars(Progress())  # a later version may have written more
+    return Progress(**{name: value for name, value in state["progress"].items() if name in known})
 
 
 @contextmanager

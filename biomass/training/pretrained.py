@@ -7,13 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from biomass.errors import CheckpointError, ConfigError, did_you_mean, one_line
 from biomass.models import Architecture, Network, build_network, digest, is_own_code
 from biomass.norms import load_tuning
-from biomass.training.checkpoint import LAST, leaves, load_checkpoint
+from biomass.training.checkpoint import LAST, PREVIOUS, leaves, load_checkpoint, newest
 from biomass.training.probe import build_probe, probed_part
+from biomass.training.schema import check_probe, difference, not_finite
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +46,32 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
         raise CheckpointError(f"{', '.join(model_path)} are several checkpoints, and one is needed", "network")
     if Path(model_path).is_file():
         return Path(model_path)
-    runs = sorted(folder.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
+    ends = {path.parent: path.lstat().st_mtime for name in (PREVIOUS, LAST) for path in folder.glob(f"*/{name}")}
+    runs = sorted(ends, key=lambda run: ends[run])
     if model_path == "latest":
-        latest = next((path for path in reversed(runs) if not _is_probe(load_checkpoint(path))), None)
+        latest = next((path for run in reversed(runs) if (path := _encoder_of(run)) is not None), None)
         if latest is not None:
             log.info("the latest encoder is '%s'", latest)
             return latest
-    if (folder / model_path / LAST).is_file():
-        return folder / model_path / LAST
-    jobs = [path for path in runs if path.parent.name.startswith(f"{model_path}_")]
+    if folder / model_path in runs:
+        return newest(folder / model_path) or folder / model_path / LAST
+    jobs = [run for run in runs if run.name.startswith(f"{model_path}_")]
     if len(jobs) == 1 and re.search(r"-\d+$", model_path):
-        log.info("'%s' is the run '%s'", model_path, jobs[0].parent.name)
-        return jobs[0]
-    known = ", ".join(path.parent.name for path in runs[-5:]) or "none"
-    hint = did_you_mean(Path(model_path).name, [path.parent.name for path in runs], f"runs in {folder}/: {known}")
+        log.info("'%s' is the run '%s'", model_path, jobs[0].name)
+        return newest(jobs[0]) or jobs[0] / LAST
+    known = ", ".join(run.name for run in runs[-5:]) or "none"
+    hint = did_you_mean(Path(model_path).name, [run.name for run in runs], f"runs in {folder}/: {known}")
     raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; {hint}")
+
+
+def _encoder_of(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run, unless it is a probe; a warning says where there is none."""
+    try:
+        path = newest(run)
+        return path if path is not None and not _is_probe(load_checkpoint(path)) else None
+    except CheckpointError as error:
+        log.warning("%s (passed over)", error)
+        return None
 
 
 def load_network(path: Path, key: str | None = None) -> tuple[Network, Architecture, dict[str, Any]]:
@@ -100,27 +113,28 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
             raise ConfigError(f"checkpoint '{path}' does not say which network its weights belong to", "model_key")
         architecture, weights = _of_other_code(state, key, path)
         about, remedy, advice = {}, "is it of another network?", "model_key"
-    network = build_network(architecture)
-    try:
-        network.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        why = _difference(weights, network.state_dict())
-        raise CheckpointError(f"checkpoint '{path}' is not a {architecture.key}: {why}; {remedy}", advice) from error
+    others = "architecture" not in state
+    why = difference(weights, _without_memory(architecture), others) or not_finite(weights)
+    if why is None:
+        network = build_network(architecture)
+        why = difference(weights, network.state_dict(), others)
+    if why is not None:
+        raise CheckpointError(f"checkpoint '{path}' is not a {architecture.key}: {why}; {remedy}", advice)
+    network.load_state_dict(weights)
     if state.get("tuning") is not None:
         load_tuning(network, state["tuning"])
     return network, architecture, about
 
 
-def _difference(weights: dict[str, Any], own: dict[str, Tensor]) -> str:
-    """The first thing by which the weights of a checkpoint are not those of a network, in a few words."""
-    for name, value in own.items():
-        if name not in weights:
-            return f"it lacks '{name}'"
-        found = weights[name]
-        if not isinstance(found, Tensor) or found.shape != value.shape:
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            return f"'{name}' is {shape}, not {list(value.shape)}"
-    return f"'{next(name for name in weights if name not in own)}' has no place in it"
+def _without_memory(architecture: Architecture) -> dict[str, Tensor] | None:
+    """The weights that a network would have, before memory is taken for them; None where that cannot be told."""
+    if is_own_code(architecture.key):
+        return None
+    try:
+        with torch.device("meta"):
+            return build_network(architecture).state_dict()
+    except (NotImplementedError, RuntimeError, OverflowError):  # some networks count on having numbers
+        return None
 
 
 def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[str, Any]]:
@@ -128,7 +142,7 @@ def _of_script(state: dict[str, Any], path: Path) -> tuple[Architecture, dict[st
     network = state.get("network")
     try:
         architecture = Architecture.from_dict(state["architecture"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, ConfigError) as error:
         found = textwrap.shorten(one_line(repr(state["architecture"])), 80)
         raise CheckpointError(
             f"checkpoint '{path}' has the architecture {found}, which is not one of this package; "
@@ -158,8 +172,9 @@ def load_probe(path: Path, encoder: str | None = None) -> "Probe":
         CheckpointError: the network is not there any more, or its weights are others.
     """
     state = load_checkpoint(path)
-    config, architecture = state["config"], state["architecture"]
     remedy = "give the checkpoint that it was trained on"
+    check_probe(state, path)
+    config, architecture = state["config"], state["architecture"]
     place = encoder or state.get("encoder_path") or config.get("model_path") or config.get("sup_model_path")
     try:
         found = find_checkpoint(str(place), path.parent.parent)
@@ -171,6 +186,11 @@ def load_probe(path: Path, encoder: str | None = None) -> "Probe":
     part, width = probed_part(network, config["use_projs"], found)
     if digest(part) != state["encoder"] or width != architecture["in_features"]:
         raise CheckpointError(f"'{path}' is a probe of other weights than those of '{found}'; {remedy}", "encoder_path")
+    with torch.device("meta"):
+        own = build_probe(architecture["pooler"], width, None, architecture["d_out"], 0).state_dict()
+    why = difference(state["network"], own)
+    if why is not None:
+        raise CheckpointError(f"checkpoint '{path}' is not the probe that it says: {why}; it is damaged, give another")
     head = build_probe(architecture["pooler"], width, None, architecture["d_out"], 0)
     head.load_state_dict(state["network"])
     about |= {name: state[name] for name in ("config", "classes", "method") if name in state}

@@ -373,7 +373,8 @@ def test_plain_state_dicts_that_cannot_be_read(tmp_path):
 
 
 def test_where_a_model_path_leads(tmp_path):
-    runs = {"old": {"key": "resnet18"}, "new": {"key": "resnet18"}, "probe": {"pooler": "mean"}}
+    encoder = Architecture("resnet18", 3, ()).to_dict()
+    runs = {"old": encoder, "new": encoder, "probe": {"pooler": "mean"}}
     for n, (name, architecture) in enumerate(runs.items()):
         path = tmp_path / name / "last.pt"
         path.parent.mkdir()

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, and read without running code."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from biomass.errors import CheckpointError, ConfigError
 from biomass.fingerprint import fingerprint
 from biomass.screen import COLUMNS, VectorPixels, make_screen
 from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
+from biomass.training.optim import adam, warmup_cosine
 
 
 class Unsafe:
@@ -92,14 +94,24 @@ def test_last_and_best(tmp_path):
     assert not (tmp_path / "off").exists()
 
 
-RUN = {
-    "architecture": {"key": "resnet50", "head": [10]},
+def optimized() -> dict[str, Any]:
+    """Weights, moments and schedule of a layer that took one step."""
+    layer = torch.nn.Linear(2, 3)
+    optimizer = adam([layer], 0.1, 0.0)
+    schedule = warmup_cosine(optimizer, 1, 5)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    weights = layer.state_dict()
+    return {"network": weights, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+
+
+RUN: dict[str, Any] = {
+    "architecture": {"key": "resnet50", "in_channels": 3, "head": [10]},
     "config": {"seed": 0, "dataloaders": {"mode": "random"}},
-    "network": {},
-    "optimizer": {},
-    "schedule": {},
-    "progress": {"epoch": 1},
-    "random": {},
+    **optimized(),
+    "progress": {"epoch": 1, "batch": 0, "step": 1, "best": None, "monitored": None},
+    "random": {"cpu": torch.get_rng_state(), "cuda": []},
 }
 """As a run writes it."""
 
@@ -109,7 +121,11 @@ def test_what_a_run_resumes_from(tmp_path):
     assert checkpoints.to_resume(None, runs) is None
     assert checkpoints.to_resume("auto", runs) is None
     checkpoints.save(RUN, True)
-    assert checkpoints.to_resume("auto", runs) == RUN | {"path": str(checkpoints.last)}
+    found = checkpoints.to_resume("auto", runs)
+    assert {key: found[key] for key in ("progress", "path")} == {
+        "progress": RUN["progress"],
+        "path": str(checkpoints.last),
+    }
     assert Checkpoints(tmp_path / "new").to_resume(str(tmp_path / "run"), runs)["path"] == str(checkpoints.last)
     assert Checkpoints(tmp_path / "new").to_resume(str(checkpoints.best), runs)["path"] == str(checkpoints.best)
     assert checkpoints.to_resume(str(checkpoints.best), runs)["path"] == str(checkpoints.best)
@@ -145,7 +161,10 @@ def test_what_is_no_checkpoint_of_a_run_cannot_be_resumed(tmp_path, key):
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"architecture": {"key": "resnet18", "head": [10]}}, "with key=resnet50, this run has key=resnet18; set it"),
+        (
+            {"architecture": RUN["architecture"] | {"key": "resnet18"}},
+            "with key=resnet50, this run has key=resnet18; set it",
+        ),
         ({"config": {"seed": 1, "dataloaders": {"mode": "random"}}}, "with seed=0, this run has seed=1"),
         ({"config": {"seed": 0}}, "with dataloaders.mode=random, this run has dataloaders.mode=None"),
         ({"method": {"train": "plate"}}, r"with statistics \(train\)=None, this run has statistics \(train\)=plate"),
