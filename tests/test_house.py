@@ -18,9 +18,9 @@ MODULES = {
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
-    "errors",
+    "errors stopping",
     "atomic channels identifiers keys",
-    "screen table_files run_files",
+    "screen table_files run_files run_lock",
     "pixels",
     "cells",
     "simulation",
