@@ -397,7 +397,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
             return None
         _go_on(node, outcome)
     try:
-        with stopping.raised():
+        with stopping.raised(), _stopped_by_its_effects():
             _check_devices(node, settings)
             value = main(Config(node))
     except stopping.Stopped:
@@ -419,6 +419,19 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     else:
         stopping.end_program()
     return value
+
+
+@contextmanager
+def _stopped_by_its_effects() -> Iterator[None]:
+    """Take an error for the stop that was asked for, where code of others swallowed that and failed: so imports do."""
+    try:
+        yield
+    except BiomassError:
+        raise
+    except Exception as error:
+        if not stopping.requested():
+            raise
+        raise stopping.Stopped from error
 
 
 def _leave_outcome(outcome: Path, settings: Any, message: str) -> None:
@@ -486,7 +499,7 @@ class Folders(Callback):
         ]
         for left in itertools.chain(Path(folder).rglob(OUTCOME), Path(folder).rglob(NAMED)):
             left.unlink()
-        if "Submitit" in (launcher := config.hydra.launcher._target_) or "submitit" in launcher:
+        if "submitit" in config.hydra.launcher._target_:
             stopping.say("the jobs that were handed over go on by themselves", f"see {folder}")
         else:
             stopping.launch_jobs()
@@ -499,7 +512,9 @@ class Folders(Callback):
             _print_sweep(folder)
         stopped, waits = (sum(text.startswith(f"error: {why}") for text in outcomes) for why in (STOPPED, NOT_BEGUN))
         if stopped or waits or stopping.requested():
-            stopping.say(f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began")
+            name = config.get("run_name") or "-".join([config.hydra.job.name, *folder.parts[-2:]])
+            which = f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began"
+            stopping.say(which, _again(name, "resume" in config))
             raise stopping.Stopped
         failed = sum(text.startswith("error: ") for text in outcomes)
         if failed:
@@ -647,12 +662,16 @@ def own_run(name: str, goes_on: bool = False) -> Path:
     folder = Path("runs") / name
     if _rank() == 0:
         own(folder)
-    given = f"run_name={name}"  # what holds = or , stands in quotes within the quotes of the shell
-    given = f"""'run_name="{name}"'""" if re.search("[=,]", name) else given
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    again = "the same sweep" if sweep else f"{'resume=auto ' if goes_on else ''}{given}"
-    stopping.say("nothing was done yet", f"go on with the same command and {again}")
+    stopping.say("nothing was done yet", f"the run is '{name}'" if sweep else _again(name, goes_on))
     return folder
+
+
+def _again(name: str, goes_on: bool) -> str:
+    """What to type to go on."""
+    # what holds = or , stands in quotes within the quotes of the shell
+    given = f"""'run_name="{name}"'""" if re.search("[=,]", name) else f"run_name={name}"
+    return f"go on with the same command and {'resume=auto ' if goes_on else ''}{given}"
 
 
 def _name_of_job(name: str, settings: Any) -> str:

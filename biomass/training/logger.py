@@ -118,11 +118,13 @@ class RunLogger:
             self._board.add(step, histogram(name, np.asarray(values, float), _BINS))
 
     def images(self, step: int, name: str, images: Tensor, groups: Tensor) -> None:
-        """A grid of raw images (N, C, H, W), up to 8 of each of up to 8 groups (N,); written with the next scalars."""
+        """A grid of raw images (N, C, H, W), up to 8 of each of up to 8 groups (N,)."""
         if self.enabled:
             from torch.utils.tensorboard.summary import image
 
             self._board.add(step, image(name, image_grid(images, groups), dataformats="CHW"))
+            with self._writing():
+                self._board.write()
 
     def text(self, name: str, text: str) -> None:
         """A text to read beside the run, for example the list of images left out."""
