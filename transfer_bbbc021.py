@@ -6,10 +6,9 @@ Every key is explained in configs/transfer_bbbc021.yaml. notebooks/pybbbc.ipynb 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from biomass import training
-from biomass.config import Config, build, run_name, script
+from biomass.config import Config, build, own_run, run_name, script
 from biomass.errors import ConfigError
 from biomass.evaluation import checks, encode, report, transfer
 from biomass.experiment import chosen_words, compose
@@ -22,7 +21,7 @@ from biomass.screen import PLATE
 def main(cfg: Config) -> float | None:
     """Encode, evaluate, draw and save; returns the NSCB of the monitored statistics and post-processing."""
     data, normalizations, postprocessings, metric = cfg.dataloaders, cfg.normalizations, cfg.postprocessings, cfg.metric
-    folder = Path("runs") / run_name(cfg.run_name, "transfer_bbbc021")
+    folder = own_run(run_name(cfg.run_name, "transfer_bbbc021"))
     fabric = training.make_fabric(cfg.device, cfg.precision)
 
     # where batch norm takes its statistics from: words to compare (two have older names), or the one of +method=…

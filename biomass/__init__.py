@@ -3,12 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from biomass.stopping import start_program
+
 if TYPE_CHECKING:
     from biomass.judgement.evaluate import evaluate
     from biomass.judgement.read import read_profiles, understand
     from biomass.trained import Model, load, open_screen
 
 __all__ = ["Model", "evaluate", "load", "open_screen", "read_profiles", "understand"]
+
+start_program()
 
 _MODULES = {"evaluate": "judgement.evaluate", "read_profiles": "judgement.read", "understand": "judgement.read"}
 

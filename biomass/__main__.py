@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from biomass import stopping
 from biomass.commands import Tool, find_tools, plain
 from biomass.errors import did_you_mean
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: no tool '{name}'; {did_you_mean(name, [tool.name for tool in tools])}", file=sys.stderr)
         raise SystemExit(2)
     program = f"biomass {name}"
-    try:
+    with stopping.listening(goes_on=False):
         tool = importlib.import_module(f"biomass.commands.{name}")
         if not hasattr(tool.main, "__wrapped__"):
             tool.main(rest)
@@ -28,9 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not {"--help", "-h"}.isdisjoint(rest):  # what follows are the keys: they do not say what the tool is for
             _print(plain(tool.__doc__ or "") + "\n")
         tool.main(rest, program)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _print(text: str) -> None:

@@ -35,14 +35,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from biomass import stopping
 from biomass.atomic import check_place, check_writable, whole_file
 from biomass.diskerrors import escaped, explain_disk, flushed
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
 from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
+from biomass.run_lock import letting_go, own
 
 OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
 """What a job of a sweep leaves in its folder: its value or error, and the name of its run; and the sweep's table."""
+STOPPED, NOT_BEGUN = "stopped", "not begun, since the sweep was stopped"
+"""The errors of jobs that a signal has ended, and that it has kept from beginning."""
 _LONGEST = 120
 """Characters of a run's name; a longer one is cut, and a digest of it is put behind."""
 _TRACEBACKS = "HYDRA_FULL_ERROR"
@@ -223,9 +227,9 @@ def script(config_name: str) -> Callable[[Main], Entry]:
     """Make a command of a function: it is called with what ``configs/<config_name>.yaml`` and the arguments compose.
 
     The folder ``configs`` is beside the function's file, or in a folder above it. An error that the user can mend is
-    printed as one line, and the exit code is 1; an interruption is a line and the exit code 130. A sweep goes on after
-    a job with such an error, and counts them at its end. HYDRA_FULL_ERROR=1 shows tracebacks. The function itself is
-    the attribute ``__wrapped__``.
+    printed as one line, and the exit code is 1; what was stopped by a signal is a line, too, and has an exit code of
+    :mod:`biomass.stopping`. A sweep goes on after a job with an error, and counts them at its end. HYDRA_FULL_ERROR=1
+    shows tracebacks. The function itself is the attribute ``__wrapped__``.
 
     >>> folder = getfixture("tmp_path")
     >>> (folder / "configs").mkdir()
@@ -246,17 +250,25 @@ def script(config_name: str) -> Callable[[Main], Entry]:
     SystemExit: error: 'run_name=a=b': a value that holds = stands in quotes: 'run_name="a=b"'
     """
 
-    def decorate(main: Main) -> Entry:
+    def decorate(function: Main) -> Entry:
+        is_script = Path(inspect.getfile(function)).parent.name != "commands"
+
+        @functools.wraps(function)
+        def main(cfg: Config) -> float | None:
+            with letting_go():
+                return function(cfg)
+
         @functools.wraps(main)
         def entry(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
             given = sys.argv[1:] if arguments is None else list(arguments)
-            with _one_line_errors():
-                folder = _config_folder(main, config_name)
+            with stopping.listening(goes_on=is_script, silent=_rank() > 0), _one_line_errors():
+                folder = _config_folder(function, config_name)
                 if {"-h", "--help"} & set(given):
                     print(_help(folder / f"{config_name}.yaml", program or f"python {Path(sys.argv[0]).name}"))
                 else:
                     _launch(main, folder, config_name, Arguments.of(given))
 
+        entry.__wrapped__ = main
         return cast(Entry, entry)
 
     return decorate
@@ -340,9 +352,6 @@ def _one_line_errors() -> Iterator[None]:
     try:
         with flushed():
             yield
-    except KeyboardInterrupt:
-        print("interrupted; go on with resume=auto and the same run_name (its folder below runs/)", file=sys.stderr)
-        raise SystemExit(130) from None
     except BiomassError as error:
         raise SystemExit(f"error: {error}") from None
     except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
@@ -359,8 +368,11 @@ def _one_line_errors() -> Iterator[None]:
 def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     """What Hydra calls: the whole of a single run, or one job of a sweep, perhaps in a process of its own.
 
-    A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder.
+    A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder. One that was stopped, and that a
+    scheduler starts again, goes on.
     """
+    if not stopping.listens():  # a launcher has started this process
+        stopping.listen(goes_on=True, owned=True)
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: it starts joblib's own workers only
         multiprocessing.set_start_method(None, force=True)  # and not those that read images
     settings = HydraConfig.get()
@@ -369,27 +381,66 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
         logging.disable(logging.WARNING)
     elif outcome is not None:
         _record(settings)
+        if stopping.requested():
+            _leave_outcome(outcome, settings, NOT_BEGUN)
+            return None
+        _go_on(node, outcome)
     try:
-        _check_devices(node, settings)
-        value = main(Config(node))
+        with stopping.raised(), _stopped_by_its_effects():
+            _check_devices(node, settings)
+            value = main(Config(node))
+    except stopping.Stopped:
+        if outcome is None:
+            raise
+        _leave_outcome(outcome, settings, f"{STOPPED}: {stopping.said()}")
+        stopping.requeue()
+        return None
     except BiomassError as error:
         if tracebacks:
             raise
         message = explain(error, advice_where(functools.partial(_has, node)))
         if outcome is None:
             raise SystemExit(f"error: {message}") from None
-        _leave(outcome, f"error: {message}\n")
-        print(f"error: job {settings.job.num}: {message}", file=sys.stderr, flush=True)
+        _leave_outcome(outcome, settings, message)
         return None
     if outcome is not None:
         _leave(outcome, f"{value}\n")
+    else:
+        stopping.end_program()
     return value
+
+
+@contextmanager
+def _stopped_by_its_effects() -> Iterator[None]:
+    """Take an error for the stop that was asked for, where code of others swallowed that and failed: so imports do."""
+    try:
+        yield
+    except BiomassError:
+        raise
+    except Exception as error:
+        if not stopping.requested():
+            raise
+        raise stopping.Stopped from error
+
+
+def _leave_outcome(outcome: Path, settings: Any, message: str) -> None:
+    """Say why a job of a sweep has no value, here and in its folder."""
+    _leave(outcome, f"error: {message}\n")
+    print(f"error: job {settings.job.num}: {message}", file=sys.stderr, flush=True)
 
 
 def _leave(file: Path, text: str) -> None:
     """Write one of the files of a sweep."""
     with whole_file(file) as part:
         part.write_text(text)
+
+
+def _go_on(node: DictConfig, outcome: Path) -> None:
+    """Have a job go on with its run that was stopped, or killed with its machine, and that a scheduler starts again."""
+    stopped = outcome.is_file() and outcome.read_text().startswith(f"error: {STOPPED}")
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if (stopped or requeued) and "resume" in node and node.resume is None:
+        node.resume = "auto"
 
 
 def _check_devices(node: DictConfig, settings: Any) -> None:
@@ -443,6 +494,10 @@ class Folders(Callback):
         ]
         for left in itertools.chain(Path(folder).rglob(OUTCOME), Path(folder).rglob(NAMED)):
             left.unlink()
+        if "submitit" in config.hydra.launcher._target_:
+            stopping.say("the jobs that were handed over go on by themselves", f"see {folder}")
+        else:
+            stopping.launch_jobs()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep, and count the jobs that ended in an error: the exit code is 1 if any did."""
@@ -450,6 +505,12 @@ class Folders(Callback):
         outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
         if _rank() == 0 and len(outcomes) > 1:
             _print_sweep(folder)
+        stopped, waits = (sum(text.startswith(f"error: {why}") for text in outcomes) for why in (STOPPED, NOT_BEGUN))
+        if stopped or waits or stopping.requested():
+            name = config.get("run_name") or "-".join([config.hydra.job.name, *folder.parts[-2:]])
+            which = f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began"
+            stopping.say(which, _again(name, "resume" in config))
+            raise stopping.Stopped
         failed = sum(text.startswith("error: ") for text in outcomes)
         if failed:
             raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")
@@ -575,6 +636,31 @@ def run_name(name: str | None, job: str) -> str:
         name = _cut(name)
     check_place(Path("runs") / name)
     return name
+
+
+def own_run(name: str, goes_on: bool = False) -> Path:
+    """The folder of a run, which only the first of its processes writes to, and no other process of this name.
+
+    Args:
+        name: as :func:`run_name` gives it.
+        goes_on: whether the run can be resumed.
+
+    Raises:
+        ConfigError: another process is at it.
+    """
+    folder = Path("runs") / name
+    if _rank() == 0:
+        own(folder)
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    stopping.say("nothing was done yet", f"the run is '{name}'" if sweep else _again(name, goes_on))
+    return folder
+
+
+def _again(name: str, goes_on: bool) -> str:
+    """What to type to go on."""
+    # what holds = or , stands in quotes within the quotes of the shell
+    given = f"""'run_name="{name}"'""" if re.search("[=,]", name) else f"run_name={name}"
+    return f"go on with the same command and {'resume=auto ' if goes_on else ''}{given}"
 
 
 def _name_of_job(name: str, settings: Any) -> str:

@@ -1,5 +1,6 @@
 """How every training script opens and closes; what stands between the two is the script's own."""
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from biomass import training
-from biomass.atomic import check_place
+from biomass import stopping, training
+from biomass.atomic import check_place, whole_file
 from biomass.channels import check_expected
-from biomass.config import Config, build, is_given, is_left, next_commands, run_name
+from biomass.config import Config, build, is_given, is_left, next_commands, own_run, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation import layers
 from biomass.evaluation.accuracy import MEANINGS
@@ -71,6 +72,10 @@ _FEW = 0.02
 """Share of the cells from which downwards it is said how few an epoch sees."""
 
 
+FINISHED = "finished.json"
+"""What tells that all files of a run were made."""
+
+
 @dataclass
 class Experiment:
     """A run before it trains.
@@ -105,7 +110,7 @@ class Experiment:
 
     @classmethod
     def begin(cls, cfg: Config, job: str, name: str | None = None) -> "Experiment":
-        """Name the run, find its device and its checkpoint to go on from. Nothing is written.
+        """Name the run and own it, find its device and its checkpoint to go on from. Nothing else is written.
 
         Args:
             cfg: the configuration of a training script.
@@ -113,7 +118,8 @@ class Experiment:
             name: the run's name, None: made of ``job`` and the time.
 
         Raises:
-            ConfigError, CheckpointError: a setting does not fit, or there is another run of this name.
+            ConfigError, CheckpointError: a setting does not fit, or there is another run of this name, or another
+                process at it.
         """
         trainer = cfg.trainer
         plan = training.Plan(
@@ -127,6 +133,7 @@ class Experiment:
         )
         recipe = Recipe(cfg.learning_rate, cfg.weight_decay, cfg.num_warmup_epochs, trainer.compile)
         name = run_name(name, job)
+        own_run(name, goes_on=True)
         fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
         resume = checkpoints.to_resume(cfg.resume)
@@ -338,12 +345,6 @@ class Experiment:
                 size = f"{after[0]} x {after[1]} pixels"
                 self.warn(ConfigError(f"images go into the network with {size}, which takes long", "large"))
 
-    def _check_alone(self) -> None:
-        """Raise an error where a run of the same name, started at the same time, has written since ``begin``."""
-        now = self.checkpoints.to_resume(self.cfg.resume)
-        if (now and now["progress"]) != (self.resume and self.resume["progress"]):
-            raise ConfigError(f"another process has gone on with '{self.name}' meanwhile; start again")
-
     def train(
         self,
         optimized: "Optimized",
@@ -366,11 +367,20 @@ class Experiment:
         """
         folder = Path("runs") / self.name
         config = about["config"] | {"method": about["method"]}
+        chances = self._chances(evaluate, objective, loader)
+        judge = self._judge(evaluate, chances)
+        of_splits = evaluate if isinstance(evaluate, training.SplitEvaluation) else None
+        evaluate = None if of_splits is not None and not of_splits.loaders else evaluate
+        before = self._finished_before()
+        if before is not None:
+            if self.fabric.is_global_zero:
+                log.info("nothing is left to do: '%s' is finished", self.name)
+                self._conclude(before, evaluate, chances)
+            return before.best
         if self.resident:
             log.info("reading the training images into the memory of %s", self.fabric.device)
             loader.hold(self.fabric.device)
-        writes = training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero, self._check_alone)
-        with writes as logger:
+        with training.RunLogger(folder, config, self.resume, self.fabric.is_global_zero) as logger:
             run = training.Training(
                 fabric=self.fabric,
                 **optimized._asdict(),
@@ -383,18 +393,12 @@ class Experiment:
                 skipped=skipped,
                 about=about,
             )
-            plates, of_splits = None, None
-            chances = self._chances(evaluate, objective, loader)
-            judge = self._judge(evaluate, chances)
-            if isinstance(evaluate, training.SplitEvaluation):
-                plates, of_splits = evaluate.plates, evaluate
-                evaluate = evaluate if evaluate.loaders else None
-            watched = evaluate and verdicts.Watched(evaluate, self.plan, partial(judge, so_far=True), self.warn)
+            measured = evaluate if of_splits is None else evaluate and partial(self._evaluate_and_write, of_splits)
+            watched = measured and verdicts.Watched(measured, self.plan, partial(judge, so_far=True), self.warn)
             progress = training.fit(run, self.plan, watched, self.resume, self.cfg.seed)
-            if of_splits is not None and self.fabric.is_global_zero:
-                of_splits.write(folder)
-            if plates is not None and self.checkpoints.enabled:
-                training.measure_run(self.fabric, optimized.network, plates, self.checkpoints.folder)
+            stopping.say("training is finished and saved, and what is made of it is not")
+            if of_splits is not None and of_splits.plates is not None and self.checkpoints.enabled:
+                training.measure_run(self.fabric, optimized.network, of_splits.plates, self.checkpoints.folder)
         if self.fabric.is_global_zero:
             self._conclude(progress, evaluate, chances)
             found = judge(overview.last_metrics(read_log(folder))) if progress.epoch else None
@@ -403,7 +407,35 @@ class Experiment:
             if self.report and self.seen is not None:
                 samples = partial(save_samples, folder, self.seen.screen, self.seen.transform)
                 finish(folder, [partial(self._compare_layers, progress, folder), samples])
+            with whole_file(folder / FINISHED) as part:
+                part.write_text(json.dumps(self._at_end(progress)) + "\n")
         return progress.best
+
+    def _evaluate_and_write(
+        self, evaluate: training.SplitEvaluation, run: training.Training, epoch: int, step: int
+    ) -> dict[str, float]:
+        """Evaluate, and leave the predictions of the last evaluation before its checkpoint says that it was done."""
+        metrics = evaluate(run, epoch, step)
+        if self.fabric.is_global_zero and (epoch == self.plan.num_epochs or self.plan.reached(step)):
+            evaluate.write(Path("runs") / self.name)
+        return metrics
+
+    def _at_end(self, progress: training.Progress) -> dict[str, Any]:
+        """How far a run came, and what was made in its end."""
+        asked = {"report": self.report, "measure_plates": self.most_plates, "save_model": self.checkpoints.enabled}
+        return {"epoch": progress.epoch, "step": progress.step, **asked}
+
+    def _finished_before(self) -> training.Progress | None:
+        """Where the run ended, if an earlier process has done all that this one is to do."""
+        if self.resume is None or "unfinished" in self.resume:
+            return None
+        progress = training.Progress(**self.resume["progress"])
+        try:
+            told = json.loads((Path("runs") / self.name / FINISHED).read_text())
+        except (OSError, ValueError):
+            return None
+        ended = progress.epoch >= self.plan.num_epochs or self.plan.reached(progress.step)
+        return progress if ended and told == self._at_end(progress) else None
 
     def _compare_layers(self, progress: training.Progress, folder: Path) -> None:
         """Leave in the folder of the run where in the network plates differ: those of a split that is evaluated."""
@@ -622,7 +654,7 @@ def tool_folder(cfg: Config, tool: str) -> Path:
     name = run_name(cfg.run_name, tool)
     if (Path("checkpoints") / name).exists():
         raise ConfigError(f"'{name}' is a run that was trained; choose another name for that of {tool}", "run_name")
-    return Path("runs") / name
+    return own_run(name)
 
 
 def chosen_words(cfg: Config) -> tuple[str | None, str | None, list[str] | None, str | None]:

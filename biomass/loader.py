@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from biomass import stopping
 from biomass.atomic import whole_file
-from biomass.errors import BadImageError, BiomassError, ConfigError
+from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, one_line
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 _UPLOAD = 4096  # images that are read and uploaded at once
+
+_PATIENCE = 1800
+"""Seconds after which a process that reads batches counts as stuck, as on a disk that does not answer."""
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +255,9 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            timeout=_PATIENCE if num_workers else 0,
+            worker_init_fn=stopping.in_reader,
+            generator=torch.Generator(),  # its own: what networks draw does not depend on how often it is asked
         )
 
     def hold(self, device: torch.device) -> None:
@@ -269,7 +276,19 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in self._loader:
+        batches = iter(self._loader)
+        while True:
+            try:
+                item = next(batches, None)
+            except RuntimeError as error:  # so torch says it of its processes, and of nothing else
+                if not self._loader.num_workers or "DataLoader" not in str(error):
+                    raise
+                raise DataError(
+                    f"a process that reads images was killed, or is stuck ({one_line(error)}): look whether there is "
+                    "memory for all of them and whether the disk answers, and start the same command again"
+                ) from None
+            if item is None:
+                return
             if isinstance(item, BiomassError):
                 raise item
             yield item

@@ -31,9 +31,20 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """What a run logged, a dictionary a line, without a line that was cut off when the run was stopped."""
-    file, lines = folder / "metrics.jsonl", []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            lines.append(json.loads(line))
-    return lines
+    """What a run logged, a dictionary a line; without what is none, as a line that was cut off by a kill."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    return [line for line in map(entry_of, lines) if line is not None]
+
+
+def entry_of(line: str) -> dict[str, Any] | None:
+    """A line of a log; None where it is none.
+
+    >>> entry_of('{"step": 3, "train/loss": 0.5}'), entry_of('{"step": 3, "tra'), entry_of("[3]"), entry_of("{}")
+    ({'step': 3, 'train/loss': 0.5}, None, None, None)
+    """
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            return entry
+    return None

@@ -18,10 +18,10 @@ MODULES = {
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
-    "errors",
+    "errors stopping",
     "diskerrors",
     "atomic channels identifiers keys pickles",
-    "screen table_files run_files tensor_files",
+    "screen table_files run_files run_lock tensor_files",
     "fingerprint",
     "pixels",
     "cells",

@@ -22,8 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biomass import stopping
 from biomass.diskerrors import escaped, flushed
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.run_lock import letting_go
 
 ADVICE = {
     "skip": "or give --on-bad-image skip",
@@ -142,24 +144,29 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
     """Run a tool on files: the log is printed; an error that a user can mend is one line, and the exit code 1.
 
     Args:
-        stopped: what to say after Ctrl-C, which is one line and the exit code 130.
+        stopped: what to say after a signal, which is one line and an exit code of :mod:`biomass.stopping`.
         followed: advice that the user follows already, see :data:`ADVICE`.
         own: what advice means in this tool, where it is something else than in others.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with stopping.listening(goes_on=False), letting_go(), _one_line_errors(followed, own or {}):
+        stopping.say(stopped, "")
+        with stopping.raised():
+            yield
+
+
+@contextmanager
+def _one_line_errors(followed: Collection[str], own: Mapping[str, str]) -> Iterator[None]:
     try:
         with flushed():
             yield
     except BiomassError as error:
-        advice = {name: text for name, text in (ADVICE | dict(own or {})).items() if name not in followed}
+        advice = {name: text for name, text in (ADVICE | dict(own)).items() if name not in followed}
         raise SystemExit(f"error: {explain(error, advice)}") from None
     except MemoryError as error:
         raise SystemExit(
             f"error: there is too little memory ({one_line(error)}): give fewer rows, or another machine"
         ) from None
-    except KeyboardInterrupt:
-        print(f"stopped: {stopped}", file=sys.stderr)
-        raise SystemExit(130) from None
     except BrokenPipeError:  # of ``| head``
         raise SystemExit(1) from None
     except Exception as error:  # a path so long that looking whether it is there fails, a disk that is full …

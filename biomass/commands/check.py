@@ -26,6 +26,7 @@ from biomass.config import run_name
 from biomass.datasets.any_source import open_source
 from biomass.errors import ConfigError
 from biomass.evaluation import quality, quality_plots
+from biomass.run_lock import own
 from biomass.screen import Screen
 
 PLACE = 20
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse(arguments)
     skip = args.on_bad_image == "skip"
     with run_on_files("nothing was written"):
+        folder = args.out or Path("runs") / run_name(args.run_name, "check")
+        own(folder)
         if args.images is not None and args.images < 1:
             raise ConfigError(f"--images {args.images}: give a number of at least 1")
         screen, _ = open_source(args.source, skip, **parse_settings(args.set))
@@ -58,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plates, channels = quality.count_plates(screen), quality.summarize(screen, found)
         labels = quality.count_labels(screen)
         findings = quality.find_oddities(screen, plates, channels, found)
-        folder = args.out or Path("runs") / run_name(args.run_name, "check")
         write(folder, screen, plates, labels, channels, findings, found)
         print(page(plates, labels, channels, findings))
         print(f"\n{folder}/ holds the tables, check.json, and the pictures check.png and examples.png")

@@ -31,6 +31,7 @@ from biomass.keys import may_change
 from biomass.norms import WORDS, Method
 from biomass.norms.statistics import CONTROLS_A_BATCH
 from biomass.run_files import read_config
+from biomass.run_lock import own
 from biomass.screen import PLATE
 from biomass.training.checkpoint import completed, leaves
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     by = list(dict.fromkeys(args.by))
     with run_on_files("nothing was written"):
+        own(args.out)
         runs, notes = gather([folder for folder in args.runs if folder != args.out])  # which runs/* names, too
         numbers, more = tabulate(runs)
         notes += more

@@ -42,6 +42,7 @@ from biomass.judgement.relationships import read_pairs
 from biomass.judgement.results import FILES
 from biomass.report.files import PAGE
 from biomass.report.page import write_report
+from biomass.run_lock import own
 
 PLACE = 80
 
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     args = parser.parse_intermixed_args(words)
     with run_on_files("nothing was written"):
+        folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
+        check_out(folder)
+        own(folder)
         check_text(words)
         settings = parse_settings(args.set)
         for key in settings:
@@ -97,8 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {name: read_profiles(file, args.metadata, *how) for name, file in before.items()},
         )
         judged.check()
-        folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
-        check_out(folder)
         tables = {name: read_profiles(file, args.metadata, *how) for name, file in files.items()}
         evaluate(tables, folder, judged, about(files, words))
     with run_on_files(f"what was found stands in {folder}, without a page; biomass report makes it"):

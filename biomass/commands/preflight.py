@@ -32,6 +32,7 @@ from biomass.evaluation.design import count_wells, find_references
 from biomass.evaluation.page import render
 from biomass.evaluation.verdict import Judgement, Verdict
 from biomass.pixels.packed_writer import pack
+from biomass.run_lock import own
 from biomass.screen import PLATE
 from biomass.simulation.plate_map import Look, simulate_plate_map
 
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse(arguments)
     by = args.by or list(PLATE[:1])
     with run_on_files("nothing was written"):
+        folder = args.out or Path("runs") / run_name(args.run_name, "preflight")
+        own(folder)
         settings = parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):
@@ -69,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typed, trained = override(verdict.best), training(verdict.best)
         summary = {"table": str(args.table), "columns": columns, "override": typed, "training": trained}
         summary |= verdict.plain()
-        folder = args.out or Path("runs") / run_name(args.run_name, "preflight")
         store = simulate(wells, folder) if args.simulate else None
         with whole_file(folder / "preflight.json", "store") as part:
             part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), "utf-8")

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 def main(cfg: Config) -> float | None:
     """Run the test plate by plate, write the table and the plots; returns the accuracy on whole plates of the first."""
     data, words, workers = cfg.dataloaders, cfg.words, cfg.dataloaders.num_workers
+    folder, report = tool_folder(cfg, "stress"), cfg.report
     fabric, path, network, trained, channels, screen, transform = open_model(cfg, "stress")
     if trained.head[-1:] != (len(screen.classes),):
         raise ConfigError(
@@ -75,7 +76,6 @@ def main(cfg: Config) -> float | None:
         cfg.eval_batch_size,
     )
     reader, skipped = BatchReader(screen, screen.groups(method.eval_by), data.on_bad_image), SkippedImages(screen)
-    folder, report = tool_folder(cfg, "stress"), cfg.report
     settings = [digest(network), repr(tuning_state(network)), repr(test), repr(transform), repr(base)]
     cfg.check_all_read()
 

@@ -2,39 +2,47 @@
 
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from biomass.errors import ConfigError
+from biomass.atomic import whole_file, writing
 from biomass.evaluation.accuracy import meaning
+from biomass.run_files import entry_of
+from biomass.run_lock import own
 from biomass.training.checkpoint import METRICS
+from biomass.training.events import Appended, Board
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("biomass", "torch", "torchvision", "timm", "lightning-fabric", "hydra-core", "wilds", "numpy", "pandas")
 
-_PATIENCE = 10.0
-"""Seconds to wait for the reading workers of a run of the same name that was killed, until they notice it."""
+_BINS = 30
+"""Bars of a histogram, as many as TensorBoard shows."""
 
 
 class RunLogger:
     """Writes into ``runs/<run name>``: TensorBoard events, ``metrics.jsonl``, ``config.yaml`` and ``environment.json``.
 
+    What belongs to the evaluation of a step is written with its scalars, all of it or nothing.
+
     Args:
-        folder: made if absent.
+        folder: made if absent; belongs to this process from then on, see :func:`biomass.run_lock.own`.
         config: the resolved configuration, plain values.
         resume: the checkpoint that a resumed run goes on from; what had been logged behind it is dropped.
         enabled: False (on all ranks but the first) writes nothing.
-        check: called when no other process can write here any more, before this one does.
 
     Attributes:
         latest: the last value of every scalar of this process.
@@ -49,42 +57,36 @@ class RunLogger:
         config: Mapping[str, Any],
         resume: Mapping[str, Any] | None = None,
         enabled: bool = True,
-        check: Callable[[], object] = lambda: None,
     ) -> None:
-        step = int(resume["progress"]["step"]) if resume else None
         self.folder = folder
         self.latest: dict[str, float] = {}
         self.enabled = enabled
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, only needed here
-
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")  # let go of by the system if this process is killed
-            self._lock.acquire(timeout=_PATIENCE)
-            check()
-            OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")
-            (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-            lines = _lines_up_to(folder / METRICS, step)
-            (folder / METRICS).write_text("".join(lines))
-            self._before = float(json.loads(lines[-1]).get("seconds", "nan")) if lines else 0.0
+        own(folder)
+        with self._writing():
+            _write_once(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+            _write_once(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            lines = _kept_lines(folder / METRICS, resume)
+            _write_once(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+            seconds = lines[-1].get("seconds") if lines else 0.0
+            self._before = float(seconds) if isinstance(seconds, int | float) else math.nan
             self._began = time.monotonic()
-            self._lines = (folder / METRICS).open("a")
-            self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self._lines = Appended(folder / METRICS)
+            self._board = Board(folder, partial(_keeps, resume) if resume else None)
             self._described: set[str] = set()
-        except Timeout as error:
-            raise ConfigError(
-                f"another process is writing '{folder}'; wait for it, or choose another run_name"
-            ) from error
-        except OSError as error:
-            raise ConfigError(f"cannot write the run's log '{folder}' ({error.strerror}); free or change it") from error
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.folder)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """One line of JSON, and one TensorBoard point a value.
 
         The line also has the ``time`` of day, and the ``seconds`` that the run has spent on what the log holds: those
         before a resume included, setting up not. They are left out where the run began before they were counted.
+
+        Raises:
+            ConfigError: the disk is full, or away. The files end with what was written before.
         """
         self.latest |= values
         if not self.enabled:
@@ -92,38 +94,43 @@ class RunLogger:
         seconds = self._before + time.monotonic() - self._began
         spent = {} if math.isnan(seconds) else {"seconds": round(seconds, 3)}
         line = {"step": step, "epoch": epoch, "time": time.time(), **spent, **values}
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
         for name, value in values.items():
             self._point(name, value, step)
+        with self._writing():
+            self._board.write()
+            self._lines.add(json.dumps(line).encode() + b"\n")
 
     def _point(self, name: str, value: float, step: int) -> None:
         """A point in TensorBoard; the first of each name says what the metric measures."""
-        if name in self._described or not meaning(name):
-            self._board.add_scalar(name, value, step)
-            return
-        from torch.utils.tensorboard.summary import scalar
+        from torch.utils.tensorboard.summary import scalar  # a second to import, only needed here
 
         summary = scalar(name, value)
-        summary.value[0].metadata.summary_description = meaning(name)
-        assert self._board.file_writer is not None
-        self._board.file_writer.add_summary(summary, step)
-        self._described.add(name)
+        if name not in self._described and meaning(name):
+            summary.value[0].metadata.summary_description = meaning(name)
+            self._described.add(name)
+        self._board.add(step, summary)
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
-        """A distribution, for example of the accuracy over plates."""
+        """A distribution, for example of the accuracy over plates; written with the next scalars."""
         if self.enabled and len(values):
-            self._board.add_histogram(name, np.asarray(values), step)
+            from torch.utils.tensorboard.summary import histogram
+
+            self._board.add(step, histogram(name, np.asarray(values, float), _BINS))
 
     def images(self, step: int, name: str, images: Tensor, groups: Tensor) -> None:
-        """A grid of raw images (N, C, H, W), a row of up to 8 for each of up to 8 groups (N,)."""
+        """A grid of raw images (N, C, H, W), up to 8 of each of up to 8 groups (N,)."""
         if self.enabled:
-            self._board.add_image(name, image_grid(images, groups), step)
+            from torch.utils.tensorboard.summary import image
+
+            self._board.add(step, image(name, image_grid(images, groups), dataformats="CHW"))
+            with self._writing():
+                self._board.write()
 
     def text(self, name: str, text: str) -> None:
         """A text to read beside the run, for example the list of images left out."""
         if self.enabled:
-            (self.folder / name).write_text(text)
+            with whole_file(self.folder / name) as part:
+                part.write_text(text)
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -132,7 +139,6 @@ class RunLogger:
         if self.enabled:
             self._board.close()
             self._lines.close()
-            self._lock.release()
 
 
 def image_grid(images: Tensor, groups: Tensor, side: int = 8) -> Tensor:
@@ -169,11 +175,33 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def _lines_up_to(path: Path, step: int | None) -> list[str]:
-    """What a log holds of the first steps; None: of a run that begins, nothing."""
-    if step is None or not path.exists():
+def _write_once(file: Path, text: str) -> None:
+    """Write a file that does not hold this yet."""
+    if not file.is_file() or file.read_bytes() != text.encode():
+        with whole_file(file) as part:
+            part.write_text(text)
+
+
+def _keeps(resume: Mapping[str, Any], step: int, name: str) -> bool:
+    """Whether a value that was logged at a step belongs to what a checkpoint knows.
+
+    A checkpoint of a run that was stopped while it was evaluated does not know of that evaluation.
+    """
+    last = int(resume["progress"]["step"])
+    return step < last or (
+        step == last and (name.startswith("train/") or "closing" not in resume.get("unfinished", {}))
+    )
+
+
+def _kept_lines(file: Path, resume: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What a log holds of the steps that a checkpoint knows; of a run that begins, nothing."""
+    if resume is None or not file.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    if not lines[-1:] or not lines[-1].endswith("\n"):  # torn by a kill
-        lines = lines[:-1]
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    text = file.read_text(errors="replace")
+    whole = text[: text.rfind("\n") + 1]  # a line that a kill tore is none
+    lines = [line for line in map(entry_of, whole.splitlines()) if line is not None]
+    if len(lines) < len(whole.splitlines()):
+        log.warning("left out %d lines of '%s' that say no step", len(whole.splitlines()) - len(lines), file)
+    return [
+        line for line in lines if all(_keeps(resume, line["step"], name) for name in ("train/", *line) if "/" in name)
+    ]

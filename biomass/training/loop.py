@@ -1,11 +1,12 @@
 """The training loop: one for all objectives."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from biomass import stopping
 from biomass.errors import ConfigError, TrainingError
 from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints
+from biomass.training.device import StopTogether
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
 from biomass.training.schema import check_fits
@@ -156,8 +159,9 @@ def fit(
 ) -> Progress:
     """Train, evaluate and save until the plan is fulfilled.
 
-    On the CPU a resumed run ends with exactly the weights of an uninterrupted one: the order of batches and the
-    augmentation depend on (seed, epoch, step) alone, and every other random state is in the checkpoint.
+    On the CPU a resumed run ends with exactly the weights of an uninterrupted one, and with the same log: the order of
+    batches and the augmentation depend on (seed, epoch, step) alone, and all else is in the checkpoint. A run that is
+    asked to stop (see :mod:`biomass.stopping`) saves behind a step, or as it was before an evaluation.
 
     Args:
         run: the parts.
@@ -172,38 +176,61 @@ def fit(
     Raises:
         TrainingError: a loss, a gradient, a weight or a metric is not a finite number; the last good checkpoint stays.
         ConfigError: the monitored metric is not among those that ``evaluate`` returns.
+        Stopped: the run was asked to stop, and its state is saved.
     """
-    progress = Progress()
-    with _random_state(seed):
+    progress, unfinished = Progress(), {}
+    with _random_state(seed), stopping.noted():
+        stops = StopTogether(run.fabric)
         if resume is not None:
-            progress = _restore(run, resume)
+            progress, unfinished = _restore(run, resume), resume.get("unfinished", {})
             log.info("goes on from '%s', epoch %d, step %d", resume.get("path"), progress.epoch, progress.step)
-            if progress.epoch >= plan.num_epochs:
+            if "closing" in unfinished:
+                _close(run, plan, progress, unfinished["closing"], evaluate, stops)
+            elif progress.epoch >= plan.num_epochs:
                 log.info("nothing is left to do: all %d epochs are finished", plan.num_epochs)
             elif plan.reached(progress.step):
                 log.info("nothing is left to do: %d steps are taken, of %d", progress.step, plan.max_steps)
         elif plan.reached(0):
-            _close(run, plan, progress, 0, evaluate)
+            _close(run, plan, progress, 0, evaluate, stops)
         began = progress.epoch
         for epoch in range(began, plan.num_epochs):
             if plan.reached(progress.step):
                 break
-            _train_epoch(run, plan, progress, epoch, seed, timed=epoch == began)
+            window = Window(run.statistics.names, run.skipped.screen.pixels.name, **unfinished.get("window", {}))
+            unfinished = {}
+            _train_epoch(run, plan, progress, epoch, seed, window, stops, timed=epoch == began)
             finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
             due = progress.epoch % plan.evaluate_every == 0 or finished
-            _close(run, plan, progress, epoch + 1, evaluate, due)
+            _close(run, plan, progress, epoch + 1, evaluate, stops, due)
+            if stops.now():
+                stopping.say(f"after epoch {epoch + 1}, step {progress.step}, {_saved(run)}")
+                raise stopping.Stopped
     run.skipped.report(run.logger.folder)
     return progress
 
 
 def _close(
-    run: Training, plan: Plan, progress: Progress, epoch: int, evaluate: Evaluate | None, due: bool = True
+    run: Training,
+    plan: Plan,
+    progress: Progress,
+    epoch: int,
+    evaluate: Evaluate | None,
+    stops: StopTogether,
+    due: bool = True,
 ) -> None:
     """End an epoch, counted from 1 (or the untrained network's 0): evaluate, where that is due, and save."""
     is_best = False
     check_weights(unwrap(run.network), run.optimizer, progress.step, run.checkpoints.last)
     if evaluate is not None and due:
-        metrics = evaluate(run, epoch, progress.step)
+        before = _snapshot_of_randomness()
+        try:
+            if stops.now():
+                raise stopping.Stopped
+            with stopping.raised(otherwise=run.fabric.world_size > 1):  # which measure together
+                metrics = evaluate(run, epoch, progress.step)
+        except stopping.Stopped:
+            _save_stopped(run, progress, {"closing": epoch}, before)
+            raise
         check_metrics(metrics, plan.monitor, epoch, run.checkpoints.last)
         run.logger.scalars(progress.step, epoch, metrics)
         if plan.monitor is not None:
@@ -216,11 +243,36 @@ def _close(
         run.checkpoints.save(_snapshot(run, progress), is_best or evaluate is None or plan.monitor is None)
 
 
-def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed: int, timed: bool) -> None:
+def _save_stopped(
+    run: Training, progress: Progress, unfinished: dict[str, Any], randomness: dict[str, Any] | None = None
+) -> None:
+    """Save where a run stops, within an epoch or before its evaluation."""
+    if progress.step and run.fabric.is_global_zero:
+        check_weights(unwrap(run.network), run.optimizer, progress.step, run.checkpoints.last)
+        state = _snapshot(run, progress) | {"unfinished": unfinished}
+        run.checkpoints.save(state if randomness is None else state | {"random": randomness}, is_best=False)
+    run.fabric.barrier()  # the first process must not be left before it has written
+    stopping.say(f"after step {progress.step}, {_saved(run)}" if progress.step else None)
+
+
+def _saved(run: Training) -> str:
+    return "saved" if run.checkpoints.enabled else "of a run that saves nothing"
+
+
+def _train_epoch(
+    run: Training,
+    plan: Plan,
+    progress: Progress,
+    epoch: int,
+    seed: int,
+    window: "Window",
+    stops: StopTogether,
+    timed: bool,
+) -> None:
     run.network.train()
     run.loader.batches.set_epoch(epoch, progress.batch)
     generator = torch.Generator(run.fabric.device)
-    window = Window(run.statistics.names, run.skipped.screen.pixels.name)
+    window.to(run.fabric.device)
     batches = progress.batch + len(run.loader)
     waiting = 0  # batches whose gradients wait for the step
     watched = sys.stderr.isatty() and run.fabric.is_global_zero
@@ -261,6 +313,10 @@ def _train_epoch(run: Training, plan: Plan, progress: Progress, epoch: int, seed
             if bar.disable and progress.step % plan.log_every == 0:
                 log.info("epoch %d/%d  step %d  %s", epoch + 1, plan.num_epochs, progress.step, _format(values))
         run.lr_schedule.step()
+        if stops.after_step() and not ends:
+            window.check(epoch, run.checkpoints)
+            _save_stopped(run, progress, {"window": window.state()})
+            raise stopping.Stopped
     else:
         progress.epoch, progress.batch = epoch + 1, 0
     rest = window.flush(epoch, run.checkpoints)
@@ -340,20 +396,38 @@ class Window:
     Args:
         names: of the groups.
         image: the name of a row's image.
+        steps, losses, scalars, before: what another one held, see :meth:`state`.
     """
 
-    def __init__(self, names: Sequence[str] | None, image: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] | None,
+        image: Callable[[int], str],
+        steps: Sequence[tuple[int, Tensor, Tensor]] = (),
+        losses: Sequence[Tensor] = (),
+        scalars: Sequence[dict[str, Tensor]] = (),
+        before: float = math.nan,
+    ) -> None:
         self.names = names
         self.image = image
-        self.steps: list[tuple[int, Batch]] = []
-        self.losses: list[Tensor] = []
-        self.scalars: list[dict[str, Tensor]] = []
-        self.before = float("nan")
+        self.before = before
         self.last = ""
+        self.steps = list(steps)
+        self.losses = list(losses)
+        self.scalars = list(scalars)
+
+    def state(self) -> dict[str, Any]:
+        """What it holds, for a checkpoint."""
+        return {"steps": self.steps, "losses": self.losses, "scalars": self.scalars, "before": self.before}
+
+    def to(self, device: torch.device) -> None:
+        """Go on on a device, if it was read from a checkpoint."""
+        self.losses = [loss.to(device) for loss in self.losses]
+        self.scalars = [{name: value.to(device) for name, value in one.items()} for one in self.scalars]
 
     def add(self, step: int, batch: Batch, loss: Tensor, scalars: dict[str, Tensor]) -> None:
         """Remember a step's results without looking at them."""
-        self.steps.append((step, replace(batch, images=batch.images[:0])))  # what they were is not needed any more
+        self.steps.append((step, batch.groups, batch.rows))
         self.losses.append(loss.detach())
         self.scalars.append(scalars)
 
@@ -361,12 +435,25 @@ class Window:
         """Means over the steps since the last flush, named ``train/<name>``; empty where there were none.
 
         Raises:
-            TrainingError: a loss is not finite; names the first such step, its plates and its images.
+            TrainingError: as :meth:`check`.
         """
         if not self.losses:
             return {}
-        losses = torch.stack(self.losses).float().cpu()
-        self.last = self._described(-1)
+        losses = self.check(epoch, checkpoints)
+        self.before, self.last = float(losses[-1]), self._described(-1)
+        means = {"train/loss": float(losses.mean())}
+        for name in self.scalars[0]:
+            means[f"train/{name}"] = float(torch.stack([s[name] for s in self.scalars]).float().mean())
+        self.steps, self.losses, self.scalars = [], [], []
+        return means
+
+    def check(self, epoch: int, checkpoints: Checkpoints) -> Tensor:
+        """The losses since the last flush, on the host.
+
+        Raises:
+            TrainingError: a loss is not finite; names the first such step, its plates and its images.
+        """
+        losses = torch.stack(self.losses).float().cpu() if self.losses else torch.zeros(0)
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
             before = losses[first - 1].item() if first else self.before
@@ -376,17 +463,12 @@ class Window:
                 f"{self._described(first)}: lower the learning rate, or look at these images "
                 f"({kept(checkpoints.last)})"
             )
-        self.before = float(losses[-1])
-        means = {"train/loss": float(losses.mean())}
-        for name in self.scalars[0]:
-            means[f"train/{name}"] = float(torch.stack([s[name] for s in self.scalars]).float().mean())
-        self.steps, self.losses, self.scalars = [], [], []
-        return means
+        return losses
 
     def _described(self, place: int) -> str:
         """The plates and images of one of the steps."""
-        batch = self.steps[place][1]
-        plates, rows = batch.groups.unique().tolist(), batch.rows.unique().tolist()
+        _, groups, of_step = self.steps[place]
+        plates, rows = groups.unique().tolist(), of_step.unique().tolist()
         shown = ", ".join(self.names[p] if self.names else str(p) for p in plates[:3]) + " …" * (len(plates) > 3)
         images = ", ".join(f"'{self.image(row)}'" for row in rows[:2]) + " …" * (len(rows) > 2)
         return f"plate {shown}, images {images}"
@@ -408,10 +490,14 @@ def _snapshot(run: Training, progress: Progress) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.lr_schedule.state_dict(),
         "progress": vars(progress).copy(),
-        "random": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "random": _snapshot_of_randomness(),
+    }
+
+
+def _snapshot_of_randomness() -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 

@@ -145,7 +145,8 @@ def test_combat_shrinks_a_later_plate_towards_those_of_its_fit():
     np.testing.assert_allclose(fit.transform(wells).features, expected, atol=2e-3)
     alone = on(wells, "C").take(np.array([0]))  # a single well has no spread of its own
     assert np.isfinite(fit.transform(alone).features).all()
-    again = ComBat({}, fit.centre, fit.spread, fit.prior, fit.unit, "")  # it learns the plates of the fit as later ones, alike
+    # it learns the plates of the fit as later ones, alike
+    again = ComBat({}, fit.centre, fit.spread, fit.prior, fit.unit, "")
     np.testing.assert_allclose(again.transform(wells).features, fit.transform(wells).features, atol=2e-3)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 from conftest import ROOT, TINY_RUN, TINY_SCREEN
 from omegaconf import OmegaConf
+from tensorboard.compat.proto.event_pb2 import Event
 
+from biomass import stopping
 from biomass.config import Config, build
 from biomass.errors import BadImageError, CheckpointError, ConfigError, DataError, TrainingError
 from biomass.evaluation.accuracy import mixing_rows
@@ -21,7 +24,8 @@ from biomass.experiment import compose
 from biomass.loader import Loader
 from biomass.models import Architecture, build_network
 from biomass.screen import COLUMNS, make_screen
-from biomass.training import load_checkpoint, load_network
+from biomass.training import RunLogger, evaluations, load_checkpoint, load_network, loop
+from biomass.training.events import EVENTS, records
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
 EXCLUDED = ["experiment", "num_epochs", "dataloaders", *(o.partition("=")[0] for o in (*TINY_SCREEN, *TINY_RUN))]
@@ -225,18 +229,63 @@ def test_resume_auto_of_a_finished_run_changes_nothing(run):
     assert all(torch.equal(before["network"][k], v) for k, v in after["network"].items())
 
 
-def test_a_killed_run_resumes_to_the_same_bits(run_alone, run_and_kill, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    overrides = [*TINY, "+method=ben", "num_epochs=6", "train_batch_size=7", "trainer.log_every=1"]
-    run_alone("train_erm", *overrides, "run_name=whole")
-    run_and_kill("train_erm", *overrides, name="killed")
-    assert load_checkpoint(Path("checkpoints/killed/last.pt"))["progress"]["epoch"] < 6
-    run_alone("train_erm", *overrides, "run_name=killed", "resume=auto")
-    whole, killed = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "killed"))
-    assert all(torch.equal(whole["network"][k], v) for k, v in killed["network"].items())
-    assert whole["progress"] == killed["progress"]
-    curves = [[(m["step"], m.get("train/loss"), m.get("val/loss")) for m in metrics(n)] for n in ("whole", "killed")]
+def events_of(name):
+    """(step, tag) of all records of all files, in their order."""
+    events = [
+        Event.FromString(data) for file in Path(f"runs/{name}").glob(EVENTS) for data in records(file.read_bytes())
+    ]
+    return [(event.step, value.tag) for event in events for value in event.summary.value]
+
+
+def test_a_run_that_is_stopped_and_killed_anywhere_ends_as_if_it_had_not_been(run):
+    """Stopped behind a step that is not logged and within an evaluation, killed before and behind the next save."""
+    short = ("num_epochs=2", "train_batch_size=7", "trainer.accumulate=2", "dataloaders.eval_splits=[val]")
+    overrides = (*TINY, "+method=ben", *short, "trainer.log_every=3")
+
+    def cut(module, name, call, when):
+        """Call ``when`` in place of the end of a call of a function, which is that of a number."""
+        calls, function = [], getattr(module, name)
+
+        def counted(*arguments, **keywords):
+            calls.append(name)
+            value = function(*arguments, **keywords)
+            if len(calls) == call:
+                when()
+            return value
+
+        with pytest.MonkeyPatch.context() as patch, stopping.listening(goes_on=True):
+            patch.setattr(module, name, counted)
+            run("train_erm", *overrides, "run_name=cut", "resume=auto")
+
+    def killed():
+        raise RuntimeError("killed")
+
+    run("train_erm", *overrides, "run_name=whole")
+    for module, name, call, when, error in (
+        (loop, "_forward", 2, lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit),
+        (evaluations, "plate_accuracy", 1, lambda: os.kill(os.getpid(), signal.SIGUSR1), SystemExit),
+        (RunLogger, "scalars", 1, killed, RuntimeError),
+        (loop, "_forward", 3, killed, RuntimeError),
+    ):
+        with pytest.raises(error) as caught:
+            cut(module, name, call, when)
+        assert error is RuntimeError or caught.value.code == stopping.AGAIN
+    run("train_erm", *overrides, "run_name=cut", "resume=auto")
+    whole, after = (load_checkpoint(Path(f"checkpoints/{name}/last.pt")) for name in ("whole", "cut"))
+    assert all(torch.equal(whole["network"][key], value) for key, value in after["network"].items())
+    for one, other in zip(*(state["optimizer"]["state"].values() for state in (whole, after)), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert whole["progress"] == after["progress"]
+    timed = ("time", "seconds")
+    curves = [[{k: v for k, v in m.items() if k not in timed} for m in metrics(n)] for n in ("whole", "cut")]
     assert curves[0] == curves[1]
+    assert sorted(events_of("cut")) == sorted(events_of("whole"))
+    assert len(set(events_of("cut"))) == len(events_of("cut"))
+    files = [file for folder in ("runs/cut", "checkpoints/cut") for file in Path(folder).iterdir()]
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    run("train_erm", *overrides, "run_name=cut", "resume=auto")  # of a finished run nothing changes
+    assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    assert {file for folder in ("runs/cut", "checkpoints/cut") for file in Path(folder).iterdir()} == set(files)
 
 
 @pytest.mark.parametrize(
@@ -307,16 +356,23 @@ def test_a_run_shorter_than_a_line_of_the_log_shows_its_gradients(run):
     assert "train/gradient_norm" in Path("runs/b/metrics.jsonl").read_text()
 
 
-def test_another_process_that_writes_the_same_run(run, monkeypatch):
-    from filelock import FileLock
-
-    from biomass.training import logger
-
-    monkeypatch.setattr(logger, "_PATIENCE", 0.1)
-    Path("runs/a").mkdir(parents=True)
-    with FileLock("runs/a/.lock"), pytest.raises(ConfigError, match="another process is writing 'runs/a'"):
-        run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
+def test_another_process_that_owns_the_same_run_is_named_and_nothing_is_written(run, tmp_path):
+    owns = "from biomass.run_lock import own; own(Path('runs/a')); print(1, flush=True)"
+    script = f"import sys; from pathlib import Path; {owns}; sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match=f"another process is writing 'runs/a': process {other.pid} of .*since"):
+            run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
+        assert [path.name for path in Path("runs/a").iterdir()] == [".lock"]
+        other.kill()  # and the system lets go of the lock
     run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
+    assert not Path("runs/a/.lock").exists()
 
 
 def test_a_label_that_only_evaluation_knows_is_found_before_training(run):
