@@ -63,6 +63,20 @@ BAD_IMAGES = {
 """What may be wrong with an image, and the remedy of each kind where its message has no better one."""
 
 
+class RefusedError(ValueError):
+    """Why a file is not read: said between readers, who make a :class:`DataError` of it that names the file.
+
+    Args:
+        why: what is wrong with it.
+        kind: in one word or two, see :data:`BAD_IMAGES`.
+        remedy: what to do, where it is not what is to be done with all of this kind.
+    """
+
+    def __init__(self, why: str, kind: str = "damaged", remedy: str | None = None) -> None:
+        super().__init__(why)
+        self.kind, self.remedy = kind, remedy
+
+
 class CheckpointError(BiomassError):
     """A checkpoint is missing, damaged, or belongs to another architecture."""
 

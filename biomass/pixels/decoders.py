@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from biomass.errors import one_line
-from biomass.pixels.opening import RefusedError, cut_off, opened, read_exactly
+from biomass.errors import RefusedError, one_line
+from biomass.pixels.opening import cut_off, opened, read_exactly
 from biomass.pixels.png import SIGNATURE, decode_png
 from biomass.pixels.tiff import STARTS, decode_tiff
 

@@ -19,10 +19,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomass.errors import BAD_IMAGES, BadImageError, ConfigError, DataError, one_line
+from biomass.errors import BAD_IMAGES, BadImageError, ConfigError, DataError, RefusedError, one_line
 from biomass.pixels.decoders import ENDINGS, MOST_VALUES, decode
 from biomass.pixels.metadata import Axes, has_alpha, image_size, open_tiff, tiff_axes, used_bits
-from biomass.pixels.opening import RefusedError
 from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from biomass.errors import RefusedError
+
 QUIET = 5.0
 """Seconds for which a file must not have changed to be taken for complete."""
 
@@ -26,20 +28,6 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-
-
-class RefusedError(ValueError):
-    """Why a file is not read.
-
-    Args:
-        why: what is wrong with it.
-        kind: in one word or two, see :data:`biomass.errors.BAD_IMAGES`.
-        remedy: what to do, where it is not what is to be done with all of this kind.
-    """
-
-    def __init__(self, why: str, kind: str = "damaged", remedy: str | None = None) -> None:
-        super().__init__(why)
-        self.kind, self.remedy = kind, remedy
 
 
 def cut_off(status: os.stat_result, why: str) -> RefusedError:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, RefusedError
 from biomass.pixels.files import PLANES, FilePixels, each_file, string_array
-from biomass.pixels.opening import RefusedError, opened
+from biomass.pixels.opening import opened
 from biomass.pixels.planes import Reading
 
 SEPARATOR = "\n"

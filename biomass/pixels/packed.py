@@ -35,10 +35,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from biomass.errors import BadImageError, DataError, one_line
+from biomass.errors import BadImageError, DataError, RefusedError, one_line
 from biomass.pixels.decoders import npy_header_of
 from biomass.pixels.files import PLANES
-from biomass.pixels.opening import RefusedError, open_file
+from biomass.pixels.opening import open_file
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
 from biomass.pixels.store_file import ABOUT, BELONGS, CRC32, FILES, IMAGES, INDEX, Store, unusable

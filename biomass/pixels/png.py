@@ -13,7 +13,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from biomass.pixels.opening import RefusedError, cut_off, unpack
+from biomass.errors import RefusedError
+from biomass.pixels.opening import cut_off, unpack
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

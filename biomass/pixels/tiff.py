@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from biomass.pixels.opening import RefusedError, cut_off, read_exactly, unpack
+from biomass.errors import RefusedError
+from biomass.pixels.opening import cut_off, read_exactly, unpack
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

@@ -14,10 +14,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from biomass.errors import BAD_IMAGES, BadImageError
+from biomass.errors import BAD_IMAGES, BadImageError, RefusedError
 from biomass.pixels.decoders import decode
 from biomass.pixels.files import FilePixels, open_files
-from biomass.pixels.opening import RefusedError
 
 H, W = 23, 17
 
