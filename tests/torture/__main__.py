@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.torture import kit
 from tests.torture.cases import Case, load_everything, remove, run_case
 from tests.torture.catalogue import PARTS, Driven, all_cases, run_driven
+from tests.torture.commands import COMMANDS, make_reference
 from tests.torture.outcomes import BAD, GOOD, Finding, Outcome, table_of
 
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = (args.work or scratch / "kit").absolute()
         kit.build(folder)
         cases = chosen(all_cases(args.seed, args.cases), args.only, args.case)
+        if any(isinstance(case, Driven) for case in cases):
+            for name in {name for name in COMMANDS for case in cases if f"/{name}-" in case.name}:
+                make_reference(folder, name)
         findings = run_all(cases, args.seed, folder, scratch, args.jobs, began + 60 * args.minutes)
     finally:
         remove(scratch)

@@ -1,12 +1,14 @@
 """All cases, by part."""
 
+import itertools
 import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture import images
+from tests.torture import archives, checkpoints, images, kills, stores, tables, words
+from tests.torture.commands import COMMANDS
 from tests.torture.cases import Case, Prepare, random_of, remove
 from tests.torture.outcomes import Finding, Outcome
 
@@ -27,19 +29,48 @@ PARTS = ("kills", "checkpoints", "disks", "inputs")
 
 def all_cases(seed: int, number: int) -> list[Case | Driven]:
     """Every case of every part, in an order in which those of all parts come early."""
-    return [*inputs(seed, number)]
+    parts = (kill_cases(), checkpoints.cases(), inputs(seed, number))
+    return [*itertools.chain(*parts)]
+
+
+def kill_cases() -> list[Driven]:
+    """Kills of every command by every signal."""
+    trains = [name for name, one in COMMANDS.items() if one.trains]
+    tools = [name for name in COMMANDS if name not in trains]
+    often = {"SIGKILL": 5, "saving": 5, "SIGTERM": 3, "SIGINT": 3, "SIGUSR1": 2, "worker": 2, "cold": 2}
+    found = [(kind, name, times) for kind, times in often.items() for name in trains]
+    found += [(kind, name, 1 + (kind == "saving")) for kind in ("SIGKILL", "SIGTERM", "SIGINT", "saving") for name in tools]
+    cases = [Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k)) for k, name, times in found for i in range(times)]
+    return [*cases, *(Driven(f"kills/two/{name}-{i}", kills.two(name)) for name in trains for i in range(2))]
 
 
 def inputs(seed: int, number: int) -> list[Case]:
     """``number`` cases of input, in parts of their weight."""
     kinds: dict[str, tuple[float, Prepare]] = {f"image_{name}": (1.0, images.of_kind(name)) for name in images.WHOLE}
-    kinds |= {"image_odd": (4.0, images.odd)}
-    total = sum(weight for weight, _ in kinds.values())
-    return [
+    kinds |= {
+        "image_odd": (6.0, images.odd),
+        "store_bytes": (5.0, stores.store_bytes),
+        "store_crafted": (4.0, stores.store_crafted),
+        "h5_bytes": (4.0, stores.h5_bytes),
+        "h5_crafted": (6.0, stores.h5_crafted),
+        "h5ad": (2.0, stores.h5ad),
+        "manifest": (9.0, tables.manifest),
+        "plate_map": (9.0, tables.plate_map),
+        "profiles": (6.0, tables.any_profiles),
+        "evaluate": (2.0, tables.whole_evaluate),
+        "archive_bytes": (3.0, archives.of_bytes),
+        "archive_crafted": (4.0, archives.crafted),
+        "target": (4.0, words.target),
+        "yaml": (4.0, words.yaml),
+        "tool": (6.0, words.tool),
+    }
+    share = 0.75 * number / sum(weight for weight, _ in kinds.values())  # a quarter are overrides
+    found = [
         Case(f"inputs/{kind}/{i}", prepare)
         for kind, (weight, prepare) in kinds.items()
-        for i in range(max(1, round(number * weight / total)))
+        for i in range(max(1, round(share * weight)))
     ]
+    return [*found, *words.script_cases(number - len(found), seed)]
 
 
 def run_driven(case: Driven, seed: int, kit: Path, scratch: Path) -> Finding:
