@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kit.build(folder)
         cases = chosen(all_cases(args.seed, args.cases), args.only, args.case)
         if any(isinstance(case, Driven) for case in cases):
-            for name in {name for name in COMMANDS for case in cases if f"/{name}-" in case.name}:
+            for name in [name for name in COMMANDS if any(f"/{name}-" in case.name for case in cases)]:
                 make_reference(folder, name)
         findings = run_all(cases, args.seed, folder, scratch, args.jobs, began + 60 * args.minutes)
     finally:

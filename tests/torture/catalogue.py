@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture import archives, checkpoints, images, kills, stores, tables, words
-from tests.torture.commands import COMMANDS
+from tests.torture import archives, checkpoints, disks, images, kills, stores, tables, words
+from tests.torture.commands import COMMANDS, WORKERS
 from tests.torture.cases import Case, Prepare, random_of, remove
 from tests.torture.outcomes import Finding, Outcome
 
@@ -29,19 +29,36 @@ PARTS = ("kills", "checkpoints", "disks", "inputs")
 
 def all_cases(seed: int, number: int) -> list[Case | Driven]:
     """Every case of every part, in an order in which those of all parts come early."""
-    parts = (kill_cases(), checkpoints.cases(), inputs(seed, number))
+    parts = (kill_cases(), disk_cases(), checkpoints.cases(), inputs(seed, number))
     return [*itertools.chain(*parts)]
 
 
 def kill_cases() -> list[Driven]:
     """Kills of every command by every signal."""
-    trains = [name for name, one in COMMANDS.items() if one.trains]
-    tools = [name for name in COMMANDS if name not in trains]
-    often = {"SIGKILL": 5, "saving": 5, "SIGTERM": 3, "SIGINT": 3, "SIGUSR1": 2, "worker": 2, "cold": 2}
+    trains = [name for name, one in COMMANDS.items() if one.trains and WORKERS not in name]
+    tools = [name for name, one in COMMANDS.items() if not one.trains]
+    often = {"SIGKILL": 5, "saving": 5, "SIGTERM": 4, "SIGINT": 4, "SIGUSR1": 3, "cold": 2}
     found = [(kind, name, times) for kind, times in often.items() for name in trains]
+    found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in trains]
     found += [(kind, name, 1 + (kind == "saving")) for kind in ("SIGKILL", "SIGTERM", "SIGINT", "saving") for name in tools]
     cases = [Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k)) for k, name, times in found for i in range(times)]
     return [*cases, *(Driven(f"kills/two/{name}-{i}", kills.two(name)) for name in trains for i in range(2))]
+
+
+def disk_cases() -> list[Driven]:
+    """Faulty disks under every command; none where they cannot be mounted."""
+    if not disks.possible():
+        return []
+    trains = [name for name, one in COMMANDS.items() if one.trains and WORKERS not in name]
+    times = {"full": 4, "read-only": 2, "gone": 1}
+    cases = [
+        Driven(f"disks/{kind}/{name}-{i}", disks.drive(name, kind))
+        for kind, number in times.items()
+        for name in COMMANDS
+        if WORKERS not in name
+        for i in range(number + 2 * (name in trains and kind == "full"))
+    ]
+    return [*cases, *(Driven(f"disks/marathon/{name}-0", disks.marathon(name)) for name in trains)]
 
 
 def inputs(seed: int, number: int) -> list[Case]:

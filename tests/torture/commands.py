@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.torture import forks
@@ -102,6 +102,14 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command("report", ("{kit}/runs/net", "--out", "page.html"), ()),
     "check": Command("check", ("{kit}/screen/manifest.csv", "looked", "--workers", "1"), ()),
+}
+
+WORKERS = "+workers"
+"""Behind the name of a training that reads with two worker processes, which draw other random numbers."""
+COMMANDS |= {
+    f"{name}{WORKERS}": replace(one, words=(*one.words, "dataloaders.num_workers=2"))
+    for name, one in COMMANDS.items()
+    if one.trains
 }
 
 

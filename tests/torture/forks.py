@@ -4,7 +4,7 @@ The parent never computes: what a child does begins as in a new process. A child
 it leaves running is found.
 """
 
-import atexit
+import multiprocessing.util
 import os
 import resource
 import signal
@@ -142,6 +142,8 @@ def _be_child(
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, place in ((nothing, 0), (out, 1), (out, 2)):
             os.dup2(number, place)
+        sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+        sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
         os.chdir(folder)
         os.environ |= environment
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -151,7 +153,7 @@ def _be_child(
         code = _call(function)
         sys.stdout.flush()
         threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+        multiprocessing.util._exit_function()  # ends reading workers; what else waits for the end is the parent's
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:

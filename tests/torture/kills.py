@@ -68,16 +68,15 @@ def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]
     def run(rng: random.Random, folder: Path, kit: Path) -> Result:
         one = COMMANDS[name]
         work = one.prepare(folder, kit)
-        more = ("dataloaders.num_workers=2",) if kind == "worker" or (one.trains and rng.random() < 0.25) else ()
-        done = [shown(one.name, [*one.all_words(kit), *more])]
+        done = [shown(one.name, one.all_words(kit))]
         worst, tail, used = Outcome.RIGHT, "", 0.0
         for turn in range(1 if kind == "cold" else rng.randint(1, 3)):
-            number = signal.SIGKILL if kind in ("worker", "saving") else ASKED[rng.randrange(3)] if kind == "cold" else getattr(signal, kind)
-            outcome, how, said, seconds = _once(rng, one, work, folder / f"{turn}.log", kit, kind, number, more)
+            number = ASKED[rng.randrange(3)] if kind == "cold" else getattr(signal, kind, signal.SIGKILL)
+            outcome, how, said, seconds = _once(rng, one, work, folder / f"{turn}.log", kit, kind, number, seconds_of(kit, name))
             done, used = [*done, how], used + seconds
             if outcome not in GOOD and worst in GOOD:
                 worst, tail = outcome, said
-        child = forks.Child(one.call(kit, *more), work, folder / "last.log", limits=False)
+        child = forks.Child(one.call(kit), work, folder / "last.log", limits=False)
         ended = child.wait(60 + 10 * seconds_of(kit, name))
         used += ended.seconds
         left = _left_running(child)
@@ -95,10 +94,10 @@ def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]
 
 
 def _once(
-    rng: random.Random, one: Command, work: Path, log: Path, kit: Path, kind: str, number: int, more: tuple[str, ...]
+    rng: random.Random, one: Command, work: Path, log: Path, kit: Path, kind: str, number: int, whole: float
 ) -> Result:
     """Begin a command and end it: at a moment, at a write, while it is imported, or by killing a reading worker."""
-    call, whole = one.call(kit, *more), seconds_of(kit, next(k for k, v in COMMANDS.items() if v is one))
+    call = one.call(kit)
     if kind == "saving" or (kind != "cold" and kind != "worker" and rng.random() < 0.4):
         at = rng.randint(1, 120) if one.trains else rng.randint(1, 40)
         how = f"{signal.Signals(number).name} at write {at}"
@@ -106,7 +105,7 @@ def _once(
     else:
         moment = rng.uniform(0, 6.0) if kind == "cold" else rng.uniform(0, whole)
         how = f"{'a reading worker gets ' * (kind == 'worker')}{signal.Signals(number).name} after {moment:.2f} s"
-        child = forks.Child(one.cold(kit, *more) if kind == "cold" else call, work, log, limits=False)
+        child = forks.Child(one.cold(kit) if kind == "cold" else call, work, log, limits=False)
         since = time.monotonic()
         while not child.ended() and child.seconds() < moment and time.monotonic() - since < 300:
             time.sleep(0.003)

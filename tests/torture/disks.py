@@ -1,0 +1,154 @@
+"""Disks that are full, that can only be read, or that go away; root mounts them in memory. Afterwards everything goes on."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.torture import forks
+from tests.torture.cases import shown
+from tests.torture.commands import COMMANDS, compared, seconds_of
+from tests.torture.kills import Result, _left_running, _of_failure, _tail
+from tests.torture.outcomes import GOOD, Outcome, outcome_of_text
+
+
+def possible() -> bool:
+    """Whether file systems can be mounted here."""
+    return os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@contextmanager
+def disk(place: Path, kilobytes: int) -> Iterator[Path]:
+    """A disk of a size, in memory."""
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=False, stderr=subprocess.DEVNULL)
+
+
+def change(place: Path, options: str) -> None:
+    """Make a disk larger, or one that can only be read."""
+    for _ in range(20):  # not while something is being written
+        if subprocess.run(["mount", "-o", f"remount,{options}", place], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+            return
+        time.sleep(0.05)
+
+
+def used_of(place: Path) -> int:
+    """Kilobytes that are taken."""
+    found = os.statvfs(place)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize // 1024
+
+
+def parts(place: Path) -> list[str]:
+    """Files that are not finished."""
+    return [path.name for path in place.rglob("*") if path.name.endswith(".part") or ".tmp" in path.name]
+
+
+def size_of(kit: Path, name: str) -> int:
+    """Kilobytes that a command leaves, undisturbed."""
+    folder = kit / "reference" / name / "a" / "work"
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024 + 64
+
+
+def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]:
+    """A case: a command on a disk that is full, read-only from some moment on, or gone; then it is called again."""
+
+    def run(rng: random.Random, folder: Path, kit: Path) -> Result:
+        one, whole = COMMANDS[name], size_of(kit, name)
+        with disk(folder / "disk", 4 * whole + 4096) as place:
+            work = one.prepare(place / "d", kit)
+            begun = used_of(place)
+            moment = rng.uniform(0, seconds_of(kit, name))
+            if kind == "full":
+                room = int((whole - begun + 200) * rng.uniform(0, 0.95))
+                change(place, f"size={max(begun + room, 4)}k")
+                how = f"a disk with {room} KiB left"
+            else:
+                how = f"a disk that is {kind} after {moment:.2f} s"
+            child = forks.Child(one.call(kit), work, folder / "log", limits=False)
+            if kind != "full":
+                while not child.ended() and child.seconds() < moment:
+                    time.sleep(0.003)
+                if kind == "read-only":
+                    os.kill(child.pid, signal.SIGSTOP)
+                    subprocess.run(["mount", "-o", "remount,ro,force", place], check=False, stderr=subprocess.DEVNULL)
+                    change(place, "ro")
+                    os.kill(child.pid, signal.SIGCONT)
+                elif kind == "gone":
+                    subprocess.run(["umount", "-l", place], check=False)
+            ended = child.wait(60 + 10 * seconds_of(kit, name))
+            left = _left_running(child)
+            what = f"{shown(one.name, one.all_words(kit))} on {how}"
+            failed = _of_failure(ended) if ended.code != 0 else Outcome.RIGHT
+            outcome = outcome_of_text(ended.output) if failed is Outcome.BARE else failed
+            if left or outcome not in GOOD or kind == "gone":
+                return (Outcome.HANG if left else outcome), what, _tail(ended), ended.seconds
+            waste = parts(place)
+            if kind == "full" and waste:
+                return Outcome.SILENT, f"{what}; part files stay on the full disk", "\n".join(waste[:5]), ended.seconds
+            change(place, f"rw,size={4 * whole + 8192}k")
+            again = forks.Child(one.call(kit), work, folder / "again.log", limits=False).wait(60 + 10 * seconds_of(kit, name))
+            seconds = ended.seconds + again.seconds
+            if again.code != 0:
+                return _of_failure(again), f"{what}; with room again it does not go on", _tail(again), seconds
+            found = compared(work, folder, kit, name)
+            if found:
+                return Outcome.SILENT, f"{what}; with room again it ends otherwise", "\n".join([*found[:6], _tail(ended)]), seconds
+            return outcome, what, _tail(ended), seconds
+
+    return run
+
+
+def marathon(name: str) -> Callable[[random.Random, Path, Path], Result]:
+    """A case: a run that is killed 20 times, on a disk that fills up twice; it ends with the weights of an undisturbed one."""
+
+    def run(rng: random.Random, folder: Path, kit: Path) -> Result:
+        one, whole = COMMANDS[name], size_of(kit, name)
+        roomy = 6 * whole + 8192
+        what, seconds, kills, fills, bad = shown(one.name, one.all_words(kit)), 0.0, 0, 0, ""
+        outcome = Outcome.RIGHT
+        with disk(folder / "disk", roomy) as place:
+            work = one.prepare(place / "d", kit)
+            turn = 0
+            while kills < 20 and turn < 60:
+                turn += 1
+                full = turn in (6, 14)
+                if full:
+                    change(place, f"size={used_of(place) + rng.randint(0, 4)}k")
+                child = forks.Child(one.call(kit), work, folder / f"{turn}.log", limits=False)
+                moment = rng.uniform(0.2, 1.0) * seconds_of(kit, name) if not full else 1e9
+                while not child.ended() and child.seconds() < moment:
+                    time.sleep(0.003)
+                child.send(signal.SIGKILL if kills % 2 else signal.SIGTERM)
+                ended = child.wait(60 + 10 * seconds_of(kit, name))
+                child.end_group()
+                seconds += ended.seconds
+                fills += full
+                kills += not full and ended.code != 0
+                said = outcome_of_text(ended.output)
+                if full and ended.code != 0 and said is not Outcome.ADVISED or "Traceback" in ended.output:
+                    bad = bad or _tail(ended)
+                    outcome = Outcome.TRACEBACK if "Traceback" in ended.output else Outcome.BARE
+                if full:
+                    change(place, f"size={roomy}k")
+                if ended.code == 0 and not full:  # it is finished: begin anew, as often as it takes
+                    shutil.rmtree(work / "runs")
+                    shutil.rmtree(work / "checkpoints" / "r")
+            ended = forks.Child(one.call(kit), work, folder / "last.log", limits=False).wait(120)
+            what = f"{what}, killed {kills} times, on a disk that was full {fills} times"
+            if ended.code != 0:
+                return _of_failure(ended), f"{what}; it does not go on", _tail(ended), seconds
+            found = compared(work, folder, kit, name)
+            if found:
+                return Outcome.SILENT, f"{what}; it ends otherwise", "\n".join(found[:6]), seconds
+            return outcome, what, bad, seconds
+
+    return run
