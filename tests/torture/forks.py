@@ -4,6 +4,7 @@ The parent never computes: what a child does begins as in a new process. A child
 it leaves running is found.
 """
 
+import faulthandler
 import multiprocessing.util
 import os
 import resource
@@ -138,6 +139,7 @@ def _be_child(
     code = 70
     try:
         os.setsid()
+        faulthandler.disable()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, place in ((nothing, 0), (out, 1), (out, 2)):
