@@ -67,7 +67,7 @@ def run_all(
 ) -> list[Finding]:
     """Run cases in a few processes, each of which takes every ``jobs``-th of them, and writes down what it found."""
     notes = [scratch / f"findings-{job}.jsonl" for job in range(jobs)]
-    workers = []
+    workers, parent = [], os.getpid()
     for job, note in enumerate(notes):
         sys.stdout.flush()
         pid = os.fork()
@@ -76,7 +76,7 @@ def run_all(
             try:
                 with note.open("a") as file:
                     for case in cases[job::jobs]:
-                        if time.monotonic() > until:
+                        if time.monotonic() > until or os.getppid() != parent:
                             break
                         run = run_driven if isinstance(case, Driven) else run_case
                         finding = run(case, seed, folder, scratch)  # type: ignore[arg-type]

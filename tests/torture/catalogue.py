@@ -28,9 +28,11 @@ PARTS = ("kills", "checkpoints", "disks", "inputs")
 
 
 def all_cases(seed: int, number: int) -> list[Case | Driven]:
-    """Every case of every part, in an order in which those of all parts come early."""
+    """Every case of every part, shuffled."""
     parts = (kill_cases(), disk_cases(), checkpoints.cases(), inputs(seed, number))
-    return [*itertools.chain(*parts)]
+    cases = [*itertools.chain(*parts)]
+    random.Random(seed).shuffle(cases)  # where time ends early, something of every kind was tried
+    return cases
 
 
 def kill_cases() -> list[Driven]:
