@@ -24,6 +24,9 @@ class Driven:
     drive: Drive
 
 
+SLOW = ("tune",)
+"""Commands that take half a minute, and are tried once or twice."""
+
 PARTS = ("kills", "checkpoints", "disks", "inputs")
 
 
@@ -43,7 +46,8 @@ def kill_cases() -> list[Driven]:
     found = [(kind, name, times) for kind, times in often.items() for name in trains]
     found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in trains]
     found += [(kind, name, 1 + (kind == "saving")) for kind in ("SIGKILL", "SIGTERM", "SIGINT", "saving") for name in tools]
-    cases = [Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k)) for k, name, times in found for i in range(times)]
+    found = [(kind, name, times) for kind, name, times in found if name not in SLOW or kind == "saving"]
+    cases = [Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k)) for k, name, times in found for i in range(times if name not in SLOW else 1)]
     return [*cases, *(Driven(f"kills/two/{name}-{i}", kills.two(name)) for name in trains for i in range(2))]
 
 
@@ -57,7 +61,7 @@ def disk_cases() -> list[Driven]:
         Driven(f"disks/{kind}/{name}-{i}", disks.drive(name, kind))
         for kind, number in times.items()
         for name in COMMANDS
-        if WORKERS not in name
+        if WORKERS not in name and name not in SLOW
         for i in range(number + 2 * (name in trains and kind == "full"))
     ]
     return [*cases, *(Driven(f"disks/marathon/{name}-0", disks.marathon(name)) for name in trains)]

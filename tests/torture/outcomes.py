@@ -37,7 +37,7 @@ load lower look make measure merge mount move name open order pack pass point pr
 repair repeat replace resume round run save say select set show skip spell split start stop store take tell train try
 turn unpack update upgrade use wait write""".split()
 _REMEDY = re.compile(
-    rf"did you mean|(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first |either |--\w+ )*(?:{'|'.join(_VERBS)})\b|--help\b",
+    rf"did you mean|\bmust be\b|(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first |either |--\w+ )*(?:{'|'.join(_VERBS)})\b|--help\b",
     re.IGNORECASE,
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -88,7 +88,8 @@ def outcome_of_text(output: str) -> Outcome:
     lines = [line for line in output.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     said = re.match(r"(?:error|interrupted|stopped): |stopped|interrupted", last)
-    return Outcome.ADVISED if said and _REMEDY.search(last) else Outcome.BARE
+    noise = "Error executing job with overrides" in output  # Hydra's own words, before ours
+    return Outcome.ADVISED if said and _REMEDY.search(last) and not noise else Outcome.BARE
 
 
 def table_of(findings: Iterable[Finding]) -> str:

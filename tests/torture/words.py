@@ -78,13 +78,15 @@ def drawn(strategy: st.SearchStrategy[list[str]], number: int, seed: int) -> lis
 
 
 def only_begin() -> None:
-    """Let no script train: an override that is understood is right when everything is built."""
+    """Let no script train or measure: an override that is understood is right when everything is built."""
     from biomass.experiment import Experiment
+    from biomass.training import RunLogger
 
     def accepted(*_: Any, **__: Any) -> None:
         raise SystemExit(0)
 
     Experiment.train = accepted  # type: ignore[method-assign]
+    RunLogger.__enter__ = accepted  # type: ignore[method-assign, assignment]
 
 
 def _in_folder(name: str, words: list[str], kit: Path) -> Callable[[], None]:
@@ -130,14 +132,12 @@ TARGETS = (
 def target(rng: random.Random, folder: Path, kit: Path) -> Trial:
     """A ``_target_`` that is none, or that would run what it should not."""
     script, name, canary = rng.choice(sorted(BASES)), rng.choice(TARGETS), folder / CANARY
-    code = f"'mkdir {canary}'" if name in ("os.system", "subprocess.call") else f"\"__import__('os').mkdir('{canary}')\""
-    given_as = rng.choice((f"path={canary}", f"self={canary}", f"command={code}", f"source={code}", f"name={canary}", f"file={canary}", f"args={code}", "exist_ok=true"))
-    key = rng.choice(("dataloaders.source", "transforms.eval.0", "transforms.train.0", "hydra.launcher", "hydra.sweeper"))
-    if rng.random() < 0.5:
-        code = code.strip('"').replace("'", "\\'")
-        words = [f"++{key}={{_target_: {name}, _args_: ['{canary if 'mkdir' in name or 'open' in name else code}']}}"]
-    else:
-        words = [f"++{key}._target_={name}", f"++{key}.{given_as}"]
+    code = f"mkdir {canary}" if name == "os.system" else f"__import__('os').mkdir('{canary}')"
+    word = f"[mkdir, '{canary}']" if name == "subprocess.call" else f"'{canary}'" if re.search("mkdir|open|Path", name) else f'"{code}"'
+    named = rng.choice(("path", "self", "command", "source", "name", "file", "args", "exist_ok"))
+    key = rng.choice(("dataloaders.source", "transforms.eval", "transforms.train", "hydra.launcher", "hydra.sweeper"))
+    node = f"{{_target_: {name}, {'_args_' if rng.random() < 0.5 else named}: {word}}}".replace(f"_args_: {word}", f"_args_: [{word}]")
+    words = [f"{key}=[{node}]" if key.startswith("transforms") else f"++{key}={node}"]
     return Trial(f"{script} … {words!r}", _in_folder(script, [*BASES[script], *words], kit))
 
 
