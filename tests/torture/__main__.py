@@ -58,7 +58,9 @@ def chosen(cases: list[Case | Driven], only: list[str] | None, names: list[str] 
         return cases
     found = [c for c in cases if c.name in (names or ()) or any(c.name.startswith(f"{one}/") for one in only or ())]
     if not found:
-        raise SystemExit(f"error: no case '{', '.join(asked)}': give a part ({', '.join(PARTS)}), or a name from the list")
+        raise SystemExit(
+            f"error: no case '{', '.join(asked)}': give a part ({', '.join(PARTS)}), or a name from the list"
+        )
     return found
 
 
@@ -90,7 +92,7 @@ def run_all(
             finally:
                 os._exit(code)
         workers.append(pid)
-    if any([os.waitpid(pid, 0)[1] for pid in workers]):
+    if sum(os.waitpid(pid, 0)[1] for pid in workers):
         raise SystemExit("error: the harness itself failed, see above")
     lines = [json.loads(line) for note in notes if note.exists() for line in note.read_text().splitlines()]
     return sorted((Finding(**line | {"outcome": Outcome(line["outcome"])}) for line in lines), key=lambda one: one.case)

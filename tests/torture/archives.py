@@ -78,7 +78,10 @@ def crafted(rng: random.Random, folder: Path, kit: Path) -> Trial:
     tars: dict[str, Callable[[tarfile.TarFile], object]] = {
         "a member above": _member(tarfile.REGTYPE, "../escaped", size=9),
         "an absolute member": _member(tarfile.REGTYPE, far, size=9),
-        "a link out": lambda t: (_member(tarfile.SYMTYPE, "link", "..")(t), _member(tarfile.REGTYPE, "link/escaped", size=9)(t)),
+        "a link out": lambda t: (
+            _member(tarfile.SYMTYPE, "link", "..")(t),
+            _member(tarfile.REGTYPE, "link/escaped", size=9)(t),
+        ),
         "an absolute link": _member(tarfile.SYMTYPE, "link", "/etc/passwd"),
         "a hard link": _member(tarfile.LNKTYPE, "link", "../../../etc/passwd"),
         "a device": _member(tarfile.CHRTYPE, "null"),
@@ -86,7 +89,10 @@ def crafted(rng: random.Random, folder: Path, kit: Path) -> Trial:
         "an endless name": _member(tarfile.REGTYPE, "x" * 5000, size=3),
         "a deep folder": _member(tarfile.REGTYPE, "d/" * 1500 + "x", size=3),
         "a control character": _member(tarfile.REGTYPE, "a\x1b[2Jb", size=3),
-        "a file for a folder": lambda t: (_member(tarfile.REGTYPE, "b", size=3)(t), _member(tarfile.REGTYPE, "b/c", size=3)(t)),
+        "a file for a folder": lambda t: (
+            _member(tarfile.REGTYPE, "b", size=3)(t),
+            _member(tarfile.REGTYPE, "b/c", size=3)(t),
+        ),
         "a folder for a file": lambda t: (_member(tarfile.DIRTYPE, "three.csv")(t),),
         "a bomb": _member(tarfile.REGTYPE, "bomb", size=1_500_000_000),
         "100,000 members": lambda t: [_member(tarfile.REGTYPE, f"n/{i}")(t) for i in range(100_000)],

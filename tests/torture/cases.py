@@ -94,8 +94,14 @@ def _act(trial: Trial) -> Any:
 
 def _last_lines(ended: forks.Ended) -> str:
     lines = [line for line in ended.output.splitlines() if line.strip()]
-    kept = lines[-4:] if "Traceback" not in ended.output else [line for line in lines if "biomass/" in line][-1:] + lines[-1:]
-    told = [f"signal {ended.signal}"] * bool(ended.signal and not ended.hung) + [f"hung, {ended.seconds:.0f} s"] * ended.hung
+    kept = (
+        lines[-4:]
+        if "Traceback" not in ended.output
+        else [line for line in lines if "biomass/" in line][-1:] + lines[-1:]
+    )
+    told = [f"signal {ended.signal}"] * bool(ended.signal and not ended.hung) + [
+        f"hung, {ended.seconds:.0f} s"
+    ] * ended.hung
     return "\n".join(line[:300].encode("unicode_escape").decode() for line in (*kept, *told))
 
 
@@ -134,7 +140,13 @@ def load_everything() -> None:
     torch.set_num_threads(1)
     names = [path.stem for path in (ROOT / "biomass" / "commands").glob("[!_]*.py")]
     modules = [f"biomass.commands.{name}" for name in names]
-    modules += ["biomass.trained", "biomass.judgement.read", "biomass.judgement.evaluate", "biomass.__main__", "hypothesis"]
+    modules += [
+        "biomass.trained",
+        "biomass.judgement.read",
+        "biomass.judgement.evaluate",
+        "biomass.__main__",
+        "hypothesis",
+    ]
     modules += ["torch.utils.tensorboard", "torchvision.io", "tifffile", "h5py", "timm", "biomass.report.page"]
     modules += ["train_erm", "train_simclr", "train_classifier", "train_supervised_cell", "transfer_bbbc021"]
     for name in modules:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture import archives, checkpoints, disks, images, kills, stores, tables, words
-from tests.torture.commands import COMMANDS, WORKERS
+from tests.torture import archives, checkpoints, disks, edited, images, kills, stores, tables, words
 from tests.torture.cases import Case, Prepare, random_of, remove
+from tests.torture.commands import COMMANDS, WORKERS
 from tests.torture.outcomes import Finding, Outcome
 
 Drive = Callable[[random.Random, Path, Path], tuple[Outcome, str, str, float]]
@@ -45,9 +45,15 @@ def kill_cases() -> list[Driven]:
     often = {"SIGKILL": 5, "saving": 5, "SIGTERM": 4, "SIGINT": 4, "SIGUSR1": 3, "cold": 2}
     found = [(kind, name, times) for kind, times in often.items() for name in trains]
     found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in trains]
-    found += [(kind, name, 1 + (kind == "saving")) for kind in ("SIGKILL", "SIGTERM", "SIGINT", "saving") for name in tools]
+    found += [
+        (kind, name, 1 + (kind == "saving")) for kind in ("SIGKILL", "SIGTERM", "SIGINT", "saving") for name in tools
+    ]
     found = [(kind, name, times) for kind, name, times in found if name not in SLOW or kind == "saving"]
-    cases = [Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k)) for k, name, times in found for i in range(times if name not in SLOW else 1)]
+    cases = [
+        Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k))
+        for k, name, times in found
+        for i in range(times if name not in SLOW else 1)
+    ]
     return [*cases, *(Driven(f"kills/two/{name}-{i}", kills.two(name)) for name in trains for i in range(2))]
 
 
@@ -63,6 +69,7 @@ def disk_cases() -> list[Driven]:
         for name in COMMANDS
         if WORKERS not in name and name not in SLOW
         for i in range(number + 2 * (name in trains and kind == "full"))
+        if kind != "gone" or disks.writes_a_run(name)
     ]
     return [*cases, *(Driven(f"disks/marathon/{name}-0", disks.marathon(name)) for name in trains)]
 
@@ -83,9 +90,9 @@ def inputs(seed: int, number: int) -> list[Case]:
         "evaluate": (2.0, tables.whole_evaluate),
         "archive_bytes": (3.0, archives.of_bytes),
         "archive_crafted": (4.0, archives.crafted),
-        "target": (4.0, words.target),
-        "yaml": (4.0, words.yaml),
-        "tool": (6.0, words.tool),
+        "target": (4.0, edited.target),
+        "yaml": (4.0, edited.yaml),
+        "tool": (6.0, edited.tool),
     }
     share = 0.75 * number / sum(weight for weight, _ in kinds.values())  # a quarter are overrides
     found = [

@@ -52,9 +52,9 @@ def _model(file: Path) -> Any:
 
     model = biomass.load(file, statistics="plate", device="cpu")
     images = np.random.default_rng(0).integers(0, 60000, (6, 3, 48, 48)).astype(np.uint16)
-    from biomass.screen import COLUMNS, VectorPixels, make_screen
-
     import pandas as pd
+
+    from biomass.screen import COLUMNS, VectorPixels, make_screen
 
     table = pd.DataFrame({name: [""] * 6 for name in COLUMNS} | {"label": -1, "experiment": "E", "plate": "P"})
     table["well"], table["site"] = [f"A0{i + 1}" for i in range(6)], "1"
@@ -66,7 +66,7 @@ def _moments(file: Path) -> Any:
     from biomass.training import Calibration
 
     found = Calibration.read(file)
-    return {name: value for name, value in vars(found).items()}
+    return dict(vars(found))
 
 
 def _go_on(file: Path) -> Any:
@@ -118,7 +118,11 @@ def _in_a_member(rng: random.Random, data: bytes) -> bytes:
     """A bit of one record of the archive: every record is as likely, however small."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         member = rng.choice([one for one in archive.infolist() if one.file_size])
-    start = member.header_offset + 30 + int.from_bytes(data[member.header_offset + 26 : member.header_offset + 28], "little")
+    start = (
+        member.header_offset
+        + 30
+        + int.from_bytes(data[member.header_offset + 26 : member.header_offset + 28], "little")
+    )
     start += int.from_bytes(data[member.header_offset + 28 : member.header_offset + 30], "little")
     at = start + rng.randrange(member.file_size)
     return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
@@ -220,7 +224,9 @@ def of_payload(rng: random.Random, folder: Path, kit: Path) -> Trial:
         saved = {"whole": touch, "nested": state | {"config": {"a": [touch]}}}.get(kind, state | {"more": touch})
         torch.save(saved, file, _use_new_zipfile_serialization=kind != "old")
 
-    return Trial(f"{reader} of a pickle with code ({kind})", lambda: read(file), lambda _: "a pickle with code was taken")
+    return Trial(
+        f"{reader} of a pickle with code ({kind})", lambda: read(file), lambda _: "a pickle with code was taken"
+    )
 
 
 def of_command(rng: random.Random, folder: Path, kit: Path) -> Trial:
@@ -237,7 +243,15 @@ def of_command(rng: random.Random, folder: Path, kit: Path) -> Trial:
         "train_erm": (*TRAIN, "num_epochs=2", "run_name=net", "resume=auto"),
         "train_classifier": (*PROBE, "num_epochs=1", "run_name=probe"),
         "predict": (*SCREEN, "model_path=net", "run_name=p"),
-        "stress": (*SCREEN, "model_path=net", "run_name=s", "words=[running]", "repeats=1", "axes.effect=[]", "report=false"),
+        "stress": (
+            *SCREEN,
+            "model_path=net",
+            "run_name=s",
+            "words=[running]",
+            "repeats=1",
+            "axes.effect=[]",
+            "report=false",
+        ),
         "profile": (*CELLS, "model_path=encoder", "run_name=p", "report=false", "statistics.eval=running"),
         "tune": (*SCREEN, "model_path=net", "fit_plates=1", "run_name=t"),
     }[name]
@@ -255,6 +269,11 @@ def of_command(rng: random.Random, folder: Path, kit: Path) -> Trial:
 def cases() -> list[Case]:
     """Every reader with every kind of damage."""
     found = [Case(f"checkpoints/bytes_{reader}/{i}", of_bytes(reader)) for reader in READERS for i in range(30)]
-    found += [Case(f"checkpoints/built_{reader}/{i}", of_state(reader)) for reader in READERS if reader != "calibration" for i in range(20)]
+    found += [
+        Case(f"checkpoints/built_{reader}/{i}", of_state(reader))
+        for reader in READERS
+        if reader != "calibration"
+        for i in range(20)
+    ]
     found += [Case(f"checkpoints/payload/{i}", of_payload) for i in range(24)]
     return [*found, *(Case(f"checkpoints/command/{i}", of_command, 120) for i in range(24))]

@@ -138,7 +138,9 @@ def make_reference(kit: Path, name: str) -> None:
         found.append(pieces_of(work, kept / f"{turn}.json"))
     same = {piece: value for piece, value in found[0].items() if found[1].get(piece) == value}
     if one.trains and not any("network" in piece for piece in same):
-        raise RuntimeError(f"two undisturbed runs of {name} do not end with the same weights: {differences(*found)[:5]}")
+        raise RuntimeError(
+            f"two undisturbed runs of {name} do not end with the same weights: {differences(*found)[:5]}"
+        )
     (kept / "seconds").write_text(str(ended.seconds))
     (kept / "pieces.json").write_text(json.dumps(same))
 

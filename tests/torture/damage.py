@@ -61,7 +61,9 @@ def twice(rng: random.Random, data: bytes) -> bytes:
 
 def other(rng: random.Random, data: bytes) -> bytes:
     """It is another file altogether."""
-    return rng.choice((b"<html><body>404 Not Found</body></html>", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x00" * len(data)))
+    return rng.choice(
+        (b"<html><body>404 Not Found</body></html>", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x00" * len(data))
+    )
 
 
 DAMAGES: tuple[Callable[[random.Random, bytes], bytes], ...] = (

@@ -1,4 +1,4 @@
-"""Disks that are full, that can only be read, or that go away; root mounts them in memory. Afterwards everything goes on."""
+"""Disks that are full, that can only be read, or that go away; root mounts them in memory. Then everything goes on."""
 
 import os
 import random
@@ -36,7 +36,12 @@ def disk(place: Path, kilobytes: int) -> Iterator[Path]:
 def change(place: Path, options: str) -> None:
     """Make a disk larger, or one that can only be read."""
     for _ in range(20):  # not while something is being written
-        if subprocess.run(["mount", "-o", f"remount,{options}", place], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+        if (
+            subprocess.run(
+                ["mount", "-o", f"remount,{options}", place], check=False, stderr=subprocess.DEVNULL
+            ).returncode
+            == 0
+        ):
             return
         time.sleep(0.05)
 
@@ -58,13 +63,27 @@ def size_of(kit: Path, name: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024 + 64
 
 
+def _linked(work: Path, place: Path) -> Path:
+    """The same folder, whose runs and checkpoints are on a disk."""
+    for name in ("runs", "checkpoints"):
+        (work / name).mkdir(exist_ok=True)
+        shutil.move(work / name, place / name)
+        (work / name).symlink_to(place / name)
+    return work
+
+
+def writes_a_run(name: str) -> bool:
+    """Whether what a command writes is below ``runs/`` and ``checkpoints/``."""
+    return bool({"run_name=r", "--run-name"} & set(COMMANDS[name].words))
+
+
 def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]:
     """A case: a command on a disk that is full, read-only from some moment on, or gone; then it is called again."""
 
     def run(rng: random.Random, folder: Path, kit: Path) -> Result:
         one, whole = COMMANDS[name], size_of(kit, name)
         with disk(folder / "disk", 4 * whole + 4096) as place:
-            work = one.prepare(place / "d", kit)
+            work = _linked(one.prepare(folder / "d", kit), place) if kind == "gone" else one.prepare(place / "d", kit)
             begun = used_of(place)
             moment = rng.uniform(0, seconds_of(kit, name))
             if kind == "full":
@@ -95,20 +114,27 @@ def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]
             if kind == "full" and waste:
                 return Outcome.SILENT, f"{what}; part files stay on the full disk", "\n".join(waste[:5]), ended.seconds
             change(place, f"rw,size={4 * whole + 8192}k")
-            again = forks.Child(one.call(kit), work, folder / "again.log", limits=False).wait(60 + 10 * seconds_of(kit, name))
+            again = forks.Child(one.call(kit), work, folder / "again.log", limits=False).wait(
+                60 + 10 * seconds_of(kit, name)
+            )
             seconds = ended.seconds + again.seconds
             if again.code != 0:
                 return _of_failure(again), f"{what}; with room again it does not go on", _tail(again), seconds
             found = compared(work, folder, kit, name)
             if found:
-                return Outcome.SILENT, f"{what}; with room again it ends otherwise", "\n".join([*found[:6], _tail(ended)]), seconds
+                return (
+                    Outcome.SILENT,
+                    f"{what}; with room again it ends otherwise",
+                    "\n".join([*found[:6], _tail(ended)]),
+                    seconds,
+                )
             return outcome, what, _tail(ended), seconds
 
     return run
 
 
 def marathon(name: str) -> Callable[[random.Random, Path, Path], Result]:
-    """A case: a run that is killed 20 times, on a disk that fills up twice; it ends with the weights of an undisturbed one."""
+    """A case: a run that is killed 20 times, on a disk that fills up twice, comes to what an undisturbed one does."""
 
     def run(rng: random.Random, folder: Path, kit: Path) -> Result:
         one, whole = COMMANDS[name], size_of(kit, name)
@@ -134,7 +160,7 @@ def marathon(name: str) -> Callable[[random.Random, Path, Path], Result]:
                 fills += full
                 kills += not full and ended.code != 0
                 said = outcome_of_text(ended.output)
-                if full and ended.code != 0 and said is not Outcome.ADVISED or "Traceback" in ended.output:
+                if (full and ended.code != 0 and said is not Outcome.ADVISED) or "Traceback" in ended.output:
                     bad = bad or _tail(ended)
                     outcome = Outcome.TRACEBACK if "Traceback" in ended.output else Outcome.BARE
                 if full:

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,10 +119,8 @@ class Child:
 
     def end_group(self) -> None:
         """End it and all that it has started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def run(function: Callable[[], object], folder: Path, log: Path, limit: float, limits: bool = True) -> Ended:
@@ -144,8 +143,8 @@ def _be_child(
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, place in ((nothing, 0), (out, 1), (out, 2)):
             os.dup2(number, place)
-        sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
-        sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.chdir(folder)
         os.environ |= environment
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

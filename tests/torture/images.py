@@ -51,7 +51,11 @@ def png(array: np.ndarray, color: int = 2) -> bytes:
     """A 16-bit PNG of several channels (H, W, C), which Pillow does not write."""
     h, w = array.shape[:2]
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", w, h, 16, color, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", w, h, 16, color, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    )
     body = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -200,9 +204,13 @@ def _odd(rng: random.Random, folder: Path) -> tuple[str, bytes | None]:
 
 def _bomb() -> bytes:
     """A PNG of 20,000 x 20,000 that takes 1.6 MB, which becomes 1.2 GB."""
-    return _huge_png(20_000, 2, 8)[:33] + (
-        lambda data: struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
-    )(zlib.compress(bytes(20_000 * 600), 9)) + b"\0\0\0\0IEND\xaeB`\x82"
+    return (
+        _huge_png(20_000, 2, 8)[:33]
+        + (lambda data: struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data)))(
+            zlib.compress(bytes(20_000 * 600), 9)
+        )
+        + b"\0\0\0\0IEND\xaeB`\x82"
+    )
 
 
 def odd(rng: random.Random, folder: Path, kit: Path) -> Trial:

@@ -72,7 +72,9 @@ def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]
         worst, tail, used = Outcome.RIGHT, "", 0.0
         for turn in range(1 if kind == "cold" else rng.randint(1, 3)):
             number = ASKED[rng.randrange(3)] if kind == "cold" else getattr(signal, kind, signal.SIGKILL)
-            outcome, how, said, seconds = _once(rng, one, work, folder / f"{turn}.log", kit, kind, number, seconds_of(kit, name))
+            outcome, how, said, seconds = _once(
+                rng, one, work, folder / f"{turn}.log", kit, kind, number, seconds_of(kit, name)
+            )
             done, used = [*done, how], used + seconds
             if outcome not in GOOD and worst in GOOD:
                 worst, tail = outcome, said
@@ -118,7 +120,12 @@ def _once(
     outcome = _of_stop(ended, number, one, kind)
     if left and outcome in GOOD:
         outcome, how = Outcome.HANG, f"{how}, and {left} processes outlive it"
-    return outcome, f"{how} ({'signal' if ended.signal else 'exit code'} {ended.signal or ended.code})", _tail(ended), ended.seconds
+    return (
+        outcome,
+        f"{how} ({'signal' if ended.signal else 'exit code'} {ended.signal or ended.code})",
+        _tail(ended),
+        ended.seconds,
+    )
 
 
 def _kill_a_worker(child: forks.Child, since: float) -> None:
@@ -173,7 +180,7 @@ def _tail(ended: forks.Ended) -> str:
 
 
 def two(name: str) -> Callable[[random.Random, Path, Path], Result]:
-    """A case: the same name, twice at the same time, with other seeds. One of them must have it, and the other say so."""
+    """A case: the same name twice at the same time, with other seeds. One must have it, and the other say so."""
 
     def run(rng: random.Random, folder: Path, kit: Path) -> Result:
         one = COMMANDS[name]

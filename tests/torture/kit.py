@@ -13,7 +13,11 @@ from tests.torture.cases import command
 
 SCREEN = (*TINY_SCREEN, "dataloaders.source.experiments=3", "dataloaders.source.plates=1", "device=cpu")
 """3 experiments x 1 plate x 7 wells x 2 sites, one experiment a split."""
-CELLS = (*(o for o in TINY_CELLS if "warmup" not in o), "dataloaders.source.experiments=3", "dataloaders.source.plates=1")
+CELLS = (
+    *(o for o in TINY_CELLS if "warmup" not in o),
+    "dataloaders.source.experiments=3",
+    "dataloaders.source.plates=1",
+)
 TRAIN = (*SCREEN, *TINY_RUN, "train_batch_size=4", "report=false", "+method=ben", "dataloaders.eval_splits=[val,test]")
 SIMCLR = (
     *(*CELLS, "num_warmup_epochs=1", "model.key=test_resnet", "model.pretrained=false", "model.projector=[16,8]"),

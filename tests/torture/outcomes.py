@@ -31,13 +31,15 @@ WRONG = "WRONG: "
 """What a case prints before the reason why a result is not what it must be."""
 WRONG_CODE = 99
 
-_VERBS = """add adapt allow ask build calibrate call change check choose close continue convert copy correct crop cut
-delete divide do download encode export extract fetch find fit fix free give go install join keep label leave let list
-load lower look make measure merge mount move name open order pack pass point profile pull put raise read remove rename
-repair repeat replace resume round run save say select set show skip spell split start stop store take tell train try
-turn unpack update upgrade use wait write""".split()
+_VERBS = (
+    "add|adapt|allow|ask|build|calibrate|call|change|check|choose|close|continue|convert|copy|correct|crop|cut|delete|"
+    "divide|do|download|encode|export|extract|fetch|find|fit|fix|free|give|go|install|join|keep|label|leave|let|list|"
+    "load|lower|look|make|measure|merge|mount|move|name|open|order|pack|pass|point|profile|pull|put|raise|read|remove|"
+    "rename|repair|repeat|replace|resume|round|run|save|say|select|set|show|skip|spell|split|start|stop|store|take|"
+    "tell|train|try|turn|unpack|update|upgrade|use|wait|write"
+)
 _REMEDY = re.compile(
-    rf"did you mean|\bmust be\b|(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first |either |--\w+ )*(?:{'|'.join(_VERBS)})\b|--help\b",
+    rf"did you mean|\bmust be\b|--help\b|(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first )*(?:{_VERBS})\b",
     re.IGNORECASE,
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

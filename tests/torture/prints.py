@@ -50,7 +50,11 @@ def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
     if suffix in (".pt", ".json"):
         import torch
 
-        state = torch.load(path, map_location="cpu", weights_only=False) if suffix == ".pt" else json.loads(path.read_text())
+        state = (
+            torch.load(path, map_location="cpu", weights_only=False)
+            if suffix == ".pt"
+            else json.loads(path.read_text())
+        )
         yield from _leaves(state, "")
     elif suffix == ".jsonl":
         for number, line in enumerate(path.read_text().splitlines()):

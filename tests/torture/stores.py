@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,32 @@ def store_crafted(rng: random.Random, folder: Path, kit: Path) -> Trial:
     file = folder / "store" / "store.json"
     about = json.loads(file.read_text())
     key = rng.choice(sorted(about))
-    odd: list[Any] = [None, -1, 0, 1 << 40, 10**400, 1.5, float("nan"), "", "x" * 10_000, [], {}, [[]], True, "\x1b[31m", "../.."]
+    odd: list[Any] = [
+        None,
+        -1,
+        0,
+        1 << 40,
+        10**400,
+        1.5,
+        float("nan"),
+        "",
+        "x" * 10_000,
+        [],
+        {},
+        [[]],
+        True,
+        "\x1b[31m",
+        "../..",
+    ]
     by_key: dict[str, list[Any]] = {
-        "shape": [[2, 20, 1 << 40], [1 << 20, 1 << 20, 1 << 20], [-2, -20, 20], [2, 20], [2, 20, 20.0], ["2", "20", "20"]],
+        "shape": [
+            [2, 20, 1 << 40],
+            [1 << 20, 1 << 20, 1 << 20],
+            [-2, -20, 20],
+            [2, 20],
+            [2, 20, 20.0],
+            ["2", "20", "20"],
+        ],
         "dtype": ["O", "object", "<U10", "V8", "<f8", "i1", "u2,u2", ">u2", "M8[ns]", "__import__('os').getcwd()"],
         "crc32": [[0] * len(about["crc32"]), about["crc32"] * 2, about["crc32"][:-1]],
         "channels": [["DNA"], ["DNA", "DNA"], ["\x1b[2J", "b"], ["a"] * 100],
@@ -99,9 +123,31 @@ def h5_bytes(rng: random.Random, folder: Path, kit: Path) -> Trial:
             return f"{file.name}, {how}: pixels that are not in 0…1"
         was = _open_h5(kit / "h5")
         if not was[0].astype(str).equals(now[0].astype(str)):
-            changed = [c for c in was[0] if c not in now[0] or len(was[0]) != len(now[0]) or not was[0][c].astype(str).equals(now[0][c].astype(str))]
-            values = set(changed) <= {"concentration", "replicate", "compound", "moa", "site", "well", "plate", "label", "experiment", "plate_id", "control"}
-            return None if values and len(was[0]) == len(now[0]) else f"{file.name}, {how}: another table, without {changed}"
+            changed = [
+                c
+                for c in was[0]
+                if c not in now[0]
+                or len(was[0]) != len(now[0])
+                or not was[0][c].astype(str).equals(now[0][c].astype(str))
+            ]
+            values = set(changed) <= {
+                "concentration",
+                "replicate",
+                "compound",
+                "moa",
+                "site",
+                "well",
+                "plate",
+                "label",
+                "experiment",
+                "plate_id",
+                "control",
+            }
+            return (
+                None
+                if values and len(was[0]) == len(now[0])
+                else f"{file.name}, {how}: another table, without {changed}"
+            )
         if was[1].shape != now[1].shape:
             return f"{file.name}, {how}: images of another shape"
         return None  # HDF5 as pybbbc writes it has no checksum: pixels in range are what the file says
@@ -126,12 +172,29 @@ def _crafted(rng: random.Random, file: Path, secret: Path) -> str:
 
         whole = np.broadcast_to(np.float16(0.5), shape)
         kinds: dict[str, Callable[[], object]] = {
-            "an external link": lambda: instead("images", lambda: h5.__setitem__("images", h5py.ExternalLink("other.h5", "/images"))),
-            "an external link to itself": lambda: instead("images", lambda: h5.__setitem__("images", h5py.ExternalLink(file.name, "/images"))),
-            "external storage": lambda: instead("images", lambda: h5.create_dataset("images", shape, np.float16, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])),
-            "external storage of wells": lambda: instead("well", lambda: h5.create_dataset("well", (n,), "S3", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])),
-            "external storage of sites": lambda: instead("site", lambda: h5.create_dataset("site", (n,), "u1", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])),
-            "a loop of soft links": lambda: instead("images", lambda: (h5.__setitem__("images", h5py.SoftLink("/more")), h5.__setitem__("more", h5py.SoftLink("/images")))),
+            "an external link": lambda: instead(
+                "images", lambda: h5.__setitem__("images", h5py.ExternalLink("other.h5", "/images"))
+            ),
+            "an external link to itself": lambda: instead(
+                "images", lambda: h5.__setitem__("images", h5py.ExternalLink(file.name, "/images"))
+            ),
+            "external storage": lambda: instead(
+                "images",
+                lambda: h5.create_dataset("images", shape, np.float16, external=[(str(secret), 0, h5py.h5f.UNLIMITED)]),
+            ),
+            "external storage of wells": lambda: instead(
+                "well", lambda: h5.create_dataset("well", (n,), "S3", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+            ),
+            "external storage of sites": lambda: instead(
+                "site", lambda: h5.create_dataset("site", (n,), "u1", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+            ),
+            "a loop of soft links": lambda: instead(
+                "images",
+                lambda: (
+                    h5.__setitem__("images", h5py.SoftLink("/more")),
+                    h5.__setitem__("more", h5py.SoftLink("/images")),
+                ),
+            ),
             "a link to nothing": lambda: instead("images", lambda: h5.__setitem__("images", h5py.SoftLink("/nothing"))),
             "a group for images": lambda: instead("images", lambda: h5.create_group("images")),
             "a virtual dataset of itself": lambda: instead("images", lambda: _virtual(h5, file.name, shape)),
@@ -140,25 +203,50 @@ def _crafted(rng: random.Random, file: Path, secret: Path) -> str:
             "infinite": lambda: instead("images", lambda: h5.create_dataset("images", data=filled(np.inf))),
             "above 1": lambda: instead("images", lambda: h5.create_dataset("images", data=filled(7.0))),
             "below 0": lambda: instead("images", lambda: h5.create_dataset("images", data=filled(-0.5))),
-            "integers": lambda: instead("images", lambda: h5.create_dataset("images", data=(images * 60000).astype("u2"))),
+            "integers": lambda: instead(
+                "images", lambda: h5.create_dataset("images", data=(images * 60000).astype("u2"))
+            ),
             "text": lambda: instead("images", lambda: h5.create_dataset("images", shape, h5py.string_dtype())),
-            "objects": lambda: instead("images", lambda: h5.create_dataset("images", shape, h5py.special_dtype(ref=h5py.Reference))),
-            "structs": lambda: instead("images", lambda: h5.create_dataset("images", shape, [("a", "f2"), ("b", "f2")])),
-            "10^9 rows": lambda: [instead(name, lambda name=name: h5.create_dataset(name, (10**9, *h5_shape[1:]), h5_type, chunks=(1, *h5_shape[1:]) if h5_shape[1:] else (1000,))) for name, h5_shape, h5_type in [(k, v.shape, v.dtype) for k, v in h5.items()]],
-            "huge images": lambda: instead("images", lambda: h5.create_dataset("images", (n, 3, 1 << 20, 1 << 20), np.float16, chunks=(1, 1, 64, 64))),
+            "objects": lambda: instead(
+                "images", lambda: h5.create_dataset("images", shape, h5py.special_dtype(ref=h5py.Reference))
+            ),
+            "structs": lambda: instead(
+                "images", lambda: h5.create_dataset("images", shape, [("a", "f2"), ("b", "f2")])
+            ),
+            "10^9 rows": lambda: [
+                instead(
+                    name,
+                    partial(_endless, h5, name, h5[name].shape[1:], h5[name].dtype),
+                )
+                for name in list(h5)
+            ],
+            "huge images": lambda: instead(
+                "images",
+                lambda: h5.create_dataset("images", (n, 3, 1 << 20, 1 << 20), np.float16, chunks=(1, 1, 64, 64)),
+            ),
             "no images": lambda: h5.__delitem__("images"),
             "fewer images": lambda: instead("images", lambda: h5.create_dataset("images", data=images[:-1])),
             "no pixels": lambda: instead("images", lambda: h5.create_dataset("images", (n, 3, 0, 0), np.float16)),
-            "chunks that are missing": lambda: instead("images", lambda: h5.create_dataset("images", shape, np.float16, chunks=(1, 3, shape[2], shape[3]))),
+            "chunks that are missing": lambda: instead(
+                "images", lambda: h5.create_dataset("images", shape, np.float16, chunks=(1, 3, shape[2], shape[3]))
+            ),
             "a filter that is not there": lambda: instead("images", lambda: _unknown_filter(h5, whole)),
             "wells that are numbers": lambda: instead("well", lambda: h5.create_dataset("well", data=np.arange(n))),
-            "a control character": lambda: instead("compound", lambda: h5.create_dataset("compound", data=["\x1b[2Jx"] * n, dtype=h5py.string_dtype())),
-            "two rows alike": lambda: instead("well", lambda: h5.create_dataset("well", data=["B02"] * n, dtype=h5py.string_dtype())),
+            "a control character": lambda: instead(
+                "compound", lambda: h5.create_dataset("compound", data=["\x1b[2Jx"] * n, dtype=h5py.string_dtype())
+            ),
+            "two rows alike": lambda: instead(
+                "well", lambda: h5.create_dataset("well", data=["B02"] * n, dtype=h5py.string_dtype())
+            ),
             "site not a number": lambda: instead("site", lambda: h5.create_dataset("site", data=np.full(n, np.nan))),
         }
         kind = rng.choice(sorted(kinds))
         kinds[kind]()
     return kind
+
+
+def _endless(h5: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    h5.create_dataset(name, (10**9, *shape), dtype, chunks=(1, *shape) if shape else (1000,))
 
 
 def _virtual(h5: h5py.File, source: str, shape: tuple[int, ...]) -> None:
@@ -195,13 +283,14 @@ def h5_crafted(rng: random.Random, folder: Path, kit: Path) -> Trial:
     def check(now: Read) -> str | None:
         return None if how in HARMLESS else f"BBBC021 with {how} was read without a word"
 
-    return Trial(f"read BBBC021 with {how}{' alone' * alone}", lambda: _open_h5(folder / ("alone" if alone else "h5")), check)
+    return Trial(
+        f"read BBBC021 with {how}{' alone' * alone}", lambda: _open_h5(folder / ("alone" if alone else "h5")), check
+    )
 
 
 def h5ad(rng: random.Random, folder: Path, kit: Path) -> Trial:
     """An AnnData file of profiles, damaged or with links to another file."""
     from biomass.judgement.read import read_profiles
-
     from tests.torture.kit import profiles
 
     table = profiles()
@@ -241,7 +330,9 @@ def _write_h5ad(file: Path, table: pd.DataFrame, names: list[str]) -> None:
         for group, index, columns in (("obs", table.index.astype(str), about), ("var", names, {})):
             part = h5.create_group(group)
             order = np.array(list(columns), dtype=h5py.string_dtype())
-            part.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index", "column-order": order})
+            part.attrs.update(
+                {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index", "column-order": order}
+            )
             for name, values in {"_index": index, **columns}.items():
                 part.create_dataset(name, data=list(map(str, values)), dtype=h5py.string_dtype())
                 part[name].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})

@@ -17,10 +17,68 @@ from tests.torture.kit import profiles
 from tests.workbooks import write_workbook
 
 CELLS = (
-    *("", " ", "nan", "NaN", "None", "null", "NA", "-", "0", "-1", "1e400", "1e-400", "inf", "-inf", "00012", "1.0", "1,5", "٣"),
-    *("A1", "a01", "AA99", "Z999", "A0", "P1", "p1 ", " P1", "P１", "µM", "é", "e\u0301", "\u202eP1", "\ufeffP1", "P\u200b1"),
-    *("=1+1", "+cmd|' /C calc'!A0", "@SUM(1)", "\x1b[31mred", "\x07", "a\x00b", "a\nb", "a\rb", 'a"b', "a,b", "a;b", "a\tb"),
-    *("../../../etc/passwd", "/etc/passwd", "..", "-x", "images", "http://127.0.0.1:9/x.png", "s3://b/x.tif", "~/x.npy", "a" * 5000),
+    *(
+        "",
+        " ",
+        "nan",
+        "NaN",
+        "None",
+        "null",
+        "NA",
+        "-",
+        "0",
+        "-1",
+        "1e400",
+        "1e-400",
+        "inf",
+        "-inf",
+        "00012",
+        "1.0",
+        "1,5",
+        "٣",
+    ),
+    *(
+        "A1",
+        "a01",
+        "AA99",
+        "Z999",
+        "A0",
+        "P1",
+        "p1 ",
+        " P1",
+        "P１",
+        "µM",
+        "é",
+        "e\u0301",
+        "\u202eP1",
+        "\ufeffP1",
+        "P\u200b1",
+    ),
+    *(
+        "=1+1",
+        "+cmd|' /C calc'!A0",
+        "@SUM(1)",
+        "\x1b[31mred",
+        "\x07",
+        "a\x00b",
+        "a\nb",
+        "a\rb",
+        'a"b',
+        "a,b",
+        "a;b",
+        "a\tb",
+    ),
+    *(
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "..",
+        "-x",
+        "images",
+        "http://127.0.0.1:9/x.png",
+        "s3://b/x.tif",
+        "~/x.npy",
+        "a" * 5000,
+    ),
     *("{plate}", "${oc.env:HOME}", "%s%s%n", "<script>alert(1)</script>", "'; DROP TABLE x", "\ud83d\ude00"),
 )
 """What may stand in a cell."""
@@ -28,7 +86,9 @@ CELLS = (
 
 def _text(rows: list[list[str]], rng: random.Random) -> tuple[str, bytes]:
     """A table as bytes, in one of the ways in which programs write them."""
-    how = rng.choice(("utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "semicolons", "tabs", "quoted", "crlf", "cr", "no end"))
+    how = rng.choice(
+        ("utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "semicolons", "tabs", "quoted", "crlf", "cr", "no end")
+    )
     buffer = io.StringIO()
     separator = {"semicolons": ";", "tabs": "\t"}.get(how, ",")
     end = {"crlf": "\r\n", "cr": "\r"}.get(how, "\n")
@@ -45,14 +105,34 @@ def _rows(file: Path) -> list[list[str]]:
 
 
 def _cell(rng: random.Random) -> str:
-    text = rng.choice(CELLS) if rng.random() < 0.8 else "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randint(1, 12)))
+    text = (
+        rng.choice(CELLS)
+        if rng.random() < 0.8
+        else "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randint(1, 12)))
+    )
     return text.encode("utf-8", "replace").decode()
 
 
 def _changed(rng: random.Random, rows: list[list[str]]) -> tuple[str, int | None]:
     """Change a table in place: how, and the one data row that it concerns, if it is one."""
     at, column = rng.randrange(1, len(rows)), rng.randrange(len(rows[0]))
-    kind = rng.choice(("cell", "cell", "cell", "cell", "header", "no column", "column twice", "row twice", "short row", "long row", "no rows", "shuffled", "blank rows"))
+    kind = rng.choice(
+        (
+            "cell",
+            "cell",
+            "cell",
+            "cell",
+            "header",
+            "no column",
+            "column twice",
+            "row twice",
+            "short row",
+            "long row",
+            "no rows",
+            "shuffled",
+            "blank rows",
+        )
+    )
     if kind == "cell":
         rows[at][column] = _cell(rng)
         return f"{rows[0][column]} of row {at - 1} is {rows[at][column][:40]!r}", at - 1
@@ -131,9 +211,17 @@ def plate_map(rng: random.Random, folder: Path, kit: Path) -> Trial:
     file = folder / f"map.{rng.choice(('csv', 'csv', 'xlsx', 'txt', 'tsv'))}"
     if rng.random() < 0.5:
         rows = [["plate", "well", "compound", "dose"]]
-        rows += [[p, f"{r}{c:02d}", rng.choice(("DMSO", "taxol", "x")), "1.5"] for p in ("P1", "P2") for r in "AB" for c in range(1, 5)]
+        rows += [
+            [p, f"{r}{c:02d}", rng.choice(("DMSO", "taxol", "x")), "1.5"]
+            for p in ("P1", "P2")
+            for r in "AB"
+            for c in range(1, 5)
+        ]
     else:
-        rows = [["", *map(str, range(1, 13))], *([letter, *(rng.choice(("DMSO", "taxol", "")) for _ in range(12))] for letter in "ABCDEFGH")]
+        rows = [
+            ["", *map(str, range(1, 13))],
+            *([letter, *(rng.choice(("DMSO", "taxol", "")) for _ in range(12))] for letter in "ABCDEFGH"),
+        ]
     wells = len(rows)
     how, _ = _changed(rng, rows)
     if file.suffix == ".xlsx":
@@ -185,7 +273,11 @@ def any_profiles(rng: random.Random, folder: Path, kit: Path) -> Trial:
             return None
         same = np.arange(len(table)) != row
         was = table[[f"f{i}" for i in range(6)]].to_numpy(np.float32)
-        return None if np.allclose(found.features[same], was[same], atol=1e-6) else f"{how}: features of other rows are others"
+        return (
+            None
+            if np.allclose(found.features[same], was[same], atol=1e-6)
+            else f"{how}: features of other rows are others"
+        )
 
     return Trial(f"profiles {file.name}: {how}", lambda: read_profiles(file), check)
 
@@ -212,7 +304,16 @@ def whole_evaluate(rng: random.Random, folder: Path, kit: Path) -> Trial:
     kinds[kind]()
     table.to_csv(folder / "p.csv", index=False)
     correction = rng.choice(("none", "standardize", "whiten", "tvn", "combat"))
-    words = ("p.csv", "--run-name", "r", "--map", "none", "--correction", "none", *(("--correction", correction) if correction != "none" else ()))
+    words = (
+        "p.csv",
+        "--run-name",
+        "r",
+        "--map",
+        "none",
+        "--correction",
+        "none",
+        *(("--correction", correction) if correction != "none" else ()),
+    )
 
     def check(_: None) -> str | None:
         text = (folder / "runs" / "r" / "metrics.json").read_text()

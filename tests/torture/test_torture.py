@@ -74,7 +74,9 @@ def touches(folder: Path) -> Trial:
 
 SEEN = {
     Outcome.RIGHT: lambda folder: Trial("", lambda: 3, lambda value: None if value == 3 else "no"),
-    Outcome.ADVISED: lambda folder: Trial("", lambda: (_ for _ in ()).throw(SystemExit("error: 'a' is damaged: copy it again"))),
+    Outcome.ADVISED: lambda folder: Trial(
+        "", lambda: (_ for _ in ()).throw(SystemExit("error: 'a' is damaged: copy it again"))
+    ),
     Outcome.BARE: lambda folder: Trial("", lambda: (_ for _ in ()).throw(SystemExit("error: it failed"))),
     Outcome.TRACEBACK: lambda folder: Trial("", raises),
     Outcome.CRASH: lambda folder: Trial("", lambda: os.kill(os.getpid(), signal.SIGSEGV)),

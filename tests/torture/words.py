@@ -2,7 +2,6 @@
 
 import random
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from tests.torture.cases import CANARY, ROOT, Case, Prepare, Trial, command
+from tests.torture.cases import ROOT, Case, Prepare, Trial, command
 from tests.torture.kit import CELLS, PROBE, SCREEN, SIMCLR, SUPERVISED, TRAIN
 
 BASES: dict[str, tuple[str, ...]] = {
@@ -22,19 +21,118 @@ BASES: dict[str, tuple[str, ...]] = {
     "predict": (*SCREEN, "model_path=net", "run_name=r"),
     "profile": (*CELLS, "model_path=encoder", "run_name=r", "report=false"),
     "calibrate": (*CELLS, "model_path=encoder", "run_name=r"),
-    "stress": (*SCREEN, "model_path=net", "run_name=r", "words=[running]", "repeats=1", "axes.effect=[]", "report=false"),
+    "stress": (
+        *SCREEN,
+        "model_path=net",
+        "run_name=r",
+        "words=[running]",
+        "repeats=1",
+        "axes.effect=[]",
+        "report=false",
+    ),
     "tune": (*SCREEN, "model_path=net", "run_name=r", "fit_plates=1"),
     "transfer_bbbc021": ("model_path=encoder", "run_name=r", "dataloaders=simulated_bbbc021", "figures=false"),
 }
 """A short run of every script and tool that takes overrides."""
 
 VALUES = (
-    *("", "null", "true", "false", "0", "-1", "1", "1.5", "1e30", "1e-30", "nan", "inf", "-inf", "9" * 30, "0x10", "1_000"),
-    *("abc", "'abc'", '"a', "[", "[]", "[1,2", "{", "{}", "{a:1}", "{a:{b:[]}}", "[null]", "[[]]", "[a,b]", "[1,a,null]", "(1)"),
-    *("${", "${x}", "${oc.env:HOME}", "${oc.env:NOTHING}", "${hydra:job.name}", "${.}", "${dataloaders}", "$x", "${a:b}"),
-    *("=", "==", "a=b", "a,b", ",", ";", "|", "&", "~", "!", "@", "#", "%", "*", "\\", "'", "`", " ", "  x", "a b", "a\tb", "a\nb"),
-    *("/dev/null", "/etc/passwd", "/proc/self/mem", "..", "../..", "/", ".", "-x", "--help", "net", "latest", "nothing.pt"),
-    *("é", "µ", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "\u202e", "\x1b[31m", "\x07", "a" * 300, "choice(1,2)", "range(3)", "glob(*)", "interval(0,1)"),
+    *(
+        "",
+        "null",
+        "true",
+        "false",
+        "0",
+        "-1",
+        "1",
+        "1.5",
+        "1e30",
+        "1e-30",
+        "nan",
+        "inf",
+        "-inf",
+        "9" * 30,
+        "0x10",
+        "1_000",
+    ),
+    *(
+        "abc",
+        "'abc'",
+        '"a',
+        "[",
+        "[]",
+        "[1,2",
+        "{",
+        "{}",
+        "{a:1}",
+        "{a:{b:[]}}",
+        "[null]",
+        "[[]]",
+        "[a,b]",
+        "[1,a,null]",
+        "(1)",
+    ),
+    *(
+        "${",
+        "${x}",
+        "${oc.env:HOME}",
+        "${oc.env:NOTHING}",
+        "${hydra:job.name}",
+        "${.}",
+        "${dataloaders}",
+        "$x",
+        "${a:b}",
+    ),
+    *(
+        "=",
+        "==",
+        "a=b",
+        "a,b",
+        ",",
+        ";",
+        "|",
+        "&",
+        "~",
+        "!",
+        "@",
+        "#",
+        "%",
+        "*",
+        "\\",
+        "'",
+        "`",
+        " ",
+        "  x",
+        "a b",
+        "a\tb",
+        "a\nb",
+    ),
+    *(
+        "/dev/null",
+        "/etc/passwd",
+        "/proc/self/mem",
+        "..",
+        "../..",
+        "/",
+        ".",
+        "-x",
+        "--help",
+        "net",
+        "latest",
+        "nothing.pt",
+    ),
+    *(
+        "é",
+        "µ",
+        "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),
+        "\u202e",
+        "\x1b[31m",
+        "\x07",
+        "a" * 300,
+        "choice(1,2)",
+        "range(3)",
+        "glob(*)",
+        "interval(0,1)",
+    ),
 )
 """What may stand behind an equals sign."""
 
@@ -42,7 +140,11 @@ VALUES = (
 def keys_of(script: str) -> list[str]:
     """Keys that a script's YAML has, with those of the groups it takes."""
     found: list[str] = []
-    for path in (ROOT / "configs" / f"{script}.yaml", ROOT / "configs/trainer/default.yaml", ROOT / "configs/dataloaders/simulated.yaml"):
+    for path in (
+        ROOT / "configs" / f"{script}.yaml",
+        ROOT / "configs/trainer/default.yaml",
+        ROOT / "configs/dataloaders/simulated.yaml",
+    ):
         above: list[tuple[int, str]] = []
         section = "" if path.stem == script else f"{path.parent.name}."
         for line in path.read_text().splitlines():
@@ -56,10 +158,34 @@ def keys_of(script: str) -> list[str]:
 
 def overrides(script: str) -> st.SearchStrategy[list[str]]:
     """One or two words for a script: keys that are there or not, with anything behind them, or anything at all."""
-    keys = st.sampled_from(keys_of(script)) | st.sampled_from(["nothing", "model", "dataloaders", "trainer.nothing", "_target_", "hydra", "hydra.run.dir", "hydra/launcher", "+method", "dataloaders", "experiment", "transforms", ""])
+    keys = st.sampled_from(keys_of(script)) | st.sampled_from(
+        [
+            "nothing",
+            "model",
+            "dataloaders",
+            "trainer.nothing",
+            "_target_",
+            "hydra",
+            "hydra.run.dir",
+            "hydra/launcher",
+            "+method",
+            "dataloaders",
+            "experiment",
+            "transforms",
+            "",
+        ]
+    )
     text = st.text(st.characters(min_codepoint=9, max_codepoint=0x2FFF, exclude_categories=("Cs",)), max_size=12)
-    values = st.sampled_from(VALUES) | text | st.integers().map(str) | st.floats().map(str) | st.lists(st.integers(-2, 3)).map(str)
-    word = st.builds(lambda sign, key, value: f"{sign}{key}={value}", st.sampled_from(["", "", "", "", "+", "++", "~"]), keys, values)
+    values = (
+        st.sampled_from(VALUES)
+        | text
+        | st.integers().map(str)
+        | st.floats().map(str)
+        | st.lists(st.integers(-2, 3)).map(str)
+    )
+    word = st.builds(
+        lambda sign, key, value: f"{sign}{key}={value}", st.sampled_from(["", "", "", "", "+", "++", "~"]), keys, values
+    )
     return st.lists(word | word | word | text.filter(lambda t: "\x00" not in t), min_size=1, max_size=2)
 
 
@@ -68,7 +194,13 @@ def drawn(strategy: st.SearchStrategy[list[str]], number: int, seed: int) -> lis
     found: list[list[str]] = []
 
     @seeded(seed)
-    @settings(max_examples=number, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @settings(
+        max_examples=number,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
     @given(strategy)
     def collect(words: list[str]) -> None:
         found.append(words)
@@ -89,13 +221,20 @@ def only_begin() -> None:
     RunLogger.__enter__ = accepted  # type: ignore[method-assign, assignment]
 
 
-def _in_folder(name: str, words: list[str], kit: Path) -> Callable[[], None]:
+def links(kit: Path) -> None:
+    """Checkpoints of the kit in this folder."""
+    for run in ("net", "encoder"):
+        place = Path("checkpoints") / run
+        place.mkdir(parents=True)
+        (place / "last.pt").symlink_to(kit / "checkpoints" / run / "last.pt")
+
+
+def in_folder(name: str, words: list[str], kit: Path) -> Callable[[], None]:
+    """What begins a command in a folder with the kit's checkpoints."""
+
     def act() -> None:
         only_begin()
-        for run in ("net", "encoder"):
-            place = Path("checkpoints") / run
-            place.mkdir(parents=True)
-            (place / "last.pt").symlink_to(kit / "checkpoints" / run / "last.pt")
+        links(kit)
         command(name, *words)()
 
     return act
@@ -106,7 +245,7 @@ def of_script(script: str, words: list[str]) -> Prepare:
 
     def prepare(rng: random.Random, folder: Path, kit: Path) -> Trial:
         clean = [word.replace("\x00", "") for word in words]
-        return Trial(f"{script} … {clean!r}", _in_folder(script, [*BASES[script], *clean], kit))
+        return Trial(f"{script} … {clean!r}", in_folder(script, [*BASES[script], *clean], kit))
 
     return prepare
 
@@ -119,96 +258,3 @@ def script_cases(number: int, seed: int) -> list[Case]:
         for script in BASES
         for i, words in enumerate(drawn(overrides(script), each, seed))
     ]
-
-
-TARGETS = (
-    *("os.mkdir", "pathlib.Path.mkdir", "subprocess.call", "os.system", "builtins.exec", "builtins.eval", "builtins.open"),
-    *("posix.mkdir", "shutil.copy", "biomass.config.os.mkdir", "biomass.atomic.shutil.copytree", "importlib.import_module", "runpy.run_path"),
-    *("torch.load", "pickle.load", "numpy.load", "", "nothing", "biomass", "biomass.nothing", "1", "os", "os.path", "builtins.print"),
-    *("biomass.datasets.manifest", "biomass.transforms.Standardise", "biomass.errors.ConfigError", "builtins.dict", "hydra.utils.instantiate"),
-)
-
-
-def target(rng: random.Random, folder: Path, kit: Path) -> Trial:
-    """A ``_target_`` that is none, or that would run what it should not."""
-    script, name, canary = rng.choice(sorted(BASES)), rng.choice(TARGETS), folder / CANARY
-    code = f"mkdir {canary}" if name == "os.system" else f"__import__('os').mkdir('{canary}')"
-    word = f"[mkdir, '{canary}']" if name == "subprocess.call" else f"'{canary}'" if re.search("mkdir|open|Path", name) else f'"{code}"'
-    named = rng.choice(("path", "self", "command", "source", "name", "file", "args", "exist_ok"))
-    key = rng.choice(("dataloaders.source", "transforms.eval", "transforms.train", "hydra.launcher", "hydra.sweeper"))
-    node = f"{{_target_: {name}, {'_args_' if rng.random() < 0.5 else named}: {word}}}".replace(f"_args_: {word}", f"_args_: [{word}]")
-    words = [f"{key}=[{node}]" if key.startswith("transforms") else f"++{key}={node}"]
-    return Trial(f"{script} … {words!r}", _in_folder(script, [*BASES[script], *words], kit))
-
-
-def yaml(rng: random.Random, folder: Path, kit: Path) -> Trial:
-    """A script whose YAML somebody has edited."""
-    script = rng.choice(("train_erm", "train_simclr", "train_classifier", "transfer_bbbc021"))
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    shutil.copy(ROOT / f"{script}.py", folder / f"{script}.py")
-    file = folder / "configs" / (f"{script}.yaml" if rng.random() < 0.8 else "dataloaders/simulated.yaml")
-    lines = file.read_text().splitlines()
-    at = rng.choice([i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")])
-    kinds: dict[str, Callable[[], object]] = {
-        "without a line": lambda: lines.pop(at),
-        "with a tab": lambda: lines.__setitem__(at, "\t" + lines[at]),
-        "with a line twice": lambda: lines.insert(at, lines[at]),
-        "indented": lambda: lines.__setitem__(at, "  " + lines[at]),
-        "without a colon": lambda: lines.__setitem__(at, lines[at].replace(":", "", 1)),
-        "with a value": lambda: lines.__setitem__(at, re.sub(r":.*", lambda _: f": {rng.choice(VALUES)}", lines[at], count=1)),
-        "with code": lambda: lines.insert(len(lines), f"evil: !!python/object/apply:os.mkdir ['{folder / CANARY}']"),
-        "cut off": lambda: lines.__setitem__(slice(at, None), [lines[at][: len(lines[at]) // 2]]),
-        "with a control character": lambda: lines.__setitem__(at, lines[at] + "\x07"),
-        "with another default": lambda: lines.insert(1, "  - dataloaders: nothing"),
-        "empty": lambda: lines.clear(),
-        "a list": lambda: lines.__setitem__(slice(None), ["- a", "- b"]),
-        "an alias to itself": lambda: lines.insert(len(lines), "loop: &a [*a]"),
-        "a billion laughs": lambda: lines.extend(["l0: &l0 [x,x,x,x,x,x,x,x,x]", *(f"l{i}: &l{i} [{','.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 9))]),
-    }
-    kind = rng.choice(sorted(kinds))
-    kinds[kind]()
-    file.write_text("\n".join(lines) + "\n")
-
-    def act() -> None:
-        import runpy
-        import sys
-
-        _in_folder_only(kit)
-        sys.argv = [f"{script}.py", *BASES[script]]
-        runpy.run_path(str(folder / f"{script}.py"), run_name="__main__")
-
-    return Trial(f"{script} with {file.name} {kind}, line {at + 1}", act)
-
-
-def _in_folder_only(kit: Path) -> None:
-    only_begin()
-    for run in ("net", "encoder"):
-        place = Path("checkpoints") / run
-        place.mkdir(parents=True)
-        (place / "last.pt").symlink_to(kit / "checkpoints" / run / "last.pt")
-
-
-def tool(rng: random.Random, folder: Path, kit: Path) -> Trial:
-    """A tool on files with odd words among its arguments."""
-    options = {
-        "pack": ["--set", "--on-bad-image", "--out", "--workers", "--verify"],
-        "crop": ["--set", "--channel", "--size", "--diameter", "--nuclei", "--alone", "--compare", "--within", "--workers"],
-        "index": ["--platemap", "--barcodes", "--layout", "--pattern", "--channels", "--plate", "--z", "--splits", "--place"],
-        "evaluate": ["--metadata", "--set", "--correction", "--pairs", "--fit-first", "--earlier", "--map", "--seed"],
-        "check": ["--set", "--images", "--run-name", "--workers"],
-        "report": ["--out"],
-        "compare": ["--out"],
-        "preflight": ["--set"],
-    }
-    name = rng.choice(sorted(options))
-    sources = [f"{kit}/screen/manifest.csv", f"{kit}/fields/manifest.csv", f"{kit}/lab/screen", f"{kit}/profiles.csv", f"{kit}/store", f"{kit}/runs/net", "nothing", "", "/dev/null", ".", "\x1b[31m", "a" * 300]
-    values = [v for v in (*VALUES, "image=path", "columns.label=moa", "plates=[P1]", "columns.plate=", "control.negative=[DMSO]", "a.b.c=1", "=x") if "\x00" not in v]
-    words = [rng.choice(sources)] * (rng.random() < 0.95)
-    for _ in range(rng.randint(0, 3)):
-        words.append(rng.choice(options[name]) if rng.random() < 0.9 else rng.choice(("--nothing", "-q", "-", "--")))
-        words += [rng.choice(values)] * (rng.random() < 0.85)
-    if name in ("pack", "crop", "index") and rng.random() < 0.8:
-        words += ["--out", "out"]
-    if name == "evaluate":
-        words += ["--map", "none", "--correction", "none", "--run-name", "r"]
-    return Trial(f"biomass {name} {words!r}", command(name, *words))
