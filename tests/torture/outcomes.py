@@ -39,7 +39,8 @@ _VERBS = (
     "tell|train|try|turn|unpack|update|upgrade|use|wait|write"
 )
 _REMEDY = re.compile(
-    rf"did you mean|\bmust be\b|--help\b|(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first )*(?:{_VERBS})\b",
+    r"did you mean|\bmust be\b|\bstands in quotes\b|--help\b|"
+    rf"(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first )*(?:{_VERBS})\b",
     re.IGNORECASE,
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
