@@ -42,7 +42,7 @@ def kill_cases() -> list[Driven]:
     """Kills of every command by every signal."""
     trains = [name for name, one in COMMANDS.items() if one.trains and WORKERS not in name]
     tools = [name for name, one in COMMANDS.items() if not one.trains]
-    often = {"SIGKILL": 5, "saving": 5, "SIGTERM": 4, "SIGINT": 4, "SIGUSR1": 3, "cold": 2}
+    often = {"SIGKILL": 8, "saving": 8, "SIGTERM": 6, "SIGINT": 5, "SIGUSR1": 4, "cold": 3}
     found = [(kind, name, times) for kind, times in often.items() for name in trains]
     found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in trains]
     found += [

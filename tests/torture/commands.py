@@ -23,12 +23,14 @@ class Command:
         words: its arguments; ``{kit}`` is the folder of the kit.
         needs: what of the kit is copied into its folder before: a run's checkpoint, or a folder of its own.
         trains: whether it is a training: it must stop on request, and go on in the middle.
+        free: beginnings of pieces that may be other when it was begun several times.
     """
 
     name: str
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
     trains: bool = False
+    free: tuple[str, ...] = ()
 
     def call(self, kit: Path, *more: str) -> Callable[[], None]:
         """What a child runs."""
@@ -83,7 +85,9 @@ COMMANDS: dict[str, Command] = {
         ("fields",),
     ),
     "index": Command(
-        "index", ("{kit}/lab/screen", "indexed/manifest.parquet", "--platemap", "{kit}/lab/platemap.csv", "--replace")
+        "index",
+        ("{kit}/lab/screen", "indexed/manifest.parquet", "--platemap", "{kit}/lab/platemap.csv", "--replace"),
+        free=("indexed/manifest.report.txt",),  # says what is new
     ),
     "profile": Command("profile", (*CELLS, "model_path=encoder", "report=false", "run_name=r"), ("encoder",)),
     "predict": Command("predict", (*SCREEN, *_NET[:2], "run_name=r"), ("net",)),
@@ -106,8 +110,9 @@ COMMANDS: dict[str, Command] = {
 
 WORKERS = "+workers"
 """Behind the name of a training that reads with two worker processes, which draw other random numbers."""
+_SEEDS = ("checkpoints/r/best.pt#random", "checkpoints/r/last.pt#random")  # drawn once a start, and used by nothing
 COMMANDS |= {
-    f"{name}{WORKERS}": replace(one, words=(*one.words, "dataloaders.num_workers=2"))
+    f"{name}{WORKERS}": replace(one, words=(*one.words, "dataloaders.num_workers=2"), free=_SEEDS)
     for name, one in COMMANDS.items()
     if one.trains
 }
@@ -156,7 +161,8 @@ def pieces_of(work: Path, note: Path) -> dict[str, str]:
 def compared(work: Path, folder: Path, kit: Path, name: str) -> list[str]:
     """How a result differs from that of an undisturbed run."""
     kept = json.loads((reference_folder(kit, name) / "pieces.json").read_text())
-    return differences(kept, pieces_of(work, folder / "pieces.json"))
+    found, free = pieces_of(work, folder / "pieces.json"), COMMANDS[name].free
+    return differences({piece: value for piece, value in kept.items() if not (free and piece.startswith(free))}, found)
 
 
 def seconds_of(kit: Path, name: str) -> float:
