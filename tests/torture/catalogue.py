@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.torture import archives, checkpoints, disks, edited, images, kills, stores, tables, words
 from tests.torture.cases import Case, Prepare, random_of, remove
-from tests.torture.commands import COMMANDS, WORKERS
+from tests.torture.commands import COMMANDS, LONG, WORKERS
 from tests.torture.outcomes import Finding, Outcome
 
 Drive = Callable[[random.Random, Path, Path], tuple[Outcome, str, str, float]]
@@ -24,9 +24,6 @@ class Driven:
     drive: Drive
 
 
-SLOW = ("tune",)
-"""Commands that take half a minute, and are tried once or twice."""
-
 PARTS = ("kills", "checkpoints", "disks", "inputs")
 
 
@@ -38,40 +35,33 @@ def all_cases(seed: int, number: int) -> list[Case | Driven]:
     return cases
 
 
+SLOW = ("tune",)
+"""Commands that take half a minute, and are tried once."""
+PLAIN = [name for name in COMMANDS if "+" not in name and name not in SLOW]
+TRAINS = [name for name in PLAIN if COMMANDS[name].trains]
+
+
 def kill_cases() -> list[Driven]:
     """Kills of every command by every signal."""
-    trains = [name for name, one in COMMANDS.items() if one.trains and WORKERS not in name]
-    tools = [name for name, one in COMMANDS.items() if not one.trains]
     often = {"SIGKILL": 8, "saving": 8, "SIGTERM": 6, "SIGINT": 5, "SIGUSR1": 4, "cold": 3}
-    found = [(kind, name, times) for kind, times in often.items() for name in trains]
-    found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in trains]
-    found += [
-        (kind, name, 1 + (kind == "saving")) for kind in ("SIGKILL", "SIGTERM", "SIGINT", "saving") for name in tools
-    ]
-    found = [(kind, name, times) for kind, name, times in found if name not in SLOW or kind == "saving"]
-    cases = [
-        Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k))
-        for k, name, times in found
-        for i in range(times if name not in SLOW else 1)
-    ]
-    return [*cases, *(Driven(f"kills/two/{name}-{i}", kills.two(name)) for name in trains for i in range(2))]
+    found = [(kind, name, times) for kind, times in often.items() for name in TRAINS]
+    found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in TRAINS]
+    tools = [name for name in PLAIN if name not in TRAINS]
+    found += [(kind, name, 1) for kind in ("SIGKILL", "SIGTERM", "SIGINT") for name in tools]
+    found += [*(("saving", name, 2) for name in tools), *(("saving", name, 1) for name in SLOW)]
+    cases = [Driven(f"kills/{k}/{name}-{i}", kills.drive(name, k)) for k, name, times in found for i in range(times)]
+    return [*cases, *(Driven(f"kills/two/{name}-{i}", kills.two(name)) for name in TRAINS for i in range(2))]
 
 
 def disk_cases() -> list[Driven]:
     """Faulty disks under every command; none where they cannot be mounted."""
     if not disks.possible():
         return []
-    trains = [name for name, one in COMMANDS.items() if one.trains and WORKERS not in name]
-    times = {"full": 4, "read-only": 2, "gone": 1}
-    cases = [
-        Driven(f"disks/{kind}/{name}-{i}", disks.drive(name, kind))
-        for kind, number in times.items()
-        for name in COMMANDS
-        if WORKERS not in name and name not in SLOW
-        for i in range(number + 2 * (name in trains and kind == "full"))
-        if kind != "gone" or disks.writes_a_run(name)
-    ]
-    return [*cases, *(Driven(f"disks/marathon/{name}-0", disks.marathon(name)) for name in trains)]
+    found = [("full", name, 6 if name in TRAINS else 4) for name in PLAIN]
+    found += [("read-only", name, 2) for name in PLAIN]
+    found += [("gone", name, 1) for name in PLAIN if disks.writes_a_run(name)]
+    cases = [Driven(f"disks/{k}/{name}-{i}", disks.drive(name, k)) for k, name, times in found for i in range(times)]
+    return [*cases, *(Driven(f"disks/marathon/{name}{LONG}-0", disks.marathon(name + LONG)) for name in TRAINS)]
 
 
 def inputs(seed: int, number: int) -> list[Case]:

@@ -119,6 +119,13 @@ COMMANDS |= {
 }
 
 
+LONG = "+long"
+"""Behind the name of a training of 30 epochs."""
+COMMANDS |= {
+    f"{name}{LONG}": replace(one, words=tuple("num_epochs=30" if w == "num_epochs=3" else w for w in one.words))
+    for name, one in COMMANDS.items()
+    if one.trains and WORKERS not in name
+}
 _OLDER = re.compile(r"checkpoints/r/(?!(?:last|best)\.pt#)")
 """Checkpoints that are kept besides the last and the best: of which step depends on when a run was stopped."""
 

@@ -2,17 +2,18 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.torture import forks
 from tests.torture.cases import shown
-from tests.torture.commands import COMMANDS, compared, seconds_of
+from tests.torture.commands import COMMANDS, LONG, compared, seconds_of
 from tests.torture.kills import Result, _left_running, _of_failure, _tail
 from tests.torture.outcomes import GOOD, Outcome, outcome_of_text
 
@@ -44,6 +45,15 @@ def change(place: Path, options: str) -> None:
         ):
             return
         time.sleep(0.05)
+
+
+def only_read(place: Path, pid: int) -> None:
+    """Let nothing be written any more: by the disk, or, while files are open, by a limit of the process."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        if subprocess.run(["mount", "-o", "remount,ro", place], check=False, stderr=subprocess.DEVNULL).returncode:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
+        os.kill(pid, signal.SIGCONT)
 
 
 def used_of(place: Path) -> int:
@@ -96,18 +106,23 @@ def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]
             if kind != "full":
                 while not child.ended() and child.seconds() < moment:
                     time.sleep(0.003)
+                early = child.ended()
                 if kind == "read-only":
-                    os.kill(child.pid, signal.SIGSTOP)
-                    subprocess.run(["mount", "-o", "remount,ro,force", place], check=False, stderr=subprocess.DEVNULL)
-                    change(place, "ro")
-                    os.kill(child.pid, signal.SIGCONT)
-                elif kind == "gone":
+                    only_read(place, child.pid)
+                else:
                     subprocess.run(["umount", "-l", place], check=False)
             ended = child.wait(60 + 10 * seconds_of(kit, name))
             left = _left_running(child)
             what = f"{shown(one.name, one.all_words(kit))} on {how}"
             failed = _of_failure(ended) if ended.code != 0 else Outcome.RIGHT
             outcome = outcome_of_text(ended.output) if failed is Outcome.BARE else failed
+            if kind == "gone" and ended.code == 0 and not early:
+                return (
+                    Outcome.SILENT,
+                    f"{what}; nothing is there, and it ends with exit code 0",
+                    _tail(ended),
+                    ended.seconds,
+                )
             if left or outcome not in GOOD or kind == "gone":
                 return (Outcome.HANG if left else outcome), what, _tail(ended), ended.seconds
             waste = parts(place)
@@ -138,43 +153,43 @@ def marathon(name: str) -> Callable[[random.Random, Path, Path], Result]:
 
     def run(rng: random.Random, folder: Path, kit: Path) -> Result:
         one, whole = COMMANDS[name], size_of(kit, name)
-        roomy = 6 * whole + 8192
-        what, seconds, kills, fills, bad = shown(one.name, one.all_words(kit)), 0.0, 0, 0, ""
-        outcome = Outcome.RIGHT
+        start, length = 0.6 * seconds_of(kit, name.removesuffix(LONG)), seconds_of(kit, name)
+        roomy, seconds, kills, fills, turn, worst, said = 6 * whole + 8192, 0.0, 0, 0, 0, Outcome.RIGHT, ""
         with disk(folder / "disk", roomy) as place:
             work = one.prepare(place / "d", kit)
-            turn = 0
-            while kills < 20 and turn < 60:
+            while kills < 20 and turn < 40:
                 turn += 1
                 full = turn in (6, 14)
                 if full:
-                    change(place, f"size={used_of(place) + rng.randint(0, 4)}k")
+                    change(place, f"size={used_of(place) + 1}k")
                 child = forks.Child(one.call(kit), work, folder / f"{turn}.log", limits=False)
-                moment = rng.uniform(0.2, 1.0) * seconds_of(kit, name) if not full else 1e9
+                moment = length * 10 if full else start + rng.uniform(0, length / 14)
                 while not child.ended() and child.seconds() < moment:
                     time.sleep(0.003)
-                child.send(signal.SIGKILL if kills % 2 else signal.SIGTERM)
-                ended = child.wait(60 + 10 * seconds_of(kit, name))
+                child.send(signal.SIGKILL if turn % 2 else signal.SIGTERM)
+                ended = child.wait(60 + 10 * length)
                 child.end_group()
-                seconds += ended.seconds
-                fills += full
-                kills += not full and ended.code != 0
-                said = outcome_of_text(ended.output)
-                if (full and ended.code != 0 and said is not Outcome.ADVISED) or "Traceback" in ended.output:
-                    bad = bad or _tail(ended)
-                    outcome = Outcome.TRACEBACK if "Traceback" in ended.output else Outcome.BARE
+                seconds, fills = seconds + ended.seconds, fills + full
+                outcome = Outcome.RIGHT
+                if "Traceback" in ended.output:
+                    outcome = Outcome.TRACEBACK
+                elif full and ended.code != 0:
+                    outcome = outcome_of_text(ended.output)
+                if outcome not in GOOD and worst in GOOD:
+                    worst, said = outcome, _tail(ended)
                 if full:
                     change(place, f"size={roomy}k")
-                if ended.code == 0 and not full:  # it is finished: begin anew, as often as it takes
-                    shutil.rmtree(work / "runs")
-                    shutil.rmtree(work / "checkpoints" / "r")
-            ended = forks.Child(one.call(kit), work, folder / "last.log", limits=False).wait(120)
-            what = f"{what}, killed {kills} times, on a disk that was full {fills} times"
+                elif ended.code == 0:
+                    break
+                else:
+                    kills += 1
+            ended = forks.Child(one.call(kit), work, folder / "last.log", limits=False).wait(60 + 10 * length)
+            what = f"{shown(one.name, one.all_words(kit))}, killed {kills} times, on a disk that was full {fills} times"
             if ended.code != 0:
                 return _of_failure(ended), f"{what}; it does not go on", _tail(ended), seconds
             found = compared(work, folder, kit, name)
             if found:
-                return Outcome.SILENT, f"{what}; it ends otherwise", "\n".join(found[:6]), seconds
-            return outcome, what, bad, seconds
+                return Outcome.SILENT, f"{what}; it ends otherwise", "\n".join([*found[:6], said]), seconds
+            return worst, what, said, seconds
 
     return run
