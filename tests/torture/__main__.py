@@ -110,7 +110,8 @@ def report(findings: list[Finding], asked: int, args: argparse.Namespace, second
     for finding in findings:
         if finding.outcome in GOOD:
             continue
-        print(f"\n[{finding.outcome.value}] {finding.case}\n  {finding.what[:600]}")
+        what = finding.what if len(finding.what) < 700 else f"{finding.what[:120]} … {finding.what[-560:]}"
+        print(f"\n[{finding.outcome.value}] {finding.case}\n  {what}")
         print("".join(f"  | {line}\n" for line in finding.tail.splitlines()), end="")
         print(f"  again: python -m tests.torture --seed {args.seed} --cases {args.cases} --case '{finding.case}'")
 
