@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="a folder to keep the screens and networks of all cases in")
     args = parser.parse_args(arguments)
     began = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
     load_everything()
     scratch = Path(tempfile.mkdtemp(prefix="torture-"))  # no TemporaryDirectory: a child that ends would remove it
     try:

@@ -43,7 +43,7 @@ TRAINS = [name for name in PLAIN if COMMANDS[name].trains]
 
 def kill_cases() -> list[Driven]:
     """Kills of every command by every signal."""
-    often = {"SIGKILL": 8, "saving": 8, "SIGTERM": 6, "SIGINT": 5, "SIGUSR1": 4, "cold": 3}
+    often = {"SIGKILL": 8, "saving": 8, "SIGTERM": 6, "SIGINT": 5, "SIGUSR1": 4, "cold": 3, "twice": 2}
     found = [(kind, name, times) for kind, times in often.items() for name in TRAINS]
     found += [(kind, name + WORKERS, 2) for kind in ("worker", "SIGKILL", "SIGTERM") for name in TRAINS]
     tools = [name for name in PLAIN if name not in TRAINS]

@@ -18,6 +18,7 @@ STOPPED = 75
 """The exit code of a run that was asked to stop, and goes on when it is called again (EX_TEMPFAIL of sysexits.h)."""
 
 ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_NUMBERS = {one.name: one for one in ASKED} | {"twice": signal.SIGINT}
 _WRITING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 Result = tuple[Outcome, str, str, float]
 
@@ -71,7 +72,7 @@ def drive(name: str, kind: str) -> Callable[[random.Random, Path, Path], Result]
         done = [shown(one.name, one.all_words(kit))]
         worst, tail, used = Outcome.RIGHT, "", 0.0
         for turn in range(1 if kind == "cold" else rng.randint(1, 3)):
-            number = ASKED[rng.randrange(3)] if kind == "cold" else getattr(signal, kind, signal.SIGKILL)
+            number = ASKED[rng.randrange(3)] if kind == "cold" else _NUMBERS.get(kind, signal.SIGKILL)
             outcome, how, said, seconds = _once(
                 rng, one, work, folder / f"{turn}.log", kit, kind, number, seconds_of(kit, name)
             )
@@ -100,7 +101,7 @@ def _once(
 ) -> Result:
     """Begin a command and end it: at a moment, at a write, while it is imported, or by killing a reading worker."""
     call = one.call(kit)
-    if kind == "saving" or (kind != "cold" and kind != "worker" and rng.random() < 0.4):
+    if kind == "saving" or (kind not in ("cold", "worker", "twice") and rng.random() < 0.4):
         at = rng.randint(1, 120) if one.trains else rng.randint(1, 40)
         how = f"{signal.Signals(number).name} at write {at}"
         child = forks.Child(at_event(call, at, number), work, log, limits=False)
@@ -114,6 +115,9 @@ def _once(
         if kind == "worker":
             _kill_a_worker(child, since)
         else:
+            child.send(number)
+        if kind == "twice":
+            time.sleep(rng.uniform(0, 0.1))
             child.send(number)
     ended = child.wait(60 + 10 * whole)
     left = _left_running(child)
@@ -152,7 +156,8 @@ def _of_stop(ended: forks.Ended, number: int, one: Command, kind: str) -> Outcom
         return Outcome.RIGHT if own and (number == signal.SIGKILL or not one.trains) else Outcome.CRASH
     if kind == "worker":
         return outcome_of_text(ended.output)
-    right = ended.code == STOPPED or (not one.trains and ended.code == 128 + number)
+    at_once = kind == "twice" or not one.trains
+    right = ended.code == STOPPED or (at_once and ended.code == 128 + number)
     return Outcome.RIGHT if right else Outcome.BARE
 
 
