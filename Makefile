@@ -1,12 +1,13 @@
 # Every target makes .venv and installs what is missing by itself; a second call starts at once.
 #   make demo    simulated screen, vanilla and BEN side by side: a table, a picture, pages, in minutes
 #   make test    tests, and the examples in docstrings      make slow   the tests that take minutes
+#   make torture kills, damaged files, faulty disks, odd input: one table of what comes of them, in 20 minutes
 #   make lint    ruff, mypy, codespell                      make bench  ratios, measured side by side
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow torture lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -17,6 +18,9 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+torture: $(READY)
+	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
