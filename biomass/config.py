@@ -19,16 +19,17 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import hydra
+import hydra._internal.hydra as hydra_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -36,9 +37,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from biomass.atomic import check_place, check_writable
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line, shown
 from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
+from biomass.targets import TARGET, Node, find_target, make
+from biomass.trust import ConfigLoader
 
 OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
 """What a job of a sweep leaves in its folder: its value or error, and the name of its run; and the sweep's table."""
@@ -58,24 +61,38 @@ _NO_PLACE = {
 """Why a file cannot be written, where the user can do something about it."""
 
 
+hydra_module.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]  # what a file says of Hydra itself is looked at
+
+
 class Config:
     """A read-only view of a composed configuration that remembers which keys were read.
 
     Every key of an experiment must have a reader: a misspelt key would otherwise be ignored in silence. Sections are
     views themselves; lists, and sections with a ``_target_`` (for :func:`build`), come as plain values.
 
+    Args:
+        node: as it was composed.
+        typed: what of it the user typed. A file may come from anybody, so that only this may name code of others.
+
     Raises:
-        ConfigError: a value is not what :data:`KEYS` says of its key.
+        ConfigError: a value is not what :data:`KEYS` says of its key, or code of others is named by a file.
     """
 
-    def __init__(self, node: DictConfig, path: str = "", read: set[str] | None = None) -> None:
-        if read is None:
-            read = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(node)))  # through interpolation
-            node = copy.deepcopy(node)
-            _check_values(node, "")  # all at once: a wrong learning rate is known before a screen is downloaded
-        self._node = node
-        self._path = path
-        self._read = read
+    def __init__(self, node: DictConfig, typed: Sequence[str] = ()) -> None:
+        self._node = copy.deepcopy(node)
+        self._path = ""
+        self._read = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(node)))  # through interpolation
+        plain = OmegaConf.to_container(self._node)
+        _check_text(plain)
+        _check_values(self._node, "")  # all at once: a wrong learning rate is known before a screen is downloaded
+        self._own = _own_code(self._node, typed)
+        self._read.add("own_code")
+        _check_targets(plain, self._own)
+
+    def _section(self, node: DictConfig, path: str) -> "Config":
+        section = copy.copy(self)
+        section._node, section._path = node, path
+        return section
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
@@ -85,9 +102,10 @@ class Config:
             raise ConfigError(f"key '{self._path}{key}' is missing; {hint}")
         value = _value(self._node, key, self._path)
         if isinstance(value, DictConfig) and "_target_" not in value:
-            return Config(value, f"{self._path}{key}.", self._read)
+            return self._section(value, f"{self._path}{key}.")
         self._read.add(f"{self._path}{key}")
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        return _nodes(plain, f"{self._path}{key}", self._own)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of ``key``, or ``default`` where the key is absent or null."""
@@ -143,9 +161,8 @@ def _check_values(node: DictConfig, path: str) -> None:
         if kind.text and not (key == "resume" and isinstance(value, bool)) and value != (text := _as_text(value)):
             value = node[key] = text
         if not _fits(value, kind):
-            shown = json.dumps(value, ensure_ascii=False, default=str)
             hint = f"; write [{value}]" if kind.types is list and _fits([value], kind) else ""
-            raise ConfigError(f"{path}{key} is {shown}; it must be {kind.what}{hint}")
+            raise ConfigError(f"{path}{key} is {shown(value)}; it must be {kind.what}{hint}")
         for name in kind.names & value.keys() if kind.names and value else ():
             names = _names(value[name], f"{path}{key}.{name}")
             if names != value[name]:
@@ -167,8 +184,7 @@ def _names(value: Any, path: str, item: bool = False) -> Any:
     if isinstance(value, dict):
         return {_names(key, path, True): _names(one, f"{path}.{key}") for key, one in value.items()}
     if isinstance(value, bool | float) or (item and value is None):
-        shown = json.dumps(value)
-        raise ConfigError(f"{path} holds {shown}, which may have been written otherwise; put the name in quotes")
+        raise ConfigError(f"{path} holds {shown(value)}, which may have been written otherwise; put the name in quotes")
     return str(value) if isinstance(value, int) else value
 
 
@@ -186,6 +202,67 @@ def _fits(value: Any, kind: Kind) -> bool:
     return not isinstance(value, dict) or not kind.target or "_target_" in value
 
 
+def _check_text(value: Any, place: str = "") -> None:
+    """Raise ConfigError for text that no file can hold: a configuration is written beside what it made."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _check_text(str(key), f"a key of {place}" if place else "a key")
+            _check_text(one, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            _check_text(one, f"{place}.{number}")
+    elif isinstance(value, str):
+        odd = re.search("[\0\ud800-\udfff]", value)
+        if odd:
+            what = "a byte that is 0" if odd[0] == "\0" else "bytes that are not text in UTF-8"
+            raise ConfigError(f"{place} is {shown(value.encode('utf-8', 'replace').decode())}, which holds {what}; type it again")
+
+
+def _own_code(node: DictConfig, typed: Sequence[str]) -> tuple[str, ...]:
+    """Packages, modules and functions of others that the user named; refused where a file names some."""
+    parsed = OverridesParser.create().parse_overrides([one for one in typed if re.match(r"\+*own_code=", one)])
+    values = [value if isinstance(value, list) else [value] for value in (one.value() for one in parsed)]
+    own = tuple(str(one) for value in values for one in value if one)
+    foreign = next((one for one in node.get("own_code") or () if one not in own), None)
+    if foreign is not None:
+        raise ConfigError(
+            f"own_code names '{foreign}' in a file, which may come from anybody; if you trust this code, type "
+            f"own_code=[{foreign}] on the command line"
+        )
+    key = OmegaConf.select(node, "model.key")
+    if isinstance(key, str) and ":" in key and not any(re.match(r"\+*model\.key=", one) for one in typed):
+        module = key.partition(":")[0]
+        if not any(f"{module}.".startswith(f"{one}.") for one in own):
+            raise ConfigError(
+                f"model.key is '{key}' in a file, which may come from anybody; if you trust this code, type "
+                f"model.key={key} on the command line"
+            )
+    return own
+
+
+def _check_targets(value: Any, own: Sequence[str], place: str = "") -> None:
+    """Raise ConfigError where something may not be made: before anything is."""
+    if isinstance(value, dict):
+        if TARGET in value and not str(value[TARGET]).startswith("${"):
+            find_target(value[TARGET], own, place)
+        for key, one in value.items():
+            _check_targets(one, own, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            _check_targets(one, own, f"{place}.{number}")
+
+
+def _nodes(value: Any, place: str, own: tuple[str, ...]) -> Any:
+    """The same, whose sections with a target know where they stand, and what code may be built."""
+    if isinstance(value, list):
+        return [_nodes(one, f"{place}.{number}", own) for number, one in enumerate(value)]
+    if not isinstance(value, dict) or TARGET not in value:
+        return value
+    node = Node(value)
+    node.place, node.own = place, own
+    return node
+
+
 def _leaves(node: DictConfig, path: str) -> Iterator[str]:
     for key in node:
         value = node._get_node(key)
@@ -195,27 +272,27 @@ def _leaves(node: DictConfig, path: str) -> Iterator[str]:
             yield f"{path}{key!s}"
 
 
-def build(node: dict[str, Any], **arguments: Any) -> Any:
-    """Make the object that a configuration node names with ``_target_``: the only call of Hydra's ``instantiate``.
+def build(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Make the object that a configuration node names with ``_target_``: a Screen, or a transform.
+
+    A node of a :class:`Config` may also name code that the user named on the command line. Any other, such as one of
+    a checkpoint, names only what this package offers, see :func:`biomass.targets.find_target`.
 
     Args:
-        node: ``_target_`` and its keyword arguments, nested nodes allowed; lists and dicts arrive as plain Python.
+        node: ``_target_`` and its keyword arguments.
         arguments: further keyword arguments, which win over those of the node.
 
     Raises:
-        ConfigError: the target does not exist or does not take an argument. Errors of the family pass as they are.
+        ConfigError: the target may not be called, does not exist or does not take an argument. Errors of the family
+            pass as they are.
     """
+    own, place = (node.own, node.place) if isinstance(node, Node) else ((), "")
     try:
-        return hydra.utils.instantiate(node, **arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, BiomassError):
-            raise cause from None
-        if isinstance(cause, TypeError | ImportError) or cause is None:
-            raise ConfigError(f"cannot build {node.get('_target_')}: {one_line(cause or error)}") from error
-        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
-            raise ConfigError(f"the path '{cause.filename}' is too long for the disk: choose a shorter one") from error
-        raise
+        return make(node, arguments, own, place)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ConfigError(f"the path '{error.filename}' is too long for the disk: choose a shorter one") from error
 
 
 Main = Callable[[Config], float | None]
@@ -382,7 +459,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
         _record(settings)
     try:
         _check_devices(node, settings)
-        value = main(Config(node))
+        value = main(Config(node, overrides()))
     except BiomassError as error:
         if tracebacks:
             raise

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from biomass import training
 from biomass.atomic import check_place
 from biomass.channels import check_expected
-from biomass.config import Config, build, is_given, is_left, next_commands, run_name
+from biomass.config import Config, build, is_given, is_left, next_commands, overrides, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation import layers
 from biomass.evaluation.accuracy import MEANINGS
@@ -284,7 +284,7 @@ class Experiment:
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
             config = {"objective": {"penalty": None}} | config
-            before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
+            before = before | {"method": method_of(Config(OmegaConf.create(config), overrides())).settings()}
         training.check_resume(before, about)
         if self.fabric.is_global_zero:
             self._introduce(method, screen, batches, splits, transform)
@@ -586,26 +586,12 @@ def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
     if nodes is None:
         log.info("'%s' does not say what is done to an image: it is standardized", path)
         return Compose([Standardize()])
-    foreign = next((name for name in _targets(nodes) if not name.startswith("biomass.transforms.")), None)
-    if foreign is not None:
+    try:
+        return compose(nodes)
+    except ConfigError as error:
         raise CheckpointError(
-            f"checkpoint '{path}' names the transform '{foreign}', which is not one of this package, and is not run; "
-            "say yourself what is done to an image",
-            "own_transforms",
-        )
-    return compose(nodes)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Every target in a node."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_":
-                yield str(value)
-            yield from _targets(value)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for value in node:
-            yield from _targets(value)
+            f"checkpoint '{path}' cannot say what is done to an image ({error}); say it yourself", "own_transforms"
+        ) from error
 
 
 def tool_folder(cfg: Config, tool: str) -> Path:

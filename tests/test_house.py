@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
     "errors",
-    "atomic channels identifiers keys",
+    "atomic channels identifiers keys targets",
     "screen table_files run_files",
     "pixels",
     "cells",
@@ -31,7 +31,7 @@ LAYERS = (
     "judgement",
     "report",
     "training",
-    "notation",
+    "notation trust",
     "config",
     "experiment",
     "profiling",
