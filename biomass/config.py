@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -105,7 +106,7 @@ class Config:
             return self._section(value, f"{self._path}{key}.")
         self._read.add(f"{self._path}{key}")
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        return _nodes(plain, f"{self._path}{key}", self._own)
+        return Node.of(plain, f"{self._path}{key}", self._own)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of ``key``, or ``default`` where the key is absent or null."""
@@ -120,12 +121,7 @@ class Config:
         """The whole configuration, or a section with all its keys, as plain, resolved values."""
         if self._path:
             self._read.add(self._path.removesuffix("."))
-        try:
-            values = OmegaConf.to_container(self._node, resolve=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(one_line(error)) from error
-        assert isinstance(values, dict)
-        return {str(key): value for key, value in values.items()}
+        return {str(key): _value(self._node, key, self._path, plain=True) for key in self._node}
 
     def check_all_read(self) -> None:
         """Call this when everything is built and nothing is written yet.
@@ -144,8 +140,14 @@ def _value(node: DictConfig, key: str, path: str, plain: bool = False) -> Any:
     try:
         value = node[key]
         return OmegaConf.to_container(value, resolve=True) if plain and OmegaConf.is_config(value) else value
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"key '{path}{key}': {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, RecursionError) as error:
+        raw = node._get_node(key)
+        given = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else getattr(raw, "_value", lambda: None)()
+        cause = "it refers to itself" if isinstance(error, RecursionError) else one_line(str(error).split("\n")[0])
+        raise ConfigError(
+            f"key '{path}{key}' is {shown(given)}, which leads to nothing ({cause}); refer to a key that is there "
+            "(--cfg job lists them), or write a value"
+        ) from error
 
 
 def _check_values(node: DictConfig, path: str) -> None:
@@ -250,17 +252,6 @@ def _check_targets(value: Any, own: Sequence[str], place: str = "") -> None:
     elif isinstance(value, list):
         for number, one in enumerate(value):
             _check_targets(one, own, f"{place}.{number}")
-
-
-def _nodes(value: Any, place: str, own: tuple[str, ...]) -> Any:
-    """The same, whose sections with a target know where they stand, and what code may be built."""
-    if isinstance(value, list):
-        return [_nodes(one, f"{place}.{number}", own) for number, one in enumerate(value)]
-    if not isinstance(value, dict) or TARGET not in value:
-        return value
-    node = Node(value)
-    node.place, node.own = place, own
-    return node
 
 
 def _leaves(node: DictConfig, path: str) -> Iterator[str]:
@@ -386,9 +377,23 @@ def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) ->
                 raise
             raise ConfigError(arguments.explain(error)) from error
         except RuntimeError as error:
-            if "srun" not in str(error) or outside.tracebacks:
+            if "srun" in str(error) and not outside.tracebacks:
+                raise ConfigError(
+                    "there is no Slurm here; start this where srun is, or take another launcher"
+                ) from error
+            if outside.tracebacks or not _of_hydra(error):
                 raise
-            raise ConfigError("there is no Slurm here; start this where srun is, or take another launcher") from error
+            raise ConfigError(arguments.explain(error)) from error
+        except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+            if outside.tracebacks or not _of_hydra(error):
+                raise
+            raise ConfigError(arguments.explain(error)) from error
+
+
+def _of_hydra(error: Exception) -> bool:
+    """Whether an error is of what Hydra made of the arguments, before any job began."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return not any(code.co_name == "launch" or (code.co_name, code.co_filename) == ("job", __file__) for code in frames)
 
 
 class _Outside(NamedTuple):
@@ -430,7 +435,7 @@ def _one_line_errors() -> Iterator[None]:
         print("interrupted; go on with resume=auto and the same run_name (its folder below runs/)", file=sys.stderr)
         raise SystemExit(130) from None
     except BiomassError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {one_line(error)}") from None
     except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -532,6 +537,8 @@ class Folders(Callback):
         outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
         if _rank() == 0 and len(outcomes) > 1:
             _print_sweep(folder)
+        if not outcomes and _rank() == 0:
+            raise SystemExit(f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some")
         failed = sum(text.startswith("error: ") for text in outcomes)
         if failed:
             raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")

@@ -114,7 +114,15 @@ def shown(value: object, most: int = 80) -> str:
     """A value as it is shown in a message: as JSON, and of a long one its beginning.
 
     >>> shown(["a", None]), shown("abcdefgh", 4)
-    ('["a", null]', '"abc… (8 characters)')
+    ('["a", null]', '"abc… (10 characters)')
     """
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text) - 2 * isinstance(value, str)} characters)"
+    return shortened(json.dumps(value, ensure_ascii=False, default=str), most)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text, or the beginning of a long one.
+
+    >>> shortened("abcdefgh", 4)
+    'abcd… (8 characters)'
+    """
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"

@@ -33,6 +33,7 @@ from biomass.objectives import Classification, Contrastive, Objective, with_pena
 from biomass.report.finish import finish
 from biomass.run_files import read_log
 from biomass.screen import Screen
+from biomass.targets import Node
 from biomass.training import overview, verdicts
 from biomass.training.samples import save_samples
 from biomass.transforms import Compose, Standardize
@@ -587,7 +588,7 @@ def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
         log.info("'%s' does not say what is done to an image: it is standardized", path)
         return Compose([Standardize()])
     try:
-        return compose(nodes)
+        return compose(Node.of(nodes, "transforms.eval"))
     except ConfigError as error:
         raise CheckpointError(
             f"checkpoint '{path}' cannot say what is done to an image ({error}); say it yourself", "own_transforms"

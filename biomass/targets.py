@@ -45,6 +45,17 @@ class Node(dict[str, Any]):
     place: str = ""
     own: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, value: Any, place: str, own: tuple[str, ...] = ()) -> Any:
+        """A plain value whose sections with a target, itself or those of a list, know where they stand."""
+        if isinstance(value, list):
+            return [cls.of(one, f"{place}.{number}", own) for number, one in enumerate(value)]
+        if not isinstance(value, dict) or TARGET not in value:
+            return value
+        node = cls(value)
+        node.place, node.own = place, own
+        return node
+
 
 class _Misfit(Exception):
     """A value is not what an annotation says."""
@@ -169,6 +180,8 @@ def make(node: Mapping[str, Any], arguments: Mapping[str, Any], own: Sequence[st
     Traceback (most recent call last):
     biomass.errors.ConfigError: transforms.train.0.sise is unknown: RandomCrop takes no 'sise'; did you mean 'size'?
     """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{place} is {shown(node)}; it must be a section with a {TARGET}")
     odd = next((name for name in _OF_HYDRA if name in node), None)
     prefix = f"{place}." if place else ""
     if odd is not None:
