@@ -99,7 +99,7 @@ class Config:
         if key.startswith("__"):
             raise AttributeError(key)
         if key not in self._node:
-            hint = did_you_mean(key, self._node, "add it to the YAML")
+            hint = did_you_mean(key, self._node, f"add it to the YAML, or take ~{self._path}{key} out of the command")
             raise ConfigError(f"key '{self._path}{key}' is missing; {hint}")
         value = _value(self._node, key, self._path)
         if isinstance(value, DictConfig) and "_target_" not in value:
@@ -141,13 +141,20 @@ def _value(node: DictConfig, key: str, path: str, plain: bool = False) -> Any:
         value = node[key]
         return OmegaConf.to_container(value, resolve=True) if plain and OmegaConf.is_config(value) else value
     except (OmegaConfBaseException, RecursionError) as error:
-        raw = node._get_node(key)
-        given = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else getattr(raw, "_value", lambda: None)()
+        place = getattr(error, "full_key", None) or f"{path}{key}"
+        given = _raw(OmegaConf.to_container(node._get_root()), place)
         cause = "it refers to itself" if isinstance(error, RecursionError) else one_line(str(error).split("\n")[0])
         raise ConfigError(
-            f"key '{path}{key}' is {shown(given)}, which leads to nothing ({cause}); refer to a key that is there "
-            "(--cfg job lists them), or write a value"
+            f"{place} is {shown(given)}, which leads to nothing ({cause}); refer to a key that is there (--cfg job "
+            "lists them), or write a value"
         ) from error
+
+
+def _raw(value: Any, place: str) -> Any:
+    """What stands at a key, with its references as they are written."""
+    for part in re.findall(r"[^.\[\]]+", place):
+        value = value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
+    return value
 
 
 def _check_values(node: DictConfig, path: str) -> None:
@@ -493,8 +500,11 @@ def _check_devices(node: DictConfig, settings: Any) -> None:
 
 def _has(node: DictConfig, key: str) -> bool:
     section, _, last = key.rpartition(".")
-    parent = OmegaConf.select(node, section) if section else node
-    return isinstance(parent, DictConfig) and last in parent
+    try:
+        parent = OmegaConf.select(node, section) if section else node
+        return isinstance(parent, DictConfig) and last in parent
+    except OmegaConfBaseException:  # a reference to nothing, which is perhaps what the error is about
+        return False
 
 
 class Folders(Callback):

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from hydra._internal.core_plugins import file_config_source
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from biomass.errors import ConfigError, did_you_mean, one_line, shortened
+from biomass.errors import ConfigError, did_you_mean, one_line, shortened, shown
 from biomass.keys import KEYS, holds_names
 
 _WHOLE = r"-?(?:0|[1-9][0-9]*)"
@@ -35,6 +35,10 @@ _WORDS_OF_YAML = {
     "float": (rf"{_FLOAT}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
 }
 """What is not text in a YAML file, and the characters it begins with."""
+
+
+_MOST = 20_000
+"""Values of a file."""
 
 
 class PlainLoader(get_yaml_loader()):  # type: ignore[misc]
@@ -62,11 +66,44 @@ class FileConfigSource(file_config_source.FileConfigSource):
         """One file of a folder of configurations."""
         file = Path(self.path) / self._normalize_file_name(config_path)
         try:
-            result = super().load_config(config_path)  # reads the header, too, and complains where there is no file
+            plain = yaml.load(file.read_text(encoding="utf-8"), Loader=PlainLoader) if file.is_file() else {}
         except UnicodeDecodeError as error:
             raise ConfigError(f"'{file}' is not text in UTF-8; save it as that") from error
-        result.config = OmegaConf.create(yaml.load(file.read_text(encoding="utf-8"), Loader=PlainLoader) or {})
+        except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(_explain_file(file, error)) from error
+        if not _is_small(plain):
+            raise ConfigError(f"'{file}' holds more than {_MOST:,} values, or an anchor (&) within itself; take it apart")
+        plain = {} if plain is None else plain
+        if not isinstance(plain, dict):
+            raise ConfigError(f"'{file}' holds {shown(plain, 40)}, not keys with their values; write a line key: value")
+        try:
+            result = super().load_config(config_path)  # reads the header, too, and complains where there is no file
+            result.config = OmegaConf.create(plain)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigError(_explain_file(file, error)) from error
         return result
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a file holds as much as somebody may have written; a few lines of anchors can make billions."""
+    waiting, found = [value], 0
+    while waiting and found <= _MOST:
+        one = waiting.pop()
+        found += 1
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return found <= _MOST
+
+
+def _explain_file(file: Path, error: Exception) -> str:
+    """Why a file is not YAML, at which line, and what to write instead."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1} of '{file}'" if mark is not None else f"'{file}'"
+    cause = getattr(error, "problem", None) or one_line(error)
+    tab = mark is not None and "'\\t'" in str(cause)
+    if "duplicate key" in str(cause):
+        return f"{where} cannot be read: {one_line(str(cause))}; a key stands once in its section: take one of the two out"
+    remedy = "put blanks in place of the tab" if tab else "mend it: a key, a colon, a blank, a value; each level two blanks in"
+    return f"{where} cannot be read: {one_line(str(cause))}; {remedy}"
 
 
 SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
@@ -82,6 +119,10 @@ _RETYPED = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:e[-+]?[0-9_]+)?|[-+]?inf|[-+]?nan|true|false", re.IGNORECASE
 )
 """What Hydra's grammar may take for a number, or for true or false."""
+
+
+_LONG = 120
+"""Characters of a setting; of a longer one messages show the beginning."""
 
 
 class Arguments(NamedTuple):
@@ -137,6 +178,12 @@ class Arguments(NamedTuple):
         Args:
             error: of Hydra, omegaconf or the YAML reader.
         """
+        message = self._explain(error)
+        for long in filter(lambda one: len(one) > _LONG, self.overrides):
+            message = message.replace(long, shortened(long, _LONG))
+        return shortened(message, 10 * _LONG)
+
+    def _explain(self, error: Exception) -> str:
         text = str(error)
         if isinstance(error, OverrideParseException):
             given = (override for override in self.overrides if _with_quotes(override) == error.override)
@@ -174,8 +221,10 @@ class Arguments(NamedTuple):
         inner = str(error.__cause__ or "") if isinstance(error.__cause__, OmegaConfBaseException | ValueError) else ""
         parts = [re.split(r"\n *(?:full_key:|Config search path)", part)[0] for part in (text, inner) if part]
         cause = ": ".join(dict.fromkeys(map(one_line, parts))) or type(error).__name__
-        if isinstance(error, YAMLError):
+        if isinstance(error, yaml.YAMLError):
             return f"a YAML file cannot be read ({cause}); mend that line, in which blanks, not tabs, make the steps"
+        if isinstance(error, RecursionError):
+            cause = "a file chooses itself, or brackets stand too deep in each other"
         keys = {one: one.lstrip("+~").partition("=")[0] for one in self.overrides}
         about = next((one for one, key in keys.items() if key and key in cause), None)
         if about is None and len(keys) == 1:
