@@ -224,7 +224,9 @@ def _check_text(value: Any, place: str = "") -> None:
         odd = re.search("[\0\ud800-\udfff]", value)
         if odd:
             what = "a byte that is 0" if odd[0] == "\0" else "bytes that are not text in UTF-8"
-            raise ConfigError(f"{place} is {shown(value.encode('utf-8', 'replace').decode())}, which holds {what}; type it again")
+            raise ConfigError(
+                f"{place} is {shown(value.encode('utf-8', 'replace').decode())}, which holds {what}; type it again"
+            )
 
 
 def _own_code(node: DictConfig, typed: Sequence[str]) -> tuple[str, ...]:
@@ -391,7 +393,15 @@ def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) ->
             if outside.tracebacks or not _of_hydra(error):
                 raise
             raise ConfigError(arguments.explain(error)) from error
-        except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
             if outside.tracebacks or not _of_hydra(error):
                 raise
             raise ConfigError(arguments.explain(error)) from error
@@ -548,7 +558,9 @@ class Folders(Callback):
         if _rank() == 0 and len(outcomes) > 1:
             _print_sweep(folder)
         if not outcomes and _rank() == 0:
-            raise SystemExit(f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some")
+            raise SystemExit(
+                f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some"
+            )
         failed = sum(text.startswith("error: ") for text in outcomes)
         if failed:
             raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")

@@ -72,7 +72,9 @@ class FileConfigSource(file_config_source.FileConfigSource):
         except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(_explain_file(file, error)) from error
         if not _is_small(plain):
-            raise ConfigError(f"'{file}' holds more than {_MOST:,} values, or an anchor (&) within itself; take it apart")
+            raise ConfigError(
+                f"'{file}' holds more than {_MOST:,} values, or an anchor (&) within itself; take it apart"
+            )
         plain = {} if plain is None else plain
         if not isinstance(plain, dict):
             raise ConfigError(f"'{file}' holds {shown(plain, 40)}, not keys with their values; write a line key: value")
@@ -101,8 +103,14 @@ def _explain_file(file: Path, error: Exception) -> str:
     cause = getattr(error, "problem", None) or one_line(error)
     tab = mark is not None and "'\\t'" in str(cause)
     if "duplicate key" in str(cause):
-        return f"{where} cannot be read: {one_line(str(cause))}; a key stands once in its section: take one of the two out"
-    remedy = "put blanks in place of the tab" if tab else "mend it: a key, a colon, a blank, a value; each level two blanks in"
+        return (
+            f"{where} cannot be read: {one_line(str(cause))}; a key stands once in its section: take one of the two out"
+        )
+    remedy = (
+        "put blanks in place of the tab"
+        if tab
+        else "mend it: a key, a colon, a blank, a value; each level two blanks in"
+    )
     return f"{where} cannot be read: {one_line(str(cause))}; {remedy}"
 
 
@@ -158,7 +166,9 @@ class Arguments(NamedTuple):
         if parsed.experimental_rerun is not None:  # a pickle, which may hold code
             raise ConfigError("--experimental-rerun is not taken; type the command of that run again")
         if parsed.package is not None and parsed.cfg is None:
-            raise ConfigError(f"--package {parsed.package} goes with --cfg job, which prints a part of the configuration; add it")
+            raise ConfigError(
+                f"--package {parsed.package} goes with --cfg job, which prints a part of the configuration; add it"
+            )
         overrides = [*parsed.overrides, *rest]  # the parser does not take those behind an option
         for position in range(len(overrides)):
             _check_form(overrides, position)
@@ -234,7 +244,9 @@ class Arguments(NamedTuple):
         look = f"--cfg {'hydra' if about and keys[about].startswith('hydra') else 'job'} shows what is there"
         if about is None:
             return f"{cause}; {look}"
-        cause = re.sub(r"^Error merging override .*?: (?=[^:]*$)", "", cause) if cause.startswith("Error merg") else cause
+        cause = (
+            re.sub(r"^Error merging override .*?: (?=[^:]*$)", "", cause) if cause.startswith("Error merg") else cause
+        )
         return f"{shortened(about)!r} cannot be taken ({cause}); correct it, or leave it out; {look}"
 
 

@@ -80,7 +80,9 @@ def find_target(name: object, own: Sequence[str] = (), place: str = "") -> Calla
     """
     where = f"{place}.{TARGET}" if place else TARGET
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"{where} is {shown(name)}; it must be the dotted name of a function, such as package.module.f")
+        raise ConfigError(
+            f"{where} is {shown(name)}; it must be the dotted name of a function, such as package.module.f"
+        )
     rooms = _rooms(place)
     room = next((one for one in rooms if name.startswith(f"{one}.")), None)
     if room is not None:
@@ -300,7 +302,11 @@ def _fit(value: Any, hint: Any) -> Any:
         return _fit_list(value, kind, args)
     if inspect.isclass(kind) and getattr(kind, "_is_protocol", False) is False and hint is not Any:
         return _if(isinstance(value, kind), value)
-    if hint is Any or isinstance(hint, TypeVar | str) or not isinstance(value, Mapping | list | str | int | float | None):
+    if (
+        hint is Any
+        or isinstance(hint, TypeVar | str)
+        or not isinstance(value, Mapping | list | str | int | float | None)
+    ):
         return value
     raise _Misfit  # a protocol, which nothing that a file holds is
 

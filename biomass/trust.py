@@ -23,9 +23,7 @@ _LOGGING = {
     "stream": {"ext://sys.stdout", "ext://sys.stderr"},
 }
 """In the sections of logging, what of each key's values is harmless."""
-_PROGRAMS = re.compile(
-    r"hydra\.(job\.env_set|launcher\.(setup|python|additional_parameters|srun_args))(\.|$)"
-)
+_PROGRAMS = re.compile(r"hydra\.(job\.env_set|launcher\.(setup|python|additional_parameters|srun_args))(\.|$)")
 """Settings that become programs, or what programs find in their environment."""
 
 
@@ -42,9 +40,7 @@ def foreign_settings(section: Any, place: str = "hydra") -> Iterator[tuple[str, 
     if isinstance(section, dict):
         for key, value in section.items():
             yield from foreign_settings(value, f"{place}.{key}")
-            if place == "hydra.sweeper.params" and re.match(r"[+~]*(hydra\b|own_code$)", str(key)):
-                yield f"{place}.{key}", value
-            elif place == "hydra.sweeper.params" and str(key).lstrip("+") == "model.key" and ":" in str(value):
+            if (place == "hydra.sweeper.params" and re.match(r"[+~]*(hydra\b|own_code$)", str(key))) or (place == "hydra.sweeper.params" and str(key).lstrip("+") == "model.key" and ":" in str(value)):
                 yield f"{place}.{key}", value
         return
     if isinstance(section, list):
@@ -67,7 +63,9 @@ def _is_harmless(value: Any, place: str) -> bool:
 class ConfigLoader(ConfigLoaderImpl):
     """Hydra's, which composes every configuration; here what a file says of Hydra itself is looked at."""
 
-    def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **options: Any) -> DictConfig:
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *args: Any, **options: Any
+    ) -> DictConfig:
         """A composed configuration.
 
         Raises:

@@ -132,7 +132,14 @@ def test_lists_and_sections_are_compared_item_by_item():
 
     given = {"names": ["a", 7], "of": {"b": 1}, "pair": [0, 2]}
     assert check_call(take, given) == given | {"names": ["a", "7"]}
-    for wrong in ({"names": "a"}, {"names": [None]}, {"of": {"b": "c"}}, {"of": [1]}, {"pair": [1]}, {"pair": [1, float("nan")]}):
+    for wrong in (
+        {"names": "a"},
+        {"names": [None]},
+        {"of": {"b": "c"}},
+        {"of": [1]},
+        {"pair": [1]},
+        {"pair": [1, float("nan")]},
+    ):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is .*it must be"):
             check_call(take, given | wrong)
 
@@ -145,7 +152,10 @@ def test_words_of_hydra_are_refused(name):
 
 def test_a_checkpoint_names_transforms_alone():
     for target in ("os.system", "biomass.datasets.simulated.load_simulated"):
-        for node in ({"_target_": target}, {"_target_": "biomass.transforms.Compose", "transforms": [{"_target_": target}]}):
+        for node in (
+            {"_target_": target},
+            {"_target_": "biomass.transforms.Compose", "transforms": [{"_target_": target}]},
+        ):
             with pytest.raises(CheckpointError, match=target):
                 trained_transform({"transforms": {"eval": [node]}, "own_code": ["os"]}, Path("a.pt"))
 
@@ -171,7 +181,10 @@ def test_a_preset_cannot_make_hydra_run_code(text, tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  {text}\n")
     path = f"hydra.searchpath=[file://{tmp_path}]"
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"), pytest.raises(ConfigError, match="in a file"):
+    with (
+        initialize_config_dir(str(ROOT / "configs"), version_base="1.3"),
+        pytest.raises(ConfigError, match="in a file"),
+    ):
         compose("train_erm", [path, "+experiment=mine"])
 
 
@@ -200,7 +213,11 @@ def test_a_slurm_script_is_typed():
         ("a: *b\n", "line 1 .*'b'"),
         ("seed: !!python/object/apply:os.system [false]\n", "line 1"),
         ("a: &a [*a]\n", "anchor"),
-        ("a: &a [1,1,1,1,1,1,1,1]\n" + "".join(f"k{n}: &{n} [{','.join([f'*{n - 1 if n else chr(97)}'] * 8)}]\n" for n in range(9)), "20,000"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1]\n"
+            + "".join(f"k{n}: &{n} [{','.join([f'*{n - 1 if n else chr(97)}'] * 8)}]\n" for n in range(9)),
+            "20,000",
+        ),
         ("run_name: \xe9\n", "UTF-8"),
         ("defaults: 5\n", "list"),
         ("defaults: [a]\n", "chooses itself"),

@@ -3,8 +3,8 @@
 import argparse
 import inspect
 import pickle
-import sys
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
