@@ -94,7 +94,7 @@ def test_code_of_others_is_made_only_if_it_is_typed(monkeypatch):
 
 def test_errors_of_own_code_are_one_line():
     node = {"_target_": f"{__name__}.fails"}
-    with pytest.raises(ConfigError, match="source._target_ .* failed .RuntimeError: of its own"):
+    with pytest.raises(ConfigError, match=r"source._target_ .* failed .RuntimeError: of its own"):
         build(config(f"own_code=[{__name__}]", source=node).source)
 
 
@@ -102,7 +102,7 @@ def test_a_network_of_own_code_is_not_taken_from_a_file():
     model = {"key": "package.module:function"}
     for typed in ("own_code=[package]", "model.key=package.module:function"):
         assert config(typed, model=model).model.key == model["key"]
-    with pytest.raises(ConfigError, match="in a file.*type model.key=package"):
+    with pytest.raises(ConfigError, match=r"in a file.*type model.key=package"):
         config(model=model)
 
 
