@@ -1,8 +1,8 @@
 """What a section with a ``_target_`` may call, and with which arguments.
 
 A configuration may come from anybody: as a preset, in a checkpoint, in the folder of a run. It is data, and nothing in
-it may run code that its reader did not choose. So a target is a function of :mod:`biomass.datasets` that gives a Screen,
-or a class of :mod:`biomass.transforms`, or code of others that the user has named himself. Its arguments are compared
+it may run code that its reader did not choose. So a target is a function of :mod:`biomass.datasets` that gives a
+Screen, or a class of :mod:`biomass.transforms`, or code of others that the user has named himself. Its arguments are compared
 with its signature before it is called.
 """
 
@@ -57,7 +57,7 @@ class Node(dict[str, Any]):
         return node
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """A value is not what an annotation says."""
 
 
@@ -259,13 +259,13 @@ def _checked(value: Any, parameter: inspect.Parameter | None, where: str) -> Any
         return None
     try:
         return _fit(value, parameter.annotation)
-    except _Misfit:
+    except _MisfitError:
         must = _words(parameter)
         hint = ""
         try:
             _fit([value], parameter.annotation)
             hint = f"; write [{value}]" if not isinstance(value, list | Mapping) else ""
-        except _Misfit:
+        except _MisfitError:
             pass
         choices = _choices(parameter.annotation)
         if choices and isinstance(value, str) and "did you mean" in (near := did_you_mean(value, choices)):
@@ -274,7 +274,7 @@ def _checked(value: Any, parameter: inspect.Parameter | None, where: str) -> Any
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """The value, as an annotation asks for it; raises :class:`_Misfit`. What the annotation leaves open passes."""
+    """The value, as an annotation asks for it; raises :class:`_MisfitError`. What the annotation leaves open passes."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is None or hint is type(None):
         return _if(value is None, value)
@@ -295,7 +295,7 @@ def _fit(value: Any, hint: Any) -> Any:
     kind = origin or hint
     if kind in (Mapping, dict):
         if not isinstance(value, Mapping):
-            raise _Misfit
+            raise _MisfitError
         keys, items = args or (Any, Any)
         return {_fit(key, keys): _fit(one, items) for key, one in value.items()}
     if kind in _LISTS:
@@ -308,12 +308,12 @@ def _fit(value: Any, hint: Any) -> Any:
         or not isinstance(value, Mapping | list | str | int | float | None)
     ):
         return value
-    raise _Misfit  # a protocol, which nothing that a file holds is
+    raise _MisfitError  # a protocol, which nothing that a file holds is
 
 
 def _if(fits: bool, value: Any) -> Any:
     if not fits:
-        raise _Misfit
+        raise _MisfitError
     return value
 
 
@@ -322,17 +322,17 @@ def _fit_any(value: Any, hints: Sequence[Any]) -> Any:
     for hint in sorted(hints, key=lambda one: one in (str, Path)):
         try:
             return _fit(value, hint)
-        except _Misfit:
+        except _MisfitError:
             continue
-    raise _Misfit
+    raise _MisfitError
 
 
 def _fit_list(value: Any, kind: Any, args: Sequence[Any]) -> Any:
     if not isinstance(value, list | tuple):
-        raise _Misfit
+        raise _MisfitError
     if kind is tuple and args and Ellipsis not in args:
         if len(value) != len(args):
-            raise _Misfit
+            raise _MisfitError
         return [_fit(one, hint) for one, hint in zip(value, args, strict=True)]
     return [_fit(one, args[0] if args else Any) for one in value]
 

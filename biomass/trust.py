@@ -40,7 +40,7 @@ def foreign_settings(section: Any, place: str = "hydra") -> Iterator[tuple[str, 
     if isinstance(section, dict):
         for key, value in section.items():
             yield from foreign_settings(value, f"{place}.{key}")
-            if (place == "hydra.sweeper.params" and re.match(r"[+~]*(hydra\b|own_code$)", str(key))) or (place == "hydra.sweeper.params" and str(key).lstrip("+") == "model.key" and ":" in str(value)):
+            if place == "hydra.sweeper.params" and _is_for_typing(str(key).lstrip("+~"), str(value)):
                 yield f"{place}.{key}", value
         return
     if isinstance(section, list):
@@ -48,6 +48,11 @@ def foreign_settings(section: Any, place: str = "hydra") -> Iterator[tuple[str, 
             yield from foreign_settings(value, f"{place}.{number}")
     if section and not _is_harmless(section, place):
         yield place, section
+
+
+def _is_for_typing(key: str, value: str) -> bool:
+    """Whether a sweep of this key would pass for something that the user typed."""
+    return bool(re.match(r"hydra\b|own_code$", key)) or (key == "model.key" and ":" in value)
 
 
 def _is_harmless(value: Any, place: str) -> bool:

@@ -21,6 +21,7 @@ from biomass.notation import Arguments
 CONFIGS = ROOT / "configs"
 SCRIPTS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 SOURCES = sorted(path.stem for path in CONFIGS.glob("dataloaders/*.yaml"))
+LOAD = "biomass.datasets.manifest.load_manifest"
 TINY = (*TINY_SCREEN, *TINY_RUN)
 
 
@@ -261,7 +262,7 @@ def test_names_in_a_file_are_text_as_written_and_numbers_are_decimals(tmp_path):
     (tmp_path / "a.yaml").write_text(
         "seed: 12\nlearning_rate: 1e-3\nweight_decay: 1.0E-05\nuse_projs: True\nrun_name: 0012\n"
         "x: [null, ~, .5, -3, .inf]\n"
-        f"dataloaders: {{source: {{_target_: biomass.datasets.manifest.load_manifest, splits: {{test: {{plate: [{', '.join(NAMES)}, 10]}}}}}}}}\n"
+        f"dataloaders: {{source: {{_target_: {LOAD}, splits: {{test: {{plate: [{', '.join(NAMES)}, 10]}}}}}}}}\n"
     )
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         node = compose("a")
@@ -280,7 +281,7 @@ def test_names_in_a_file_are_text_as_written_and_numbers_are_decimals(tmp_path):
 @pytest.mark.parametrize("name", ["1.10", "1e5", "true", "null", "-.5"])
 def test_a_name_of_unknown_spelling_is_refused_in_a_file(tmp_path, name):
     (tmp_path / "a.yaml").write_text(
-        f"dataloaders: {{source: {{_target_: biomass.datasets.manifest.load_manifest, splits: {{test: {{plate: [{name}]}}}}}}}}\n"
+        f"dataloaders: {{source: {{_target_: {LOAD}, splits: {{test: {{plate: [{name}]}}}}}}}}\n"
     )
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         node = compose("a")

@@ -118,7 +118,7 @@ def test_a_network_of_own_code_is_not_taken_from_a_file():
         ({"path": ["a"]}, r'path is \["a"\]; it must be a name or path'),
         ({"path": None}, "path is null"),
         ({"path": ""}, 'path is ""'),
-        ({"path": {"a": "x" * 100_000}}, r"characters\); it must be a name or path"),
+        ({"path": {"a": "x" * 100_000}}, r"path is .*characters\); it must be a name or path"),
     ],
 )
 def test_arguments_are_compared_with_the_signature(values, message):
