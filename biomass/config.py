@@ -121,7 +121,7 @@ class Config:
         """The whole configuration, or a section with all its keys, as plain, resolved values."""
         if self._path:
             self._read.add(self._path.removesuffix("."))
-        return {str(key): _value(self._node, key, self._path, plain=True) for key in self._node}
+        return {key: _value(self._node, key, self._path, plain=True) for key in map(str, self._node)}
 
     def check_all_read(self) -> None:
         """Call this when everything is built and nothing is written yet.

@@ -2,8 +2,8 @@
 
 A configuration may come from anybody: as a preset, in a checkpoint, in the folder of a run. It is data, and nothing in
 it may run code that its reader did not choose. So a target is a function of :mod:`biomass.datasets` that gives a
-Screen, or a class of :mod:`biomass.transforms`, or code of others that the user has named himself. Its arguments are compared
-with its signature before it is called.
+Screen, or a class of :mod:`biomass.transforms`, or code of others that the user has named himself. Its arguments are
+compared with its signature before it is called.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import math
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from biomass.errors import BiomassError, ConfigError, did_you_mean, one_line, shown
 
@@ -114,11 +114,11 @@ def _of_package(name: str, room: str, where: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{where} is {shown(name)}, and there is no module '{module}'; {did_you_mean(module, known, _must(room))}"
         ) from error
-    target = getattr(there, last, None)
+    target: Any = getattr(there, last, None)
     if not _is_offered(target, room):
         known = [one for one in vars(there) if _is_offered(getattr(there, one), room)]
         raise ConfigError(f"{where} is {shown(name)}; {did_you_mean(last, known) or _must(room)}")
-    return target  # type: ignore[no-any-return]
+    return cast(Callable[..., Any], target)
 
 
 def _must(room: str) -> str:
