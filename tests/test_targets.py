@@ -18,7 +18,7 @@ from biomass.notation import Arguments
 from biomass.targets import check_call, find_target
 from biomass.trust import foreign_settings
 
-ERRORS = (ConfigError, HydraException, RecursionError)
+ERRORS = (ConfigError, HydraException, RecursionError, ValueError)
 CROP = "biomass.transforms.RandomCrop"
 
 
@@ -190,7 +190,7 @@ def test_a_preset_cannot_make_hydra_run_code(text, tmp_path):
 
 def test_the_command_line_may_say_it():
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        compose("train_erm", ["hydra.job.env_set={A: b}", "+hydra.callbacks.x._target_=package.Callback"])
+        compose("train_erm", ["+hydra.job.env_set.A=b", "+hydra.callbacks.x._target_=package.Callback"])
 
 
 def test_a_slurm_script_is_typed():
