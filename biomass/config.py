@@ -19,16 +19,18 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import hydra
+import hydra._internal.hydra as hydra_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -38,10 +40,12 @@ from yaml import YAMLError
 from biomass import stopping
 from biomass.atomic import check_place, check_writable, whole_file
 from biomass.diskerrors import escaped, explain_disk, flushed
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line, shown
 from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
 from biomass.run_lock import letting_go, own
+from biomass.targets import TARGET, Node, find_target, make
+from biomass.trust import ConfigLoader
 
 OUTCOME, NAMED, TABLE = "outcome.txt", "run.json", "sweep.csv"
 """What a job of a sweep leaves in its folder: its value or error, and the name of its run; and the sweep's table."""
@@ -52,36 +56,51 @@ _LONGEST = 120
 _TRACEBACKS = "HYDRA_FULL_ERROR"
 
 
+hydra_module.ConfigLoaderImpl = ConfigLoader  # type: ignore[misc]  # what a file says of Hydra itself is looked at
+
+
 class Config:
     """A read-only view of a composed configuration that remembers which keys were read.
 
     Every key of an experiment must have a reader: a misspelt key would otherwise be ignored in silence. Sections are
     views themselves; lists, and sections with a ``_target_`` (for :func:`build`), come as plain values.
 
+    Args:
+        node: as it was composed.
+        typed: what of it the user typed. A file may come from anybody, so that only this may name code of others.
+
     Raises:
-        ConfigError: a value is not what :data:`KEYS` says of its key.
+        ConfigError: a value is not what :data:`KEYS` says of its key, or code of others is named by a file.
     """
 
-    def __init__(self, node: DictConfig, path: str = "", read: set[str] | None = None) -> None:
-        if read is None:
-            read = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(node)))  # through interpolation
-            node = copy.deepcopy(node)
-            _check_values(node, "")  # all at once: a wrong learning rate is known before a screen is downloaded
-        self._node = node
-        self._path = path
-        self._read = read
+    def __init__(self, node: DictConfig, typed: Sequence[str] = ()) -> None:
+        self._node = copy.deepcopy(node)
+        self._path = ""
+        self._read = set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(node)))  # through interpolation
+        plain = OmegaConf.to_container(self._node)
+        _check_text(plain)
+        _check_values(self._node, "")  # all at once: a wrong learning rate is known before a screen is downloaded
+        self._own = _own_code(self._node, typed)
+        self._read.add("own_code")
+        _check_targets(plain, self._own)
+
+    def _section(self, node: DictConfig, path: str) -> "Config":
+        section = copy.copy(self)
+        section._node, section._path = node, path
+        return section
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
             raise AttributeError(key)
         if key not in self._node:
-            hint = did_you_mean(key, self._node, "add it to the YAML")
+            hint = did_you_mean(key, self._node, f"add it to the YAML, or take ~{self._path}{key} out of the command")
             raise ConfigError(f"key '{self._path}{key}' is missing; {hint}")
         value = _value(self._node, key, self._path)
         if isinstance(value, DictConfig) and "_target_" not in value:
-            return Config(value, f"{self._path}{key}.", self._read)
+            return self._section(value, f"{self._path}{key}.")
         self._read.add(f"{self._path}{key}")
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        return Node.of(plain, f"{self._path}{key}", self._own)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of ``key``, or ``default`` where the key is absent or null."""
@@ -96,12 +115,7 @@ class Config:
         """The whole configuration, or a section with all its keys, as plain, resolved values."""
         if self._path:
             self._read.add(self._path.removesuffix("."))
-        try:
-            values = OmegaConf.to_container(self._node, resolve=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(one_line(error)) from error
-        assert isinstance(values, dict)
-        return {str(key): value for key, value in values.items()}
+        return {key: _value(self._node, key, self._path, plain=True) for key in map(str, self._node)}
 
     def check_all_read(self) -> None:
         """Call this when everything is built and nothing is written yet.
@@ -120,8 +134,21 @@ def _value(node: DictConfig, key: str, path: str, plain: bool = False) -> Any:
     try:
         value = node[key]
         return OmegaConf.to_container(value, resolve=True) if plain and OmegaConf.is_config(value) else value
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"key '{path}{key}': {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, RecursionError) as error:
+        place = getattr(error, "full_key", None) or f"{path}{key}"
+        given = _raw(OmegaConf.to_container(node._get_root()), place)
+        cause = "it refers to itself" if isinstance(error, RecursionError) else one_line(str(error).split("\n")[0])
+        raise ConfigError(
+            f"{place} is {shown(given)}, which leads to nothing ({cause}); refer to a key that is there (--cfg job "
+            "lists them), or write a value"
+        ) from error
+
+
+def _raw(value: Any, place: str) -> Any:
+    """What stands at a key, with its references as they are written."""
+    for part in re.findall(r"[^.\[\]]+", place):
+        value = value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
+    return value
 
 
 def _check_values(node: DictConfig, path: str) -> None:
@@ -137,9 +164,8 @@ def _check_values(node: DictConfig, path: str) -> None:
         if kind.text and not (key == "resume" and isinstance(value, bool)) and value != (text := _as_text(value)):
             value = node[key] = text
         if not _fits(value, kind):
-            shown = json.dumps(value, ensure_ascii=False, default=str)
             hint = f"; write [{value}]" if kind.types is list and _fits([value], kind) else ""
-            raise ConfigError(f"{path}{key} is {shown}; it must be {kind.what}{hint}")
+            raise ConfigError(f"{path}{key} is {shown(value)}; it must be {kind.what}{hint}")
         for name in kind.names & value.keys() if kind.names and value else ():
             names = _names(value[name], f"{path}{key}.{name}")
             if names != value[name]:
@@ -161,8 +187,7 @@ def _names(value: Any, path: str, item: bool = False) -> Any:
     if isinstance(value, dict):
         return {_names(key, path, True): _names(one, f"{path}.{key}") for key, one in value.items()}
     if isinstance(value, bool | float) or (item and value is None):
-        shown = json.dumps(value)
-        raise ConfigError(f"{path} holds {shown}, which may have been written otherwise; put the name in quotes")
+        raise ConfigError(f"{path} holds {shown(value)}, which may have been written otherwise; put the name in quotes")
     return str(value) if isinstance(value, int) else value
 
 
@@ -180,6 +205,58 @@ def _fits(value: Any, kind: Kind) -> bool:
     return not isinstance(value, dict) or not kind.target or "_target_" in value
 
 
+def _check_text(value: Any, place: str = "") -> None:
+    """Raise ConfigError for text that no file can hold: a configuration is written beside what it made."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _check_text(str(key), f"a key of {place}" if place else "a key")
+            _check_text(one, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            _check_text(one, f"{place}.{number}")
+    elif isinstance(value, str):
+        odd = re.search("[\0\ud800-\udfff]", value)
+        if odd:
+            what = "a byte that is 0" if odd[0] == "\0" else "bytes that are not text in UTF-8"
+            raise ConfigError(
+                f"{place} is {shown(value.encode('utf-8', 'replace').decode())}, which holds {what}; type it again"
+            )
+
+
+def _own_code(node: DictConfig, typed: Sequence[str]) -> tuple[str, ...]:
+    """Packages, modules and functions of others that the user named; refused where a file names some."""
+    parsed = OverridesParser.create().parse_overrides([one for one in typed if re.match(r"\+*own_code=", one)])
+    values = [value if isinstance(value, list) else [value] for value in (one.value() for one in parsed)]
+    own = tuple(str(one) for value in values for one in value if one)
+    foreign = next((one for one in node.get("own_code") or () if one not in own), None)
+    if foreign is not None:
+        raise ConfigError(
+            f"own_code names '{foreign}' in a file, which may come from anybody; if you trust this code, type "
+            f"own_code=[{foreign}] on the command line"
+        )
+    key = OmegaConf.select(node, "model.key")
+    if isinstance(key, str) and ":" in key and not any(re.match(r"\+*model\.key=", one) for one in typed):
+        module = key.partition(":")[0]
+        if not any(f"{module}.".startswith(f"{one}.") for one in own):
+            raise ConfigError(
+                f"model.key is '{key}' in a file, which may come from anybody; if you trust this code, type "
+                f"model.key={key} on the command line"
+            )
+    return own
+
+
+def _check_targets(value: Any, own: Sequence[str], place: str = "") -> None:
+    """Raise ConfigError where something may not be made: before anything is."""
+    if isinstance(value, dict):
+        if TARGET in value and not str(value[TARGET]).startswith("${"):
+            find_target(value[TARGET], own, place)
+        for key, one in value.items():
+            _check_targets(one, own, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            _check_targets(one, own, f"{place}.{number}")
+
+
 def _leaves(node: DictConfig, path: str) -> Iterator[str]:
     for key in node:
         value = node._get_node(key)
@@ -189,27 +266,27 @@ def _leaves(node: DictConfig, path: str) -> Iterator[str]:
             yield f"{path}{key!s}"
 
 
-def build(node: dict[str, Any], **arguments: Any) -> Any:
-    """Make the object that a configuration node names with ``_target_``: the only call of Hydra's ``instantiate``.
+def build(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Make the object that a configuration node names with ``_target_``: a Screen, or a transform.
+
+    A node of a :class:`Config` may also name code that the user named on the command line. Any other, such as one of
+    a checkpoint, names only what this package offers, see :func:`biomass.targets.find_target`.
 
     Args:
-        node: ``_target_`` and its keyword arguments, nested nodes allowed; lists and dicts arrive as plain Python.
+        node: ``_target_`` and its keyword arguments.
         arguments: further keyword arguments, which win over those of the node.
 
     Raises:
-        ConfigError: the target does not exist or does not take an argument. Errors of the family pass as they are.
+        ConfigError: the target may not be called, does not exist or does not take an argument. Errors of the family
+            pass as they are.
     """
+    own, place = (node.own, node.place) if isinstance(node, Node) else ((), "")
     try:
-        return hydra.utils.instantiate(node, **arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, BiomassError):
-            raise cause from None
-        if isinstance(cause, TypeError | ImportError) or cause is None:
-            raise ConfigError(f"cannot build {node.get('_target_')}: {one_line(cause or error)}") from error
-        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
-            raise ConfigError(f"the path '{cause.filename}' is too long for the disk: choose a shorter one") from error
-        raise
+        return make(node, arguments, own, place)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ConfigError(f"the path '{error.filename}' is too long for the disk: choose a shorter one") from error
 
 
 Main = Callable[[Config], float | None]
@@ -311,9 +388,31 @@ def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) ->
                 raise
             raise ConfigError(arguments.explain(error)) from error
         except RuntimeError as error:
-            if "srun" not in str(error) or outside.tracebacks:
+            if "srun" in str(error) and not outside.tracebacks:
+                raise ConfigError(
+                    "there is no Slurm here; start this where srun is, or take another launcher"
+                ) from error
+            if outside.tracebacks or not _of_hydra(error):
                 raise
-            raise ConfigError("there is no Slurm here; start this where srun is, or take another launcher") from error
+            raise ConfigError(arguments.explain(error)) from error
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            if outside.tracebacks or not _of_hydra(error):
+                raise
+            raise ConfigError(arguments.explain(error)) from error
+
+
+def _of_hydra(error: Exception) -> bool:
+    """Whether an error is of what Hydra made of the arguments, before any job began."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return not any(code.co_name == "launch" or (code.co_name, code.co_filename) == ("job", __file__) for code in frames)
 
 
 class _Outside(NamedTuple):
@@ -353,7 +452,7 @@ def _one_line_errors() -> Iterator[None]:
         with flushed():
             yield
     except BiomassError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {one_line(error)}") from None
     except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -388,7 +487,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     try:
         with stopping.raised(), _stopped_by_its_effects():
             _check_devices(node, settings)
-            value = main(Config(node))
+            value = main(Config(node, overrides()))
     except stopping.Stopped:
         if outcome is None:
             raise
@@ -457,8 +556,11 @@ def _check_devices(node: DictConfig, settings: Any) -> None:
 
 def _has(node: DictConfig, key: str) -> bool:
     section, _, last = key.rpartition(".")
-    parent = OmegaConf.select(node, section) if section else node
-    return isinstance(parent, DictConfig) and last in parent
+    try:
+        parent = OmegaConf.select(node, section) if section else node
+        return isinstance(parent, DictConfig) and last in parent
+    except OmegaConfBaseException:  # a reference to nothing, which is perhaps what the error is about
+        return False
 
 
 class Folders(Callback):
@@ -511,6 +613,10 @@ class Folders(Callback):
             which = f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began"
             stopping.say(which, _again(name, "resume" in config))
             raise stopping.Stopped
+        if not outcomes and _rank() == 0:
+            raise SystemExit(
+                f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some"
+            )
         failed = sum(text.startswith("error: ") for text in outcomes)
         if failed:
             raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")

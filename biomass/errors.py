@@ -8,6 +8,7 @@ command, an argument in Python. A reader or a sampler does not know. Its error t
 looks up what that means there, see :func:`explain`.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
@@ -136,3 +137,21 @@ def did_you_mean(name: object, known: Iterable[object], otherwise: str = "") -> 
     if otherwise:
         return otherwise
     return f"choose {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}" if names else ""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as it is shown in a message: as JSON, and of a long one its beginning.
+
+    >>> shown(["a", None]), shown("abcdefgh", 4)
+    ('["a", null]', '"abc… (10 characters)')
+    """
+    return shortened(json.dumps(value, ensure_ascii=False, default=str), most)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text, or the beginning of a long one.
+
+    >>> shortened("abcdefgh", 4)
+    'abcd… (8 characters)'
+    """
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from biomass import stopping, training
 from biomass.atomic import check_place, whole_file
 from biomass.channels import check_expected
-from biomass.config import Config, build, is_given, is_left, next_commands, own_run, run_name
+from biomass.config import Config, build, is_given, is_left, next_commands, overrides, own_run, run_name
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation import layers
 from biomass.evaluation.accuracy import MEANINGS
@@ -35,6 +35,7 @@ from biomass.objectives import Classification, Contrastive, Objective, with_pena
 from biomass.report.finish import finish
 from biomass.run_files import read_log
 from biomass.screen import Screen
+from biomass.targets import Node
 from biomass.training import overview, verdicts
 from biomass.training.samples import save_samples
 from biomass.transforms import Compose, Standardize
@@ -296,7 +297,7 @@ class Experiment:
         if before is not None and "method" not in before:  # it was written before there were words
             config = {"statistics": dict.fromkeys(("train", "eval", "by", "controls"))} | before["config"]
             config = {"objective": {"penalty": None}} | config
-            before = before | {"method": method_of(Config(OmegaConf.create(config))).settings()}
+            before = before | {"method": method_of(Config(OmegaConf.create(config), overrides())).settings()}
         training.check_resume(before, about, other_data)
         if self.fabric.is_global_zero:
             self._introduce(method, screen, batches, splits, transform)
@@ -623,26 +624,12 @@ def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
     if nodes is None:
         log.info("'%s' does not say what is done to an image: it is standardized", path)
         return Compose([Standardize()])
-    foreign = next((name for name in _targets(nodes) if not name.startswith("biomass.transforms.")), None)
-    if foreign is not None:
+    try:
+        return compose(Node.of(nodes, "transforms.eval"))
+    except ConfigError as error:
         raise CheckpointError(
-            f"checkpoint '{path}' names the transform '{foreign}', which is not one of this package, and is not run; "
-            "say yourself what is done to an image",
-            "own_transforms",
-        )
-    return compose(nodes)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Every target in a node."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_":
-                yield str(value)
-            yield from _targets(value)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for value in node:
-            yield from _targets(value)
+            f"checkpoint '{path}' cannot say what is done to an image ({error}); say it yourself", "own_transforms"
+        ) from error
 
 
 def tool_folder(cfg: Config, tool: str) -> Path:

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from hydra._internal.core_plugins import file_config_source
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from biomass.errors import ConfigError, did_you_mean, one_line
+from biomass.errors import ConfigError, did_you_mean, one_line, shortened, shown
 from biomass.keys import KEYS, holds_names
 
 _WHOLE = r"-?(?:0|[1-9][0-9]*)"
@@ -35,6 +35,10 @@ _WORDS_OF_YAML = {
     "float": (rf"{_FLOAT}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
 }
 """What is not text in a YAML file, and the characters it begins with."""
+
+
+_MOST = 20_000
+"""Values of a file."""
 
 
 class PlainLoader(get_yaml_loader()):  # type: ignore[misc]
@@ -62,11 +66,52 @@ class FileConfigSource(file_config_source.FileConfigSource):
         """One file of a folder of configurations."""
         file = Path(self.path) / self._normalize_file_name(config_path)
         try:
-            result = super().load_config(config_path)  # reads the header, too, and complains where there is no file
+            plain = yaml.load(file.read_text(encoding="utf-8"), Loader=PlainLoader) if file.is_file() else {}
         except UnicodeDecodeError as error:
             raise ConfigError(f"'{file}' is not text in UTF-8; save it as that") from error
-        result.config = OmegaConf.create(yaml.load(file.read_text(encoding="utf-8"), Loader=PlainLoader) or {})
+        except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(_explain_file(file, error)) from error
+        if not _is_small(plain):
+            raise ConfigError(
+                f"'{file}' holds more than {_MOST:,} values, or an anchor (&) within itself; take it apart"
+            )
+        plain = {} if plain is None else plain
+        if not isinstance(plain, dict):
+            raise ConfigError(f"'{file}' holds {shown(plain, 40)}, not keys with their values; write a line key: value")
+        try:
+            result = super().load_config(config_path)  # reads the header, too, and complains where there is no file
+            result.config = OmegaConf.create(plain)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigError(_explain_file(file, error)) from error
         return result
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a file holds as much as somebody may have written; a few lines of anchors can make billions."""
+    waiting, found = [value], 0
+    while waiting and found <= _MOST:
+        one = waiting.pop()
+        found += 1
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return found <= _MOST
+
+
+def _explain_file(file: Path, error: Exception) -> str:
+    """Why a file is not YAML, at which line, and what to write instead."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1} of '{file}'" if mark is not None else f"'{file}'"
+    cause = getattr(error, "problem", None) or one_line(error)
+    tab = mark is not None and "'\\t'" in str(cause)
+    if "duplicate key" in str(cause):
+        return (
+            f"{where} cannot be read: {one_line(str(cause))}; a key stands once in its section: take one of the two out"
+        )
+    remedy = (
+        "put blanks in place of the tab"
+        if tab
+        else "mend it: a key, a colon, a blank, a value; each level two blanks in"
+    )
+    return f"{where} cannot be read: {one_line(str(cause))}; {remedy}"
 
 
 SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
@@ -82,6 +127,10 @@ _RETYPED = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:e[-+]?[0-9_]+)?|[-+]?inf|[-+]?nan|true|false", re.IGNORECASE
 )
 """What Hydra's grammar may take for a number, or for true or false."""
+
+
+_LONG = 120
+"""Characters of a setting; of a longer one messages show the beginning."""
 
 
 class Arguments(NamedTuple):
@@ -114,6 +163,12 @@ class Arguments(NamedTuple):
         unknown = next((one for one in rest if one.startswith("-")), None)
         if unknown:
             raise ConfigError(f"unknown option '{unknown}'; --hydra-help lists them")
+        if parsed.experimental_rerun is not None:  # a pickle, which may hold code
+            raise ConfigError("--experimental-rerun is not taken; type the command of that run again")
+        if parsed.package is not None and parsed.cfg is None:
+            raise ConfigError(
+                f"--package {parsed.package} goes with --cfg job, which prints a part of the configuration; add it"
+            )
         overrides = [*parsed.overrides, *rest]  # the parser does not take those behind an option
         for position in range(len(overrides)):
             _check_form(overrides, position)
@@ -133,14 +188,19 @@ class Arguments(NamedTuple):
         Args:
             error: of Hydra, omegaconf or the YAML reader.
         """
+        message = self._explain(error)
+        for long in filter(lambda one: len(one) > _LONG, self.overrides):
+            message = message.replace(long, shortened(long, _LONG))
+        return shortened(message, 10 * _LONG)
+
+    def _explain(self, error: Exception) -> str:
         text = str(error)
         if isinstance(error, OverrideParseException):
             given = (override for override in self.overrides if _with_quotes(override) == error.override)
             return _explain_value(next(given, error.override))
-        group = re.search(r"Could not find '([^'\n]+)/([^'\n/]+)'", text)
-        if isinstance(error, MissingConfigException) and group:
-            known = re.findall(r"^\t(?!provider=)(.+)$", text, re.MULTILINE)
-            return f"there is no {group[1]}={group[2]}; {did_you_mean(group[2], known)}"
+        missing = re.search(r"Could not find '([^'\n]+)'", text)
+        if isinstance(error, MissingConfigException) and missing:
+            return self._no_choice(missing[1], re.findall(r"^\t(?!provider=)(.+)$", text, re.MULTILINE))
         if ambiguous := re.search(r"Ambiguous value for argument '([^=]*)=(.*)'\n", text):
             key, value = ambiguous.groups()
             either = f"{_quoted(key, value)}, or {shlex.quote(f'{key}=[{value}]')} for a list"
@@ -154,12 +214,50 @@ class Arguments(NamedTuple):
         ):
             return f"nothing is chosen for '{chosen[1]}' yet; write {chosen[2]}"
         if unknown := re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", text):
-            listed = "the option --cfg job lists every key"
-            if unknown[1] in KEYS:
-                return f"this script has no key '{unknown[1]}', which others have; {listed}"
-            return f"unknown key '{unknown[1]}'; {did_you_mean(unknown[1], KEYS, listed)}"
-        parts = [text, *([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
-        return ": ".join(one_line(re.split(r"\n *(?:full_key:|Config search path)", part)[0]) for part in parts)
+            return _unknown(unknown[1])
+        return self._of_hydra(text, error)
+
+    def _no_choice(self, path: str, known: Sequence[str]) -> str:
+        """There is no file of a choice: ``path`` is the group with what was chosen of it."""
+        given = (one.lstrip("+").partition("=")[::2] for one in self.overrides)
+        group, value = next((pair for pair in given if "/".join(pair) == path), path.rpartition("/")[::2])
+        if not group:
+            return f"there is no configuration '{value}'; leave out --config-name, or name a file of --config-dir"
+        listed = did_you_mean(value, known, f"choose one of the files in configs/{group}" if len(known) > 20 else "")
+        return f"there is no {group}={value}; {listed or 'leave it out'}"
+
+    def _of_hydra(self, text: str, error: Exception) -> str:
+        """What else Hydra or the reader of a file says: with the setting that it is about, and where to look."""
+        inner = str(error.__cause__ or "") if isinstance(error.__cause__, OmegaConfBaseException | ValueError) else ""
+        parts = [re.split(r"\n *(?:full_key:|Config search path)", part)[0] for part in (text, inner) if part]
+        cause = ": ".join(dict.fromkeys(map(one_line, parts))) or type(error).__name__
+        if isinstance(error, yaml.YAMLError):
+            return f"a YAML file cannot be read ({cause}); mend that line, in which blanks, not tabs, make the steps"
+        if isinstance(error, RecursionError):
+            cause = "a file chooses itself, or brackets stand too deep in each other"
+        keys = {one: one.lstrip("+~").partition("=")[0] for one in self.overrides}
+        about = next((one for one, key in keys.items() if key and key in cause), None)
+        if about is None and len(keys) == 1:
+            about = self.overrides[0]
+        if about is None:
+            about = next((one for one, key in keys.items() if key.startswith("hydra")), None)
+        look = f"--cfg {'hydra' if about and keys[about].startswith('hydra') else 'job'} shows what is there"
+        if about is None:
+            return f"{cause}; {look}"
+        cause = (
+            re.sub(r"^Error merging override .*?: (?=[^:]*$)", "", cause) if cause.startswith("Error merg") else cause
+        )
+        return f"{shortened(about)!r} cannot be taken ({cause}); correct it, or leave it out; {look}"
+
+
+def _unknown(key: str) -> str:
+    listed = "the option --cfg job lists every key"
+    if key in KEYS:
+        return f"this script has no key '{key}', which others have; {listed}"
+    if re.match(r"dataloaders\.source\.|transforms\.", key):
+        return f"the file has no key '{key}'; {listed}, and +{key}=… adds an argument to a section with a _target_"
+    near = [one for one in KEYS if not key.startswith(f"{one}.")]
+    return f"unknown key '{key}'; {did_you_mean(key, near, listed)}"
 
 
 def _refuse(message: str) -> None:
@@ -195,8 +293,14 @@ def _explain_value(override: str) -> str:
     if match is None or not match["value"]:
         return f"'{override}' is not a setting; write key=value"
     key, value = f"{match['sign'] or ''}{match['key']}", match["value"]
+    control = re.search(r"[\x00-\x1f\x7f]", value)
+    if control:
+        return f"{override!r}: a value holds no {control[0]!r}, which cannot be printed; take it out"
     if "${" in value:
-        return f"'{override}': close the reference with }}, or write '{key}=\\${{…' if none is meant"
+        reference = re.search(r"\$\{[^{}]*\}", value)
+        if reference is None and value.count("{") > value.count("}"):
+            return f"'{override}': close the reference with }}, or write '{key}=\\${{…' if none is meant"
+        return f"'{override}': a reference is ${{key}}, such as ${{seed}}; write '{key}=\\${{…' if none is meant"
     if value.startswith("~"):
         return f"'{override}': write $HOME for ~: {key}=$HOME{value[1:]}"
     is_text = match["key"] in KEYS and KEYS[match["key"]].types is str

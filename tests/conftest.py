@@ -81,7 +81,7 @@ def run_script(script: str, *overrides: str) -> float | None:
     if "report" in config and not any(one.startswith("report=") for one in overrides):
         config.report = False
     module = script if (ROOT / f"{script}.py").exists() else f"biomass.commands.{script}"
-    return importlib.import_module(module).main.__wrapped__(Config(config))
+    return importlib.import_module(module).main.__wrapped__(Config(config, overrides))
 
 
 @pytest.fixture

@@ -23,11 +23,16 @@ from biomass.training import load_checkpoint
 CONFIGS = ROOT / "configs"
 SCRIPTS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 SOURCES = sorted(path.stem for path in CONFIGS.glob("dataloaders/*.yaml"))
+LOAD = "biomass.datasets.manifest.load_manifest"
 TINY = (*TINY_SCREEN, *TINY_RUN)
 
 
 def config(**values):
     return Config(OmegaConf.create(values))
+
+
+def typed(*overrides, **values):
+    return Config(OmegaConf.create(values), overrides)
 
 
 def refuse(value):
@@ -51,9 +56,10 @@ def test_an_unread_key_of_a_section_is_named_with_its_path():
 
 
 def test_nodes_with_a_target_count_as_read_with_all_that_is_in_them():
-    cfg = config(source={"_target_": "fractions.Fraction", "numerator": 3}, steps=[{"_target_": "x"}])
-    assert build(cfg.source, denominator=4) == pytest.approx(0.75)
-    assert cfg.steps == [{"_target_": "x"}]
+    crop = {"_target_": "biomass.transforms.RandomCrop"}
+    cfg = config(step=crop, steps=[crop])
+    assert build(cfg.step, size=4).size == 4
+    assert cfg.steps == [crop]
     cfg.check_all_read()
 
 
@@ -76,7 +82,7 @@ def test_a_broken_interpolation_is_one_line():
     ("node", "message"),
     [
         ({"_target_": "biomass.transforms.Nothing"}, "Nothing"),
-        ({"_target_": "fractions.Fraction", "numeratr": 1}, "numeratr"),
+        ({"_target_": "biomass.transforms.RandomCrop", "sise": 1}, r"sise is unknown.*'size'"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(node, message):
@@ -87,7 +93,7 @@ def test_what_cannot_be_built_is_one_line(node, message):
 
 def test_errors_of_the_family_pass_as_they_are():
     with pytest.raises(DataError, match=r"^cannot use 3$"):
-        build({"_target_": f"{__name__}.refuse", "value": 3})
+        build(typed(f"own_code=[{__name__}]", source={"_target_": f"{__name__}.refuse", "value": 3}).source)
 
 
 def test_run_names():
@@ -258,7 +264,7 @@ def test_names_in_a_file_are_text_as_written_and_numbers_are_decimals(tmp_path):
     (tmp_path / "a.yaml").write_text(
         "seed: 12\nlearning_rate: 1e-3\nweight_decay: 1.0E-05\nuse_projs: True\nrun_name: 0012\n"
         "x: [null, ~, .5, -3, .inf]\n"
-        f"dataloaders: {{source: {{_target_: x, splits: {{test: {{plate: [{', '.join(NAMES)}, 10]}}}}}}}}\n"
+        f"dataloaders: {{source: {{_target_: {LOAD}, splits: {{test: {{plate: [{', '.join(NAMES)}, 10]}}}}}}}}\n"
     )
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         node = compose("a")
@@ -277,7 +283,7 @@ def test_names_in_a_file_are_text_as_written_and_numbers_are_decimals(tmp_path):
 @pytest.mark.parametrize("name", ["1.10", "1e5", "true", "null", "-.5"])
 def test_a_name_of_unknown_spelling_is_refused_in_a_file(tmp_path, name):
     (tmp_path / "a.yaml").write_text(
-        f"dataloaders: {{source: {{_target_: x, splits: {{test: {{plate: [{name}]}}}}}}}}\n"
+        f"dataloaders: {{source: {{_target_: {LOAD}, splits: {{test: {{plate: [{name}]}}}}}}}}\n"
     )
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         node = compose("a")

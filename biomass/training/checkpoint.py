@@ -4,7 +4,7 @@ import inspect
 import itertools
 import logging
 import os
-import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,8 +328,10 @@ def completed(value: Any) -> Any:
         return value
     values = {key: completed(one) for key, one in value.items()}
     try:
-        parameters = inspect.signature(pkgutil.resolve_name(values["_target_"])).parameters.values()
-    except (KeyError, ImportError, AttributeError, ValueError, TypeError):  # not a target, or one that is gone
+        module, _, name = values["_target_"].rpartition(".")
+        # what is not imported is not what this run reads with; it is not imported for a look
+        parameters = inspect.signature(getattr(sys.modules[module], name)).parameters.values()
+    except (KeyError, AttributeError, ValueError, TypeError):  # not a target, or another one
         return values
     return {one.name: one.default for one in parameters if one.default is not one.empty} | values
 

@@ -1,0 +1,373 @@
+"""What a section with a ``_target_`` may call, and with which arguments.
+
+A configuration may come from anybody: as a preset, in a checkpoint, in the folder of a run. It is data, and nothing in
+it may run code that its reader did not choose. So a target is a function of :mod:`biomass.datasets` that gives a
+Screen, or a class of :mod:`biomass.transforms`, or code of others that the user has named himself. Its arguments are
+compared with its signature before it is called.
+"""
+
+import importlib
+import inspect
+import math
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+from biomass.errors import BiomassError, ConfigError, did_you_mean, one_line, shown
+
+TARGET = "_target_"
+_SOURCES, _TRANSFORMS = "biomass.datasets", "biomass.transforms"
+_WHAT = {
+    _SOURCES: "a function of biomass.datasets that gives a screen",
+    _TRANSFORMS: "one of biomass.transforms",
+}
+_OF_HYDRA = ("_args_", "_partial_", "_recursive_", "_convert_")
+_WORDS: dict[Any, str] = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    Path: "a name or path",
+}
+_LISTS = (Sequence, Collection, Iterable, list, tuple, set, frozenset)
+
+
+class Node(dict[str, Any]):
+    """A section with a ``_target_``, as a configuration has it.
+
+    Attributes:
+        place: its key, for messages.
+        own: packages, modules and functions of others that the user named.
+    """
+
+    place: str = ""
+    own: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, place: str, own: tuple[str, ...] = ()) -> Any:
+        """A plain value whose sections with a target, itself or those of a list, know where they stand."""
+        if isinstance(value, list):
+            return [cls.of(one, f"{place}.{number}", own) for number, one in enumerate(value)]
+        if not isinstance(value, dict) or TARGET not in value:
+            return value
+        node = cls(value)
+        node.place, node.own = place, own
+        return node
+
+
+class _MisfitError(Exception):
+    """A value is not what an annotation says."""
+
+
+def find_target(name: object, own: Sequence[str] = (), place: str = "") -> Callable[..., Any]:
+    """The function or class that a ``_target_`` names, if it may be called.
+
+    Args:
+        name: as the configuration has it.
+        own: packages, modules and functions of others that the user named.
+        place: the key of its section, which says what may stand there: sources or transforms.
+
+    Raises:
+        ConfigError: it may not be called, or it is not there.
+
+    >>> find_target("biomass.transforms.Standardize").__name__
+    'Standardize'
+    >>> find_target("os.system")
+    Traceback (most recent call last):
+    biomass.errors.ConfigError: _target_ is "os.system", which is code of others, and runs only if you name it yourself
+    """
+    where = f"{place}.{TARGET}" if place else TARGET
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(
+            f"{where} is {shown(name)}; it must be the dotted name of a function, such as package.module.f"
+        )
+    rooms = _rooms(place)
+    room = next((one for one in rooms if name.startswith(f"{one}.")), None)
+    if room is not None:
+        return _of_package(name, room, where)
+    if any(name == one or name.startswith(f"{one}.") for one in own):
+        return _of_others(name, where)
+    if name.startswith("biomass."):
+        raise ConfigError(f"{where} is {shown(name)}; it must be {' or '.join(_WHAT[one] for one in rooms)}")
+    raise ConfigError(
+        f"{where} is {shown(name)}, which is code of others, and runs only if you name it yourself", "own_target"
+    )
+
+
+def _rooms(place: str) -> tuple[str, ...]:
+    if place.startswith("transforms"):
+        return (_TRANSFORMS,)
+    return (_SOURCES,) if place.startswith("dataloaders") else (_SOURCES, _TRANSFORMS)
+
+
+def _of_package(name: str, room: str, where: str) -> Callable[..., Any]:
+    module, _, last = name.rpartition(".")
+    try:
+        there = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("biomass."):
+            raise
+        found = importlib.import_module(room).__path__
+        known = [f"{room}.{file.stem}" for folder in found for file in sorted(Path(folder).glob("[!_]*.py"))]
+        raise ConfigError(
+            f"{where} is {shown(name)}, and there is no module '{module}'; {did_you_mean(module, known, _must(room))}"
+        ) from error
+    target: Any = getattr(there, last, None)
+    if not _is_offered(target, room):
+        known = [one for one in vars(there) if _is_offered(getattr(there, one), room)]
+        raise ConfigError(f"{where} is {shown(name)}; {did_you_mean(last, known) or _must(room)}")
+    return cast(Callable[..., Any], target)
+
+
+def _must(room: str) -> str:
+    return f"it must be {_WHAT[room]}"
+
+
+def _is_offered(target: Any, room: str) -> bool:
+    """Whether it is what a package's room is there to give: of Screens, of transforms."""
+    if room == _TRANSFORMS:
+        offered = importlib.import_module(room)
+        return inspect.isclass(target) and target.__name__ in offered.__all__ and target.__name__ != "Transform"
+    if not inspect.isfunction(target) or not target.__module__.startswith("biomass.") or target.__name__[0] == "_":
+        return False
+    given = target.__annotations__.get("return")
+    # a simulated collection is a folder, which a source reads
+    return getattr(given, "__name__", given) == "Screen" or target.__name__.startswith("simulate_")
+
+
+def _of_others(name: str, where: str) -> Callable[..., Any]:
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                continue  # what stands before may be a class
+            why = one_line(error)
+            raise ConfigError(f"{where} is {shown(name)}, which cannot be imported ({why}); install it") from error
+        except Exception as error:  # whatever the code of others raises
+            why = f"{type(error).__name__}: {one_line(error)}"
+            raise ConfigError(f"{where} is {shown(name)}, which cannot be imported ({why}); mend it") from error
+        for part in parts[end:]:
+            if not hasattr(found, part):
+                hint = did_you_mean(part, vars(found), f"write a function of '{module}'")
+                raise ConfigError(f"{where} is {shown(name)}, and '{module}' has no '{part}'; {hint}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise ConfigError(f"{where} is {shown(name)}, which is not a function but a {type(found).__name__}")
+        return found
+    raise ConfigError(
+        f"{where} is {shown(name)}, which is not installed; install its package, or run where its file is on PYTHONPATH"
+    )
+
+
+def make(node: Mapping[str, Any], arguments: Mapping[str, Any], own: Sequence[str] = (), place: str = "") -> Any:
+    """Call what a section names with what else it holds.
+
+    Args:
+        node: ``_target_`` and its arguments; sections in it that have a target are made first.
+        arguments: more of them, which win over those of the section.
+        own: see :func:`find_target`.
+        place: likewise.
+
+    Raises:
+        ConfigError: the target may not be called, or does not take these arguments. Errors of the family pass.
+
+    >>> make({"_target_": "biomass.transforms.RandomCrop", "size": 8}, {})
+    RandomCrop(size=8)
+    >>> make({"_target_": "biomass.transforms.RandomCrop", "sise": 8}, {}, place="transforms.train.0")
+    Traceback (most recent call last):
+    biomass.errors.ConfigError: transforms.train.0.sise is unknown: RandomCrop takes no 'sise'; did you mean 'size'?
+    """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{place} is {shown(node)}; it must be a section with a {TARGET}")
+    odd = next((name for name in _OF_HYDRA if name in node), None)
+    prefix = f"{place}." if place else ""
+    if odd is not None:
+        raise ConfigError(f"{prefix}{odd} is not taken: a section holds {TARGET} and its arguments; remove it")
+    target = find_target(node.get(TARGET), own, place)
+    given = {str(key): _made(one, own, f"{prefix}{key}") for key, one in node.items() if key != TARGET}
+    values = check_call(target, given | dict(arguments), prefix)
+    if target.__module__.split(".")[0] == "biomass":
+        return target(**values)
+    try:
+        return target(**values)
+    except BiomassError:
+        raise
+    except Exception as error:  # whatever the code of others raises
+        raise ConfigError(
+            f"{prefix}{TARGET} is {shown(node[TARGET])}, which failed ({type(error).__name__}: {one_line(error)}); "
+            "look at its arguments, or at its code"
+        ) from error
+
+
+def _made(value: Any, own: Sequence[str], place: str) -> Any:
+    if isinstance(value, Mapping):
+        if TARGET in value:
+            return make(value, {}, own, place)
+        return {key: _made(one, own, f"{place}.{key}") for key, one in value.items()}
+    return [_made(one, own, f"{place}.{n}") for n, one in enumerate(value)] if isinstance(value, list) else value
+
+
+def check_call(target: Callable[..., Any], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Compare arguments with the signature of what takes them, as far as its annotations go.
+
+    Args:
+        target: a function or class.
+        values: its arguments, by name.
+        prefix: of their names in messages.
+
+    Returns:
+        The same; a whole number stands for its text where a name is asked for, as a folder may be called 20261124.
+
+    Raises:
+        ConfigError: one is unknown, missing, or not what the annotation says.
+
+    >>> def read(path: Path, time: int | None = None, depths: Literal["error", "scale"] = "error") -> None: ...
+    >>> check_call(read, {"path": 2024})
+    {'path': '2024'}
+    >>> check_call(read, {"path": "a", "time": "late"}, "source.")
+    Traceback (most recent call last):
+    biomass.errors.ConfigError: source.time is "late"; it must be a whole number or null
+    """
+    try:
+        signature = inspect.signature(target, eval_str=True)
+    except NameError:  # a name that only the type checker knows
+        signature = inspect.signature(target)
+    except ValueError:  # a function in C, which says nothing
+        return dict(values)
+    name, known = getattr(target, "__name__", str(target)), signature.parameters
+    kinds = {one.kind for one in known.values()}
+    named = [key for key, one in known.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    unknown = next((key for key in values if key not in named), None)
+    if unknown is not None and inspect.Parameter.VAR_KEYWORD not in kinds:
+        hint = did_you_mean(unknown, named, "remove it")
+        raise ConfigError(f"{prefix}{unknown} is unknown: {name} takes no '{unknown}'; {hint}")
+    lacking = next((key for key in named if known[key].default is inspect.Parameter.empty and key not in values), None)
+    if lacking is not None:
+        raise ConfigError(f"{prefix}{lacking} is missing, which {name} needs; it must be {_words(known[lacking])}")
+    return {key: _checked(value, known.get(key), f"{prefix}{key}") for key, value in values.items()}
+
+
+def _checked(value: Any, parameter: inspect.Parameter | None, where: str) -> Any:
+    if parameter is None or parameter.annotation is inspect.Parameter.empty:
+        return value
+    if value is None and parameter.default is None:
+        return None
+    try:
+        return _fit(value, parameter.annotation)
+    except _MisfitError:
+        must = _words(parameter)
+        hint = ""
+        try:
+            _fit([value], parameter.annotation)
+            hint = f"; write [{value}]" if not isinstance(value, list | Mapping) else ""
+        except _MisfitError:
+            pass
+        choices = _choices(parameter.annotation)
+        if choices and isinstance(value, str) and "did you mean" in (near := did_you_mean(value, choices)):
+            hint = f"; {near}"
+        raise ConfigError(f"{where} is {shown(value)}; it must be {must}{hint}") from None
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value, as an annotation asks for it; raises :class:`_MisfitError`. What the annotation leaves open passes."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is None or hint is type(None):
+        return _if(value is None, value)
+    if origin in (Union, types.UnionType):
+        return _fit_any(value, args)
+    if origin is Literal:
+        return _if(any(value == one and type(value) is type(one) for one in args), value)
+    if hint is bool:
+        return _if(isinstance(value, bool), value)
+    if hint is int:
+        return _if(isinstance(value, int) and not isinstance(value, bool), value)
+    if hint is float:
+        return _if(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), value)
+    if hint in (str, Path):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return _if((isinstance(value, str) and value != "") or isinstance(value, Path), value)
+    kind = origin or hint
+    if kind in (Mapping, dict):
+        if not isinstance(value, Mapping):
+            raise _MisfitError
+        keys, items = args or (Any, Any)
+        return {_fit(key, keys): _fit(one, items) for key, one in value.items()}
+    if kind in _LISTS:
+        return _fit_list(value, kind, args)
+    if inspect.isclass(kind) and getattr(kind, "_is_protocol", False) is False and hint is not Any:
+        return _if(isinstance(value, kind), value)
+    if (
+        hint is Any
+        or isinstance(hint, TypeVar | str)
+        or not isinstance(value, Mapping | list | str | int | float | None)
+    ):
+        return value
+    raise _MisfitError  # a protocol, which nothing that a file holds is
+
+
+def _if(fits: bool, value: Any) -> Any:
+    if not fits:
+        raise _MisfitError
+    return value
+
+
+def _fit_any(value: Any, hints: Sequence[Any]) -> Any:
+    # a whole number is one before it is a name
+    for hint in sorted(hints, key=lambda one: one in (str, Path)):
+        try:
+            return _fit(value, hint)
+        except _MisfitError:
+            continue
+    raise _MisfitError
+
+
+def _fit_list(value: Any, kind: Any, args: Sequence[Any]) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _MisfitError
+    if kind is tuple and args and Ellipsis not in args:
+        if len(value) != len(args):
+            raise _MisfitError
+        return [_fit(one, hint) for one, hint in zip(value, args, strict=True)]
+    return [_fit(one, args[0] if args else Any) for one in value]
+
+
+def _choices(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [one for part in get_args(hint) for one in _choices(part)] if get_origin(hint) is not None else []
+
+
+def _words(parameter: inspect.Parameter) -> str:
+    """What an argument may be, in words."""
+    words = _alternatives(parameter.annotation)
+    if parameter.default is None and "null" not in words:
+        words.append("null")
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _alternatives(hint: Any) -> list[str]:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        several = dict.fromkeys(word for one in args for word in _alternatives(one))
+        if "a name or path" in several:
+            several.pop("a word", None)
+        return [*(word for word in several if word != "null"), *(["null"] if "null" in several else [])]
+    if origin is Literal:
+        return [str(one) for one in args]
+    kind = origin or hint
+    if kind in (Mapping, dict):
+        return ["a section, such as {name: value}"]
+    if kind in _LISTS:
+        of = _alternatives(args[0]) if args and args[0] is not Ellipsis else []
+        number = f"{len(args)} " if kind is tuple and args and Ellipsis not in args else ""
+        plain = " or ".join(of) if of and of != ["what it takes"] else ""
+        return [f"a list of {number}items, each {plain}" if plain else "a list"]
+    if inspect.isclass(kind) and kind not in _WORDS and hint is not Any:
+        return [f"a section with a {TARGET} that gives a {kind.__name__}"]
+    return [_WORDS.get(hint, "what it takes")]
