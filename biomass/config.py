@@ -36,7 +36,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from biomass.atomic import check_place, check_writable
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line, printable, say
+from biomass.formulas import to_csv
 from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
 
@@ -353,7 +354,7 @@ def _one_line_errors() -> Iterator[None]:
         print("interrupted; go on with resume=auto and the same run_name (its folder below runs/)", file=sys.stderr)
         raise SystemExit(130) from None
     except BiomassError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {one_line(error)}") from None
     except BrokenPipeError:  # of ``--help | head``; nothing more can be printed, at the end of the process neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -374,6 +375,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     """
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: it starts joblib's own workers only
         multiprocessing.set_start_method(None, force=True)  # and not those that read images
+    log_printably()
     settings = HydraConfig.get()
     outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
     if _rank() > 0:
@@ -480,8 +482,8 @@ def _print_sweep(folder: Path) -> None:
         jobs.append(Job(int(name) if name.isdecimal() else -1, **named, outcome=one_line(outcome.read_text())))
     jobs.sort(key=lambda job: (job.number, job.name))
     table = sweep_table(jobs)
-    table.to_csv(folder / TABLE, index=False)
-    print(f"\n{table_text(table, jobs)}\nAll metrics, and names in full: {folder / TABLE}. The runs are in runs/.")
+    (folder / TABLE).write_text(to_csv(table), encoding="utf-8")
+    say(f"\n{table_text(table, jobs)}\nAll metrics, and names in full: {folder / TABLE}. The runs are in runs/.")
 
 
 def _own_folder(config: DictConfig, mode: str) -> str:
@@ -510,8 +512,8 @@ def _is_given(settings: Any, mode: str) -> bool:
 
 def _cannot_write(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
-        return f"the path '{error.filename}' is too long for the disk: choose a shorter one"
-    return f"cannot write to '{error.filename}' ({error.strerror}); run where you may write"
+        return f"the path '{printable(error.filename)}' is too long for the disk: choose a shorter one"
+    return f"cannot write to '{printable(error.filename)}' ({error.strerror}); run where you may write"
 
 
 def _rank() -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from biomass.errors import BadImageError, BiomassError, ConfigError
+from biomass.errors import BadImageError, BiomassError, ConfigError, printable
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 _UPLOAD = 4096  # images that are read and uploaded at once
@@ -285,5 +285,5 @@ class SkippedImages:
         if not self.rows:
             return
         path = folder / "skipped_images.txt"
-        path.write_text("".join(f"{self.screen.pixels.name(row)}\n" for row in sorted(self.rows)))
+        path.write_text("".join(f"{printable(self.screen.pixels.name(row))}\n" for row in sorted(self.rows)))
         log.warning("left out %d images that cannot be read; they are listed in %s", len(self.rows), path)

@@ -31,6 +31,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.errors import DataError, did_you_mean, one_line
+from biomass.formulas import GUARDED, plain
 from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
@@ -433,7 +434,7 @@ def _read_text(
     layout = _find_layout(raw, path, separator)
     header = pa.table([[one] for one in layout.names], list(map(str, range(1, len(layout.names) + 1))))
     _check_breaks(header, [layout.header + 1], layout.separator, name)
-    layout = layout._replace(names=[re.sub(r"\s*[\r\n]\s*", " ", one) for one in layout.names])
+    layout = layout._replace(names=[plain(re.sub(r"\s*[\r\n]\s*", " ", one)) for one in layout.names])
     _check_names([one for one in layout.names if one], columns, name)
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith((".tsv", ".txt")) else ","
     if separator is None and layout.separator != usual:
@@ -445,6 +446,8 @@ def _read_text(
     if odd:
         _refuse_rows(_parse(raw, layout, named, threads=False)[1], len(table), layout, name)
     rows = np.arange(len(table)) + layout.header + 2
+    if b"'" in raw:
+        table = _without_guards(table, name)
     if b'"' in raw:
         _check_breaks(table, rows, layout.separator, name)
     blank = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])
@@ -457,6 +460,17 @@ def _read_text(
     return TableFile(
         path, table.select(columns or [one for one in named if one not in nameless]), rows, layout.separator
     )
+
+
+def _without_guards(table: Any, name: str) -> Any:
+    """The table with its texts as they were before :mod:`biomass.formulas` made sure that none is a formula."""
+    for i, column in enumerate(table.column_names):
+        if pc.any(pc.match_substring_regex(table[column], f"^'{GUARDED}")).as_py():
+            log.info(
+                "%s: an apostrophe before =, +, - or @ in '%s' says that it is text, and is left out", name, column
+            )
+            table = table.set_column(i, column, pc.replace_substring_regex(table[column], f"^'({GUARDED})", r"\1"))
+    return table
 
 
 def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tuple[Any, list[Any]]:

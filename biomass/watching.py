@@ -12,6 +12,7 @@ import torch
 
 from biomass.errors import BiomassError, ConfigError, DataError, one_line
 from biomass.evaluation.predictions import write_predictions
+from biomass.formulas import to_csv
 from biomass.loader import SkippedImages
 from biomass.pixels.files import FilePixels
 from biomass.pixels.origin import Stamps, stamp_files
@@ -283,7 +284,7 @@ class Watch:
         wells = pd.concat([plate.wells for plate in plates], ignore_index=True)
         write_predictions(fields, self.folder / "predictions.parquet", self._about)
         write_predictions(wells, self.folder / "predictions_wells.parquet", self._about)
-        to_table(self.news).to_csv(self.folder / "watch.csv", index=False)
+        (self.folder / "watch.csv").write_text(to_csv(to_table(self.news)), encoding="utf-8")
         if self.model.measures:
             self.model.save_adaptation(self.calibration)
 

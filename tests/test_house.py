@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
     "errors",
-    "atomic channels identifiers keys",
+    "atomic channels formulas identifiers keys",
     "screen table_files run_files",
     "pixels",
     "cells",

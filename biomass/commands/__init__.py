@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line, printable
 
 ADVICE = {
     "skip": "or give --on-bad-image skip",
@@ -146,6 +146,7 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
         followed: advice that the user follows already, see :data:`ADVICE`.
         own: what advice means in this tool, where it is something else than in others.
     """
+    log_printably()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         yield
@@ -155,7 +156,9 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
     except OSError as error:  # so long that even looking whether it is there fails, wherever that is first done
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise SystemExit(f"error: the path '{error.filename}' is too long for the disk: choose a shorter one") from None
+        raise SystemExit(
+            f"error: the path '{printable(error.filename)}' is too long for the disk: choose a shorter one"
+        ) from None
     except MemoryError as error:
         raise SystemExit(
             f"error: there is too little memory ({one_line(error)}): give fewer rows, or another machine"

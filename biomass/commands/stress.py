@@ -21,10 +21,11 @@ from tqdm import tqdm
 from biomass import training
 from biomass.atomic import whole_file
 from biomass.config import Config, script
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, say
 from biomass.evaluation import plots, stress
 from biomass.evaluation.encode import select_channels
 from biomass.experiment import chosen_words, open_model, tool_folder
+from biomass.formulas import to_csv
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
 from biomass.norms import Method, Statistics, tuning_state
@@ -109,8 +110,8 @@ def main(cfg: Config) -> float | None:
             raise DataError("no plate has a treated image that can be read")
         everything = pd.DataFrame(found)
         table, drift = stress.summarize(everything), stress.summarize(everything, "drift")
-        logger.text("stress.csv", table.to_csv(index=False))
-        logger.text("drift.csv", drift.to_csv(index=False))
+        logger.text("stress.csv", to_csv(table))
+        logger.text("drift.csv", to_csv(drift))
         about = stress.describe(list(plates.values()), base)
         logger.text("stress.json", json.dumps(about | {"results": table.to_dict("records")}, indent=1) + "\n")
         for name, figure in {"stress": plots.stress_curves(table), "drift": plots.stress_curves(drift)}.items():
@@ -118,7 +119,7 @@ def main(cfg: Config) -> float | None:
         skipped.report(folder)
     if report:
         finish(folder)
-    print(f"{stress.to_markdown(table)}\n{len(plates)} plates; see {folder}/")
+    say(f"{stress.to_markdown(table)}\n{len(plates)} plates; see {folder}/")
     return float(table["accuracy"].iloc[0])
 
 

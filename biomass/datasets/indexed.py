@@ -23,7 +23,7 @@ from biomass.datasets.join_maps import Unmatched, join_plate_map
 from biomass.datasets.manifest import IMAGES_KEY
 from biomass.datasets.plate_map import read_plate_maps
 from biomass.datasets.splits import SHARES, default_split, make_splits
-from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.errors import ConfigError, DataError, did_you_mean, printable
 from biomass.identifiers import normal
 from biomass.screen import PLATE
 from biomass.table_files import read_table
@@ -262,7 +262,7 @@ def write_manifest(
     files = {out: buffer.getvalue().to_pybytes()}
     if page:
         page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
-        files[out.with_suffix(".report.txt")] = page.encode()
+        files[out.with_suffix(".report.txt")] = printable(page, "\n").encode()
     whole_files(files, "manifest")
     labelled = pc.not_equal(table["label"], "")
     trains = "split" in table.column_names and pc.any(pc.and_(labelled, pc.equal(table["split"], "train"))).as_py()

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from biomass.atomic import check_writable, whole_file
 from biomass.errors import BadImageError, DataError, one_line
+from biomass.identifiers import folder_name
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.files import string_array
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
@@ -269,7 +270,7 @@ def open_raw(
     if check_files:
         for plate, rows in groups.items():
             check_plate(sources[plate], rows)
-    files = {plate: cache / f"{plate}.h5" for plate in groups}
+    files = {plate: cache / f"{folder_name(plate)}.h5" for plate in groups}
     todo = [plate for plate in groups if not _is_measured(files[plate], groups[plate], skip_bad)]
     if todo:
         check_writable(cache, advice="cache_dir")

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from biomass.errors import BadImageError, DataError, one_line
+from biomass.errors import BadImageError, DataError, one_line, printable
 from biomass.pixels.files import PLANES, read_npy_header
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
@@ -311,7 +311,7 @@ def verify(path: str | Path) -> None:
     """
     path = Path(path)
     pixels, store = open_packed(path), Store.read(path)
-    numbers = tqdm(range(len(store.crc32)), f"Checking {path.name}", unit="block", disable=None)
+    numbers = tqdm(range(len(store.crc32)), printable(f"Checking {path.name}"), unit="block", disable=None)
     for number in numbers:
         rows = slice(number * store.block, (number + 1) * store.block)
         if zlib.crc32(pixels._array[rows].data) != store.crc32[number]:
