@@ -45,7 +45,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # blanks without wid
 _WELL = re.compile(r"([A-Z]|A[A-F])0*([1-9]\d?)|R0*([1-9]\d?)C0*([1-9]\d?)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
-_SHORT = 80
+_SHORT, _LONGEST = 80, 120
 _FILE = re.compile(r"[\w%]([\w%.~-]{0,118}[\w%~-])?", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for itself
 _ROWS, _COLUMNS = 32, 48  # of a plate of 1536 wells
@@ -468,6 +468,8 @@ def _found(value: Any, options: list[str], what: str, form: Callable[[object], s
 def _is_read_as(name: str, value: Any) -> bool:
     """Whether a reader of YAML makes ``value`` of a name without quotes."""
     readings: list[Any] = []
+    if len(name) > _LONGEST:  # no number, and perhaps a thousand brackets
+        return False
     with suppress(yaml.YAMLError, ValueError):
         readings.append(yaml.safe_load(name))
     with suppress(ValueError):  # 1E05, which only some readers take for a number

@@ -9,11 +9,14 @@ shows them: the first row of the file is row 1, and the header is mostly that ro
 """
 
 import csv
+import datetime
 import gzip
 import io
 import logging
 import re
+import tempfile
 import unicodedata
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -30,8 +33,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from biomass.bounds import check_cells, check_zip, unpacked
 from biomass.errors import DataError, did_you_mean, one_line
 from biomass.formulas import GUARDED, plain
+from biomass.guarded import UnreadableError, ask
 from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
@@ -282,10 +287,10 @@ def read_table(
 def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
     """The contents of a file, unpacked if they are compressed with gzip."""
     try:
-        if path.is_char_device():  # which may never end
+        if path.is_char_device() or path.is_fifo() or path.is_socket() or path.is_block_device():  # may never end
             raise DataError(f"{name} is a device, not a file: name the table", advice)
         raw = path.read_bytes()
-        return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        return unpacked(raw, name) if raw.startswith(b"\x1f\x8b") else raw
     except FileNotFoundError:
         raise DataError(f"no {name}: correct its name, or put it there", advice) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -298,17 +303,21 @@ def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
 
 def _read_workbook(raw: bytes, name: str, advice: str | None) -> dict[str, list[list[str]]]:
     """The cells of all sheets of a workbook that have a value, as text, by the names of the sheets."""
-    import python_calamine
-
     try:
-        with python_calamine.load_workbook(io.BytesIO(raw)) as book:
-            found = {one: book.get_sheet_by_name(one).to_python(skip_empty_area=False) for one in book.sheet_names}
-    except python_calamine.PasswordError as error:
-        raise DataError(f"{name} is a workbook with a password: save it without, or as CSV (UTF-8)", advice) from error
-    except Exception as error:  # the library has no family of errors, and panics are none of Exception's
+        if raw.startswith(_WORKBOOKS[0]):
+            check_zip(io.BytesIO(raw), len(raw), name)
+        with tempfile.NamedTemporaryFile() as file:  # what was packed with gzip is in no file
+            file.write(raw)
+            file.flush()
+            found = ask("workbook", Path(file.name))
+    except (UnreadableError, zipfile.BadZipFile) as error:
+        if "password" in str(error).lower():
+            raise DataError(
+                f"{name} is a workbook with a password: save it without, or as CSV (UTF-8)", advice
+            ) from error
         raise DataError(
-            f"{name} begins as an Excel workbook does, but cannot be read as one ({one_line(error)}): save the sheet "
-            "as CSV (UTF-8), or unpack it if it is an archive",
+            f"{name} begins as an Excel workbook does, but it {one_line(error)}: save the sheet as CSV (UTF-8), or "
+            "unpack it if it is an archive",
             advice,
         ) from error
     sheets = {one: [list(map(_cell, row)) for row in rows] for one, rows in found.items()}
@@ -319,6 +328,8 @@ def _cell(value: Any) -> str:
     """A cell of a workbook as text; numbers, which are all floats there, as they are shown."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list):  # a date, see guarded_process
+        value = datetime.datetime.fromisoformat(value[0])
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return str(int(value))
     return normal(value)
@@ -353,8 +364,10 @@ class _Layout(NamedTuple):
 
 def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, advice: str | None) -> TableFile:
     try:
-        there = pyarrow.parquet.read_schema(path).names
+        about = pyarrow.parquet.read_metadata(path)
+        there = about.schema.to_arrow_schema().names
         _check_names(there, columns, name)
+        check_cells(about.num_rows, about.num_columns, path.stat().st_size, name)
         return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
     except pa.ArrowException as error:
         raise DataError(

@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
     "errors",
-    "atomic channels formulas guarded guarded_process identifiers keys",
+    "atomic bounds channels formulas guarded guarded_process identifiers keys",
     "screen table_files run_files",
     "pixels",
     "cells",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from biomass import training
 from biomass.atomic import whole_file
+from biomass.bounds import read_json
 from biomass.config import Config, script
 from biomass.errors import ConfigError, DataError, say
 from biomass.evaluation import plots, stress
@@ -133,7 +134,7 @@ def _fingerprint(settings: list[str], table: pd.DataFrame) -> str:
 def _read(file: Path, fingerprint: str) -> list[dict[str, Any]] | None:
     """The results of a plate that was tried before in the same way."""
     try:
-        known = json.loads(file.read_text())
+        known = read_json(file.read_text())
         results: list[dict[str, Any]] = known["results"]
         return results if known["fingerprint"] == fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from biomass.atomic import whole_files
+from biomass.bounds import read_json
 from biomass.datasets.index import Index
 from biomass.datasets.join_maps import Unmatched, join_plate_map
 from biomass.datasets.manifest import IMAGES_KEY
@@ -339,7 +340,10 @@ def _read_old(out: Path) -> _Old | None:
     about = said.get(IMAGES_KEY)
     if about is None:
         raise DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
-    return _Old(table, json.loads(about), json.loads(said.get(PLATES, b"{}")), json.loads(said.get(MADE, b"[]")))
+    try:
+        return _Old(table, read_json(about), read_json(said.get(PLATES, b"{}")), read_json(said.get(MADE, b"[]")))
+    except ValueError as error:
+        raise DataError(f"manifest '{out}' has damaged notes of how it was made ({error}): index it anew") from error
 
 
 def _about(out: Path, index: Index, depths: str, sizes: str) -> dict[str, Any]:

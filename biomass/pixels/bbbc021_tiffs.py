@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from biomass.atomic import check_writable, whole_file
 from biomass.errors import BadImageError, DataError, one_line
+from biomass.guarded import UnreadableError, ask
 from biomass.identifiers import folder_name
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.files import string_array
@@ -305,10 +306,11 @@ def _fingerprint(table: pd.DataFrame) -> str:
 
 def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:
     try:
+        ask("hdf5", file, skip=["light"], virtual=False)
         with h5py.File(file, "r") as h5:
             whole = skip_bad or not h5.attrs.get("skipped", 0)
             return whole and str(h5.attrs.get("fingerprint", "")) == _fingerprint(table)
-    except OSError:  # not there, or damaged
+    except (OSError, UnreadableError):  # not there, or damaged
         return False
 
 
