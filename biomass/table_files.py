@@ -369,7 +369,7 @@ def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, advice: 
         _check_names(there, columns, name)
         check_cells(about.num_rows, about.num_columns, path.stat().st_size, name)
         return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{name} is a damaged Parquet file ({one_line(error)}): write or copy it again", advice
         ) from error

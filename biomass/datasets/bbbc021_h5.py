@@ -257,7 +257,13 @@ class H5Pixels:
             try:
                 self._handles(self.files[self.file[row]]).read(int(self.index[row]), self.order, image)
                 why = _wrong_values(image)
-            except (OSError, KeyError, ValueError, TypeError) as error:  # the last three: it is another file by now
+            except (
+                OSError,
+                KeyError,
+                ValueError,
+                TypeError,
+                RuntimeError,
+            ) as error:  # the last four: it is another file by now
                 there = self.files[self.file[row]].is_file()
                 why = one_line(error) if there else "the file is missing"
                 raise BadImageError(f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}", int(row)) from error

@@ -261,7 +261,7 @@ def _parquet(path: Path, roles: Given | None) -> Raw:
             if numeric and at != len(features):
                 raise DataError(f"profiles '{path}' declare {len(features):,} rows, and hold {at:,}: write them again")
         about = pq.read_table(path, columns=texts).to_pandas(ignore_metadata=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"profiles '{path}' are a damaged Parquet file ({one_line(error)}): write or copy it again"
         ) from error
