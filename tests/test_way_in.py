@@ -32,7 +32,8 @@ def test_names_stay_in_their_folder_and_are_unique(tmp_path: Path) -> None:
 
 def test_no_sign_steers_a_log_or_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     odd = "P\x1b[2J\r\u202e\udc80\0"
-    assert one_line(ValueError(odd)).isprintable() and printable(odd).isprintable()
+    assert one_line(ValueError(odd)).isprintable()
+    assert printable(odd).isprintable()
     before = logging.getLogRecordFactory()
     log_printably()
     logging.getLogger("x").warning("plate %s\nerror: none", odd)
