@@ -53,6 +53,10 @@ class BadImageError(DataError):
         return type(self), (str(self), self.row, self.advice)  # crosses from a loader's worker process with its row
 
 
+class UnreadableError(DataError):
+    """Why a file must not be read, as the end of a sentence that begins with its name."""
+
+
 class CheckpointError(BiomassError):
     """A checkpoint is missing, damaged, or belongs to another architecture."""
 

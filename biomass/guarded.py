@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from biomass.errors import one_line
+from biomass.errors import UnreadableError, one_line
 
 MEMORY = 8 << 30
 """Bytes of address space that the process may take."""
@@ -27,10 +27,6 @@ SECONDS, BYTES_A_SECOND = 20.0, 4e6
 _SCRIPT = Path(__file__).with_name("guarded_process.py")
 _CRASH = "crashes the library that reads such files: it is damaged, or was made to do so"
 _HANG = "keeps the library that reads such files busy for more than {:.0f} seconds: it is damaged, or was made to do so"
-
-
-class UnreadableError(Exception):
-    """Why a file must not be read, as the end of a sentence that begins with its name."""
 
 
 class _Process:

@@ -20,10 +20,6 @@ _LARGEST_CHUNK = 256 << 20  # bytes
 _PART = 1 << 20  # values read at a time
 
 
-class RefusedError(Exception):
-    """Why a file is not read."""
-
-
 def hdf5(file: str, skip: list[str], virtual: bool) -> None:
     """Look at everything in an HDF5 file, and read all of it but for the values of some datasets.
 
@@ -45,20 +41,20 @@ def hdf5(file: str, skip: list[str], virtual: bool) -> None:
                 if link.type != h5py.h5l.TYPE_HARD:
                     kinds = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link to another file"}
                     kind = kinds.get(link.type, "a link of an unknown kind")
-                    raise RefusedError(f"has {kind} '{name}', which is not followed")
+                    raise BufferError(f"has {kind} '{name}', which is not followed")
                 one = group[name]
                 if _address(one) in met:
-                    raise RefusedError(f"holds '{one.name}' under two names, or in a loop")
+                    raise BufferError(f"holds '{one.name}' under two names, or in a loop")
                 met.add(_address(one))
                 if len(met) > _MOST_OBJECTS or depth > _DEEPEST:
-                    raise RefusedError(f"holds more than {_MOST_OBJECTS:,} objects, or folders {_DEEPEST} deep")
+                    raise BufferError(f"holds more than {_MOST_OBJECTS:,} objects, or folders {_DEEPEST} deep")
                 if isinstance(one, h5py.Group):
                     waiting.append((one, depth + 1))
                 elif isinstance(one, h5py.Dataset):
                     values = _check_stored(one, size, virtual)
                     declared += values if name not in skip else 0
                     if declared > _memory():
-                        raise RefusedError(f"declares {declared / 2**30:.0f} GiB, which is more than the memory here")
+                        raise BufferError(f"declares {declared / 2**30:.0f} GiB, which is more than the memory here")
                     _read_attributes(one)
                     if name not in skip and values:
                         _read_values(one)
@@ -85,21 +81,21 @@ def _check_stored(data: Any, size: int, virtual: bool) -> int:
     if data.shape is None or 0 in data.shape:
         return 0
     if plan.get_external_count():
-        raise RefusedError(f"keeps '{name}' in another file, which is not read")
+        raise BufferError(f"keeps '{name}' in another file, which is not read")
     if layout == h5py.h5d.VIRTUAL:
         if not virtual:
-            raise RefusedError(f"has '{name}' over other files, which are not read")
+            raise BufferError(f"has '{name}' over other files, which are not read")
         return 0
     for number in range(plan.get_nfilters()):
         code, _, _, label = plan.get_filter(number)
         if code not in _FILTERS:
             known = label.decode(errors="replace")
-            raise RefusedError(f"packs '{name}' with filter {code} ({known}); {', '.join(_FILTERS.values())} are read")
+            raise BufferError(f"packs '{name}' with filter {code} ({known}); {', '.join(_FILTERS.values())} are read")
     values = math.prod(data.shape) * data.id.get_type().get_size()
     if layout == h5py.h5d.CONTIGUOUS:
         start = data.id.get_offset()
         if start is None or start + values > size:
-            raise RefusedError(f"declares {data.shape} values for '{name}' that it does not hold")
+            raise BufferError(f"declares {data.shape} values for '{name}' that it does not hold")
     if layout == h5py.h5d.CHUNKED:
         _check_chunks(data, size)
     return values
@@ -110,10 +106,10 @@ def _check_chunks(data: Any, size: int) -> None:
     each = math.prod(shape) * data.id.get_type().get_size()
     expected = math.prod(-(-a // b) for a, b in zip(data.shape, shape, strict=True))
     if each > _LARGEST_CHUNK:
-        raise RefusedError(f"keeps '{data.name}' in chunks of {each >> 20:,} MiB; {_LARGEST_CHUNK >> 20} is the most")
+        raise BufferError(f"keeps '{data.name}' in chunks of {each >> 20:,} MiB; {_LARGEST_CHUNK >> 20} is the most")
     found = data.id.get_num_chunks() if expected <= _MOST_CHUNKS else 0
     if found < expected:
-        raise RefusedError(f"declares {data.shape} values for '{data.name}' that it does not hold")
+        raise BufferError(f"declares {data.shape} values for '{data.name}' that it does not hold")
     packed = bool(data.id.get_create_plist().get_nfilters())
     wrong: list[Any] = []
 
@@ -124,7 +120,7 @@ def _check_chunks(data: Any, size: int) -> None:
 
     data.id.chunk_iter(look)
     if wrong:
-        raise RefusedError(f"is damaged: the chunk {wrong[0]} of '{data.name}' is not in it")
+        raise BufferError(f"is damaged: the chunk {wrong[0]} of '{data.name}' is not in it")
 
 
 def _read_attributes(thing: Any) -> None:
@@ -158,7 +154,7 @@ def check_chunk(data: Any, offset: Any) -> None:
         return
     each = math.prod(data.chunks) * data.id.get_type().get_size()
     if len(zlib.decompressobj().decompress(packed, each + 1)) != each:
-        raise RefusedError(f"is damaged: the chunk {tuple(offset)} of '{data.name}' is not as large as a chunk")
+        raise BufferError(f"is damaged: the chunk {tuple(offset)} of '{data.name}' is not as large as a chunk")
 
 
 def workbook(file: str) -> dict[str, list[list[Any]]]:
@@ -189,7 +185,7 @@ def main(memory: int) -> None:
         question = json.loads(line)
         try:
             answer = {"found": tasks[question["task"]](question["file"], **question["options"])}
-        except RefusedError as error:
+        except BufferError as error:
             answer = {"why": str(error)}
         except MemoryError:
             answer = {"why": "takes more memory than any such file should"}

@@ -34,9 +34,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.bounds import check_cells, check_zip, unpacked
-from biomass.errors import DataError, did_you_mean, one_line
+from biomass.errors import DataError, UnreadableError, did_you_mean, one_line
 from biomass.formulas import GUARDED, plain
-from biomass.guarded import UnreadableError, ask
+from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}

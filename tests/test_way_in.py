@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from biomass.datasets.download import extract
-from biomass.errors import DataError, log_printably, one_line, printable
+from biomass.errors import DataError, UnreadableError, log_printably, one_line, printable
 from biomass.formulas import read_csv, to_csv
-from biomass.guarded import UnreadableError, ask
+from biomass.guarded import ask
 from biomass.identifiers import folder_name
 from biomass.table_files import read_table
 

@@ -18,9 +18,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from biomass.errors import BadImageError, DataError, one_line
-from biomass.guarded import UnreadableError, ask
-from biomass.guarded_process import RefusedError, check_chunk
+from biomass.errors import BadImageError, DataError, UnreadableError, one_line
+from biomass.guarded import ask
+from biomass.guarded_process import check_chunk
 from biomass.identifiers import check_once, find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
@@ -213,7 +213,7 @@ class _Images:
             if offset not in self._checked:
                 try:
                     check_chunk(self._images, offset)
-                except (RefusedError, zlib.error) as error:
+                except (BufferError, zlib.error) as error:
                     raise OSError(str(error)) from error
                 self._checked.add(offset)
 

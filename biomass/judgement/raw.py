@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from biomass.bounds import check_cells
 from biomass.datasets.map_files import short_name
-from biomass.errors import DataError, one_line
+from biomass.errors import DataError, UnreadableError, one_line
 from biomass.evaluation.h5ad import check_anndata
-from biomass.guarded import UnreadableError, ask
+from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS
 from biomass.judgement.clean import listing
 from biomass.judgement.deep_profiler import read_npz_folder

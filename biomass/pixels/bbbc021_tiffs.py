@@ -23,8 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from biomass.atomic import check_writable, whole_file
-from biomass.errors import BadImageError, DataError, one_line
-from biomass.guarded import UnreadableError, ask
+from biomass.errors import BadImageError, DataError, UnreadableError, one_line
+from biomass.guarded import ask
 from biomass.identifiers import folder_name
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.files import string_array
