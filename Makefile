@@ -3,11 +3,15 @@
 #   make test    tests, and the examples in docstrings      make slow   the tests that take minutes
 #   make torture kills, damaged files, faulty disks, odd input: one table of what comes of them, in 20 minutes
 #   make lint    ruff, mypy, codespell                      make bench  ratios, measured side by side
+#   make audit   published advisories on what is installed  make lock   requirements.lock, by requirements.txt
+# Installed is what requirements.lock names, and refused what does not have its hashes. An index with other builds (torch
+# for another CUDA, say) needs LOCK=requirements.txt.
 PYTHON ?= python3
+LOCK ?= requirements.lock
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow torture lint bench clean
+.PHONY: demo test slow torture lint bench audit lock clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -31,11 +35,19 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-$(READY): requirements.txt pyproject.toml
+audit: $(READY)
+	$(BIN)/python misc/audit.py
+
+lock: $(READY)
+	$(BIN)/uv pip compile requirements.txt --quiet --universal --python-version 3.11.4 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --output-file requirements.lock
+
+$(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "biomass needs Python 3.11.4 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+		$(if $(filter %.lock,$(LOCK)),--require-hashes) -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $(READY)
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from biomass import training
 from biomass.config import Config, build, own_run, run_name, script
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, say
 from biomass.evaluation import checks, encode, report, transfer
 from biomass.experiment import chosen_words, compose
+from biomass.formulas import to_csv
 from biomass.models import Architecture, build_network
 from biomass.norms import Method, Statistics
 from biomass.screen import PLATE
@@ -65,7 +66,7 @@ def main(cfg: Config) -> float | None:
             encode.write_profiles(images, folder / f"images_{word}.parquet")
             encode.write_profiles(wells[word], folder / f"wells_{word}.parquet")
         absent = encode.images_without_cells(cells.fields or cells, images)
-        logger.text("images_without_cells.csv", absent.to_csv(index=False))
+        logger.text("images_without_cells.csv", to_csv(absent))
 
         # wells → treatments → the table
         evaluations = {(word, how): transfer.evaluate(wells[word], how, metric) for word, how in pairs}
@@ -73,7 +74,7 @@ def main(cfg: Config) -> float | None:
             encode.write_profiles(one.treatments, folder / f"treatments_{word}_{how}.parquet")
             logger.scalars(0, 0, {f"{word}/{how}/nsc": one.nsc.accuracy, f"{word}/{how}/nscb": one.nscb.accuracy})
         table = report.write(evaluations, folder, monitored if figures else None, seed)
-        print(f"{table}\n{len(absent)} of {len(absent) + len(images)} images have no cells; see {folder}/")
+        say(f"{table}\n{len(absent)} of {len(absent) + len(images)} images have no cells; see {folder}/")
         return evaluations[monitored].nscb.accuracy
 
 

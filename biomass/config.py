@@ -40,7 +40,8 @@ from yaml import YAMLError
 from biomass import stopping
 from biomass.atomic import check_place, check_writable, whole_file
 from biomass.diskerrors import escaped, explain_disk, flushed
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line, shown
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line, say, shown
+from biomass.formulas import to_csv
 from biomass.keys import KEYS, NEXT, SECTION, Kind, advice_where, data_overrides
 from biomass.notation import Arguments
 from biomass.run_lock import letting_go, own
@@ -474,6 +475,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
         stopping.listen(goes_on=True, owned=True)
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: it starts joblib's own workers only
         multiprocessing.set_start_method(None, force=True)  # and not those that read images
+    log_printably()
     settings = HydraConfig.get()
     outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
     if _rank() > 0:
@@ -642,8 +644,8 @@ def _print_sweep(folder: Path) -> None:
         jobs.append(Job(int(name) if name.isdecimal() else -1, **named, outcome=one_line(outcome.read_text())))
     jobs.sort(key=lambda job: (job.number, job.name))
     table = sweep_table(jobs)
-    _leave(folder / TABLE, table.to_csv(index=False))
-    print(f"\n{table_text(table, jobs)}\nAll metrics, and names in full: {folder / TABLE}. The runs are in runs/.")
+    _leave(folder / TABLE, to_csv(table))
+    say(f"\n{table_text(table, jobs)}\nAll metrics, and names in full: {folder / TABLE}. The runs are in runs/.")
 
 
 def _own_folder(config: DictConfig, mode: str) -> str:

@@ -9,8 +9,13 @@ looks up what that means there, see :func:`explain`.
 """
 
 import json
+import logging
+import sys
+import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class BiomassError(Exception):
@@ -78,6 +83,10 @@ class RefusedError(ValueError):
         self.kind, self.remedy = kind, remedy
 
 
+class UnreadableError(DataError):
+    """Why a file must not be read, as the end of a sentence that begins with its name."""
+
+
 class CheckpointError(BiomassError):
     """A checkpoint is missing, damaged, or belongs to another architecture."""
 
@@ -91,13 +100,67 @@ class CannotJudgeError(BiomassError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message of any error, or its type where it has none, on a single line.
+    """The message of any error, or its type where it has none, on a single line that a terminal can show.
 
     >>> one_line(ValueError("first\\n  second"))
     'first; second'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines) or type(error).__name__
+    return printable("; ".join(lines)) or type(error).__name__
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""A text as a terminal, a log or a page may show it: what steers these, or cannot be seen, as Python writes it.
+
+    Names of files, plates and columns, and messages of libraries, come from others. An escape sequence in one would
+    colour or clear a terminal, a carriage return write over the line, a mark of direction (U+202E) turn names around;
+    half of a surrogate pair, as the name of a file that is not UTF-8 has, cannot be printed at all.
+
+    Args:
+        text: anything.
+        keep: signs that may stay all the same, such as line breaks in a table.
+
+    >>> print(printable("P1\x1b[2J"), printable("a\r\u202eb"), printable("µM, 9 °C, 細胞"), printable("a\nb", "\n"))
+    P1\x1b[2J a\r\u202eb µM, 9 °C, 細胞 a
+    b
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_seen(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: object) -> None:
+    r"""Print a text of one or more lines, which may hold names that come from data: they are made :func:`printable`.
+
+    >>> say("plate P1\x1b[2J: 3 wells")
+    plate P1\x1b[2J: 3 wells
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    print(printable(text, "\n").encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _is_seen(sign: str) -> bool:
+    return sign.isprintable() or unicodedata.category(sign) == "Zs"  # blanks other than the space
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802
+        """The message, in which no name can begin a line that looks like another message."""
+        return printable(super().getMessage(), "\n\t").replace("\n", "\n    ")
+
+
+def log_printably() -> None:
+    """From here on all messages of logs, whoever reads or writes them, and all warnings are :func:`printable`."""
+    logging.setLogRecordFactory(_Record)
+    warnings.formatwarning = _format_warning
+
+
+_formatted = warnings.formatwarning
+
+
+def _format_warning(*about: Any, **more: Any) -> str:
+    return printable(_formatted(*about, **more), "\n\t")
 
 
 def explain(error: BiomassError, advice: Mapping[str, str]) -> str:

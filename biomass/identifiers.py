@@ -18,6 +18,7 @@ Names that differ in nothing but case (``dmso``, ``DMSO``) are most likely one n
 """
 
 import datetime
+import hashlib
 import logging
 import re
 import unicodedata
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,9 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # blanks without wid
 _WELL = re.compile(r"([A-Z]|A[A-F])0*([1-9]\d?)|R0*([1-9]\d?)C0*([1-9]\d?)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_SHORT, _LONGEST = 80, 120
+_FILE = re.compile(r"[\w%]([\w%.~-]{0,118}[\w%~-])?", re.ASCII)
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names that Windows keeps for itself
 _ROWS, _COLUMNS = 32, 48  # of a plate of 1536 wells
 
 log = logging.getLogger(__name__)
@@ -89,6 +94,25 @@ def well(value: object) -> str:
     """
     text = normal(value)
     return _well(text) or text
+
+
+def folder_name(name: object) -> str:
+    """What a file or a folder for something with this name is called: one name of a path, and nobody else's.
+
+    Most names stay as they are. Signs that a path, a shell or a disk may take for something else are written as in web
+    addresses; a name that is no name of a file even so (``..``, ``-x``, ``con``, one of 300 signs) gets a digest.
+
+    >>> [folder_name(name) for name in ("Week1_22123", "P 1/2", "µ")]
+    ['Week1_22123', 'P%201%2F2', '%C2%B5']
+    >>> [folder_name(name) for name in ("..", "-x", "con")]
+    ['%x5ec1f7e700f37c3d', '%xa420962426d71188-x', '%x1143da2bc54c495c-con']
+    """
+    text = str(name)
+    quoted = quote(text, safe="", errors="surrogatepass")
+    if _FILE.fullmatch(quoted) and not _DEVICE.match(quoted):
+        return quoted
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"%x{digest[:16]}-{quoted[:_SHORT].strip('-.~')}".rstrip("-")  # quote never writes %x
 
 
 def names(values: object, what: str = "name", *, place: Place = from_zero, needed: bool = False) -> np.ndarray:
@@ -444,6 +468,8 @@ def _found(value: Any, options: list[str], what: str, form: Callable[[object], s
 def _is_read_as(name: str, value: Any) -> bool:
     """Whether a reader of YAML makes ``value`` of a name without quotes."""
     readings: list[Any] = []
+    if len(name) > _LONGEST:  # no number, and perhaps a thousand brackets
+        return False
     with suppress(yaml.YAMLError, ValueError):
         readings.append(yaml.safe_load(name))
     with suppress(ValueError):  # 1E05, which only some readers take for a number

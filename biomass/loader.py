@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from biomass import stopping
 from biomass.atomic import whole_file
-from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, one_line
+from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, one_line, printable
 from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
 
 _UPLOAD = 4096  # images that are read and uploaded at once
@@ -311,6 +311,6 @@ class SkippedImages:
             return
         path = folder / "skipped_images.txt"
         with whole_file(path) as part:
-            part.write_text("".join(f"{self.screen.pixels.name(row)}\n" for row in sorted(self.rows)))
+            part.write_text("".join(f"{printable(self.screen.pixels.name(row))}\n" for row in sorted(self.rows)))
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(self.rows.values()).most_common())
         log.warning("left out %d images that cannot be read (%s); they are listed in %s", len(self.rows), kinds, path)

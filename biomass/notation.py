@@ -19,9 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from biomass.bounds import BoundedLoader
 from biomass.errors import ConfigError, did_you_mean, one_line, shortened, shown
 from biomass.keys import KEYS, holds_names
 
@@ -41,7 +41,7 @@ _MOST = 20_000
 """Values of a file."""
 
 
-class PlainLoader(get_yaml_loader()):  # type: ignore[misc]
+class PlainLoader(BoundedLoader):
     """OmegaConf's YAML, where only ``true``, ``12``, ``1.5``, ``1e-3`` and their like are not text.
 
     >>> yaml.load("[0012, 2021_08_12, NO, 0x1F, 1:30, 1E05, 12, 1.0e-3, 1e-3, true, null]", Loader=PlainLoader)

@@ -1,14 +1,14 @@
 """What a run leaves below ``runs/<run name>``, read again: its configuration and its log."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from biomass.bounds import BoundedLoader, read_json
 from biomass.errors import DataError, one_line
 
 
@@ -22,8 +22,10 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        config = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        config = OmegaConf.to_container(
+            OmegaConf.create(yaml.load(file.read_text(encoding="utf-8"), Loader=BoundedLoader) or {})
+        )
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise DataError(
             f"'{file}' cannot be read ({one_line(error)}); remove the folder, or name other runs"
         ) from error
@@ -43,8 +45,8 @@ def entry_of(line: str) -> dict[str, Any] | None:
     >>> entry_of('{"step": 3, "train/loss": 0.5}'), entry_of('{"step": 3, "tra'), entry_of("[3]"), entry_of("{}")
     ({'step': 3, 'train/loss': 0.5}, None, None, None)
     """
-    with contextlib.suppress(ValueError, RecursionError):
-        entry = json.loads(line)
+    with contextlib.suppress(ValueError):
+        entry = read_json(line)
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             return entry
     return None

@@ -9,11 +9,14 @@ shows them: the first row of the file is row 1, and the header is mostly that ro
 """
 
 import csv
+import datetime
 import gzip
 import io
 import logging
 import re
+import tempfile
 import unicodedata
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -30,7 +33,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from biomass.errors import DataError, did_you_mean, one_line
+from biomass.bounds import check_cells, check_zip, unpacked
+from biomass.errors import DataError, UnreadableError, did_you_mean, one_line
+from biomass.formulas import GUARDED, plain
+from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"}
@@ -281,10 +287,10 @@ def read_table(
 def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
     """The contents of a file, unpacked if they are compressed with gzip."""
     try:
-        if path.is_char_device():  # which may never end
+        if path.is_char_device() or path.is_fifo() or path.is_socket() or path.is_block_device():  # may never end
             raise DataError(f"{name} is a device, not a file: name the table", advice)
         raw = path.read_bytes()
-        return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        return unpacked(raw, name) if raw.startswith(b"\x1f\x8b") else raw
     except FileNotFoundError:
         raise DataError(f"no {name}: correct its name, or put it there", advice) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -297,17 +303,21 @@ def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
 
 def _read_workbook(raw: bytes, name: str, advice: str | None) -> dict[str, list[list[str]]]:
     """The cells of all sheets of a workbook that have a value, as text, by the names of the sheets."""
-    import python_calamine
-
     try:
-        with python_calamine.load_workbook(io.BytesIO(raw)) as book:
-            found = {one: book.get_sheet_by_name(one).to_python(skip_empty_area=False) for one in book.sheet_names}
-    except python_calamine.PasswordError as error:
-        raise DataError(f"{name} is a workbook with a password: save it without, or as CSV (UTF-8)", advice) from error
-    except Exception as error:  # the library has no family of errors, and panics are none of Exception's
+        if raw.startswith(_WORKBOOKS[0]):
+            check_zip(io.BytesIO(raw), len(raw), name)
+        with tempfile.NamedTemporaryFile() as file:  # what was packed with gzip is in no file
+            file.write(raw)
+            file.flush()
+            found = ask("workbook", Path(file.name))
+    except (UnreadableError, zipfile.BadZipFile) as error:
+        if "password" in str(error).lower():
+            raise DataError(
+                f"{name} is a workbook with a password: save it without, or as CSV (UTF-8)", advice
+            ) from error
         raise DataError(
-            f"{name} begins as an Excel workbook does, but cannot be read as one ({one_line(error)}): save the sheet "
-            "as CSV (UTF-8), or unpack it if it is an archive",
+            f"{name} begins as an Excel workbook does, but it {one_line(error)}: save the sheet as CSV (UTF-8), or "
+            "unpack it if it is an archive",
             advice,
         ) from error
     sheets = {one: [list(map(_cell, row)) for row in rows] for one, rows in found.items()}
@@ -318,6 +328,8 @@ def _cell(value: Any) -> str:
     """A cell of a workbook as text; numbers, which are all floats there, as they are shown."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list):  # a date, see guarded_process
+        value = datetime.datetime.fromisoformat(value[0])
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return str(int(value))
     return normal(value)
@@ -352,10 +364,12 @@ class _Layout(NamedTuple):
 
 def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, advice: str | None) -> TableFile:
     try:
-        there = pyarrow.parquet.read_schema(path).names
+        about = pyarrow.parquet.read_metadata(path)
+        there = about.schema.to_arrow_schema().names
         _check_names(there, columns, name)
+        check_cells(about.num_rows, about.num_columns, path.stat().st_size, name)
         return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{name} is a damaged Parquet file ({one_line(error)}): write or copy it again", advice
         ) from error
@@ -433,7 +447,7 @@ def _read_text(
     layout = _find_layout(raw, path, separator)
     header = pa.table([[one] for one in layout.names], list(map(str, range(1, len(layout.names) + 1))))
     _check_breaks(header, [layout.header + 1], layout.separator, name)
-    layout = layout._replace(names=[re.sub(r"\s*[\r\n]\s*", " ", one) for one in layout.names])
+    layout = layout._replace(names=[plain(re.sub(r"\s*[\r\n]\s*", " ", one)) for one in layout.names])
     _check_names([one for one in layout.names if one], columns, name)
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith((".tsv", ".txt")) else ","
     if separator is None and layout.separator != usual:
@@ -445,6 +459,8 @@ def _read_text(
     if odd:
         _refuse_rows(_parse(raw, layout, named, threads=False)[1], len(table), layout, name)
     rows = np.arange(len(table)) + layout.header + 2
+    if b"'" in raw:
+        table = _without_guards(table, name)
     if b'"' in raw:
         _check_breaks(table, rows, layout.separator, name)
     blank = np.logical_and.reduce([pc.equal(column, "").to_numpy() for column in table.columns])
@@ -457,6 +473,17 @@ def _read_text(
     return TableFile(
         path, table.select(columns or [one for one in named if one not in nameless]), rows, layout.separator
     )
+
+
+def _without_guards(table: Any, name: str) -> Any:
+    """The table with its texts as they were before :mod:`biomass.formulas` made sure that none is a formula."""
+    for i, column in enumerate(table.column_names):
+        if pc.any(pc.match_substring_regex(table[column], f"^'{GUARDED}")).as_py():
+            log.info(
+                "%s: an apostrophe before =, +, - or @ in '%s' says that it is text, and is left out", name, column
+            )
+            table = table.set_column(i, column, pc.replace_substring_regex(table[column], f"^'({GUARDED})", r"\1"))
+    return table
 
 
 def _parse(raw: bytes, layout: _Layout, names: list[str], threads: bool) -> tuple[Any, list[Any]]:

@@ -13,6 +13,7 @@ import torch
 from biomass.atomic import whole_file
 from biomass.errors import BiomassError, ConfigError, DataError, one_line
 from biomass.evaluation.predictions import write_predictions
+from biomass.formulas import to_csv
 from biomass.loader import SkippedImages
 from biomass.pixels.files import FilePixels
 from biomass.pixels.origin import Stamps, stamp_files
@@ -285,7 +286,7 @@ class Watch:
         write_predictions(fields, self.folder / "predictions.parquet", self._about)
         write_predictions(wells, self.folder / "predictions_wells.parquet", self._about)
         with whole_file(self.folder / "watch.csv") as part:
-            to_table(self.news).to_csv(part, index=False)
+            part.write_text(to_csv(to_table(self.news)), encoding="utf-8")
         if self.model.measures:
             self.model.save_adaptation(self.calibration)
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from biomass.atomic import whole_files
 from biomass.errors import ConfigError, DataError, one_line
+from biomass.formulas import to_csv
 from biomass.run_files import read_config, read_log
 
 METHODS = {"random_single": "SimCLR", "random": "MinCLR"}
@@ -57,7 +58,7 @@ def main() -> None:
         raise SystemExit(f"error: no probe with metric '{arguments.metric}' is there; run train_classifier.py first")
     check(probes)
     table = summarize(probes)
-    _write({".md": to_markdown(table) + "\n", ".csv": table.to_csv(index=False)}, arguments.out)
+    _write({".md": to_markdown(table) + "\n", ".csv": to_csv(table)}, arguments.out)
     print(to_markdown(table))
 
 

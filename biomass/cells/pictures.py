@@ -1,7 +1,6 @@
 """Pictures of what was found and cut, to look at: for each plate three fields with outlines, and some of its cells."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ from biomass.atomic import whole_file
 from biomass.cells.fields import Nuclei
 from biomass.cells.nuclei import segment_nuclei
 from biomass.errors import BadImageError
+from biomass.identifiers import folder_name
 from biomass.pixels.processes import as_they_end
 from biomass.screen import Pixels, Screen
 
 _FIELD, _SMALL_FIELD = 800, 320  # width of a field in a picture, pixels; that small ones are drawn with
 _CELL, _ROWS, _COLUMNS = 72, 6, 12  # side of a cell in a montage; how many
 _CUT, _CROWDED, _LEFT_OUT = (80, 220, 80), (255, 190, 0), (255, 70, 70)
+_CELLS = "_cells"
 LEGEND = "green: cut; yellow: cut, with other nuclei in the crop; red: left out"
 """What the colours of nuclei mean."""
 
@@ -32,8 +33,9 @@ def pictures_of(store: str | Path) -> Path:
 
 
 def picture_of(folder: Path, plate: str) -> Path:
-    """The picture of a plate, by its readable name."""
-    return folder / f"{re.sub(r'[^-_.()0-9A-Za-z]+', '_', plate)}.png"
+    """The picture of a plate, by its readable name, and no other plate's."""
+    name = ",".join(map(folder_name, plate.split("/")))
+    return folder / f"{name}{'%' * name.endswith(_CELLS)}.png"  # else it may be that of another plate's cells
 
 
 def draw_plates(
@@ -117,7 +119,7 @@ class _Draw:
             self._field(int(row), label, plate.nuclei) for row, label in zip(plate.fields, plate.labels, strict=True)
         ]
         if len(plate.cells):
-            montage = plate.file.with_name(f"{plate.file.stem}_cells.png")
+            montage = plate.file.with_name(f"{plate.file.stem}{_CELLS}.png")
             _save(self._montage(plate.cells), montage, f"{plate.name}: {len(plate.cells)} of its cells")
         _save(
             np.concatenate(tiles, axis=1), plate.file, f"{plate.name}    {LEGEND}"

@@ -23,6 +23,7 @@ from biomass.atomic import check_writable, whole_file
 from biomass.cells.crops import CropPixels, check_crop_size, crop_screen
 from biomass.cells.fields import Nuclei, count_cells, name_field, search_of
 from biomass.errors import DataError
+from biomass.formulas import read_csv, to_csv
 from biomass.pixels.origin import Stamps
 from biomass.pixels.packed import read_index, read_stamps
 from biomass.pixels.packed_writer import pack, stamps_of
@@ -76,7 +77,7 @@ def pack_cells(
     counts = count_cells(screen, nuclei, cells)
     pack(cells, out, workers=workers, on_bad_image=on_bad_image, held=lambda: _held_cells(cells, out))
     with whole_file(fields_file(out)) as part:
-        counts.to_csv(part, index=False)
+        part.write_text(to_csv(counts), encoding="utf-8")
     return out
 
 
@@ -172,7 +173,7 @@ def check_cells(
 def _listed_fields(out: Path) -> pd.DataFrame:
     """The fields that the table beside a store lists, those without cells among them; none where it is lost."""
     try:
-        return pd.read_csv(fields_file(out), dtype=str, keep_default_na=False)[list(FIELD)]
+        return read_csv(fields_file(out))[list(FIELD)]
     except (OSError, ValueError, KeyError):
         return pd.DataFrame(columns=list(FIELD))
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from biomass import stopping
 from biomass.diskerrors import escaped, flushed
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line
 from biomass.run_lock import letting_go
 
 ADVICE = {
@@ -148,6 +148,7 @@ def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str,
         followed: advice that the user follows already, see :data:`ADVICE`.
         own: what advice means in this tool, where it is something else than in others.
     """
+    log_printably()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with stopping.listening(goes_on=False), letting_go(), _one_line_errors(followed, own or {}):
         stopping.say(stopped, "")

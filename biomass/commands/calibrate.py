@@ -12,9 +12,10 @@ import pandas as pd
 
 from biomass import training
 from biomass.config import Config, script
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, say
 from biomass.evaluation.encode import select_channels
 from biomass.experiment import chosen_words, open_model, tool_folder
+from biomass.formulas import to_csv
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.norms import Method, Statistics
@@ -57,11 +58,9 @@ def main(cfg: Config) -> float | None:
         made_of = training.plates_data(screen, statistics.names or (), read, statistics.label, measured)
         numbers = dict(zip(statistics.names or (), images.tolist(), strict=True))
         names = training.save_calibration(encoder, file, statistics, prepare, numbers, made_of)
-        logger.text("plates.csv", pd.DataFrame({"plate": statistics.names, "images": images}).to_csv(index=False))
+        logger.text("plates.csv", to_csv(pd.DataFrame({"plate": statistics.names, "images": images})))
         skipped.report(folder)
-    print(
-        f"{file} holds the statistics of {len(names)} plates, {(images > 0).sum()} of them measured now; see {folder}/"
-    )
+    say(f"{file} holds the statistics of {len(names)} plates, {(images > 0).sum()} of them measured now; see {folder}/")
     return None
 
 

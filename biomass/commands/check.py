@@ -24,8 +24,9 @@ from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.config import run_name
 from biomass.datasets.any_source import open_source
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, say
 from biomass.evaluation import quality, quality_plots
+from biomass.formulas import to_csv
 from biomass.run_lock import own
 from biomass.screen import Screen
 
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         labels = quality.count_labels(screen)
         findings = quality.find_oddities(screen, plates, channels, found)
         write(folder, screen, plates, labels, channels, findings, found)
-        print(page(plates, labels, channels, findings))
-        print(f"\n{folder}/ holds the tables, check.json, and the pictures check.png and examples.png")
+        say(page(plates, labels, channels, findings))
+        say(f"\n{folder}/ holds the tables, check.json, and the pictures check.png and examples.png")
 
 
 def describe(screen: Screen) -> str:
@@ -120,7 +121,7 @@ def write(
     tables["labels_by_plate"] = quality.count_pairs(screen)
     for name, table in tables.items():
         with whole_file(folder / f"{name}.csv") as part:
-            table.to_csv(part, index=False)
+            part.write_text(to_csv(table), encoding="utf-8")
     unreadable = [screen.pixels.name(int(row)) for row in found.skipped]
     about = {"findings": [one._asdict() for one in findings], "unreadable": unreadable, "images": len(found.rows)}
     with whole_file(folder / "check.json") as part:

@@ -25,8 +25,9 @@ import pandas as pd
 
 from biomass.atomic import whole_files
 from biomass.commands import ADVICE, Parser, run_on_files
-from biomass.errors import BiomassError, ConfigError, DataError, explain
+from biomass.errors import BiomassError, ConfigError, DataError, explain, printable, say
 from biomass.evaluation import comparison, plots
+from biomass.formulas import to_csv
 from biomass.keys import may_change
 from biomass.norms import WORDS, Method
 from biomass.norms.statistics import CONTROLS_A_BATCH
@@ -91,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = "\n\n".join(filter(None, parts))
         picture = io.BytesIO()
         plots.compared(numbers).savefig(picture, dpi=200, format="png")
-        files = {".md": text.encode(), ".csv": numbers.to_csv(index=False).encode(), ".png": picture.getvalue()}
+        files = {".md": printable(text, "\n").encode(), ".csv": to_csv(numbers).encode(), ".png": picture.getvalue()}
         whole_files({args.out / f"comparison{end}": content for end, content in files.items()}, "store")
-        print(markdown)
-        print(f"{args.out} holds {', '.join(f'comparison{end}' for end in files)} of {numbers['run'].nunique()} runs")
+        say(markdown)
+        say(f"{args.out} holds {', '.join(f'comparison{end}' for end in files)} of {numbers['run'].nunique()} runs")
 
 
 def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:

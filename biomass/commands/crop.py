@@ -53,7 +53,8 @@ from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.datasets.any_source import open_source
 from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
 from biomass.datasets.packed import load_packed
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, say
+from biomass.formulas import plain
 from biomass.pixels.packed_writer import stamps_of
 from biomass.screen import Screen
 
@@ -102,10 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             save_nuclei(screen, nuclei, kept)
         cells, counts = load_packed(out), _read_counts(out)
         assert counts is not None
-        print(summarize_plates(counts))
+        say(summarize_plates(counts))
         if others is not None:
-            print(f"compared with '{args.compare}', within {args.within:g} pixels:")
-            print(_as_text(compare_nuclei(screen, nuclei, others, args.within)))
+            say(f"compared with '{args.compare}', within {args.within:g} pixels:")
+            say(_as_text(compare_nuclei(screen, nuclei, others, args.within)))
         if not args.no_pictures:
             _draw(screen, nuclei, cells, before, counts, None if listed is not None else args.diameter, args)
         lost = len(nuclei.table) - len(cells)
@@ -115,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if lost > 0
             else ""
         )
-        print(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields{left}")
-        print(f"to train: python train_simclr.py {stored(args.out)}, or with labels: train_supervised_cell.py")
+        say(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields{left}")
+        say(f"to train: python train_simclr.py {stored(args.out)}, or with labels: train_supervised_cell.py")
 
 
 def stored(store: Path) -> str:
@@ -144,7 +145,8 @@ def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
 def _read_counts(out: Path) -> pd.DataFrame | None:
     """The cells of every field, as they are listed beside the store; None where they are not."""
     try:
-        return pd.read_csv(fields_file(out), dtype={"experiment": str, "plate": str, "well": str, "site": str})
+        names = {"experiment": str, "plate": str, "well": str, "site": str}
+        return pd.read_csv(fields_file(out), dtype=names).map(plain, na_action="ignore")
     except (OSError, ValueError):
         return None
 
@@ -206,4 +208,4 @@ def _draw(
         plates = np.unique(screen.plate_ids[changed | (times < 0) | (newest > times)])
     files = draw_plates(screen, nuclei, cells, folder, channel, diameter, plates=plates.tolist(), workers=args.workers)
     if files:
-        print(f"look at {len(files)} plate{'s' * (len(files) > 1)} in {folder}")
+        say(f"look at {len(files)} plate{'s' * (len(files) > 1)} in {folder}")

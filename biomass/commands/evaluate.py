@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from biomass.atomic import check_place
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.config import run_name
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import ConfigError, did_you_mean, say
 from biomass.evaluation.profiles import COMPARED, RAW, STATISTICS
 from biomass.judgement.corrections import CORRECTIONS
 from biomass.judgement.evaluate import DEFAULT, MAPS, Settings, evaluate
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate(tables, folder, judged, about(files, words))
     with run_on_files(f"what was found stands in {folder}, without a page; biomass report makes it"):
         page = write_report([folder], folder / PAGE)
-        print(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")
+        say(f"{page} says it with pictures; table.csv and metrics.json beside it say the same to programs")
 
 
 def check_text(words: Sequence[str]) -> None:

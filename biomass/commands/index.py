@@ -23,7 +23,6 @@ time.
 
 import re
 import shlex
-import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from biomass.datasets.layout_tables import TABLES
 from biomass.datasets.layouts import PRESETS
 from biomass.datasets.recipe import Recipe, read_recipes
 from biomass.datasets.splits import BY, SHARES
-from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.errors import ConfigError, DataError, did_you_mean, say
 from biomass.evaluation.design import plate_format
 from biomass.evaluation.page import draw_plate
 from biomass.pixels.planes import DEPTHS, PROJECTIONS, SIZES
@@ -125,8 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             index.notes.insert(0, f"as '{out}' was made: {', '.join(f'{k} {_plainly(v)}' for k, v in taken.items())}")
         mapped = recipe.join(index)
         page = "\n".join(render(index, mapped))
-        encoding = sys.stdout.encoding or "utf-8"
-        print(page.encode(encoding, "replace").decode(encoding))
+        say(page)
         if index.faults and not skip:
             raise DataError(index.faults[0].message, index.faults[0].advice)
         keep = ~index.bad
@@ -145,13 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             page=page,
             made=recipe.kept_with(before, index.layout, out),
         )
-        print("\n".join(f"note: {one}" for one in written.notes))
+        say("\n".join(f"note: {one}" for one in written.notes))
         for what, plates in (("added", written.new), ("replaced", written.replaced), ("there already", written.kept)):
             if plates:
-                print(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")
-        print(f"{out} holds {written.rows} fields; the report is {out.with_suffix('.report.txt')}")
+                say(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")
+        say(f"{out} holds {written.rows} fields; the report is {out.with_suffix('.report.txt')}")
         if written.trains:
-            print(f"to train: {training(out)}")
+            say(f"to train: {training(out)}")
 
 
 def _plainly(value: Any) -> str:

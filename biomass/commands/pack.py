@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.datasets.any_source import open_source
+from biomass.errors import say
 from biomass.pixels.packed import SUFFIX, verify
 from biomass.pixels.packed_writer import pack
 
@@ -31,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with run_on_files(stopped, {"skip"} if skip else ()):
         if args.verify:
             verify(args.source)
-            print(f"{args.source} is complete and unchanged")
+            say(f"{args.source} is complete and unchanged")
             return
         screen, beside = open_source(args.source, skip, **parse_settings(args.set))
         out = args.out or beside.with_name(beside.name + SUFFIX)
         pack(screen, out, workers=args.workers, on_bad_image=args.on_bad_image)
-        print(f"{out} holds {len(screen)} images")
+        say(f"{out} holds {len(screen)} images")

@@ -19,7 +19,7 @@ from biomass import training
 from biomass.config import Config, build, script
 from biomass.datasets.manifest import manifest_path
 from biomass.datasets.recipe import look_again, read_recipes
-from biomass.errors import ConfigError
+from biomass.errors import ConfigError, say
 from biomass.evaluation.predictions import write_predictions
 from biomass.experiment import chosen_words, compose, tool_folder
 from biomass.loader import SkippedImages
@@ -70,7 +70,7 @@ def main(cfg: Config) -> float | None:
         if screen is None:
             watch = Watch(model, _refresh(source, folder), reading, folder, stored)
             watch.run(seconds, stop_after)
-            print(
+            say(
                 f"{len(set(to_table(watch.news)['plate']))} plates were predicted in {watch.looks} looks; see {folder}/"
             )
             return None
@@ -84,11 +84,11 @@ def main(cfg: Config) -> float | None:
         skipped.report(logger.folder)
     used = set(screen.group_names(model.by))
     fresh = used if again else used - known
-    print(f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; see {folder}/")
+    say(f"{len(fields)} fields and {len(wells)} wells of {len(used)} plates, {number} classes; see {folder}/")
     now = f": {len(fresh)} of them measured now{_sizes(model, fresh)}" if model.measures else ""
     before = used - fresh if model.measures else set()
     kept = f", {len(before)} as measured before for plates of these names" if before else ""
-    print(f"statistics '{model.statistics}'{now}{kept}")
+    say(f"statistics '{model.statistics}'{now}{kept}")
     if before - compared:
         log.info("if these are other plates of the same names, which is not known, set measure_again=true")
     return None

@@ -26,7 +26,7 @@ from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.config import run_name
 from biomass.datasets.plate_map import read_plate_map
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import ConfigError, did_you_mean, say
 from biomass.evaluation.curves import Curves, curves_of_stress, read_curves
 from biomass.evaluation.design import count_wells, find_references
 from biomass.evaluation.page import render
@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             part.write_text(json.dumps(summary, indent=1, ensure_ascii=False), "utf-8")
         encoding = sys.stdout.encoding or "utf-8"
         page = page.encode(encoding, "replace").decode(encoding)  # a file on Windows need not take Greek letters
-        print(f"{page}\n\n  at inference: {typed}\n  in training:  {trained}\n")
+        say(f"{page}\n\n  at inference: {typed}\n  in training:  {trained}\n")
         if verdict.promising is not None:
-            print(f"  to try:       {override(verdict.promising)}, with {training(verdict.promising)}\n")
-        print(f"{folder / 'preflight.json'} says the same to programs")
+            say(f"  to try:       {override(verdict.promising)}, with {training(verdict.promising)}\n")
+        say(f"{folder / 'preflight.json'} says the same to programs")
         if store is not None:
-            print(f"{store} holds a simulated screen with this plate map: dataloaders=packed dataloaders.store={store}")
+            say(f"{store} holds a simulated screen with this plate map: dataloaders=packed dataloaders.store={store}")
 
 
 def take_references(wells: pd.DataFrame, columns: Mapping[str, str], told: bool) -> tuple[pd.DataFrame, dict[str, str]]:

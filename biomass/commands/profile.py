@@ -33,7 +33,7 @@ from tqdm import tqdm
 from biomass import training
 from biomass.atomic import whole_file
 from biomass.config import Config, overrides, script
-from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean
+from biomass.errors import BiomassError, ConfigError, DataError, did_you_mean, printable, say
 from biomass.evaluation import profiles
 from biomass.evaluation.h5ad import check_anndata, write_h5ad
 from biomass.evaluation.parts import fingerprints, members_of, pixel_hashes, plate_files
@@ -177,13 +177,13 @@ def _write(
     raw, h5ad = folder / profiles.RAW, files["wells"].with_suffix(".h5ad")
     for level in parts.known.levels:
         rows = parts.join(level, files[level], without, change if level == "wells" else None, word, made_of)
-        print(f"{files[level]}: {rows:,} {level}")
+        say(f"{files[level]}: {rows:,} {level}")
     if change is not None:
         parts.join("wells", raw, without, statistics=word, data=made_of)
-        print(f"{raw}: the same wells before post-processing")
+        say(f"{raw}: the same wells before post-processing")
     if anndata:
         write_h5ad(pd.read_parquet(files["wells"]), h5ad)
-        print(f"{h5ad}: the same wells for scanpy")
+        say(f"{h5ad}: the same wells for scanpy")
     gone = [files[level] for level in profiles.LEVELS if level not in parts.known.levels]
     gone += [raw] * (change is None) + [h5ad] * (not anndata)
     for file in gone:
@@ -198,7 +198,7 @@ def _write_compared(
     made = {folder / profiles.COMPARED.format(word=_for_files(word)): (word, parts) for word, parts in others}
     for file, (word, parts) in made.items():
         rows = parts.join("wells", file, parts.missing(), statistics=word, data=made_of)
-        print(f"{file}: {rows:,} wells, to compare ({word})")
+        say(f"{file}: {rows:,} wells, to compare ({word})")
     for file in folder.glob(profiles.COMPARED.format(word="*")):
         if file not in made and file.name != profiles.RAW:
             file.unlink()
@@ -223,7 +223,7 @@ def _say_left_out(parts: profiles.Parts, unread: Sequence[int], names: Sequence[
     file.unlink(missing_ok=True)  # of an earlier call
     if skipped:
         with whole_file(file) as part:
-            part.write_text("".join(f"{name}\n" for name in skipped))
+            part.write_text("".join(f"{printable(name)}\n" for name in skipped))
         log.warning("left out %d images that cannot be read; they are listed in %s", len(skipped), file)
 
 

@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from biomass import training
 from biomass.atomic import whole_file
+from biomass.bounds import read_json
 from biomass.config import Config, script
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, say
 from biomass.evaluation import plots, stress
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.parts import pixel_hashes
 from biomass.experiment import chosen_words, open_model, tool_folder
+from biomass.formulas import to_csv
 from biomass.loader import BatchReader, SkippedImages
 from biomass.models import digest
 from biomass.norms import Method, Statistics, tuning_state
@@ -116,8 +118,8 @@ def main(cfg: Config) -> float | None:
             raise DataError("no plate has a treated image that can be read")
         everything = pd.DataFrame(found)
         table, drift = stress.summarize(everything), stress.summarize(everything, "drift")
-        logger.text("stress.csv", table.to_csv(index=False))
-        logger.text("drift.csv", drift.to_csv(index=False))
+        logger.text("stress.csv", to_csv(table))
+        logger.text("drift.csv", to_csv(drift))
         about = stress.describe(list(plates.values()), base)
         logger.text("stress.json", json.dumps(about | {"results": table.to_dict("records")}, indent=1) + "\n")
         for name, figure in {"stress": plots.stress_curves(table), "drift": plots.stress_curves(drift)}.items():
@@ -126,7 +128,7 @@ def main(cfg: Config) -> float | None:
         skipped.report(folder)
     if report:
         finish(folder)
-    print(f"{stress.to_markdown(table)}\n{len(plates)} plates; see {folder}/")
+    say(f"{stress.to_markdown(table)}\n{len(plates)} plates; see {folder}/")
     return float(table["accuracy"].iloc[0])
 
 
@@ -140,7 +142,7 @@ def _fingerprint(settings: list[str], table: pd.DataFrame) -> str:
 def _read(file: Path, fingerprint: str, pixels: str) -> list[dict[str, Any]] | None:
     """The results of a plate that was tried before in the same way."""
     try:
-        known = json.loads(file.read_text())
+        known = read_json(file.read_text())
         results: list[dict[str, Any]] = known["results"]
         same = known["fingerprint"] == fingerprint and known.get("pixels", pixels) == pixels
         return results if same else None

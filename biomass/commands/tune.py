@@ -13,9 +13,11 @@ import pandas as pd
 
 from biomass import training
 from biomass.config import Config, script
+from biomass.errors import say
 from biomass.evaluation.encode import select_channels
 from biomass.evaluation.stress import Bench, plates_of
 from biomass.experiment import chosen_words, open_model, tool_folder
+from biomass.formulas import to_csv
 from biomass.loader import BatchReader
 from biomass.norms import Method, Statistics, tuning_state
 from biomass.screen import PLATE
@@ -56,11 +58,11 @@ def main(cfg: Config) -> float | None:
                 bench, zip(training.read_whole(reader, chosen), chosen, strict=True), statistics, seed
             )
             table = pd.DataFrame(tried)
-            logger.text("tried.csv", table.to_csv(index=False))
+            logger.text("tried.csv", to_csv(table))
             best = float(table.loc[table["word"] == "balanced", "accuracy"].max())
-            print(f"chosen on {len(chosen)} plates: {tuning.describe()}")
+            say(f"chosen on {len(chosen)} plates: {tuning.describe()}")
         training.save_checkpoint(training.load_checkpoint(path) | {"tuning": tuning_state(network)}, path)
-    print(f"'{path}' knows its training plates now; see {folder}/")
+    say(f"'{path}' knows its training plates now; see {folder}/")
     return best
 
 

@@ -7,16 +7,20 @@ without a word, for a plate file that is not there, and pybbbc lays the plates o
 first one.
 """
 
+import math
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import islice, product
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 
-from biomass.errors import BadImageError, DataError, one_line
+from biomass.errors import BadImageError, DataError, UnreadableError, one_line
+from biomass.guarded import ask
+from biomass.guarded_process import check_chunk
 from biomass.identifiers import check_once, find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
@@ -24,6 +28,9 @@ from biomass.pixels.files import string_array
 from biomass.pixels.open_handles import Handles
 from biomass.pixels.origin import Stamps, stamp_files
 
+_ONE = int(np.float16(1).view(np.uint16))
+_LARGEST = 1 << 28  # pixels of an image, in all channels
+_SHOWN = 20  # names that a message lists
 _REMEDY = "make it again with pybbbc, or leave the plate out"
 
 
@@ -45,7 +52,7 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
         ConfigError: there is no file of any of the plates.
         DataError: the file cannot be read, or a plate's file is missing.
     """
-    with _open(file) as h5:
+    with _open(file, virtual=True) as h5:
         images = _dataset(h5, "images", file)
         if not images.is_virtual:
             return [file]
@@ -56,6 +63,8 @@ def plate_files(file: Path, plates: Collection[str] | None = None) -> list[Path]
     found = []
     for name, plate in stems.items():
         places = list(dict.fromkeys([file.parent / name, file.parent / "hdf5" / Path(name).name]))
+        if not _is_inside(Path(name), file.parent):  # it could name any file
+            places = places[1:]
         there = next((place for place in places if place.is_file()), None)
         if there is not None:
             found.append(there)
@@ -78,17 +87,28 @@ def find_plates(plates: Collection[str], known: Sequence[str], file: Path) -> li
     return find(plates, known, f"plates of '{file}'", advice="plates")
 
 
-def _open(file: Path) -> h5py.File:
+def _is_inside(name: Path, folder: Path) -> bool:
+    """Whether a name in a file of a folder means something below that; links of the disk are the user's own."""
+    above = (folder.absolute(), folder.resolve())
+    return ".." not in name.parts and (not name.is_absolute() or any(map(name.is_relative_to, above)))
+
+
+def _open(file: Path, virtual: bool = False) -> h5py.File:
+    """Open a file that :mod:`biomass.guarded` has looked at; ``virtual``: its datasets may be over other files."""
     try:
+        ask("hdf5", file, skip=["images"], virtual=virtual)
         return h5py.File(file, "r")
+    except UnreadableError as error:
+        raise _damaged(f"'{file}' {error}") from error
     except OSError as error:
         raise _damaged(f"'{file}' cannot be read ({one_line(error)})") from error
 
 
 def _dataset(h5: h5py.File, name: str, file: Path) -> h5py.Dataset:
-    if name not in h5:
-        raise _damaged(f"'{file}' has no dataset '{name}' (it has: {', '.join(h5)})")
-    return h5[name]
+    found = h5.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise _damaged(f"'{file}' has no dataset '{name}' (it has: {', '.join(islice(h5, _SHOWN))})")
+    return found
 
 
 def read_fields(files: Sequence[Path]) -> tuple[pd.DataFrame, "H5Pixels"]:
@@ -111,6 +131,10 @@ def read_fields(files: Sequence[Path]) -> tuple[pd.DataFrame, "H5Pixels"]:
             images = _dataset(h5, "images", file)
             if images.ndim != 4 or images.shape[1] != len(CHANNELS):
                 raise _damaged(f"'{file}' holds images {images.shape}, expected (n, {len(CHANNELS)}, H, W)")
+            if images.dtype.kind != "f":
+                raise _damaged(f"'{file}' holds images of type {images.dtype}, expected float16 in 0…1")
+            if 0 in images.shape[2:] or math.prod(images.shape[1:]) > _LARGEST:
+                raise _damaged(f"'{file}' holds images of {images.shape[2]} x {images.shape[3]} pixels")
             columns = {name: _column(h5, name, file, len(images)) for name in (*H5_TEXT, *H5_NUMBERS)}
             tables.append(pd.DataFrame(columns).assign(file=number, index=np.arange(len(images))))
             sizes.append(images.shape[2:])
@@ -130,7 +154,13 @@ def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
     dataset = _dataset(h5, name, file)
     if dataset.shape != (n,):
         raise _damaged(f"'{file}' has {n} images, but '{name}' has the shape {dataset.shape}")
+    if dataset.dtype.kind not in ("OS" if name in H5_TEXT else "OSiuf") or dataset.dtype.subdtype:
+        expected = "text" if name in H5_TEXT else "numbers"
+        raise _damaged(f"'{file}' holds {dataset.dtype} as {name}, expected {expected}")
     values = dataset[()]
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise _damaged(f"'{file}' says {name} {values[row]} of image {row}, expected a number")
     if values.dtype.kind in "OS" or name in H5_TEXT:
         try:
             values = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values], dtype=object)
@@ -145,6 +175,50 @@ def _column(h5: h5py.File, name: str, file: Path, n: int) -> np.ndarray:
         # The shortest decimal number that rounds to the stored one: 0.003, not 0.0030002593994140625.
         return np.array([float(str(value)) for value in values])
     return values
+
+
+def _wrong_values(image: np.ndarray) -> str:
+    """What is wrong with the values of an image, float16; empty where all are in 0…1.
+
+    The bits of such numbers, taken for whole numbers, are at most those of 1: one pass, without arithmetic.
+    """
+    if image.view(np.uint16).max() <= _ONE or ((image >= 0) & (image <= 1)).all():  # -0.0 is the exception
+        return ""
+    if not np.isfinite(image).all():
+        return f"holds {np.sum(~np.isfinite(image)):,} values that are no numbers"
+    return f"holds values from {image.min():g} to {image.max():g}, expected 0…1"
+
+
+class _Images:
+    """The images of an open plate file."""
+
+    def __init__(self, file: Path) -> None:
+        self._h5 = h5py.File(file, "r")
+        self._images = _dataset(self._h5, "images", file)
+        self._packed = self._images.chunks is not None and self._images.compression is not None
+        self._checked: set[tuple[int, ...]] = set()
+
+    def read(self, index: int, order: Sequence[int], to: np.ndarray) -> None:
+        """Read some channels of an image to (C, H, W)."""
+        if self._packed:
+            self._check(index)
+        for channel, position in enumerate(order):
+            self._images.read_direct(to, np.s_[index, position], np.s_[channel])
+
+    def _check(self, index: int) -> None:
+        """Make sure that the chunks of an image are not larger than they say, each once."""
+        first, *others = self._images.chunks
+        steps = (range(0, n, step) for n, step in zip(self._images.shape[1:], others, strict=True))
+        for offset in product([index // first * first], *steps):
+            if offset not in self._checked:
+                try:
+                    check_chunk(self._images, offset)
+                except (BufferError, zlib.error) as error:
+                    raise OSError(str(error)) from error
+                self._checked.add(offset)
+
+    def close(self) -> None:
+        self._h5.close()
 
 
 @dataclass(eq=False)
@@ -166,7 +240,7 @@ class H5Pixels:
     order: tuple[int, ...]
     channels: tuple[str, ...]
     size: tuple[int, int]
-    _handles: Handles[h5py.File] = field(default_factory=lambda: Handles(partial(h5py.File, mode="r")), repr=False)
+    _handles: Handles[_Images] = field(default_factory=lambda: Handles(_Images), repr=False)
 
     def __len__(self) -> int:
         return len(self.file)
@@ -181,13 +255,20 @@ class H5Pixels:
         images = np.empty((len(rows), len(self.order), *self.size), np.float16)
         for image, row in zip(images, rows, strict=True):
             try:
-                source = self._handles(self.files[self.file[row]])["images"]
-                for channel, position in enumerate(self.order):
-                    source.read_direct(image, np.s_[int(self.index[row]), position], np.s_[channel])
-            except (OSError, KeyError, ValueError, TypeError) as error:  # the last three: it is another file by now
+                self._handles(self.files[self.file[row]]).read(int(self.index[row]), self.order, image)
+                why = _wrong_values(image)
+            except (
+                OSError,
+                KeyError,
+                ValueError,
+                TypeError,
+                RuntimeError,
+            ) as error:  # the last four: it is another file by now
                 there = self.files[self.file[row]].is_file()
                 why = one_line(error) if there else "the file is missing"
                 raise BadImageError(f"{self.name(int(row))} cannot be read ({why}): {_REMEDY}", int(row)) from error
+            if why:
+                raise BadImageError(f"{self.name(int(row))} {why}: {_REMEDY}", int(row))
         return images
 
     def name(self, row: int) -> str:

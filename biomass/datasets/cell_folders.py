@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from biomass.atomic import whole_file
-from biomass.errors import ConfigError, DataError
+from biomass.errors import ConfigError, DataError, printable
 from biomass.identifiers import check_once, names, wells
 from biomass.pixels.packed import open_packed, read_index
 from biomass.screen import FIELD
@@ -135,7 +135,7 @@ def list_folder(folder: Path) -> Listing:
     """
     plates = find_plates(folder)
     before = _read_cache(folder)
-    bar = tqdm(desc=f"Listing {folder.name}", total=len(plates), unit="plate", disable=None)
+    bar = tqdm(desc=printable(f"Listing {folder.name}"), total=len(plates), unit="plate", disable=None)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         found = {}
         for key, plate in zip(plates, pool.map(lambda k: _list_plate(plates[k], before.get(k)), plates), strict=True):

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from biomass.atomic import whole_files
+from biomass.bounds import read_json
 from biomass.datasets.index import Index
 from biomass.datasets.join_maps import Unmatched, join_plate_map
 from biomass.datasets.manifest import IMAGES_KEY
 from biomass.datasets.plate_map import read_plate_maps
 from biomass.datasets.splits import SHARES, default_split, make_splits
-from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.errors import ConfigError, DataError, did_you_mean, printable
 from biomass.identifiers import normal
 from biomass.screen import PLATE
 from biomass.table_files import read_table
@@ -262,7 +263,7 @@ def write_manifest(
     files = {out: buffer.getvalue().to_pybytes()}
     if page:
         page = "\n".join([page, *(f"note: {one}" for one in notes), ""])
-        files[out.with_suffix(".report.txt")] = page.encode()
+        files[out.with_suffix(".report.txt")] = printable(page, "\n").encode()
     whole_files(files, "manifest")
     labelled = pc.not_equal(table["label"], "")
     trains = "split" in table.column_names and pc.any(pc.and_(labelled, pc.equal(table["split"], "train"))).as_py()
@@ -339,7 +340,10 @@ def _read_old(out: Path) -> _Old | None:
     about = said.get(IMAGES_KEY)
     if about is None:
         raise DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
-    return _Old(table, json.loads(about), json.loads(said.get(PLATES, b"{}")), json.loads(said.get(MADE, b"[]")))
+    try:
+        return _Old(table, read_json(about), read_json(said.get(PLATES, b"{}")), read_json(said.get(MADE, b"[]")))
+    except ValueError as error:
+        raise DataError(f"manifest '{out}' has damaged notes of how it was made ({error}): index it anew") from error
 
 
 def _about(out: Path, index: Index, depths: str, sizes: str) -> dict[str, Any]:

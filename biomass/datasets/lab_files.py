@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from biomass.errors import DataError, one_line
+from biomass.errors import DataError, one_line, printable
 
 IMAGES = (".tif", ".tiff", ".png", ".npy")
 """Endings of files that are images, in small letters."""
@@ -62,7 +62,7 @@ def find_files(folder: str | Path) -> Found:
     rows: list[tuple[str, int, int]] = []
     hidden: list[str] = []
     waiting, listed = [""], set[tuple[int, int]]()
-    with tqdm(desc=f"Listing {folder}", unit=" files", disable=None) as bar:
+    with tqdm(desc=printable(f"Listing {folder}"), unit=" files", disable=None) as bar:
         while waiting:
             before = len(rows)
             _list_one(folder, waiting.pop(), rows, hidden, waiting, listed)

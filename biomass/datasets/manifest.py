@@ -4,7 +4,6 @@ Nothing has to be renamed: settings say which column of the table means what, wh
 which wells are controls. Names are compared in the one normal form of :mod:`biomass.identifiers`.
 """
 
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from biomass.bounds import read_json
 from biomass.datasets.splits import check_splits, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
@@ -178,7 +178,7 @@ def _stored_settings(manifest: TableFile) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        stored = json.loads(text)
+        stored = read_json(text)
     except ValueError as error:
         raise DataError(
             f"manifest '{manifest.path}' has damaged settings of its images ({error}): write it again", "path"

@@ -4,7 +4,6 @@ A manifest of an indexed folder keeps that, see :data:`.MADE`: a second index of
 a screen that is being imaged can be looked at again and again.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from biomass.bounds import read_json
 from biomass.datasets.index import Index, index_folder
 from biomass.datasets.indexed import MADE, Mapped, find_map, join_map, place_beside, write_manifest
 from biomass.errors import DataError
@@ -148,7 +148,7 @@ def read_recipes(path: Path) -> list[Recipe]:
     except (pa.ArrowException, OSError):  # who reads it says so
         return []
     try:
-        return [Recipe.from_json(one, path) for one in json.loads(metadata.get(MADE, b"[]"))]
+        return [Recipe.from_json(one, path) for one in read_json(metadata.get(MADE, b"[]"))]
     except (ValueError, TypeError) as error:
         raise DataError(f"manifest '{path}' has damaged notes of how it was made ({error}): index it anew") from error
 

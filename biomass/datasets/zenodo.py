@@ -1,12 +1,12 @@
 """Records of Zenodo: their files, checked against the checksums that the record states."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import Request, urlopen
 
+from biomass.bounds import read_json
 from biomass.datasets.download import fetch
 from biomass.errors import DataError
 
@@ -34,7 +34,7 @@ def list_record(number: str, url: str = URL) -> list[RecordFile]:
     with urlopen(request, timeout=_TIMEOUT) as response:
         text = response.read()
     try:
-        files = json.loads(text)["files"]
+        files = read_json(text)["files"]
         return [RecordFile(Path(file["key"]).name, file["links"]["self"], file["checksum"]) for file in files]
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(f"{url} does not list files and checksums") from error

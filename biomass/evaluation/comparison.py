@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import DataError, one_line
+from biomass.formulas import read_csv
 from biomass.run_files import read_log
 
 ROW = ["floor", "regime", "statistics", "split"]
@@ -147,7 +148,7 @@ def _read_csv(file: Path, columns: Sequence[str], numeric: Collection[str]) -> p
     """
     remedy = "leave the run out, or run it again"
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = read_csv(file)
         lacking = next((name for name in columns if name not in table), None)
         if lacking is not None:
             raise DataError(f"'{file}' is damaged: it has no column '{lacking}'; {remedy}")

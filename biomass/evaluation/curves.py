@@ -23,7 +23,6 @@ controls. Another kind of controls is an octave away. The interval says how far 
 least as far as screens do on which the same was measured, and widens with their distance.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from biomass.bounds import read_json
 from biomass.errors import DataError, one_line
 from biomass.evaluation.design import effective_wells
 from biomass.table_files import read_table
@@ -239,7 +239,7 @@ def _is_base(row: Mapping[str, Any]) -> bool:
 
 def _read_stress(file: Path) -> dict[str, Any]:
     try:
-        test = json.loads(file.read_text())
+        test = read_json(file.read_text())
         missing = {"results", "wells", "negative", "all", "classes", "num_wells", "alpha", "num_controls"} - set(test)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"'{file}' cannot be read ({one_line(error)}); give the folder of a stress test") from error

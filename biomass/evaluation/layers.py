@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from biomass.atomic import whole_file
 from biomass.errors import BiomassError, DataError
+from biomass.formulas import to_csv
 from biomass.inference import Transform
 from biomass.loader import BatchReader
 from biomass.norms import PlateBatchNorm, Statistics, unwrap
@@ -112,7 +113,7 @@ def number_of_images(seen: int) -> int:
 def write_distances(table: pd.DataFrame, folder: Path) -> None:
     """Keep what :func:`plate_distances` found in the folder of a run."""
     with whole_file(folder / LAYERS) as part:
-        table.to_csv(part, index=False, float_format="%.6g")
+        part.write_text(to_csv(table, "%.6g"), encoding="utf-8")
 
 
 def bhattacharyya(mean: np.ndarray, var: np.ndarray, other_mean: np.ndarray, other_var: np.ndarray) -> float:

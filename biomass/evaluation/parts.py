@@ -6,7 +6,6 @@ A run that was stopped goes on with the plates whose files are missing, or were 
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from biomass.atomic import whole_file
 from biomass.errors import BadImageError
 from biomass.fingerprint import image_keys, plate_fingerprint
+from biomass.identifiers import folder_name
 from biomass.screen import Screen
 
 
@@ -39,7 +39,7 @@ def write_profiles(table: pd.DataFrame, file: Path, fingerprint: str = "") -> No
 def plate_files(screen: Screen, groups: np.ndarray, by: Sequence[str], folder: Path) -> list[Path]:
     """Where the profiles of each group are kept: a folder for each column but the last, which names the file."""
     names = screen.keys(by).iloc[np.unique(groups, return_index=True)[1]].astype(str).to_numpy()
-    quoted = [[quote(name, safe="") for name in row] for row in names]
+    quoted = [[folder_name(name) for name in row] for row in names]
     return [folder.joinpath(*row[:-1], f"{row[-1]}.parquet") for row in quoted]
 
 

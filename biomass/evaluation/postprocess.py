@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.atomic import whole_file
+from biomass.bounds import read_json
 from biomass.errors import ConfigError, DataError, did_you_mean, one_line
 from biomass.evaluation.tables import control_moments, feature_columns, feature_matrix, like
 from biomass.evaluation.whitening import Alignment, Whitening, fit_alignment, fit_whitening
@@ -294,7 +295,7 @@ class Correction:
         try:
             with np.load(file, allow_pickle=False) as found:
                 arrays = dict(found)
-            about: dict[str, Any] = json.loads(str(arrays.pop("about")))
+            about: dict[str, Any] = read_json(str(arrays.pop("about")))
             kinds = CORRECTIONS[about["how"]]
             own = [
                 {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"{i}.")}

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from biomass.atomic import whole_file
+from biomass.bounds import read_json
 from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.evaluation.tables import METADATA
 from biomass.screen import FIELD, KINDS, PLATE, Screen
@@ -472,7 +473,7 @@ def write_plate(tables: Mapping[str, pa.Table], folder: Path, **about: Any) -> N
 def read_about(file: Path) -> dict[str, Any]:
     """What :func:`write_plate` was told; nothing where there is no file that can be read."""
     try:
-        about: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {})[b"biomass"])
+        about: dict[str, Any] = read_json((pq.read_schema(file).metadata or {})[b"biomass"])
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return {}
     return about

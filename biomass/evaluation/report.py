@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from biomass.atomic import whole_file
 from biomass.evaluation import plots
 from biomass.evaluation.transfer import POSTPROCESSINGS, Evaluation
+from biomass.formulas import to_csv
 
 TITLES: Mapping[str, str] = {
     "running": "no BEN",
@@ -160,10 +161,10 @@ def write(evaluations: Evaluations, folder: Path, drawn: tuple[str, str] | None 
     table = summarize(evaluations)
     shown = to_markdown(table)
     texts = {
-        "table.csv": table.to_csv(index=False),
-        "table_columns.csv": describe().to_csv(index=False),
+        "table.csv": to_csv(table),
+        "table_columns.csv": to_csv(describe()),
         "table.md": f"{shown}\n",
-        "predictions.csv": predictions(evaluations).to_csv(index=False),
+        "predictions.csv": to_csv(predictions(evaluations)),
     }
     for name, text in texts.items():
         with whole_file(folder / name) as part:

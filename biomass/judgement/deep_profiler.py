@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from biomass.bounds import check_zip
 from biomass.errors import DataError, one_line
 from biomass.evaluation.tables import METADATA
 from biomass.identifiers import well
@@ -58,6 +60,7 @@ def read_npz_folder(folder: Path) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
 
 def _read(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     try:
+        check_zip(file, file.stat().st_size, f"'{file}'")
         with np.load(file, allow_pickle=False) as arrays:
             if "features" not in arrays.files:
                 raise DataError(f"'{file}' has no array 'features', but {', '.join(arrays.files) or 'nothing'}")
@@ -67,7 +70,7 @@ def _read(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
                 f"'features' of '{file}' are {vectors.dtype} of shape {vectors.shape}, not (cells, D) numbers"
             )
         return vectors, _metadata(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"'{file}' cannot be read ({one_line(error)}): make it again, or remove it") from error
 
 

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from biomass.bounds import check_cells
 from biomass.datasets.map_files import short_name
-from biomass.errors import DataError, one_line
+from biomass.errors import DataError, UnreadableError, one_line
 from biomass.evaluation.h5ad import check_anndata
+from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS
 from biomass.judgement.clean import listing
 from biomass.judgement.deep_profiler import read_npz_folder
@@ -242,6 +244,7 @@ def _parquet(path: Path, roles: Given | None) -> Raw:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             schema = file.schema_arrow
+            check_cells(file.metadata.num_rows, file.metadata.num_columns, path.stat().st_size, f"profiles '{path}'")
             if twice := [one for one, count in Counter(schema.names).items() if count > 1]:
                 raise DataError(f"profiles '{path}' have two columns '{twice[0]}': rename one of them")
             names = [one for one in schema.names if not one.startswith("__index_level_")]
@@ -255,8 +258,10 @@ def _parquet(path: Path, roles: Given | None) -> Raw:
                 for i, name in enumerate(numeric):
                     features[at : at + len(batch), i] = _floats(batch[name])
                 at += len(batch)
+            if numeric and at != len(features):
+                raise DataError(f"profiles '{path}' declare {len(features):,} rows, and hold {at:,}: write them again")
         about = pq.read_table(path, columns=texts).to_pandas(ignore_metadata=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"profiles '{path}' are a damaged Parquet file ({one_line(error)}): write or copy it again"
         ) from error
@@ -287,7 +292,10 @@ def _h5ad(path: Path) -> Raw:
     import anndata
 
     try:
+        ask("hdf5", path, skip=[], virtual=False)
         data = anndata.read_h5ad(path)
+    except UnreadableError as error:
+        raise DataError(f"profiles '{path}' are an HDF5 file that {error}: write it again") from error
     except Exception as error:  # whatever h5py and anndata raise for a file that is damaged, or of another kind
         raise DataError(
             f"profiles '{path}' are an HDF5 file that cannot be read as AnnData ({one_line(error)}): write it again"
@@ -298,6 +306,16 @@ def _h5ad(path: Path) -> Raw:
 def _anndata(data: Any) -> Raw:
     if data.X is None:
         raise DataError("the AnnData has no X: put the features there")
+    if data.X.dtype.kind not in "biuf":
+        raise DataError(f"X of the AnnData holds {data.X.dtype}, not numbers: put the features there")
+    if hasattr(data.X, "toarray"):
+        size = data.X.data.nbytes + data.X.indices.nbytes + data.X.indptr.nbytes
+        rows, columns = data.X.shape
+        check_cells(rows, columns, size, "the AnnData")
+        try:
+            data.X.check_format(full_check=True)  # an index beyond the matrix would be written to memory of others
+        except ValueError as error:
+            raise DataError(f"X of the AnnData is damaged ({one_line(error)}): write it again") from error
     matrix = data.X.toarray() if hasattr(data.X, "toarray") else data.X
     with np.errstate(over="ignore"):
         features = np.array(matrix, np.float32)

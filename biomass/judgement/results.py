@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.atomic import whole_files
+from biomass.formulas import to_csv
 from biomass.judgement.scores import Metric, Score
 
 UNTRAINED, COUNTED, SHUFFLED = "untrained", "cell count only", "labels shuffled"
@@ -56,11 +57,11 @@ class Results:
         contents: dict[str, bytes] = {
             "evaluation.json": _json(self.about),
             "metrics.json": _json(nested(self.table, metrics)),
-            "table.csv": self.table.to_csv(index=False).encode(),
+            "table.csv": to_csv(self.table).encode(),
         }
         for name, table in (("ladder", self.ladder), ("position", self.position), ("drift", self.drift)):
             if len(table):
-                contents[f"{name}.csv"] = table.to_csv(index=False).encode()
+                contents[f"{name}.csv"] = to_csv(table).encode()
         if len(self.wells):
             out = BytesIO()
             self.wells.to_parquet(out, index=False)

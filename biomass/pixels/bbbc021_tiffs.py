@@ -23,7 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from biomass.atomic import check_writable
-from biomass.errors import BadImageError, DataError, one_line
+from biomass.errors import BadImageError, DataError, UnreadableError, one_line
+from biomass.guarded import ask
+from biomass.identifiers import folder_name
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import whole_h5
 from biomass.pixels.files import string_array
@@ -271,7 +273,7 @@ def open_raw(
     if check_files:
         for plate, rows in groups.items():
             check_plate(sources[plate], rows)
-    files = {plate: cache / f"{plate}.h5" for plate in groups}
+    files = {plate: cache / f"{folder_name(plate)}.h5" for plate in groups}
     todo = [plate for plate in groups if not _is_measured(files[plate], groups[plate], skip_bad)]
     if todo:
         check_writable(cache, advice="cache_dir")
@@ -306,10 +308,11 @@ def _fingerprint(table: pd.DataFrame) -> str:
 
 def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:
     try:
+        ask("hdf5", file, skip=["light"], virtual=False)
         with h5py.File(file, "r") as h5:
             whole = skip_bad or not h5.attrs.get("skipped", 0)
             return whole and str(h5.attrs.get("fingerprint", "")) == _fingerprint(table)
-    except OSError:  # not there, or damaged
+    except (OSError, UnreadableError):  # not there, or damaged
         return False
 
 

@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from biomass.errors import BadImageError, DataError, RefusedError, one_line
+from biomass.errors import BadImageError, DataError, RefusedError, one_line, printable
 from biomass.pixels.decoders import npy_header_of
 from biomass.pixels.files import PLANES
 from biomass.pixels.opening import open_file
@@ -402,6 +402,6 @@ def verify(path: str | Path) -> np.ndarray:
 
 def _each_block(pixels: PackedPixels, store: Store) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """The blocks of a store: number, rows, and the bytes of their images (n, bytes)."""
-    for number in tqdm(range(len(store.crc32)), f"Checking {pixels.path.name}", unit="block", disable=None):
+    for number in tqdm(range(len(store.crc32)), printable(f"Checking {pixels.path.name}"), unit="block", disable=None):
         rows = np.arange(number * store.block, min((number + 1) * store.block, store.images))
         yield number, rows, pixels._read_places(rows)

@@ -37,7 +37,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from biomass.atomic import no_link, remove, whole_file, writing
-from biomass.errors import BadImageError, DataError, one_line
+from biomass.errors import BadImageError, DataError, one_line, printable
 from biomass.pixels.decoders import read_npy_header
 from biomass.pixels.files import FilePixels, none_readable, open_files
 from biomass.pixels.origin import (
@@ -373,7 +373,7 @@ def _take_up(part: Path, plan: _Plan) -> dict[int, _Block] | None:
     except (OSError, ValueError):
         return None
     finished = {}
-    for line in tqdm(lines, f"Checking {part.name}", unit="block", disable=None):
+    for line in tqdm(lines, printable(f"Checking {part.name}"), unit="block", disable=None):
         try:
             number, crc32, bad = json.loads(line)
         except ValueError:
@@ -406,7 +406,7 @@ def _write_blocks(
     writer = _BlockWriter(screen.pixels, part / IMAGES, read_npy_header(part / IMAGES)[1], plan, on_bad_image)
     todo = [number for number in plan.blocks if number not in finished]
     bad: dict[int, str] = {}
-    bar = tqdm(desc=f"Packing {part.stem}", total=plan.images, unit="image", disable=None)
+    bar = tqdm(desc=printable(f"Packing {part.stem}"), total=plan.images, unit="image", disable=None)
     done = plan.images - sum(len(plan.rows(number)) for number in todo)
     bar.update(done)
     with bar, open(part / _JOURNAL, "a", opener=no_link) as journal, as_they_end(writer, todo, workers) as blocks:

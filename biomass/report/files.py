@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from biomass.errors import DataError, one_line
+from biomass.formulas import read_csv
 
 EVALUATION, METRICS, TABLE, LADDER, WELLS = (
     "evaluation.json",
@@ -49,7 +50,7 @@ def read_table(file: Path, columns: Sequence[str], numbers: Sequence[str] = ()) 
         DataError: it is damaged, or a column is missing.
     """
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = read_csv(file)
         for name in numbers:
             if name in table:
                 values = table[name].replace("", "nan").astype(float)

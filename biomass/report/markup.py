@@ -8,6 +8,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from biomass.errors import printable
+
 BLUES = ("#f7fbff", "#deebf7", "#c6dbef", "#9dcae1", "#6aaed6", "#4191c6", "#2070b4", "#08509b", "#08306b")
 """ColorBrewer's Blues, as ``blues`` of ``static/base.js``: read by the colour-blind and in grey."""
 ORANGES = ("#fff5eb", "#fee6ce", "#fdd0a2", "#fdae6b", "#fd8d3c", "#f16913", "#d94801", "#a63603", "#7f2704")
@@ -99,12 +101,20 @@ def luminance(color: Sequence[float]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def _shown(value: Any) -> Any:
+    """What a template shows of a value: no sign that would turn the page around, or that cannot be seen."""
+    if isinstance(value, str) and not value.isprintable():
+        return type(value)(printable(value, "\n\t"))
+    return value
+
+
 @cache
 def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("biomass.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )

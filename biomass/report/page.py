@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from biomass.atomic import whole_file
-from biomass.errors import BiomassError, DataError, one_line
+from biomass.errors import BiomassError, DataError, one_line, printable
 from biomass.report.comparison import compared
 from biomass.report.curves import learning_curves
 from biomass.report.drift import drift
@@ -32,6 +33,9 @@ from biomass.report.stress import stress_test
 from biomass.report.verdict import verdict
 
 log = logging.getLogger(__name__)
+
+_ODD = re.compile(r"\\\\|\\(?:u00[01][0-9a-f]|[bfr])|[^\x20-\x7e]")
+"""Signs of JSON that may stand for what cannot be shown; line breaks and tabs can."""
 
 SECTIONS: Mapping[str, Callable[[Path], Section | str]] = {
     "verdict": verdict,
@@ -158,7 +162,15 @@ def as_json(data: Mapping[str, Any]) -> Markup:
     Markup('{"name":"\\\\u003c/script>"}')
     """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+    return Markup(_ODD.sub(_harmless, text).replace("<", "\\u003c"))
+
+
+def _harmless(found: re.Match[str]) -> str:
+    """A sign of JSON, so that a script reads of it what :func:`printable` makes of it, and not the sign itself."""
+    sign = found[0]
+    if sign == r"\\":  # a backslash in a name, perhaps before letters that look like those of an escape
+        return sign
+    return f"\\{sign}" if sign.startswith("\\") else printable(sign).replace("\\", r"\\")
 
 
 def _hash(script: str) -> str:

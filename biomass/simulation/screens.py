@@ -15,7 +15,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from biomass.atomic import leftovers, whole_folder, writing
-from biomass.errors import ConfigError, did_you_mean
+from biomass.errors import ConfigError, did_you_mean, printable
 
 D = TypeVar("D", bound="ScreenDesign")
 P = TypeVar("P")
@@ -120,9 +120,10 @@ def for_each_plate(write: Callable[[P], R], plates: Sequence[P], workers: int | 
     images let go of the interpreter, and a script that has not guarded its main module works as well.
     """
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        label = printable(f"Simulating {place}")
         jobs = [pool.submit(write, plate) for plate in plates]
         try:
-            for job in tqdm(as_completed(jobs), f"Simulating {place}", len(jobs), unit="plate", disable=None):
+            for job in tqdm(as_completed(jobs), label, len(jobs), unit="plate", disable=None):
                 job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ from biomass.evaluation.predictions import (
     class_names,
     write_predictions,
 )
+from biomass.formulas import to_csv
 from biomass.inference import Transform, calibrate_plates, infer
 from biomass.loader import Batch, Loader
 from biomass.norms import Statistics
@@ -77,7 +78,7 @@ class SplitEvaluation:
             run.logger.histogram(step, f"{split}/plate accuracy", table["accuracy"].tolist())
             plates.append(table.assign(split=split, epoch=epoch))
             self.last[split] = self._predictions(fields, epoch)
-        run.logger.text("plates.csv", pd.concat(plates).to_csv(index=False))
+        run.logger.text("plates.csv", to_csv(pd.concat(plates)))
         return metrics
 
     def write(self, folder: Path) -> None:

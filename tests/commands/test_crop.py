@@ -102,7 +102,7 @@ def test_a_store_grows(tmp_path, reads, monkeypatch, caplog):
     main(arguments(manifest, out="at_once"))
     assert_same_cells(tmp_path / "cells", tmp_path / "at_once")
     assert sorted(file.name for file in (tmp_path / "cells.pictures").glob("*.png")) == sorted(
-        f"E_P{plate}{what}.png" for plate in range(3) for what in ("", "_cells")
+        f"E,P{plate}{what}.png" for plate in range(3) for what in ("", "_cells")
     )
     assert pd.read_csv(tmp_path / "cells.fields.csv")["plate"].nunique() == 3
 
@@ -115,7 +115,7 @@ def test_images_that_changed_under_the_same_names_are_searched_and_cut_again(tmp
     file = tmp_path / "P1_s2.tif"
     write_field(file, [(20, 20), (55, 60)], 99)
     os.utime(file, ns=(1, 10**18))  # even where the size stayed
-    picture = tmp_path / "cells.pictures" / "E_P0.png"
+    picture = tmp_path / "cells.pictures" / "E,P0.png"
     drawn = picture.stat().st_mtime_ns
     caplog.set_level("INFO")
     main(arguments(manifest))
@@ -245,10 +245,10 @@ def test_every_plate_is_said_and_drawn(tmp_path, capsys, caplog):
     assert "plate E/P0: 5 nuclei in 2 fields (1 of 2 plates)" in caplog.text
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["E/P1", "2", "0", "1", "5", "5", "0", "5"] in rows
-    picture = np.asarray(Image.open(tmp_path / "cells.pictures" / "E_P0.png"))
+    picture = np.asarray(Image.open(tmp_path / "cells.pictures" / "E,P0.png"))
     colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
     assert {(90, 150, 255), (80, 220, 80)} <= colours  # outlines, and nuclei that were cut
-    assert Image.open(tmp_path / "cells.pictures" / "E_P0_cells.png").size[0] > 500
+    assert Image.open(tmp_path / "cells.pictures" / "E,P0_cells.png").size[0] > 500
 
 
 def test_several_processes_find_the_same(tmp_path):

@@ -329,7 +329,7 @@ def test_it_is_looked_for_where_pybbbc_puts_it(pybbbc, monkeypatch):
             r"'.*bbbc021\.h5' says replicate 'x' of plate Week1_22123, well B02, site 1: .* whole number",
         ),
         ("replicate", 1.5, r"says replicate '1\.5'"),
-        ("replicate", np.nan, r"says replicate 'nan'"),
+        ("replicate", np.nan, r"says replicate nan of image 0"),
         ("concentration", "x", r"Week1_22123\.h5' says concentration 'x'"),
         ("compound", b"\xff\xfe", r"Week1_22123\.h5' holds the compound b'\\xff\\xfe', which is not UTF-8"),
         ("well", "B02", r"plate Week1_22123, well B02, site 1: image 0 of '.*Week1_22123\.h5' and image 1"),
