@@ -178,9 +178,9 @@ def make(node: Mapping[str, Any], arguments: Mapping[str, Any], own: Sequence[st
 
     >>> make({"_target_": "biomass.transforms.RandomCrop", "size": 8}, {})
     RandomCrop(size=8)
-    >>> make({"_target_": "biomass.transforms.RandomCrop", "sise": 8}, {}, place="transforms.train.0")
+    >>> make({"_target_": "biomass.transforms.RandomCrop", "sizes": 8}, {}, place="transforms.train.0")
     Traceback (most recent call last):
-    biomass.errors.ConfigError: transforms.train.0.sise is unknown: RandomCrop takes no 'sise'; did you mean 'size'?
+    biomass.errors.ConfigError: transforms.train.0.sizes is unknown: RandomCrop takes no 'sizes'; did you mean 'size'?
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"{place} is {shown(node)}; it must be a section with a {TARGET}")

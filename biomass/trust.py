@@ -18,7 +18,13 @@ _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 _TARGETS = {"hydra.callbacks.folders._target_": "biomass.config.Folders"}
 _LOGGING = {
     "()": {"colorlog.ColoredFormatter"},
-    "class": {"logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter"},
+    "class": {
+        "biomass.diskerrors.LogFile",
+        "logging.StreamHandler",
+        "logging.FileHandler",
+        "logging.NullHandler",
+        "logging.Formatter",
+    },
     "filename": {"${hydra.runtime.output_dir}/${hydra.job.name}.log"},
     "stream": {"ext://sys.stdout", "ext://sys.stderr"},
 }

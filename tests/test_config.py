@@ -82,7 +82,7 @@ def test_a_broken_interpolation_is_one_line():
     ("node", "message"),
     [
         ({"_target_": "biomass.transforms.Nothing"}, "Nothing"),
-        ({"_target_": "biomass.transforms.RandomCrop", "sise": 1}, r"sise is unknown.*'size'"),
+        ({"_target_": "biomass.transforms.RandomCrop", "sizes": 1}, r"sizes is unknown.*'size'"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(node, message):
