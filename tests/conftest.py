@@ -17,6 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from biomass.config import Config
+from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,9 +111,8 @@ def run_alone(tmp_path: Path, data_root: Path) -> Callable[..., None]:
     """
 
     def _run_alone(script: str, *overrides: str) -> None:
-        environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(ROOT / f"{script}.py"), "report=false", *overrides]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        environment = {"BIOMASS_DATA": str(data_root)}
+        done = run_warm(ROOT / f"{script}.py", "report=false", *overrides, cwd=tmp_path, environment=environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
     return _run_alone

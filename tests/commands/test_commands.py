@@ -15,12 +15,15 @@ from biomass import commands
 from biomass.__main__ import main
 from biomass.commands import ADVICE, find_tools, parse_settings
 from biomass.errors import ConfigError
+from tests.warm import run_warm
 
 TOOLS = [tool.name for tool in find_tools()]
 ON_FILES = {"index", "compare", "crop", "evaluate", "pack", "preflight", "report"}
 
 
 def run(*words: str, cwd: Path, module: str = "biomass") -> "subprocess.CompletedProcess[str]":
+    if module == "biomass":
+        return run_warm(module, *words, cwd=cwd)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)

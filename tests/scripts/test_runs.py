@@ -19,6 +19,7 @@ from biomass import experiment
 from biomass.errors import ConfigError, DataError
 from biomass.keys import EVAL_SPLITS
 from biomass.training import find_checkpoint, load_checkpoint
+from tests.warm import run_warm
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
 SIMCLR = (*TINY_CELLS, "model.key=test_resnet", "model.pretrained=false", "model.projector=[16,8]")
@@ -254,6 +255,8 @@ def test_metrics_are_explained_in_tensorboard_and_keep_their_names(run, tmp_path
 
 
 def start(folder, script, *arguments, prefix=(), **variables):
+    if not prefix:
+        return run_warm(ROOT / f"{script}.py", *arguments, cwd=folder, environment=variables)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     environment.pop("HYDRA_FULL_ERROR", None)
     command = [*prefix, sys.executable, str(ROOT / f"{script}.py"), *arguments]

@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from biomass.errors import CheckpointError, ConfigError, DataError
 from biomass.models import Architecture, build_network
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1
 from biomass.training import Profiler, build_probe, find_checkpoint, load_checkpoint, load_network, loop
+from tests.warm import run_warm
 
 SMALL = ("model.key=test_resnet", "model.pretrained=false", "dataloaders.sampler=plate")
 SIMCLR = (*TINY_CELLS, *SMALL, "model.projector=[16,8]", "num_epochs=2", "temperature=0.2")
@@ -392,9 +391,7 @@ def test_where_a_model_path_leads(tmp_path):
 def test_the_ablation_table(run, pretrained, tmp_path):
     for plate in (True, False):
         run("train_classifier", *PROBE, "model_path=encoder", f"model_train_mode={plate}", f"run_name=probe-{plate}")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "misc/ablation_table.py")], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = run_warm(ROOT / "misc/ablation_table.py", cwd=tmp_path)
     assert "| MinCLR, 2 views |" in done.stdout
     assert "train plate / inference plate" in done.stdout
     value = 100 * last("probe-True", "test/accuracy")["test/accuracy"]
@@ -414,11 +411,8 @@ def test_the_ablation_by_its_three_commands(tmp_path, data_root, name):
     tiny = [o for o in TINY_CELLS if o != "dataloaders=simulated_cells"]
 
     def command(*arguments):
-        environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         script, *rest = arguments
-        done = subprocess.run(
-            [sys.executable, str(ROOT / script), *rest], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = run_warm(ROOT / script, *rest, cwd=tmp_path, environment={"BIOMASS_DATA": str(data_root)})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

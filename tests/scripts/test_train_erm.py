@@ -26,6 +26,7 @@ from biomass.models import Architecture, build_network
 from biomass.screen import COLUMNS, make_screen
 from biomass.training import RunLogger, evaluations, load_checkpoint, load_network, loop
 from biomass.training.events import EVENTS, records
+from tests.warm import run_warm
 
 TINY = (*TINY_SCREEN, *TINY_RUN)
 EXCLUDED = ["experiment", "num_epochs", "dataloaders", *(o.partition("=")[0] for o in (*TINY_SCREEN, *TINY_RUN))]
@@ -431,10 +432,7 @@ def test_truncated_images_stop_a_run_or_are_left_out_and_listed(run, data_root, 
 
 
 def script(tmp_path, data_root, *arguments):
-    environment = {**os.environ, "BIOMASS_DATA": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("HYDRA_FULL_ERROR", None)
-    command = [sys.executable, str(ROOT / "train_erm.py"), *arguments]
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    return run_warm(ROOT / "train_erm.py", *arguments, cwd=tmp_path, environment={"BIOMASS_DATA": str(data_root)})
 
 
 @pytest.mark.parametrize(
