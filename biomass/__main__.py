@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from biomass import stopping
 from biomass.commands import Tool, find_tools, plain
-from biomass.errors import did_you_mean
+from biomass.errors import did_you_mean, printable, shortened
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print(_overview(tools))
         return
     if name not in [tool.name for tool in tools]:
-        print(f"error: no tool '{name}'; {did_you_mean(name, [tool.name for tool in tools])}", file=sys.stderr)
+        hint = did_you_mean(name, [tool.name for tool in tools])
+        print(f"error: no tool '{shortened(printable(name))}'; {hint}", file=sys.stderr)
         raise SystemExit(2)
     program = f"biomass {name}"
     with stopping.listening(goes_on=False):
