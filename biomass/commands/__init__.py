@@ -16,7 +16,6 @@ import argparse
 import ast
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence

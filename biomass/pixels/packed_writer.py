@@ -37,7 +37,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from biomass.atomic import no_link, remove, whole_file, writing
-from biomass.errors import BadImageError, ConfigError, DataError, one_line, printable
+from biomass.errors import BadImageError, DataError, one_line, printable
 from biomass.pixels.decoders import read_npy_header
 from biomass.pixels.files import FilePixels, none_readable, open_files
 from biomass.pixels.origin import (
@@ -109,8 +109,8 @@ def pack(
     """
     check_on_bad_image(on_bad_image)
     out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
-    if not out.name:
-        raise ConfigError(f"'{out}' cannot be a store: name a folder that is not there yet", "store")
+    if os.path.lexists(out) and not (out / ABOUT).exists():
+        raise DataError(f"'{out}' is there already, and is not a packed store: choose another place", "store")
     files = _files(screen)
     plan = _make_plan(screen, files)
     with writing(out, "store", needed=plan.images * plan.image_bytes):

@@ -277,7 +277,7 @@ def test_a_setting_that_is_none_is_one_line(setting):
 
 
 def test_a_setting_is_given_once_and_stays_as_it_is_typed():
-    with pytest.raises(ConfigError, match="columns.label"):
+    with pytest.raises(ConfigError, match=r"columns.label"):
         parse_settings(["columns.label=a", "columns.label=b"])
     assert parse_settings(["columns.label=2021_08_12"]) == {"columns": {"label": "2021_08_12"}}
 
