@@ -21,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = did_you_mean(name, [tool.name for tool in tools])
         print(f"error: no tool '{shortened(printable(name))}'; {hint}", file=sys.stderr)
         raise SystemExit(2)
+    try:
+        os.getcwd()  # noqa: PTH109  # libraries end the process without a word of it, as they are imported
+    except FileNotFoundError:
+        raise SystemExit("error: the folder that this was started in is gone: go to another one") from None
     program = f"biomass {name}"
     with stopping.listening(goes_on=False):
         tool = importlib.import_module(f"biomass.commands.{name}")
