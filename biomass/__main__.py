@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from biomass import stopping
 from biomass.commands import Tool, find_tools, plain
-from biomass.errors import did_you_mean
+from biomass.errors import did_you_mean, printable, shortened
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,8 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print(_overview(tools))
         return
     if name not in [tool.name for tool in tools]:
-        print(f"error: no tool '{name}'; {did_you_mean(name, [tool.name for tool in tools])}", file=sys.stderr)
+        hint = did_you_mean(name, [tool.name for tool in tools])
+        print(f"error: no tool '{shortened(printable(name))}'; {hint}", file=sys.stderr)
         raise SystemExit(2)
+    try:
+        os.getcwd()  # noqa: PTH109  # libraries end the process without a word of it, as they are imported
+    except FileNotFoundError:
+        raise SystemExit("error: the folder that this was started in is gone: go to another one") from None
     program = f"biomass {name}"
     with stopping.listening(goes_on=False):
         tool = importlib.import_module(f"biomass.commands.{name}")

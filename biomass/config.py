@@ -287,7 +287,7 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise ConfigError(f"the path '{error.filename}' is too long for the disk: choose a shorter one") from error
+        raise ConfigError(explain_disk(error)) from error
 
 
 Main = Callable[[Config], float | None]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from biomass.errors import BiomassError, ConfigError, one_line
+from biomass.errors import BiomassError, ConfigError, one_line, shortened
 
 _PLACE = "choose another place"
 _TAKEN = f"something else is in the way: move it, or {_PLACE}"
@@ -98,7 +98,7 @@ def explain_disk(error: OSError, place: Path | None = None, needed: int | None =
         what += f": '{named}' cannot be used"
     why = os.strerror(error.errno) if error.errno else one_line(error)
     if error.errno == errno.ENAMETOOLONG:
-        return f"the path '{named or place}' is too long for the disk: {_REMEDIES[errno.ENAMETOOLONG]}"
+        return f"the path '{shortened(str(named or place))}' is too long for the disk: {_REMEDIES[errno.ENAMETOOLONG]}"
     if error.errno == errno.ENOSPC and place is not None and _has_room(place):
         why += ": there is room, but not for one more file"
     remedy = _GONE if error.errno == errno.ENOENT else _REMEDIES.get(error.errno or 0, _FAILS)

@@ -26,7 +26,7 @@ class Kind(NamedTuple):
         target: a section needs a ``_target_``.
         changes: a resumed run may have another value.
         places: arguments of a target which a resumed run may have other values of.
-        names: arguments of a target that hold names of plates, columns and the like: text, whatever they look like.
+        names: arguments of a target that hold paths, or names of plates and the like: text, whatever they look like.
         unset: what null means, and what a run did that began before the key existed.
     """
 
@@ -69,11 +69,12 @@ SECTION = Kind(dict, "a section of keys")
 SEVERAL = Kind(str | list, "a name or path, or a list of them", item=NAME, text=True)
 TARGET = Kind(dict, "a section with a _target_", target=True)
 TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
-_PLACES = (
-    "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path download on_bad_image"
-)
+_PATHS = "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path"
 _NAMES = "image channels cell_type classes splits control"
-READER = TARGET._replace(places=frozenset(_PLACES.split()), names=frozenset(_NAMES.split()))
+READER = TARGET._replace(
+    places=frozenset([*_PATHS.split(), "download", "on_bad_image"]),
+    names=frozenset([*_PATHS.split(), *_NAMES.split()]),
+)
 
 KEYS = {
     "run_name": NAME.or_null().may_change(),
@@ -377,6 +378,7 @@ ADVICE = {
     "statistics": Advice(
         "statistics are set by {key}", ("normalizations", "statistics", "statistics_rows", "model_train_mode")
     ),
+    "method": Advice("statistics are set by {key}", ("statistics", "statistics_rows", "model_train_mode")),
     "tune": Advice("run biomass tune {key}=…, which measures and stores them", ("model_path", "run_name")),
     "calibrate": Advice("run biomass calibrate {key}=…, or name a file in calibration", ("model_path",)),
     "compare": Advice("the words to compare are those of {key}", ("compare",)),
@@ -395,6 +397,7 @@ ADVICE = {
     "measure_again": Advice("set {key}=true, or other_data=true to take them all the same", ("measure_again",)),
     "other_data": Advice("set {key}=true to go on all the same", ("other_data",)),
     "resume": Advice("write {key}=auto, or another run_name", ("resume",)),
+    "resume_from": Advice("write {key}=auto, or {key}= with the path of one", ("resume",)),
     "run_name": Advice("set {key}", ("run_name",)),
 }
 """What the advice of an error (:class:`biomass.errors.BiomassError`) means for the user of a script."""

@@ -706,3 +706,11 @@ def test_a_signal_while_modules_are_imported_is_one_line(tmp_path, module):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert (done.returncode, done.stderr) == (code, "stopped: nothing had begun; start the same command again\n")
+
+
+def test_a_path_stays_as_it_is_typed():
+    where = "dataloaders.source"
+    given = [f"{where}.path=2021_08_12", f"{where}.download=true", f"{where}.path=null"]
+    assert Arguments([], given).for_hydra() == [f'{where}.path="2021_08_12"', *given[1:]]
+    source = {"_target_": "biomass.datasets.manifest.load_manifest", "path": 12}
+    assert Config(OmegaConf.create({"dataloaders": {"source": source}})).dataloaders.source["path"] == "12"

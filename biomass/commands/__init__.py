@@ -15,6 +15,7 @@ A tool is imported when it is called, and not before: it may import what it like
 import argparse
 import ast
 import logging
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 from biomass import stopping
 from biomass.diskerrors import escaped, flushed
-from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line
+from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line, shortened
 from biomass.run_lock import letting_go
 
 ADVICE = {
@@ -63,6 +64,10 @@ ADVICE = {
 """What to type for each advice of an error (see :class:`biomass.errors.BiomassError`), in the tools on files."""
 
 
+_LONG = 400
+"""Characters of a message about options; a longer one is cut."""
+
+
 class Tool(NamedTuple):
     """What is known of a tool without importing it."""
 
@@ -99,6 +104,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             f"biomass {tool}", description=plain(about), formatter_class=argparse.RawDescriptionHelpFormatter
         )
+        for kind, read in ((Path, _path), (int, _whole), (float, _decimal)):  # what ``type=Path`` means here
+            self.register("type", kind, read)
 
     def add_source(self, help: str) -> None:
         """``<source>``, anything that :func:`biomass.datasets.any_source.open_source` reads, and how to read it."""
@@ -126,8 +133,33 @@ class Parser(argparse.ArgumentParser):
         known = [option.removeprefix("--") for option in self._option_string_actions]
         listed = f"{self.prog} --help lists what it takes"
         hint = did_you_mean(unknown[1], known, listed) if unknown else listed
-        print(f"error: {one_line(message)}; {hint}", file=sys.stderr)
+        print(f"error: {shortened(one_line(message), _LONG)}; {hint}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _path(text: str) -> Path:
+    """A place as it is typed. Shells leave ``~`` in ``--out=~/x`` as it is."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path: a variable of the shell was perhaps empty")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"'{text}' begins with a user who is not known here: write ./{text}") from None
+    return path if path.name not in ("", "..") else path.resolve()  # of which a name can be told
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[-+]?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number: write one such as 12")
+    return int(text)
+
+
+def _decimal(text: str) -> float:
+    if not re.fullmatch(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", text) or not math.isfinite(
+        float(text)
+    ):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number: such as 1.5")
+    return float(text)
 
 
 def plain(docstring: str) -> str:
@@ -192,15 +224,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
     from biomass.notation import PlainLoader
 
-    options = OmegaConf.create()
+    options, seen = OmegaConf.create(), set[str]()
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting} has no value: write key=value")
+            raise ConfigError(f"--set {shortened(setting)} has no value: write key=value")
+        if not all(part and part.isprintable() for part in key.split(".")) or len(key) > _LONG:
+            raise ConfigError(f"--set {shortened(setting)!r} names no key: write key=value, such as z=max")
+        if key in seen:
+            raise ConfigError(f"--set {key}=… is given twice: take one of the two out")
+        seen.add(key)
         try:
             OmegaConf.update(options, key, yaml.load(value, Loader=PlainLoader), merge=True)
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {setting} cannot be understood ({one_line(error)})") from error
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            cause = getattr(error, "problem", None) or str(error).partition("\n")[0]
+            raise ConfigError(
+                f"--set {shortened(setting)} cannot be understood ({shortened(one_line(cause))}): write a word, "
+                "'key=[a, b]' or 'key={a: b}'; what holds : # or brackets stands in double quotes within them"
+            ) from error
     values = OmegaConf.to_container(options)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

@@ -129,7 +129,7 @@ def read_run(folder: Path) -> Run:
     if config is not None and "words" in config and config.get("model_path"):
         return _read_stress(folder, config)
     if config is None or "num_epochs" not in config:
-        raise DataError(f"'{folder}' holds no run of a training script")
+        raise DataError(f"'{folder}' holds no run of a training script; name folders below runs/")
     trained = config.get("encoder", config)
     if not config.get("method") or not trained.get("method"):
         if trained is config:

@@ -119,14 +119,18 @@ WORDS: Mapping[str, Word] = {
 """What statistics are taken from, by name. *Plate* stands for whatever the groups are."""
 
 
-def find_word(name: str) -> Word:
+def find_word(name: str, advice: str = "statistics") -> Word:
     """The entry of :data:`WORDS`.
+
+    Args:
+        name: the word.
+        advice: of the error, see :class:`biomass.errors.BiomassError`.
 
     Raises:
         ConfigError: there is none of this name.
     """
     if name not in WORDS:
-        raise ConfigError(f"statistics '{name}' are unknown; {did_you_mean(name, WORDS)}", "statistics")
+        raise ConfigError(f"statistics '{name}' are unknown; {did_you_mean(name, WORDS)}", advice)
     return WORDS[name]
 
 
@@ -427,8 +431,8 @@ class Method(NamedTuple):
             max_groups=max(2, self.max_groups) if pairs else self.max_groups,
             pairs=pairs,
         )
-        find_word(method.eval)
-        find_word(method.train)
+        find_word(method.eval, "method")
+        find_word(method.train, "method")
         control_numbers(method.controls)
         trainable = [
             name for name, word in WORDS.items() if not (word.prior == "calibrated" or word.tuned or word.adapts)

@@ -108,7 +108,9 @@ def pack(
         DataError: ``out`` holds other images.
     """
     check_on_bad_image(on_bad_image)
-    out = Path(out)
+    out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
+    if os.path.lexists(out) and not (out / ABOUT).exists():
+        raise DataError(f"'{out}' is there already, and is not a packed store: choose another place", "store")
     files = _files(screen)
     plan = _make_plan(screen, files)
     with writing(out, "store", needed=plan.images * plan.image_bytes):

@@ -179,6 +179,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"'{taken.parent}' holds a run already, and '{path}' is of another one; choose another name", "run_name"
             )
+        if resume != "auto" and not os.path.lexists(path):
+            raise CheckpointError(f"there is no checkpoint '{path}' to go on from", "resume_from")
         return self._own() if path.absolute() == self.last.absolute() else load_run(path) | {"path": str(path)}
 
     def _own(self) -> dict[str, Any]:

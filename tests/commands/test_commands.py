@@ -256,3 +256,48 @@ def test_a_tool_that_takes_overrides(tool, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "seed 7 run a\n"
     with pytest.raises(SystemExit, match=r"^error: [^\n]*'sed'[^\n]*$"):
         main(["shows", "sed=7"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pack", "a.csv", "--out="], "''"),
+        (["check", "a.csv", "--images", "0x10"], "'0x10'"),
+        (["check", "a.csv", "--images", "1_0"], "'1_0'"),
+        (["crop", "a.csv", "b", "--within", "1e400"], "'1e400'"),
+        (["evaluate", "a.csv", "--seed", "nan"], "'nan'"),
+    ],
+)
+def test_a_value_that_is_none_is_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert re.fullmatch(rf"error: [^\n]*{re.escape(said)}[^\n]*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("setting", ["=b", "a..b=1", "\x1b[31m=1", "a", "a=[", "a={b: 1, b: 2}", "a=&x [*x]", "a=${"])
+def test_a_setting_that_is_none_is_one_line(setting):
+    with pytest.raises(ConfigError, match="--set") as caught:
+        parse_settings([setting])
+    assert str(caught.value).isprintable()
+
+
+def test_a_setting_is_given_once_and_stays_as_it_is_typed():
+    with pytest.raises(ConfigError, match=r"columns.label"):
+        parse_settings(["columns.label=a", "columns.label=b"])
+    assert parse_settings(["columns.label=2021_08_12"]) == {"columns": {"label": "2021_08_12"}}
+
+
+def test_an_unknown_tool_whose_name_is_two_lines(capsys):
+    with pytest.raises(SystemExit):
+        main(["a\nb"])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_store_is_not_the_folder_that_one_is_in(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.csv").write_text("path,plate,well\n")
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "/"):
+        with pytest.raises(SystemExit):
+            main(["pack", "a.csv", out])
+    assert [one.name for one in tmp_path.iterdir()] == ["a.csv"]
