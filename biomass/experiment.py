@@ -27,7 +27,7 @@ from biomass.evaluation.accuracy import MEANINGS
 from biomass.evaluation.verdict import warning
 from biomass.fingerprint import fingerprint
 from biomass.inference import Transform
-from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED, OUTPUTS, PUBLISHED_OUTPUTS
+from biomass.keys import EVAL_SPLITS, EVALUATED, MONITORED, OUTPUTS, PREPARED, PUBLISHED_OUTPUTS
 from biomass.loader import BatchReader, BatchSource, Loader, SkippedImages
 from biomass.models import Architecture, Network, adapt, build_network, check_images, is_own_code
 from biomass.norms import Method, Statistics
@@ -625,7 +625,7 @@ def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
         log.info("'%s' does not say what is done to an image: it is standardized", path)
         return Compose([Standardize()])
     try:
-        return compose(Node.of(nodes, "transforms.eval"))
+        return compose(Node.of(nodes, PREPARED))
     except ConfigError as error:
         raise CheckpointError(
             f"checkpoint '{path}' cannot say what is done to an image ({error}); say it yourself", "own_transforms"

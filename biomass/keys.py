@@ -229,6 +229,9 @@ KEYS = {
 EVALUATED, MONITORED, OUTPUTS = "dataloaders.eval_splits", "trainer.monitor", "model.d_out"
 """The keys of which it matters whether a user set them, or nobody did."""
 
+PREPARED = "transforms.eval"
+"""The key that says what is done to an image where nothing is random."""
+
 PUBLISHED_OUTPUTS = {"train_erm": 1139}
 """Outputs of the published network, which are for its own screen: on another, nobody means them without typing them."""
 
