@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from biomass.datasets.download import extract
-from biomass.errors import DataError, UnreadableError, log_printably, one_line, printable
+from biomass.errors import DataError, RefusedError, log_printably, one_line, printable
 from biomass.formulas import read_csv, to_csv
 from biomass.guarded import ask
 from biomass.identifiers import folder_name
@@ -87,7 +87,7 @@ def test_hdf5_reads_no_other_file_and_declares_what_it_holds(tmp_path: Path) -> 
     }.items():
         with h5py.File(tmp_path / "a.h5", "w") as h5:
             h5.create_dataset("x", dtype="u1", **options)
-        with pytest.raises(UnreadableError, match=name):
+        with pytest.raises(RefusedError, match=name):
             ask("hdf5", tmp_path / "a.h5", skip=[], virtual=False)
 
 
