@@ -24,7 +24,7 @@ from biomass.guarded_process import check_chunk
 from biomass.identifiers import check_once, find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
-from biomass.pixels.files import string_array
+from biomass.pixels.names import string_array
 from biomass.pixels.open_handles import Handles
 from biomass.pixels.origin import Stamps, stamp_files
 

@@ -28,8 +28,8 @@ from biomass.guarded import ask
 from biomass.identifiers import folder_name
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import whole_h5
-from biomass.pixels.files import string_array
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
+from biomass.pixels.names import string_array
 from biomass.pixels.open_handles import Handles
 from biomass.pixels.origin import Stamps, stamp_files
 from biomass.pixels.tiff import libtiff

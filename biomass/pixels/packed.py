@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from biomass.errors import BadImageError, DataError, RefusedError, one_line, printable
 from biomass.pixels.decoders import npy_header_of
-from biomass.pixels.files import PLANES
+from biomass.pixels.names import PLANES
 from biomass.pixels.opening import open_file
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
