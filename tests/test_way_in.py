@@ -102,7 +102,9 @@ def bombs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files that become huge: a Parquet table, a packed CSV, a workbook."""
     folder = tmp_path_factory.mktemp("bombs")
     nothing = pa.table([pa.array(np.zeros(ROWS, bool))], pa.schema([pa.field("value", pa.bool_(), nullable=False)]))
-    pq.write_table(nothing, folder / "t.parquet", ROWS, max_rows_per_page=ROWS, data_page_size=1 << 30)
+    pq.write_table(
+        nothing, folder / "t.parquet", ROWS, compression="zstd", max_rows_per_page=ROWS, data_page_size=1 << 30
+    )
     (folder / "t.csv.gz").write_bytes(gzip.compress(bytes(70 << 20), 1))
     with zipfile.ZipFile(folder / "t.xlsx", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("xl/worksheets/sheet1.xml", bytes(70 << 20))
