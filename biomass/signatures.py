@@ -22,10 +22,6 @@ _WORDS: dict[Any, str] = {
 _LISTS = (Sequence, Collection, Iterable, list, tuple, set, frozenset)
 
 
-class _MisfitError(Exception):
-    """A value is not what an annotation says."""
-
-
 def check_call(target: Callable[..., Any], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Compare arguments with the signature of what takes them, as far as its annotations go.
 
@@ -73,13 +69,13 @@ def _checked(value: Any, parameter: inspect.Parameter | None, where: str) -> Any
         return None
     try:
         return _fit(value, parameter.annotation)
-    except _MisfitError:
+    except TypeError:
         must = _words(parameter)
         hint = ""
         try:
             _fit([value], parameter.annotation)
             hint = f"; write [{value}]" if not isinstance(value, list | Mapping) else ""
-        except _MisfitError:
+        except TypeError:
             pass
         choices = _choices(parameter.annotation)
         if choices and isinstance(value, str) and "did you mean" in (near := did_you_mean(value, choices)):
@@ -88,7 +84,7 @@ def _checked(value: Any, parameter: inspect.Parameter | None, where: str) -> Any
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """The value, as an annotation asks for it; raises :class:`_MisfitError`. What the annotation leaves open passes."""
+    """The value, as an annotation asks for it; raises :class:`TypeError`. What the annotation leaves open passes."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is None or hint is type(None):
         return _if(value is None, value)
@@ -109,7 +105,7 @@ def _fit(value: Any, hint: Any) -> Any:
     kind = origin or hint
     if kind in (Mapping, dict):
         if not isinstance(value, Mapping):
-            raise _MisfitError
+            raise TypeError
         keys, items = args or (Any, Any)
         return {_fit(key, keys): _fit(one, items) for key, one in value.items()}
     if kind in _LISTS:
@@ -122,12 +118,12 @@ def _fit(value: Any, hint: Any) -> Any:
         or not isinstance(value, Mapping | list | str | int | float | None)
     ):
         return value
-    raise _MisfitError  # a protocol, which nothing that a file holds is
+    raise TypeError  # a protocol, which nothing that a file holds is
 
 
 def _if(fits: bool, value: Any) -> Any:
     if not fits:
-        raise _MisfitError
+        raise TypeError
     return value
 
 
@@ -136,17 +132,17 @@ def _fit_any(value: Any, hints: Sequence[Any]) -> Any:
     for hint in sorted(hints, key=lambda one: one in (str, Path)):
         try:
             return _fit(value, hint)
-        except _MisfitError:
+        except TypeError:
             continue
-    raise _MisfitError
+    raise TypeError
 
 
 def _fit_list(value: Any, kind: Any, args: Sequence[Any]) -> Any:
     if not isinstance(value, list | tuple):
-        raise _MisfitError
+        raise TypeError
     if kind is tuple and args and Ellipsis not in args:
         if len(value) != len(args):
-            raise _MisfitError
+            raise TypeError
         return [_fit(one, hint) for one, hint in zip(value, args, strict=True)]
     return [_fit(one, args[0] if args else Any) for one in value]
 
