@@ -89,12 +89,14 @@ class BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
     yaml.error.YAMLError: an anchor holds itself
     """
 
+    most = NODES
+
     def get_single_node(self) -> Any:
         """The document, if it is not too large."""
         try:
             node = super().get_single_node()
-            if node is not None and _count(node, {}) > NODES:
-                raise yaml.YAMLError(f"its anchors stand for more than {NODES:,} values")
+            if node is not None and _count(node, {}) > self.most:
+                raise yaml.YAMLError(f"it holds more than {self.most:,} values, with those that its anchors stand for")
         except RecursionError:
             raise yaml.YAMLError("it is nested too deeply") from None
         return node

@@ -73,7 +73,7 @@ class RefusedError(ValueError):
     """Why a file is not read: said between readers, who make a :class:`DataError` of it that names the file.
 
     Args:
-        why: what is wrong with it.
+        why: what is wrong with it; of :mod:`biomass.guarded`, the end of a sentence that begins with its name.
         kind: in one word or two, see :data:`BAD_IMAGES`.
         remedy: what to do, where it is not what is to be done with all of this kind.
     """
@@ -81,10 +81,6 @@ class RefusedError(ValueError):
     def __init__(self, why: str, kind: str = "damaged", remedy: str | None = None) -> None:
         super().__init__(why)
         self.kind, self.remedy = kind, remedy
-
-
-class UnreadableError(DataError):
-    """Why a file must not be read, as the end of a sentence that begins with its name."""
 
 
 class CheckpointError(BiomassError):

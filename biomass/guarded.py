@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from biomass.errors import UnreadableError, one_line
+from biomass.errors import RefusedError, one_line
 
 MEMORY = 8 << 30
 """Bytes of address space that the process may take."""
@@ -58,7 +58,7 @@ class _Process:
                 late.cancel()
             if not line.endswith("\n"):
                 self._stop()
-                raise UnreadableError(_HANG.format(seconds) if is_late.is_set() else _CRASH)
+                raise RefusedError(_HANG.format(seconds) if is_late.is_set() else _CRASH)
             return json.loads(line)
 
     def _start(self) -> None:
@@ -115,12 +115,12 @@ def ask(task: str, file: Path, **options: Any) -> Any:
         options: for the function.
 
     Raises:
-        UnreadableError: the file must not be read; says why.
+        RefusedError: the file must not be read; says why.
         OSError: it is not there.
     """
     size = file.stat().st_size
     question = {"task": task, "file": str(file.absolute()), "options": options}
     answer = _process.ask(question, SECONDS + size / BYTES_A_SECOND)
     if "why" in answer:
-        raise UnreadableError(one_line(answer["why"]))
+        raise RefusedError(one_line(answer["why"]))
     return answer["found"]

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from hydra._internal.core_plugins import file_config_source
@@ -37,16 +37,14 @@ _WORDS_OF_YAML = {
 """What is not text in a YAML file, and the characters it begins with."""
 
 
-_MOST = 20_000
-"""Values of a file."""
-
-
 class PlainLoader(BoundedLoader):
     """OmegaConf's YAML, where only ``true``, ``12``, ``1.5``, ``1e-3`` and their like are not text.
 
     >>> yaml.load("[0012, 2021_08_12, NO, 0x1F, 1:30, 1E05, 12, 1.0e-3, 1e-3, true, null]", Loader=PlainLoader)
     ['0012', '2021_08_12', 'NO', '0x1F', '1:30', '1E05', 12, 0.001, 0.001, True, None]
     """
+
+    most = 20_000
 
 
 PlainLoader.yaml_implicit_resolvers = {}
@@ -71,10 +69,6 @@ class FileConfigSource(file_config_source.FileConfigSource):
             raise ConfigError(f"'{file}' is not text in UTF-8; save it as that") from error
         except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(_explain_file(file, error)) from error
-        if not _is_small(plain):
-            raise ConfigError(
-                f"'{file}' holds more than {_MOST:,} values, or an anchor (&) within itself; take it apart"
-            )
         plain = {} if plain is None else plain
         if not isinstance(plain, dict):
             raise ConfigError(f"'{file}' holds {shown(plain, 40)}, not keys with their values; write a line key: value")
@@ -84,16 +78,6 @@ class FileConfigSource(file_config_source.FileConfigSource):
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigError(_explain_file(file, error)) from error
         return result
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a file holds as much as somebody may have written; a few lines of anchors can make billions."""
-    waiting, found = [value], 0
-    while waiting and found <= _MOST:
-        one = waiting.pop()
-        found += 1
-        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-    return found <= _MOST
 
 
 def _explain_file(file: Path, error: Exception) -> str:
@@ -106,6 +90,8 @@ def _explain_file(file: Path, error: Exception) -> str:
         return (
             f"{where} cannot be read: {one_line(str(cause))}; a key stands once in its section: take one of the two out"
         )
+    if mark is None and isinstance(error, yaml.YAMLError):  # of what it stands for, see BoundedLoader
+        return f"{where} cannot be read: {one_line(str(cause))}; take it apart"
     remedy = (
         "put blanks in place of the tab"
         if tab

@@ -34,7 +34,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.bounds import check_cells, check_zip, unpacked
-from biomass.errors import DataError, UnreadableError, did_you_mean, one_line
+from biomass.errors import DataError, RefusedError, did_you_mean, one_line
 from biomass.formulas import GUARDED, plain
 from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
@@ -310,7 +310,7 @@ def _read_workbook(raw: bytes, name: str, advice: str | None) -> dict[str, list[
             file.write(raw)
             file.flush()
             found = ask("workbook", Path(file.name))
-    except (UnreadableError, zipfile.BadZipFile) as error:
+    except (RefusedError, zipfile.BadZipFile) as error:
         if "password" in str(error).lower():
             raise DataError(
                 f"{name} is a workbook with a password: save it without, or as CSV (UTF-8)", advice

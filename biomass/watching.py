@@ -16,6 +16,7 @@ from biomass.evaluation.predictions import write_predictions
 from biomass.formulas import to_csv
 from biomass.loader import SkippedImages
 from biomass.pixels.files import FilePixels
+from biomass.pixels.opening import QUIET
 from biomass.pixels.origin import Stamps, stamp_files
 from biomass.screen import FIELD, Screen
 from biomass.trained import Model, Reading
@@ -27,9 +28,6 @@ SETTLED = ((0.02, "settled"), (0.1, "settling"), (np.inf, "moving"))
 On 8 plates of a simulated screen, read well by well, 6 % of the earlier predictions changed where the moments moved by
 up to 0.02, 17 % up to 0.1, and 55 % above.
 """
-
-QUIET = 5.0
-"""Seconds for which a file must not have changed before it is read, unless it was the same a look before."""
 
 _NO_VARIANCE = 1e-12
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from biomass import fingerprint as module
 from biomass.datasets.manifest import load_manifest
+from biomass.differences import first_difference
 from biomass.errors import BadImageError
-from biomass.fingerprint import fingerprint, first_difference, image_keys, plate_difference, plate_fingerprint
+from biomass.fingerprint import fingerprint, image_keys, plate_difference, plate_fingerprint
 from biomass.pixels.packed import PackedPixels
 from biomass.pixels.packed_writer import pack
 from biomass.screen import Screen, VectorPixels, make_screen

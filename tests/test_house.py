@@ -20,7 +20,8 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 LAYERS = (
     "errors stopping",
     "diskerrors",
-    "atomic bounds channels formulas guarded guarded_process identifiers keys pickles targets",
+    "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
+    "targets",
     "screen table_files run_files run_lock tensor_files",
     "fingerprint",
     "pixels",

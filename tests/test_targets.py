@@ -15,7 +15,8 @@ from biomass.config import Config, build
 from biomass.errors import CheckpointError, ConfigError
 from biomass.experiment import trained_transform
 from biomass.notation import Arguments
-from biomass.targets import check_call, find_target
+from biomass.signatures import check_call
+from biomass.targets import find_target
 from biomass.trust import foreign_settings
 
 ERRORS = (ConfigError, HydraException, RecursionError, ValueError)

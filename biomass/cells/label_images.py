@@ -20,7 +20,8 @@ from tqdm import tqdm
 from biomass.cells.nuclei import measure_labels
 from biomass.cells.tables import find_files
 from biomass.errors import DataError, one_line
-from biomass.pixels.files import FilePixels, read_array
+from biomass.pixels.decoders import decode
+from biomass.pixels.files import FilePixels
 from biomass.pixels.origin import SEPARATOR
 from biomass.pixels.packed import PackedPixels
 from biomass.pixels.processes import as_they_end
@@ -173,7 +174,7 @@ class _Measure:
     def __call__(self, number: int) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         file = self.files[number]
         try:
-            labels = read_array(file)
+            labels = decode(file)
         except Exception as error:  # decoders raise almost anything
             raise DataError(
                 f"label image '{file}' cannot be read ({one_line(error)}): write it again", "nuclei"

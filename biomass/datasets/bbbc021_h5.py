@@ -18,13 +18,13 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from biomass.errors import BadImageError, DataError, UnreadableError, one_line
+from biomass.errors import BadImageError, DataError, RefusedError, one_line
 from biomass.guarded import ask
 from biomass.guarded_process import check_chunk
 from biomass.identifiers import check_once, find, names, wells
 from biomass.pixels.bbbc021_files import H5_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import H5_NUMBERS, H5_TEXT
-from biomass.pixels.files import string_array
+from biomass.pixels.names import string_array
 from biomass.pixels.open_handles import Handles
 from biomass.pixels.origin import Stamps, stamp_files
 
@@ -98,7 +98,7 @@ def _open(file: Path, virtual: bool = False) -> h5py.File:
     try:
         ask("hdf5", file, skip=["images"], virtual=virtual)
         return h5py.File(file, "r")
-    except UnreadableError as error:
+    except RefusedError as error:
         raise _damaged(f"'{file}' {error}") from error
     except OSError as error:
         raise _damaged(f"'{file}' cannot be read ({one_line(error)})") from error

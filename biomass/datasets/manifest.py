@@ -21,7 +21,8 @@ from biomass.bounds import read_json
 from biomass.datasets.splits import check_splits, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
-from biomass.pixels.files import check_present, check_unique, open_files
+from biomass.pixels.files import open_files
+from biomass.pixels.names import check_present, check_unique
 from biomass.pixels.packed import packed_pixels
 from biomass.pixels.planes import Reading
 from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen

@@ -20,7 +20,8 @@ from biomass.atomic import whole_folder, writing
 from biomass.datasets.download import extract, fetch, find_archives, join
 from biomass.datasets.rxrx1_metadata import CHANNELS, class_names, read_metadata
 from biomass.errors import DataError, one_line
-from biomass.pixels.files import check_present, open_files
+from biomass.pixels.files import open_files
+from biomass.pixels.names import check_present
 from biomass.pixels.packed import packed_pixels
 from biomass.screen import Pixels, Screen, make_screen
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from biomass.bounds import check_cells
 from biomass.datasets.map_files import short_name
-from biomass.errors import DataError, UnreadableError, one_line
+from biomass.errors import DataError, RefusedError, one_line
 from biomass.evaluation.h5ad import check_anndata
 from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS
@@ -294,7 +294,7 @@ def _h5ad(path: Path) -> Raw:
     try:
         ask("hdf5", path, skip=[], virtual=False)
         data = anndata.read_h5ad(path)
-    except UnreadableError as error:
+    except RefusedError as error:
         raise DataError(f"profiles '{path}' are an HDF5 file that {error}: write it again") from error
     except Exception as error:  # whatever h5py and anndata raise for a file that is damaged, or of another kind
         raise DataError(

@@ -23,13 +23,13 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from biomass.atomic import check_writable
-from biomass.errors import BadImageError, DataError, UnreadableError, one_line
+from biomass.errors import BadImageError, DataError, RefusedError, one_line
 from biomass.guarded import ask
 from biomass.identifiers import folder_name
 from biomass.pixels.bbbc021_files import RAW_CHANNELS as CHANNELS
 from biomass.pixels.bbbc021_files import whole_h5
-from biomass.pixels.files import string_array
 from biomass.pixels.illumination import SIGMA, Correction, measure_channel
+from biomass.pixels.names import string_array
 from biomass.pixels.open_handles import Handles
 from biomass.pixels.origin import Stamps, stamp_files
 from biomass.pixels.tiff import libtiff
@@ -312,7 +312,7 @@ def _is_measured(file: Path, table: pd.DataFrame, skip_bad: bool) -> bool:
         with h5py.File(file, "r") as h5:
             whole = skip_bad or not h5.attrs.get("skipped", 0)
             return whole and str(h5.attrs.get("fingerprint", "")) == _fingerprint(table)
-    except (OSError, UnreadableError):  # not there, or damaged
+    except (OSError, RefusedError):  # not there, or damaged
         return False
 
 

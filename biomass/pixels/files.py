@@ -7,7 +7,6 @@ paths are kept in memory.
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,20 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomass.errors import BAD_IMAGES, BadImageError, ConfigError, DataError, RefusedError, one_line
-from biomass.pixels.decoders import ENDINGS, MOST_VALUES, decode
+from biomass.pixels.decoders import MOST_VALUES, decode
 from biomass.pixels.metadata import Axes, has_alpha, image_size, open_tiff, tiff_axes, used_bits
+from biomass.pixels.names import PLANES, check_endings, each_file, no_file, string_array
 from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")
 """How a file may order its dimensions: channel, height, width. Stacks have z planes (Z) and points of time (T), too."""
 
-PLANES = "\x1f"
-"""Stands between the names of files that are the planes of one channel."""
 
 _TIMES = 64  # as large as the example may a file be that is read at all: other sizes may be cut, and planes chosen
 _ALWAYS = 1 << 24  # values that may be read whatever the example
@@ -172,7 +168,7 @@ class FilePixels:
         """Read one channel, or all that a file holds, into ``target`` (C, H, W)."""
         names = self.files[column][row].as_py()
         if not names:
-            raise BadImageError(_no_file(row, column, self.channels), row, kind="missing")
+            raise BadImageError(no_file(row, column, self.channels), row, kind="missing")
         files = names.split(PLANES)
         path = self.root / files[0]
         plain = self.reading.depths == "error"
@@ -285,10 +281,6 @@ def _planes_to_one(planes: np.ndarray, reading: Reading, path: Path, row: int) -
         ) from None
 
 
-def _no_file(row: int, column: int, channels: Sequence[str]) -> str:
-    return f"row {row} (from 0) names no file for channel '{channels[column]}': add it, or remove the row"
-
-
 def open_files(
     root: str | Path,
     files: Sequence[Any],
@@ -323,7 +315,7 @@ def open_files(
         )
     columns = tuple(string_array(column) for column in files)
     for column in columns:
-        _check_endings(column)
+        check_endings(column)
     if channels is None and len(columns) > 1:
         channels = [f"channel_{i}" for i in range(len(columns))]
     first_error: BadImageError | None = None
@@ -357,7 +349,7 @@ def _learn(
     """The pixels of all rows, laid out as the image of ``row``."""
     names = columns[0][row].as_py()
     if not names:
-        raise BadImageError(_no_file(row, 0, channels or ("channel_0",)), row, kind="missing")
+        raise BadImageError(no_file(row, 0, channels or ("channel_0",)), row, kind="missing")
     file = names.partition(PLANES)[0]
     stored = _read(root / file, row)
     array = _of_pixels(stored, root / file, row, reading.depths == "scale")
@@ -488,121 +480,3 @@ def _wrong_channels(array: np.ndarray, channels: int | None, file: str, row: int
     remedy = "name as many channels as there are, or the order of the dimensions"
     message = f"image '{file}' is {_describe(array)}, expected {expected}: {remedy}"
     return BadImageError(message, row, "channels", "wrong shape")
-
-
-def string_array(column: Any) -> Any:
-    """An Arrow array of strings without nulls, in one piece; lists become strings, with :data:`PLANES` between them."""
-    if not isinstance(column, (pa.Array, pa.ChunkedArray)):
-        lists = any(not isinstance(one, str | None) for one in column)
-        column = pa.array(column, pa.large_list(pa.large_string()) if lists else pa.large_string())
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar(PLANES, pa.large_string()))
-    column = pc.fill_null(column.cast(pa.large_string()), "")
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def each_file(column: Any) -> tuple[Any, np.ndarray]:
-    """The names of all files of a column (N,), planes one by one, (M,), and the row of each, (M,) int64."""
-    column = string_array(column)
-    if not pc.any(pc.match_substring(column, PLANES)).as_py():
-        return column, np.arange(len(column))
-    lists = pc.split_pattern(column, PLANES)
-    return pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy().astype(np.int64)
-
-
-def _check_endings(files: Any) -> None:
-    files, rows = each_file(files)
-    known = pc.equal(files, "")
-    lower = pc.utf8_lower(files)
-    for ending in ENDINGS:
-        known = pc.or_(known, pc.ends_with(lower, ending))
-    bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
-    if len(bad):
-        raise DataError(
-            f"image '{files[bad[0]].as_py()}' (row {rows[bad[0]]}, from 0) is of an unknown kind: "
-            f"convert it to one of {', '.join(ENDINGS)}"
-        )
-
-
-def missing_files(root: str | Path, files: Any) -> np.ndarray:
-    """Positions (n,) int64 of the ``files`` (N,) that are not there, ascending.
-
-    Every folder is listed once, which takes a small part of the time of asking for each file.
-    """
-    files, rows = each_file(files)
-    folders = pc.dictionary_encode(pc.replace_substring_regex(files, r"[^/]*$", ""))
-    names = pc.replace_substring_regex(files, r"(?s)^.*/", "")
-    codes = folders.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(len(folders.dictionary) + 1))
-    there = np.zeros(len(files), bool)
-    for code, folder in enumerate(folders.dictionary.to_pylist()):
-        inside = order[bounds[code] : bounds[code + 1]]
-        present = pc.is_in(names.take(pa.array(inside)), pa.array(_listing(Path(root) / folder), pa.large_string()))
-        there[inside] = present.to_numpy(zero_copy_only=False)
-    return np.unique(rows[~there])
-
-
-def _listing(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None) -> None:
-    """Make sure that all files are there, before hours of training find out.
-
-    Raises:
-        DataError: some are not; names the first and says how many there are.
-    """
-    for c, column in enumerate(map(string_array, files)):
-        missing = missing_files(root, column)
-        if not len(missing):
-            continue
-        names = column[missing[0]].as_py().split(PLANES)
-        file = next((one for one in names if not (Path(root) / one).is_file()), names[0])
-        if not file:
-            raise DataError(_no_file(int(missing[0]), c, channels or ("channel_0",)))
-        if len(missing) == len(column) > 1:
-            raise DataError(
-                f"image '{Path(root) / file}' is missing, and so are all others ({len(column)}): were they moved? Say "
-                "where they are, or index them again",
-                "image_dir",
-            )
-        more = f", and {len(missing) - 1} more of {len(column)}" if len(missing) > 1 else ""
-        raise DataError(f"image '{Path(root) / file}' is missing{more}: {BAD_IMAGES['missing']}", "skip")
-
-
-def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
-    """Make sure that no file is listed twice.
-
-    Args:
-        files: columns of N file names, as :func:`open_files` takes them.
-        labels: (N,) what is known of the images, for the message.
-
-    Raises:
-        DataError: one is; names both rows, and both labels where they differ.
-    """
-    split = [each_file(column) for column in files]
-    every, rows = pa.concat_arrays([names for names, _ in split]), np.concatenate([rows for _, rows in split])
-    codes = pd.Series(pc.dictionary_encode(every).indices.to_numpy())
-    again = codes.duplicated().to_numpy() & pc.not_equal(every, "").to_numpy(zero_copy_only=False)
-    if not again.any():
-        return
-    place = int(np.argmax(again))
-    file = every[place].as_py()
-    first, second = sorted((int(rows[np.argmax(codes.to_numpy() == codes[place])]), int(rows[place])))
-    one, other = labels[first], labels[second]
-    how = f"twice, with the labels '{one}' and '{other}'" if one != other else "twice"
-    raise DataError(f"image '{file}' is listed {how}, in rows {first} and {second} (from 0): remove one of them")
-
-
-def read_array(path: Path) -> np.ndarray:
-    """The array of a PNG, a TIFF or an ``.npy`` file as it stands there, of any type.
-
-    Raises:
-        OSError, ValueError: it cannot be read; says why.
-    """
-    return decode(path)

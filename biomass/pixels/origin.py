@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomass.errors import ConfigError, RefusedError
-from biomass.pixels.files import PLANES, FilePixels, each_file, string_array
+from biomass.pixels.files import FilePixels
+from biomass.pixels.names import PLANES, each_file, string_array
 from biomass.pixels.opening import opened
 from biomass.pixels.planes import Reading
 

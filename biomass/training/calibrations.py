@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from biomass.differences import BROKEN
 from biomass.errors import CheckpointError, DataError, one_line
-from biomass.fingerprint import BROKEN, image_keys, plate_difference, plate_fingerprint
+from biomass.fingerprint import image_keys, plate_difference, plate_fingerprint
 from biomass.models import digest
 from biomass.norms import WORDS, Statistics, calibration_state, load_calibration, tuning_state
 from biomass.screen import Screen

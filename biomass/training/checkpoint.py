@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from biomass.atomic import whole_file, writing
+from biomass.differences import BROKEN, first_difference
 from biomass.errors import CheckpointError, one_line
-from biomass.fingerprint import BROKEN, first_difference
 from biomass.keys import KEYS, may_change
 from biomass.tensor_files import load_tensors, save_tensors
 from biomass.training.schema import RUN, check_state

@@ -24,9 +24,9 @@ from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
 from biomass.training.checkpoint import Checkpoints
 from biomass.training.device import StopTogether
+from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
-from biomass.training.schema import check_fits
 
 log = logging.getLogger(__name__)
 

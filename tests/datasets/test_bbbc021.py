@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -258,6 +259,41 @@ def test_a_damaged_plate_file(pybbbc):
     (pybbbc / "data" / "hdf5" / "Week2_24381.h5").write_bytes(b"no HDF5")
     with pytest.raises(DataError, match=r"Week2_24381\.h5' cannot be read"):
         load_bbbc021(pybbbc)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "holds 1 values that are no numbers"),
+        (np.inf, "holds 1 values"),
+        (-0.5, "holds values from -0.5 to"),
+        (2, "holds values from .* to 2,"),
+    ],
+)
+def test_pixels_that_are_no_numbers_or_out_of_range_are_of_one_image(pybbbc, value, message):
+    with h5py.File(pybbbc / "data" / "hdf5" / "Week1_22123.h5", "r+") as h5:
+        h5["images"][1, 2, 3, 4] = value
+    pixels = load_bbbc021(pybbbc, fields="all").pixels
+    row = next(row for row in range(len(pixels)) if pixels.name(row).startswith("image 1 of"))
+    with pytest.raises(BadImageError, match=rf"image 1 of '.*Week1_22123\.h5' {message}") as caught:
+        pixels.read(np.arange(len(pixels)))
+    assert caught.value.row == row
+    assert len(pixels.read(np.delete(np.arange(len(pixels)), row))) == len(pixels) - 1
+
+
+def test_a_chunk_that_becomes_more_than_a_chunk_is_not_unpacked(pybbbc):
+    file = pybbbc / "data" / "hdf5" / "Week1_22123.h5"
+    with h5py.File(file, "r+") as h5:
+        images = h5["images"][()]
+        del h5["images"]
+        packed = h5.create_dataset("images", data=images, chunks=(1, 1, *SIZE), compression="gzip")
+        packed.id.write_direct_chunk((4, 1, 0, 0), zlib.compress(bytes(1 << 21)))
+    pixels = load_bbbc021(pybbbc, fields="all").pixels
+    row = next(row for row in range(len(pixels)) if pixels.name(row).startswith("image 4 of"))
+    with pytest.raises(BadImageError, match="not as large as a chunk") as caught:
+        pixels.read(np.arange(len(pixels)))
+    assert caught.value.row == row
+    assert len(pixels.read(np.delete(np.arange(len(pixels)), row))) == len(pixels) - 1
 
 
 def test_plates_of_different_length_laid_out_as_pybbbc_does(pybbbc):

@@ -11,7 +11,8 @@ import tifffile
 from PIL import Image
 
 from biomass.errors import BadImageError, ConfigError, DataError
-from biomass.pixels.files import check_present, check_unique, missing_files, open_files
+from biomass.pixels.files import open_files
+from biomass.pixels.names import check_present, check_unique, missing_files
 
 H, W = 7, 5
 

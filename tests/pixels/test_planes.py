@@ -15,8 +15,9 @@ from PIL import Image
 
 from biomass.datasets.manifest import load_manifest
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError
-from biomass.pixels.files import check_present, check_unique, missing_files, open_files
+from biomass.pixels.files import open_files
 from biomass.pixels.metadata import ome_planes
+from biomass.pixels.names import check_present, check_unique, missing_files
 from biomass.pixels.packed import packed_pixels
 from biomass.pixels.packed_writer import pack
 from biomass.pixels.planes import Reading, project, to_16_bit

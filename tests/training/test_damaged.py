@@ -17,8 +17,8 @@ from biomass.models import Architecture, build_network
 from biomass.tensor_files import load_tensors, save_tensors
 from biomass.training import load_network
 from biomass.training.checkpoint import Checkpoints, load_checkpoint, newest, save_checkpoint
+from biomass.training.fits import check_fits
 from biomass.training.optim import adam, warmup_cosine
-from biomass.training.schema import check_fits
 
 ARCHITECTURE = Architecture("test_resnet", 3, (4,))
 NETWORK = build_network(ARCHITECTURE)
