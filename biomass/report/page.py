@@ -92,7 +92,7 @@ def _why_not(folder: Path) -> str:
     if not folder.is_dir():
         return f"'{folder}' is no folder; name the folder of a run, such as runs/my_run"
     if not any((folder / name).exists() for name in _RUN):
-        return f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it"
+        return f"'{folder}' holds no run: none of {', '.join(_RUN)} is in it; name the folder of a run"
     return ""
 
 
