@@ -405,7 +405,7 @@ def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) ->
             TypeError,
             ValueError,
         ) as error:
-            if outside.tracebacks or not _of_hydra(error):
+            if outside.tracebacks or not _of_hydra(error) or isinstance(error.__cause__, OSError):
                 raise
             raise ConfigError(arguments.explain(error)) from error
 

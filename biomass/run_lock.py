@@ -41,11 +41,12 @@ class _Held(NamedTuple):
 _held: list[_Held] = []
 
 
-def own(folder: Path) -> None:
+def own(folder: Path, advice: str | None = None) -> None:
     """Make this process the only one that writes to a folder, until :func:`letting_go` ends, or the process does.
 
     Args:
         folder: made if it is not there. One that this process owns already stays so.
+        advice: of an error of the disk, see :class:`biomass.errors.BiomassError`.
 
     Raises:
         ConfigError: another process owns it, and since when; or it cannot be written.
@@ -54,7 +55,7 @@ def own(folder: Path) -> None:
     if any(one.file == file for one in _held):
         return
     made = [path for path in (file.parent, *file.parent.parents) if not path.exists()]
-    with writing(folder):
+    with writing(folder, advice):
         while True:
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     skip = args.on_bad_image == "skip"
     with run_on_files("nothing was written"):
         folder = args.out or Path("runs") / run_name(args.run_name, "check")
-        own(folder)
+        own(folder, "store")
         if args.images is not None and args.images < 1:
             raise ConfigError(f"--images {args.images}: give a number of at least 1")
         screen, _ = open_source(args.source, skip, **parse_settings(args.set))

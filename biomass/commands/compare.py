@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     by = list(dict.fromkeys(args.by))
     with run_on_files("nothing was written"):
-        own(args.out)
+        own(args.out, "store")
         runs, notes = gather([folder for folder in args.runs if folder != args.out])  # which runs/* names, too
         numbers, more = tabulate(runs)
         notes += more

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with run_on_files("nothing was written"):
         folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
         check_out(folder)
-        own(folder)
+        own(folder, "store")
         check_text(words)
         settings = parse_settings(args.set)
         for key in settings:

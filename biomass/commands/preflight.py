@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by = args.by or list(PLATE[:1])
     with run_on_files("nothing was written"):
         folder = args.out or Path("runs") / run_name(args.run_name, "preflight")
-        own(folder)
+        own(folder, "store")
         settings = parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):

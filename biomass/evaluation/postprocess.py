@@ -24,7 +24,7 @@ import pandas as pd
 from biomass.atomic import whole_file
 from biomass.bounds import read_json
 from biomass.errors import ConfigError, DataError, did_you_mean, one_line
-from biomass.evaluation.tables import control_moments, feature_columns, feature_matrix, like
+from biomass.evaluation.tables import LARGEST, control_moments, feature_columns, feature_matrix, like
 from biomass.evaluation.whitening import Alignment, Whitening, fit_alignment, fit_whitening
 
 BATCH, PLATE = "Metadata_Batch", "Metadata_Plate"
@@ -270,7 +270,7 @@ class Correction:
                 f"profiles have {len(found)} from '{found[0] if found else ''}'",
                 "postprocess",
             )
-        return feature_matrix(wells).astype(np.float64)
+        return feature_matrix(wells, LARGEST).astype(np.float64)
 
     def save(self, file: Path) -> None:
         """Write it as plain arrays, ``.npz``, whole or not at all.
@@ -349,7 +349,7 @@ def fit(
     check_how(how)
     if epsilon is not None and not epsilon >= 0:
         raise ConfigError(f"epsilon {epsilon} cannot be added to a spread or a variance; give 0 or more")
-    rows = feature_matrix(controls).astype(np.float64)
+    rows = feature_matrix(controls, LARGEST).astype(np.float64)
     chosen = np.ones(len(rows), bool) if fit_on is None else fit_on
     steps: list[Step] = []
     for one in CORRECTIONS[how]:

@@ -59,7 +59,7 @@ the words of a name in small letters, ``image_id`` for ``ImageID``."""
 _ROUNDING = 1e-12
 """A spread below this share of the values' size is the rounding of a constant feature, not a spread."""
 
-_LARGEST = 1e150
+LARGEST = 1e150
 """Size of a value up to which sums of squares can be held in double precision."""
 
 _SHOWN = 5  # columns that a message lists
@@ -89,19 +89,20 @@ def left_out(profiles: pd.DataFrame) -> list[str]:
     return [c for c, name in words.items() if NOT_FEATURES.fullmatch(name)]
 
 
-def feature_matrix(features: Features) -> np.ndarray:
+def feature_matrix(features: Features, largest: float = np.inf) -> np.ndarray:
     """The features of a table or an array as a checked matrix.
 
     Args:
         features: a profile table, of which the :func:`feature_columns` are taken, or an array (N, D). What is
             :func:`left_out` of a table is said in the log, once.
+        largest: the largest size of a value, for what sums up squares: :data:`LARGEST`.
 
     Returns:
         (N, D), float32 if all features are, float64 otherwise. May share its memory with ``features``.
 
     Raises:
         DataError: a feature is not numeric or a column is there twice, there are no rows or features, the array is not
-            two-dimensional, or a value is missing, infinite or beyond 1e150 (row and column are named).
+            two-dimensional, or a value is missing, infinite or beyond ``largest`` (row and column are named).
     """
     labels: Sequence[Any]
     if isinstance(features, pd.DataFrame):
@@ -145,8 +146,8 @@ def feature_matrix(features: Features) -> np.ndarray:
             f"row {rows[row]} has {matrix[row, column]} in feature '{labels[column]}'; "
             "drop the row or the feature, or find out why it could not be measured"
         )
-    if matrix.dtype == np.float64 and max(matrix.max(), -matrix.min()) > _LARGEST:
-        row, column = np.argwhere(np.abs(matrix) > _LARGEST)[0]
+    if matrix.dtype == np.float64 and max(matrix.max(), -matrix.min()) > largest:
+        row, column = np.argwhere(np.abs(matrix) > largest)[0]
         raise DataError(
             f"row {rows[row]} has {matrix[row, column]} in feature '{labels[column]}', whose square no number can "
             "hold; drop the row or the feature, or give it in another unit"
@@ -305,7 +306,7 @@ def aggregate(
         raise ConfigError(f"how='{how}' is unknown; a profile is summarized by mean or median")
     by = [by] if isinstance(by, str) else list(by)
     require(profiles, [*keep, *collect])
-    matrix = feature_matrix(profiles)
+    matrix = feature_matrix(profiles, LARGEST)
     numbers, titles = group_numbers(profiles, by)
     features = feature_columns(profiles)
     grouped = pd.DataFrame(matrix.astype(np.float64, copy=False), columns=features).groupby(numbers, sort=True)
@@ -357,7 +358,7 @@ def normalize(profiles: pd.DataFrame, controls: object, by: str | Sequence[str])
     >>> normalize(wells, [True, True, False], "Metadata_plate")["f"].round(3).tolist()
     [-0.707, 0.707, 2.828]
     """
-    matrix = feature_matrix(profiles).astype(np.float64)
+    matrix = feature_matrix(profiles, LARGEST).astype(np.float64)
     mask = control_rows(profiles, controls)
     numbers, titles = group_numbers(profiles, by)
     mean, spread = control_moments(matrix[mask], numbers[mask], titles)

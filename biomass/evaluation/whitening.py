@@ -15,6 +15,7 @@ import pandas as pd
 
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation.tables import (
+    LARGEST,
     Features,
     control_rows,
     feature_columns,
@@ -73,7 +74,7 @@ class Whitening:
         Raises:
             DataError: a feature is missing or infinite, or the features are not those of the fit.
         """
-        matrix = feature_matrix(features)
+        matrix = feature_matrix(features, LARGEST)
         names = tuple(feature_columns(features)) if isinstance(features, pd.DataFrame) else ()
         if matrix.shape[1] != len(self.centre):
             raise DataError(f"rows have {matrix.shape[1]} features, but whitening was fitted on {len(self.centre)}")
@@ -110,7 +111,7 @@ def fit_whitening(controls: Features, regularization: float | None = None) -> Wh
     True
     """
     names = tuple(feature_columns(controls)) if isinstance(controls, pd.DataFrame) else ()
-    return _fit(feature_matrix(controls), regularization, names)
+    return _fit(feature_matrix(controls, LARGEST), regularization, names)
 
 
 def whiten(features: Features, controls: object, regularization: float | None = None) -> pd.DataFrame | np.ndarray:
@@ -131,7 +132,7 @@ def whiten(features: Features, controls: object, regularization: float | None = 
     >>> whiten(rows, [True] * 4 + [False], 0)[-1].round(2).tolist()
     [-0.42, 1.89]
     """
-    matrix, mask = feature_matrix(features), control_rows(features, controls)
+    matrix, mask = feature_matrix(features, LARGEST), control_rows(features, controls)
     return like(features, _whitened(matrix, _fit(matrix[mask], regularization, ())))
 
 
@@ -164,7 +165,7 @@ def align(
     >>> align(spread, [True] * 4, ["week 1", "week 1", "week 2", "week 2"], 1e-9).ravel().round(2).tolist()
     [-2.94, 2.94, -2.94, 2.94]
     """
-    matrix = feature_matrix(features)
+    matrix = feature_matrix(features, LARGEST)
     mask = control_rows(features, controls)
     numbers, names = _batches(features, batches)
     count = np.bincount(numbers[mask], minlength=len(names))

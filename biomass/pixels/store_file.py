@@ -130,7 +130,8 @@ def _are_names(value: Any) -> bool:
 
 def _digest(values: dict[str, Any]) -> str:
     """Of the other entries, however they are ordered."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(values))  # keys that are numbers are text in a file, and sorted otherwise
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _check(values: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def test_norms_of_images_are_in_the_checkpoint_and_statistics_of_plates_are_refu
     assert state["architecture"]["norm"] == "group"
     run("train_classifier", *TINY_CELLS, "transforms=plain", "model_path=a", "num_epochs=1", "run_name=probe")
     assert math.isfinite(last("probe")["val/loss"])
-    with pytest.raises(CheckpointError, match="norm=group, this run has norm=None"):
+    with pytest.raises(CheckpointError, match=r"model\.norm=group, this run has model\.norm=batch"):
         run("train_simclr", *CELLS[:-1], "model.projector=[8]", "resume=checkpoints/a/last.pt", "run_name=b")
     with pytest.raises(CheckpointError, match="3 channels and group norm"):
         run("train_simclr", *CELLS[:-1], "model.projector=[8]", "model_path=a", "run_name=b")

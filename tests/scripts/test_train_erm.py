@@ -322,7 +322,7 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(run,
 
 def test_a_checkpoint_of_another_architecture(run):
     run("train_erm", *TINY, "trainer.max_steps=1", "run_name=a")
-    with pytest.raises(CheckpointError, match=r"head=\[6\], this run has head=\[7\]"):
+    with pytest.raises(CheckpointError, match=r"model.d_out=6, this run has model.d_out=7"):
         run("train_erm", *TINY, "model.d_out=7", "run_name=b", "resume=checkpoints/a/last.pt")
     assert not Path("runs/b").exists()
 
