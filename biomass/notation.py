@@ -90,13 +90,21 @@ def _explain_file(file: Path, error: Exception) -> str:
         return (
             f"{where} cannot be read: {one_line(str(cause))}; a key stands once in its section: take one of the two out"
         )
-    if mark is None and isinstance(error, yaml.YAMLError):  # of what it stands for, see BoundedLoader
-        return f"{where} cannot be read: {one_line(str(cause))}; take it apart"
-    remedy = (
-        "put blanks in place of the tab"
-        if tab
-        else "mend it: a key, a colon, a blank, a value; each level two blanks in"
-    )
+    remedies = {
+        "special characters": "take that character out",
+        "holds itself": "take the anchor (&) or the alias (*) out",
+        "anchors stand for": "write the values once, without anchors (&)",
+        "the tag": "take the tag, which begins with !, out",
+    }
+    remedy = next((remedy for part, remedy in remedies.items() if part in str(cause)), None)
+    if remedy is None and mark is None and isinstance(error, yaml.YAMLError):  # of what it stands for, see BoundedLoader
+        remedy = "take it apart"
+    if remedy is None:
+        remedy = (
+            "put blanks in place of the tab"
+            if tab
+            else "write a key, a colon, a blank, a value; each level two blanks in"
+        )
     return f"{where} cannot be read: {one_line(str(cause))}; {remedy}"
 
 
@@ -104,6 +112,9 @@ SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[A-Za-z_$][\w./@:$-]*)(?:=(?P<value>.*))?", re.DOTALL)
+_CHOICES = re.compile(r"\+{0,2}(?P<key>[\w/@]+)=\[.*\]", re.DOTALL)
+"""Several files of a choice; Hydra fails where not all of them are text."""
+
 _IN_BRACES, _ELSEWHERE = (
     re.compile(rf"""\$\{{[^}}]*\}}|"[^"]*"|'[^']*'|[^{signs}"']+|.""", re.DOTALL) for signs in (r",:\[\]{}", r",\[\]{}")
 )
@@ -201,6 +212,15 @@ class Arguments(NamedTuple):
             return f"nothing is chosen for '{chosen[1]}' yet; write {chosen[2]}"
         if unknown := re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", text):
             return _unknown(unknown[1])
+        lists = filter(None, map(_CHOICES.fullmatch, self.overrides)) if isinstance(error, TypeError) else ()
+        chosen = next((one for one in lists if one["key"] not in KEYS or KEYS[one["key"]].types is dict), None)
+        if chosen is not None:
+            return (
+                f"{shortened(chosen[0])!r} chooses files of configs/{chosen['key'].partition('@')[0]} by "
+                "their names; write one name without brackets, or leave it out"
+            )
+        if twice := re.search(r"(\S+) appears more than once in the final defaults list", text):
+            return f"the defaults choose '{twice[1]}' twice; take one of the two out"
         return self._of_hydra(text, error)
 
     def _no_choice(self, path: str, known: Sequence[str]) -> str:

@@ -39,6 +39,11 @@ def damaged(why: str) -> CheckpointError:
     return CheckpointError(f"is damaged ({why}); copy it again, or name another")
 
 
+def made_wrongly(why: str) -> CheckpointError:
+    """The error of a file that is whole, and that no writer could have meant."""
+    return CheckpointError(f"{why}: it was made wrongly; give one as it was written")
+
+
 class _Named(NamedTuple):
     """A class or a function, by its name: none is looked up."""
 
@@ -168,9 +173,7 @@ class PickleReader:
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if count else offset
         self.left -= count * storage.item
         if min(numbers) < 0 or last * storage.item > storage.length or self.left < 0:
-            raise CheckpointError(
-                f"says that a tensor is {_shown(str(list(size)))}, which is not in it; it was made wrongly"
-            )
+            raise made_wrongly(f"says that a tensor is {str([*size])[:60]}, which is not in it")
         return _Made("tensor")
 
     def stored(self, _: Any) -> None:
@@ -251,12 +254,12 @@ def _check_nesting(value: Any, most: int) -> None:
             return 1
         if id(one) not in sizes:
             if depth > _DEEPEST:
-                raise CheckpointError("is nested too deeply for a checkpoint, or holds itself; it was made wrongly")
+                raise made_wrongly("is nested too deeply for a checkpoint, or holds itself")
             sizes[id(one)] = 1 + sum(count(each, depth + 1) for each in _inside(one))
         return sizes[id(one)]
 
     if count(value, 0) > most:
-        raise CheckpointError("holds the same values in too many places; it was made wrongly")
+        raise made_wrongly("holds the same values in too many places")
 
 
 def _inside(values: Any) -> Iterator[Any]:

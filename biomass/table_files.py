@@ -34,7 +34,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from biomass.bounds import check_cells, check_zip, unpacked
-from biomass.errors import DataError, RefusedError, did_you_mean, one_line
+from biomass.errors import DataError, RefusedError, did_you_mean, one_line, printable
 from biomass.formulas import GUARDED, plain
 from biomass.guarded import ask
 from biomass.identifiers import MISSING_WORDS, from_zero, is_missing, normal
@@ -426,9 +426,8 @@ def _as_utf8(raw: bytes, name: str, say: bool = True) -> bytes:
         ) from None
     word = re.search(r"\S*[^\x00-\x7f]\S*", text)
     if say:
-        log.warning(
-            "%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, word[0] if word else ""
-        )
+        found = printable(word[0] if word else "")
+        log.warning("%s is not UTF-8; it is read as Windows-1252, where line %d says '%s'", name, row, found)
     return text.encode()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from biomass.errors import CheckpointError, one_line
-from biomass.pickles import DTYPES, PickleReader, damaged
+from biomass.pickles import DTYPES, PickleReader, damaged, made_wrongly
 
 _SEAL = b"biomass sha256 "
 _HEX = 64
@@ -129,7 +129,7 @@ def _check_archive(file: IO[bytes], size: int) -> None:
     def storage(key: str, length: int) -> None:
         entry = entries.get(f"data/{key}")
         if entry is None or entry.file_size != length:
-            raise CheckpointError(f"says that a tensor has {length} bytes, which are not in it; it was made wrongly")
+            raise made_wrongly(f"says that a tensor has {length} bytes, which are not in it")
 
     PickleReader(storage, size).read(content)
 
@@ -160,7 +160,7 @@ def _check_old(file: IO[bytes], size: int) -> None:
 
     def storage(key: str, length: int) -> None:
         if lengths.setdefault(key, length) != length or sum(lengths.values()) > size:
-            raise CheckpointError(f"says that a tensor has {length} bytes, which are not in it; it was made wrongly")
+            raise made_wrongly(f"says that a tensor has {length} bytes, which are not in it")
 
     file.seek(0)
     reader = PickleReader(storage, size)

@@ -375,6 +375,13 @@ def test_a_value_that_needs_quotes_is_told_how(value):
     assert Config(composed("train_erm", *Arguments.of([remedy]).for_hydra())).dataloaders.root_dir == value
 
 
+@pytest.mark.parametrize("given", ["transforms=[plain,0]", "+method=[0,1]", "dataloaders=[null]"])
+def test_a_list_for_a_choice_of_files_is_one_line(given):
+    with pytest.raises(ConfigError, match="chooses files of configs/") as caught:
+        refused("seed=1", "dataloaders.eval_splits=[val]", given)
+    assert given in str(caught.value)
+
+
 def refused(*arguments):
     """Compose, and raise what a script would say."""
     words = Arguments.of(arguments)

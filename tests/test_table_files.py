@@ -110,6 +110,9 @@ def test_windows_1252_is_read_and_said(tmp_path: Path, caplog: pytest.LogCapture
     file.write_bytes("compound,unit\ntaxol,M\nDMSO,5µM\nx,Ω\n".replace("Ω", "ß").encode("cp1252"))
     assert read_table(file).frame()["unit"].tolist() == ["M", "5µM", "ß"]
     assert "Windows-1252, where line 3 says 'DMSO,5µM'" in caplog.text
+    file.write_bytes("compound,unit\n\x1b[2JDMSO,5µM\n".encode("cp1252"))
+    read_table(file)
+    assert "\x1b" not in caplog.text
 
 
 def test_quoted_line_breaks_and_separators(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,6 +38,7 @@ ADVICE = {
     "metadata_file": "give --set metadata_file=…",
     "summary_file": "correct --set summary_file=…, or leave it out",
     "plates": "give --set 'plates=[…]'",
+    "img_dir": "name the folder that holds one for every experiment",
     "image_dir": "give --set image_dir=…",
     "image": "give --set image=…, or --set image.<channel>=… where every channel has a file of its own",
     "channels": "give --set 'channels=[…]'",

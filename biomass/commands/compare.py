@@ -115,7 +115,7 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             notes.append(f"left out: {explain(error, ADVICE)}")
     if not runs:
         why = f" ({notes[0]})" if notes else ""
-        raise ConfigError(f"none of the {len(folders)} folders holds a finished run{why}")
+        raise ConfigError(f"none of the {len(folders)} folders holds a finished run{why}; name folders of runs")
     return runs, notes
 
 

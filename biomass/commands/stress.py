@@ -69,6 +69,10 @@ def main(cfg: Config) -> float | None:
     alpha = np.inf if cfg.base.label_shift is None else cfg.base.label_shift
     base = stress.Condition(cfg.base.wells, alpha, cfg.base.controls).check()
     test = stress.StressTest(statistics, axes, base, cfg.repeats, cfg.seed)
+    if not data.eval_splits:
+        raise ConfigError(
+            f"no split is named, of which plates are to be stressed; name one of {', '.join(screen.splits)}"
+        )
     rows = np.concatenate([screen.rows(split) for split in data.eval_splits])
     plates = stress.plates_of(screen, rows, method.eval_by)
     bench = stress.Bench(

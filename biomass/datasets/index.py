@@ -219,7 +219,7 @@ def _find_layout(
             raise DataError(f"no table of layout {layout} in '{root}': name the folder that holds it", "pattern")
         return None, layout, there[layout]
     if not there and not len(images):
-        raise DataError(f"no image in '{root}'{_instead(root)}: an image ends in {', '.join(IMAGES)}")
+        raise DataError(f"no image in '{root}'{_instead(root)}: name a folder of files that end in {', '.join(IMAGES)}")
     names = fitting(images.tolist(), above) if not tables else []
     fit = [*(one.name for one in names), *there]
     if len(fit) > 1:
@@ -247,7 +247,7 @@ def _from_names(
 ) -> tuple[pd.DataFrame, list[str], list[Left]]:
     """The files whose names fit, with their parts."""
     if not len(images):
-        raise DataError(f"no image in '{root}'{_instead(root)}: an image ends in {', '.join(IMAGES)}")
+        raise DataError(f"no image in '{root}'{_instead(root)}: name a folder of files that end in {', '.join(IMAGES)}")
     fits, parts = match_names(named, images["path"].tolist(), above if named.preset else root.absolute().name)
     if not fits.any():
         raise no_match(named, images["path"].tolist(), str(root))

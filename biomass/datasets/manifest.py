@@ -130,7 +130,7 @@ def load_manifest(
     file = manifest_path(path, root)
     manifest = read_table(file, "manifest", advice="path")
     if not len(manifest):
-        raise DataError(f"manifest '{file}' has no rows: a screen needs at least one image", "path")
+        raise DataError(f"manifest '{file}' has no rows; name a table with a row for every image", "path")
     stored = _stored_settings(manifest)
     own_folder = Path(os.path.normpath(file.parent / stored.get("image_dir", "")))
     folder = own_folder if image_dir is None else root / image_dir

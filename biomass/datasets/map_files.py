@@ -318,7 +318,7 @@ def _list_files(path: str | Path | Sequence[str | Path]) -> tuple[list[Path], Pa
         if not usable:
             raise DataError(
                 f"folder '{one}' holds no plate map, of which the names end in {', '.join(_ENDINGS[:5])}, …: "
-                f"it has {len(inside)} other files"
+                f"it has {len(inside)} other files; name a plate map, or its folder"
             )
         files += usable
     return files, given[0] if len(given) == 1 else given[0].parent

@@ -225,7 +225,7 @@ def _interpret(
     """The canonical columns of a map, a row for each of its rows; what was taken for them; how to say it."""
     frame = file.frame
     if frame.empty:
-        raise DataError(f"plate map '{file.path}' has no rows: it needs one for every well")
+        raise DataError(f"plate map '{file.path}' has no rows; name a table with one for every well")
     if file.plate is not None:
         columns["plate"] = file.plate
     taken = _find_columns(file, columns)

@@ -63,7 +63,7 @@ def fill_missing(
     if not kept.any():
         raise DataError(
             f"all {total} features are missing or infinite in more than half of the {len(features)} rows, "
-            f"'{names[0]}' among them: nothing is left to judge"
+            f"'{names[0]}' among them: nothing is left to judge; give features that were measured"
         )
     stays = missing[:, kept].mean(1) <= HALF
     if not stays.all():
@@ -77,7 +77,7 @@ def fill_missing(
     if not kept.any():
         raise DataError(
             f"each of the {total} features is missing or infinite in more than 5 % of the rows, '{names[0]}' "
-            "among them: nothing is left to judge"
+            "among them: nothing is left to judge; give features that were measured"
         )
     if not stays.all() or not kept.all():
         features, missing = features[np.ix_(stays, kept)], missing[np.ix_(stays, kept)]
@@ -147,7 +147,7 @@ def drop_constant(features: np.ndarray, names: Sequence[str]) -> tuple[np.ndarra
     if constant.all():
         raise DataError(
             f"each of the {len(names)} features is the same in all {len(features)} rows, '{names[0]}' among them: "
-            "nothing is left to judge"
+            "nothing is left to judge; give features that differ"
         )
     some = _some(names, constant)
     verb = "is the same in all wells, and is" if len(some) == 1 else "are the same in all wells, and are"

@@ -116,10 +116,11 @@ def _checked(raw: Raw, path: Path | None) -> Raw:
     if not raw.names:
         shown = listing(list(map(str, raw.about.columns)))
         raise DataError(
-            f"{called} has no features, columns of numbers that do not describe the row: it has {shown or 'no columns'}"
+            f"{called} has no features, columns of numbers that do not describe the row: it has "
+            f"{shown or 'no columns'}; name a table of profiles"
         )
     if not len(raw.features):
-        raise DataError(f"{called} has no rows, but needs one for each well")
+        raise DataError(f"{called} has no rows; name a table with one for each well")
     number, first, last = len(raw.names), raw.names[0], raw.names[-1]
     said = f"{number} features are judged, '{first}' … '{last}'" if number > 1 else f"one feature is judged, '{first}'"
     odd = _strangers(raw.names)

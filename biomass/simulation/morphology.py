@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
+from biomass.errors import ConfigError
+
 CHANNELS = ("nuclei", "er", "actin")
 """The channels of a simulated image, in the order of RxRx1-WILDS."""
 
 _STAMP = 40  # a cell is drawn on a square of this side, pixels
 _CHUNK_CELLS = 96  # cells drawn at once: their arrays stay in a core's cache
+_CROWDED = 0.1  # cells a pixel: fifty times as many as simulated screens have by themselves
 _RESPONDERS = 0.85  # share of the cells of a well that respond to its perturbation
 _ACTIVE = 0.5  # share of the traits that a perturbation changes
 _GROWTH = ("crowding", "cell_radius")  # traits that decide how many cells a field and a crop hold
@@ -103,7 +106,16 @@ def place_cells(rng: np.random.Generator, expected: np.ndarray, spacing: np.ndar
     Returns:
         Field, y and x of every cell, (cells, 3), fields ascending. Centres lie up to half a stamp outside the field,
         so that cells are cut by its border.
+
+    Raises:
+        ConfigError: a field is to hold more cells than are seen as cells.
     """
+    most = _CROWDED * size * size
+    if not (expected <= most).all():
+        raise ConfigError(
+            f"a simulated field of {size} x {size} pixels with {expected.max():.3g} cells: use a lower density, or "
+            f"smaller effects (up to {most:.0f} cells)"
+        )
     margin = _STAMP / 2
     counts = rng.poisson(expected * ((size + 2 * margin) / size) ** 2)
     field = np.repeat(np.arange(len(expected)), counts)

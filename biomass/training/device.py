@@ -1,5 +1,6 @@
 """Device and precision, by the words that a configuration uses."""
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from biomass import stopping
 from biomass.errors import ConfigError, did_you_mean
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_ON_A_CORE = 4  # processes that may share a core of the CPU: more are a slip of the pen
 
 
 def make_fabric(
@@ -26,7 +28,7 @@ def make_fabric(
         patience: how long the processes of several devices wait for each other; None: minutes, as torch has it.
 
     Raises:
-        ConfigError: an unknown word, no such device, or 16 bit floats on the CPU.
+        ConfigError: an unknown word, no such device, more devices than there are, or 16 bit floats on the CPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device '{device}' is unknown; {did_you_mean(device, ('auto', 'cpu', 'cuda'))}")
@@ -37,6 +39,9 @@ def make_fabric(
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if str(precision) == "16" and not on_gpu:
         raise ConfigError("precision 16 needs a GPU; use bf16 or 32 on the CPU", "precision")
+    most = torch.cuda.device_count() if on_gpu else _ON_A_CORE * (os.cpu_count() or 1)
+    if devices > most:
+        raise ConfigError(f"{devices} devices are more than there are here; use from 1 to {most}")
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=devices,

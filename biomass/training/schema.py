@@ -53,6 +53,7 @@ def check_state(state: Mapping[str, Any], path: Path) -> None:
                 check(key, state[key])
         for key in state.keys() - checks.keys():
             _plain(str(key), state[key])
+        _of_its_data(state)
     except CheckpointError as wrong:
         raise CheckpointError(
             f"checkpoint '{path}' was not made by a run: {wrong}; give one as it was written"
@@ -289,6 +290,15 @@ def _tuning(where: str, value: Any) -> None:
 def _channels(where: str, value: object) -> None:
     if value is not None:
         _texts(where, value)
+
+
+def _of_its_data(state: Mapping[str, Any]) -> None:
+    """Names that stand in a checkpoint twice are the same: of a run, and of the data that it was made on."""
+    data = state.get("data")
+    for name in ("channels", "classes"):
+        own, known = state.get(name), data.get(name) if isinstance(data, dict) else None
+        if isinstance(known, list) and own is not None and [*map(str, own)] != [*map(str, known)]:
+            raise CheckpointError(f"'{name}' are {len(own)} names, and not the {len(known)} of its data")
 
 
 def _classes(where: str, value: object) -> None:

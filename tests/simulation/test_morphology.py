@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from biomass.errors import ConfigError
 from biomass.simulation import morphology
 from biomass.simulation.morphology import TRAITS, draw_cells, draw_effects, place_cells, render_cells
 
@@ -120,3 +121,9 @@ def test_placed_cells_keep_their_distance() -> None:
         disc, candidates = np.pi * spacing[f] ** 2, {0: 300.0, 1: 60.0, 3: 40.0}[f] / size**2
         expected = (1 - np.exp(-candidates * disc)) / disc * (size + 40) ** 2
         assert abs(len(own) - expected) < 4 * np.sqrt(expected) + 0.1 * expected  # it is denser along the border
+
+
+@pytest.mark.parametrize("cells", [1e19, np.inf, np.nan])
+def test_more_cells_than_a_field_can_show_are_one_line(cells):
+    with pytest.raises(ConfigError, match="use a lower density"):
+        place_cells(np.random.default_rng(0), np.array([3.0, cells]), np.full(2, 20.0), 64)

@@ -32,14 +32,14 @@ WRONG = "WRONG: "
 WRONG_CODE = 99
 
 _VERBS = (
-    "add|adapt|allow|ask|build|calibrate|call|change|check|choose|close|continue|convert|copy|correct|crop|cut|delete|"
-    "divide|do|download|encode|export|extract|fetch|find|fit|fix|free|give|go|install|join|keep|label|leave|let|list|"
-    "load|lower|look|make|measure|merge|mount|move|name|open|order|pack|pass|point|profile|pull|put|raise|read|remove|"
+    "add|adapt|allow|ask|build|calibrate|call|change|check|choose|close|complete|continue|convert|copy|correct|crop|cut|delete|"
+    "divide|do|download|encode|export|extract|fetch|find|fit|fix|free|get|give|go|install|join|keep|label|leave|let|list|"
+    "load|lower|look|make|measure|mend|merge|mount|move|name|open|order|pack|pass|point|profile|pull|put|raise|read|remove|"
     "rename|repair|repeat|replace|resume|round|run|save|say|select|set|show|skip|spell|split|start|stop|store|take|"
-    "tell|train|try|turn|unpack|update|upgrade|use|wait|write"
+    "tell|train|try|turn|type|unpack|update|upgrade|use|wait|write"
 )
 _REMEDY = re.compile(
-    r"did you mean|\bmust be\b|\bstands in quotes\b|--help\b|"
+    r"did you mean|\bmust be\b|\bstands in quotes\b|--help\b|--(?:cfg job|hydra-help) (?:lists|shows)|"
     rf"(?:[;:,(?.]|\bor|\band|\bthen)\s+(?:or |then |and |first )*(?:{_VERBS})\b",
     re.IGNORECASE,
 )

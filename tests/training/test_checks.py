@@ -6,7 +6,7 @@ import pytest
 
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.screen import COLUMNS, VectorPixels, make_screen
-from biomass.training import check_labels, choose_splits, constant_channels
+from biomass.training import check_labels, choose_splits, constant_channels, make_fabric
 
 
 def screen_of(splits, labels, images=None, plates=None, classes="abcd"):
@@ -117,3 +117,8 @@ def test_a_few_images_of_some_plates_are_read():
 def test_vectors_have_no_channels_to_look_at():
     screen = screen_of(["train"] * 3, [0, 1, 2], np.zeros((3, 5)))
     assert constant_channels(screen, ["train"]) == []
+
+
+def test_no_more_processes_are_started_than_fit():
+    with pytest.raises(ConfigError, match="17133 devices"):
+        make_fabric("cpu", devices=17133)

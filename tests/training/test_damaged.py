@@ -239,6 +239,8 @@ WRONG: dict[str, Callable[[dict[str, Any]], None]] = {
     "a method a list": at("method/train", []),
     "channels a number": at("channels", 3),
     "classes a number": at("classes", 3),
+    "fewer classes than its data": lambda state: state.update(data={"classes": [*state["classes"], "v"]}),
+    "other channels than its data": at("data", {"channels": ["a", "c", "b"]}),
     "optimizer a list": at("optimizer", []),
     "no state of the optimizer": at("optimizer/state", {}),
     "a moment missing": lambda state: state["optimizer"]["state"][0].pop("exp_avg"),
