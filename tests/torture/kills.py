@@ -180,8 +180,10 @@ def _left_running(child: forks.Child) -> int:
 
 
 def _tail(ended: forks.Ended) -> str:
-    lines = [line for line in ended.output.splitlines() if line.strip()]
-    return "\n".join(line[:300] for line in lines[-3:])
+    """The last lines that it printed, or those of its traceback."""
+    before, traceback, after = ended.output.partition("Traceback (most recent call last)")
+    lines = [line for line in (traceback + after if traceback else before).splitlines() if line.strip()]
+    return "\n".join(line[:300] for line in (lines[:40] if traceback else lines[-3:]))
 
 
 def two(name: str) -> Callable[[random.Random, Path, Path], Result]:
