@@ -223,6 +223,14 @@ def leftovers(path: Path) -> list[Path]:
     return []
 
 
+def clear_leftovers(path: Path) -> None:
+    """Remove what writers of ``path`` that are gone have left. What cannot be removed stays."""
+    for left in leftovers(path):
+        with contextlib.suppress(OSError):
+            if _is_left(left):
+                remove(left)
+
+
 def no_link(path: str, flags: int) -> int:
     """An ``opener`` for :func:`open` of what grows under a name of its own: a link there is an error, not followed."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
@@ -235,10 +243,7 @@ def _begun(path: Path, advice: str | None, folder: bool = False) -> Iterator[Pat
     try:
         with writing(path, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left in leftovers(path):
-                if _is_left(left):
-                    with contextlib.suppress(OSError):
-                        remove(left)
+            clear_leftovers(path)
             remove(part)
             if folder:
                 part.mkdir()

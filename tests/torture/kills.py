@@ -117,7 +117,7 @@ def _once(
         else:
             child.send(number)
         if kind == "twice":
-            time.sleep(rng.uniform(0, 0.1))
+            time.sleep(rng.uniform(0, 0.8))  # before 0.3 s it is the first one, once more
             child.send(number)
     ended = child.wait(60 + 10 * whole)
     left = _left_running(child)
