@@ -24,6 +24,7 @@ from pathlib import Path
 
 from biomass.diskerrors import disk_error, explain_disk
 from biomass.errors import ConfigError, one_line
+from biomass.stopping import Stopped
 
 _A_DAY = 86_400.0
 """Seconds after which what another machine began counts as left behind: its processes cannot be asked for."""
@@ -166,6 +167,8 @@ def writing(place: Path, advice: str | None = None, needed: int | None = None) -
     try:
         yield
     except Exception as error:
+        if isinstance(error.__context__, Stopped):  # PyTorch, stopped in the middle of a file, blames the file
+            raise error.__context__ from None
         found = disk_error(error, place)
         if found is None:
             raise
