@@ -24,6 +24,7 @@ from pathlib import Path
 
 from biomass.diskerrors import disk_error, explain_disk
 from biomass.errors import ConfigError, one_line
+from biomass.stopping import Stopped
 
 _A_DAY = 86_400.0
 """Seconds after which what another machine began counts as left behind: its processes cannot be asked for."""
@@ -166,6 +167,8 @@ def writing(place: Path, advice: str | None = None, needed: int | None = None) -
     try:
         yield
     except Exception as error:
+        if isinstance(error.__context__, Stopped):  # PyTorch, stopped in the middle of a file, blames the file
+            raise error.__context__ from None
         found = disk_error(error, place)
         if found is None:
             raise
@@ -223,6 +226,14 @@ def leftovers(path: Path) -> list[Path]:
     return []
 
 
+def clear_leftovers(path: Path) -> None:
+    """Remove what writers of ``path`` that are gone have left. What cannot be removed stays."""
+    for left in leftovers(path):
+        with contextlib.suppress(OSError):
+            if _is_left(left):
+                remove(left)
+
+
 def no_link(path: str, flags: int) -> int:
     """An ``opener`` for :func:`open` of what grows under a name of its own: a link there is an error, not followed."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
@@ -235,10 +246,7 @@ def _begun(path: Path, advice: str | None, folder: bool = False) -> Iterator[Pat
     try:
         with writing(path, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left in leftovers(path):
-                if _is_left(left):
-                    with contextlib.suppress(OSError):
-                        remove(left)
+            clear_leftovers(path)
             remove(part)
             if folder:
                 part.mkdir()

@@ -1,10 +1,13 @@
 """Batches of raw integer images on their way from a Screen to the device."""
 
 import logging
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -277,9 +280,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
+        if self._loader.num_workers and threading.current_thread() is threading.main_thread():
+            _Ended.watch()
         while True:
             try:
-                item = next(batches, None)
+                item = _Ended.waiting(batches)
             except RuntimeError as error:  # so torch says it of its processes, and of nothing else
                 if not self._loader.num_workers or "DataLoader" not in str(error):
                     raise
@@ -292,6 +297,44 @@ class Loader:
             if isinstance(item, BiomassError):
                 raise item
             yield item
+
+
+class _Ended:
+    """What becomes of the signal that a process has ended: torch raises an error wherever the parent is just then.
+
+    Here it is raised where a batch is waited for, where alone it can be told from others; and before the next batch, if
+    the process ended in between.
+    """
+
+    of_torch: Any = None
+    reading = False
+    missed = False
+
+    @classmethod
+    def watch(cls) -> None:
+        """Stand before torch, which has begun to listen."""
+        there = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if callable(there) and there != cls._heard:
+            cls.of_torch = there
+            signal.signal(signal.SIGCHLD, cls._heard)
+
+    @classmethod
+    def _heard(cls, number: int, frame: FrameType | None) -> None:
+        cls.missed = not cls.reading
+        if cls.reading:
+            cls.of_torch(number, frame)
+
+    @classmethod
+    def waiting(cls, batches: Iterator[Any]) -> Any:
+        """The next batch, None where there is none."""
+        cls.reading = True
+        try:
+            if cls.missed:
+                cls.missed = False
+                cls.of_torch(signal.SIGCHLD, None)
+            return next(batches, None)
+        finally:
+            cls.reading = False
 
 
 class SkippedImages:

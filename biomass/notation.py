@@ -97,7 +97,7 @@ def _explain_file(file: Path, error: Exception) -> str:
         "the tag": "take the tag, which begins with !, out",
     }
     remedy = next((remedy for part, remedy in remedies.items() if part in str(cause)), None)
-    if remedy is None and mark is None and isinstance(error, yaml.YAMLError):  # of what it stands for, see BoundedLoader
+    if remedy is None and mark is None and isinstance(error, yaml.YAMLError):  # see BoundedLoader
         remedy = "take it apart"
     if remedy is None:
         remedy = (

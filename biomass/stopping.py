@@ -33,6 +33,8 @@ _TWICE = 0.3
 """Seconds within which a second Ctrl-C is the first one, which a terminal and a launcher have both sent."""
 _PATIENCE = 60
 """Seconds that cleaning up may take; what hangs then is ended."""
+_ONCE_MORE = 0.02
+"""Seconds after which what was lost within a callback is raised again."""
 _PARENT_DEATH = 1
 """PR_SET_PDEATHSIG of Linux."""
 
@@ -54,6 +56,8 @@ class _Now:
         when: seconds, on the monotonic clock.
         what, then: the two halves of the last line: how far it came, and what to do.
         silent: whether it prints nothing and its exit code is 0, as all processes of a run but the first.
+        lost: whether what the first one raised was lost, and is to be raised again.
+        unraisable: what Python did before with errors that cannot leave where they are raised.
         launches: whether other processes run jobs for this one.
         depth: blocks of :func:`listening` within each other.
     """
@@ -68,6 +72,8 @@ class _Now:
     what: str = "nothing had begun"
     then: str = "start the same command again"
     silent: bool = False
+    lost: bool = False
+    unraisable: Any = None
     launches: bool = False
     depth: int = 0
 
@@ -176,6 +182,7 @@ def listen(goes_on: bool, owned: bool = False) -> None:
         if handler is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
     _now.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _on_alarm)
+    _now.unraisable, sys.unraisablehook = sys.unraisablehook, _on_unraisable
 
 
 def _of_submitit() -> int | None:
@@ -189,6 +196,7 @@ def _forget() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in _now.before.items():
         signal.signal(number, handler)
+    sys.unraisablehook = _now.unraisable
     vars(_now).clear()
 
 
@@ -230,6 +238,7 @@ def listening(goes_on: bool, silent: bool = False) -> Iterator[None]:
 
 def _end(error: BaseException) -> None:
     """Say the last line, and leave."""
+    _now.lost = False
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and not isinstance(error, Stopped):
         raise error
     code = exit_code()
@@ -286,10 +295,26 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
 
+def _on_unraisable(lost: Any) -> None:
+    """A signal came within a ``__del__`` or a callback of the garbage collector, which nothing leaves: once more."""
+    if isinstance(lost.exc_value, Stopped) and listens():
+        _now.lost = True
+        signal.setitimer(signal.ITIMER_REAL, _ONCE_MORE)
+        return
+    if _now.unraisable is not None:
+        _now.unraisable(lost)
+
+
 def _on_alarm(number: int, frame: FrameType | None) -> None:
-    """What was stopped is still there: somebody swallowed the error, or hangs."""
-    if listens() and requested():
+    """What was stopped is still there: its error was lost, somebody swallowed it, or hangs."""
+    if not (listens() and requested()):
+        return
+    lost, _now.lost = _now.lost, False
+    if not lost:
         _leave("stopped", exit_code())
+    if _now.phase == "raising":
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+        raise Stopped
 
 
 def _leave(how: str, code: int) -> None:

@@ -1,6 +1,9 @@
 """From a screen's rows to batches: integers, order, skipped images, errors from worker processes."""
 
+import multiprocessing
 import os
+import signal
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from biomass.errors import BadImageError, ConfigError
+from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.evaluation.accuracy import accuracy_summary, plate_accuracy
 from biomass.evaluation.pooling import Bags, mean_profiles
 from biomass.inference import infer
@@ -258,3 +261,15 @@ def test_images_that_cannot_be_read_are_missing_in_the_memory_of_a_device_too(mo
     assert batch.rows.tolist() == [5, 3]
     assert batch.skipped.tolist() == [1, 2]
     assert np.array_equal(batch.images.numpy(), images[[5, 3]])
+
+
+def test_a_reading_process_that_is_killed_is_an_error_of_the_next_batch_wherever_the_parent_is():
+    reader = BatchReader(screen(), np.arange(12) % 3)
+    batches = iter(Loader(reader, PlateBatches(np.arange(12), batch_size=1), num_workers=1))
+    next(batches)
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(9)
+    time.sleep(0.1)  # where torch would raise its error
+    with pytest.raises(DataError, match="was killed"):
+        list(batches)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biomass.atomic import whole_file, writing
+from biomass.atomic import clear_leftovers, whole_file, writing
 from biomass.differences import BROKEN, first_difference
 from biomass.errors import CheckpointError, one_line
 from biomass.keys import KEYS, may_change
@@ -136,6 +136,8 @@ class Checkpoints:
         """
         if not self.enabled:
             return
+        for path in (self.best, self.previous):  # a run that was killed at them goes on without writing them, perhaps
+            clear_leftovers(path)
         if is_best:
             save_checkpoint(state, self.best)
         with whole_file(self.last) as part:

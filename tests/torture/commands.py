@@ -91,7 +91,7 @@ COMMANDS: dict[str, Command] = {
         free=("indexed/manifest.report.txt",),  # says what is new
     ),
     "profile": Command("profile", (*CELLS, "model_path=encoder", "report=false", "run_name=r"), ("encoder",)),
-    "predict": Command("predict", (*SCREEN, *_NET[:2], "run_name=r"), ("net",)),
+    "predict": Command("predict", (*SCREEN, *_NET[:2], "run_name=r", "measure_again=true"), ("net",)),
     "calibrate": Command("calibrate", (*CELLS, "model_path=encoder", "run_name=r"), ("encoder",)),
     "stress": Command(
         "stress",

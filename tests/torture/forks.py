@@ -5,6 +5,7 @@ it leaves running is found.
 """
 
 import faulthandler
+import gc
 import multiprocessing.util
 import os
 import resource
@@ -138,6 +139,7 @@ def _be_child(
     code = 70
     try:
         os.setsid()
+        gc.callbacks.clear()  # those of what the harness has imported, and no command has
         faulthandler.disable()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -117,7 +117,7 @@ def _once(
         else:
             child.send(number)
         if kind == "twice":
-            time.sleep(rng.uniform(0, 0.1))
+            time.sleep(rng.uniform(0, 0.8))  # before 0.3 s it is the first one, once more
             child.send(number)
     ended = child.wait(60 + 10 * whole)
     left = _left_running(child)
@@ -180,8 +180,10 @@ def _left_running(child: forks.Child) -> int:
 
 
 def _tail(ended: forks.Ended) -> str:
-    lines = [line for line in ended.output.splitlines() if line.strip()]
-    return "\n".join(line[:300] for line in lines[-3:])
+    """The last lines that it printed, or those of its traceback."""
+    before, traceback, after = ended.output.partition("Traceback (most recent call last)")
+    lines = [line for line in (traceback + after if traceback else before).splitlines() if line.strip()]
+    return "\n".join(line[:300] for line in (lines[:40] if traceback else lines[-3:]))
 
 
 def two(name: str) -> Callable[[random.Random, Path, Path], Result]:

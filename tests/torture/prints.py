@@ -58,7 +58,9 @@ def _pieces(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _leaves(state, "")
     elif suffix == ".jsonl":
         for number, line in enumerate(path.read_text().splitlines()):
-            yield from _leaves(json.loads(line), f"{number}.")
+            yield from _leaves(
+                {k: v for k, v in json.loads(line).items() if k not in ("time", "seconds")}, f"{number}."
+            )
         yield "lines", len(path.read_text().splitlines())
     elif suffix == ".parquet":
         import pandas as pd

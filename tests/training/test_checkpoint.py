@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and read without running code."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,12 @@ def test_what_is_no_checkpoint_at_all(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"checkpoint '.*x.pt'") as caught:
         load_checkpoint(tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
+
+
+def test_a_save_removes_what_a_killed_process_left_of_any_checkpoint(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in ("best.pt", "last.pt", "last.previous.pt"):
+        (tmp_path / f".{name}.{gone.pid}.part").write_bytes(b"half")
+    Checkpoints(tmp_path).save({"network": {}}, is_best=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
