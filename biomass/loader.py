@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -279,12 +280,14 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._loader)
-        if self._loader.num_workers and threading.current_thread() is threading.main_thread():
-            _Ended.watch()
+        batches: Iterator[Any] | None = None
         while True:
             try:
-                item = _Ended.waiting(batches)
+                if batches is None:  # from the second time on it waits for all processes
+                    batches = _Ended.waiting(lambda: iter(self._loader))
+                    if self._loader.num_workers and threading.current_thread() is threading.main_thread():
+                        _Ended.watch()
+                item = _Ended.waiting(partial(next, batches, None))
             except RuntimeError as error:  # so torch says it of its processes, and of nothing else
                 if not self._loader.num_workers or "DataLoader" not in str(error):
                     raise
@@ -325,14 +328,14 @@ class _Ended:
             cls.of_torch(number, frame)
 
     @classmethod
-    def waiting(cls, batches: Iterator[Any]) -> Any:
-        """The next batch, None where there is none."""
+    def waiting(cls, call: Callable[[], Any]) -> Any:
+        """What a call gives that waits for such processes."""
         cls.reading = True
         try:
             if cls.missed:
                 cls.missed = False
                 cls.of_torch(signal.SIGCHLD, None)
-            return next(batches, None)
+            return call()
         finally:
             cls.reading = False
 
