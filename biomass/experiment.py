@@ -37,6 +37,7 @@ from biomass.run_files import read_log
 from biomass.screen import Screen
 from biomass.targets import Node
 from biomass.training import overview, verdicts
+from biomass.training.numbers import check_metrics
 from biomass.training.samples import save_samples
 from biomass.transforms import Compose, Standardize
 
@@ -417,6 +418,7 @@ class Experiment:
     ) -> dict[str, float]:
         """Evaluate, and leave the predictions of the last evaluation before its checkpoint says that it was done."""
         metrics = evaluate(run, epoch, step)
+        check_metrics(metrics, self.plan.monitor, epoch, self.checkpoints.last)
         if self.fabric.is_global_zero and (epoch == self.plan.num_epochs or self.plan.reached(step)):
             evaluate.write(Path("runs") / self.name)
         return metrics
