@@ -185,6 +185,8 @@ def _names(value: Any, path: str, item: bool = False) -> Any:
     """Names as text, however nested; refused where it is not certain how they were written."""
     if isinstance(value, list):
         return [_names(one, path, True) for one in value]
+    if isinstance(value, dict) and TARGET in value:  # makes what is named
+        return value
     if isinstance(value, dict):
         return {_names(key, path, True): _names(one, f"{path}.{key}") for key, one in value.items()}
     if isinstance(value, bool | float) or (item and value is None):

@@ -62,6 +62,7 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
         a hash for each column, and for the ``order`` of the rows; the ``sample`` of images by their keys, with the
         values of their rows and a hash a channel, None where an image cannot be read; and the ``store``'s checksum.
 
+    >>> from biomass.differences import first_difference
     >>> from biomass.screen import VectorPixels, make_screen
     >>> table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 3) | {"plate": ["A", "A", "B"], "label": [0, 1, 1]})
     >>> images = np.arange(12).reshape(3, 1, 2, 2)

@@ -92,7 +92,7 @@ def test_a_store_of_the_same_images_gives_the_same_table(tmp_path):
     [
         (("--on-bad-image", "error"), "3_1.npy"),
         (("--images", "0"), "--images 0"),
-        (("--set", "columns.label=moa"), "moa"),
+        (("--set", "columns.nothing=moa"), "nothing"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_nothing_is_written(lab, tmp_path, options, message):

@@ -1,6 +1,7 @@
 """Profiles of a screen of cells, their evaluation, the figures, and transfer_bbbc021.py from end to end."""
 
 import copy
+import functools
 import shutil
 import urllib.error
 from pathlib import Path
@@ -16,7 +17,7 @@ from scipy.spatial import cKDTree
 from biomass.cells.crops import crop_screen
 from biomass.cells.fields import place_nuclei
 from biomass.cells.nuclei import read_nuclei
-from biomass.datasets.bbbc021 import load_bbbc021
+from biomass.datasets.bbbc021 import load_bbbc021, load_bbbc021_cells
 from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, DataError
 from biomass.evaluation import batch_mixing, checks, encode, nscb, plots, replicate_map, report, transfer, whiten
 from biomass.inference import calibrate_plates
@@ -817,7 +818,11 @@ def test_a_missing_encoder_is_told_before_the_cells_are_cut_out(run, overrides, 
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
-    monkeypatch.setattr("biomass.datasets.bbbc021.load_bbbc021_cells", pytest.fail)
+    @functools.wraps(load_bbbc021_cells)
+    def cut_out(*_, **__):
+        pytest.fail("cells are cut out")
+
+    monkeypatch.setattr("biomass.datasets.bbbc021.load_bbbc021_cells", cut_out)
     with pytest.raises(BiomassError, match=r"'nowhere' is neither|cannot fetch the pretrained weights"):
         run("transfer_bbbc021", *TINY, *overrides)
     assert not Path("runs").exists()

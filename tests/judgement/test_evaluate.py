@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_what_was_there_and_what_has_no_successor_goes(screen
     assert set(before) == set(FILES)
     monkeypatch.setattr(module, "_induce", lambda *_: pd.DataFrame())
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ConfigError, match="no space left"):
+    with pytest.raises(ConfigError, match="No space left"):
         evaluate({"b": screens["running"]}, tmp_path, quick)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     monkeypatch.setattr(Path, "write_bytes", written)

@@ -91,6 +91,7 @@ def test_a_sample_of_treatments_takes_whole_ones_and_no_controls():
 
 def test_metrics_share_a_graph_as_long_as_the_profiles_are_there():
     profiles = planted()
+    gc.collect()
     held = len(neighbours._shared)
     graph = plate_graph(profiles, 0)
     assert plate_graph(profiles, 0, "experiment").indices is graph.indices
