@@ -73,7 +73,7 @@ def test_a_missing_key_says_so_and_a_deletable_one_has_a_default():
 
 
 def test_a_broken_interpolation_is_one_line():
-    with pytest.raises(ConfigError, match="^a is ") as caught:
+    with pytest.raises(ConfigError, match=r"^a is ") as caught:
         _ = config(a="${nothing}").a
     assert "\n" not in str(caught.value)
 
