@@ -818,6 +818,7 @@ def test_a_missing_encoder_is_told_before_the_cells_are_cut_out(run, overrides, 
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+
     @functools.wraps(load_bbbc021_cells)
     def cut_out(*_, **__):
         pytest.fail("cells are cut out")
