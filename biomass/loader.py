@@ -283,6 +283,7 @@ class Loader:
         batches: Iterator[Any] | None = None
         while True:
             try:
+                self._check_processes()
                 if batches is None:  # from the second time on it waits for all processes
                     batches = _Ended.waiting(lambda: iter(self._loader))
                     if self._loader.num_workers and threading.current_thread() is threading.main_thread():
@@ -300,6 +301,12 @@ class Loader:
             if isinstance(item, BiomassError):
                 raise item
             yield item
+
+    def _check_processes(self) -> None:
+        """Raise a RuntimeError where a process has ended: once somebody has seen that, torch does not hear of it."""
+        for process in getattr(getattr(self._loader, "_iterator", None), "_workers", ()):
+            if not process.is_alive():
+                raise RuntimeError(f"DataLoader process {process.pid} has ended")
 
 
 class _Ended:
