@@ -106,7 +106,7 @@ def test_a_healthy_run_says_what_it_is_made_of_and_what_it_came_to_without_alarm
     assert "always 'bright': 0.5; chance 0.5" in last
     assert "checkpoints/a: last.pt, best.pt" in last
     assert "biomass predict model_path=a" in last
-    assert not [line for line in f"{first}\n{last}".splitlines() if str(tmp_path) not in line and len(line) > 100]
+    assert not [line for line in f"{first}\n{last}".splitlines() if str(tmp_path) not in line and len(line) > 110]
     assert any("the first step took" in text for text in said(caplog, logging.INFO))
     (left_out,) = (text for text in said(caplog) if "not evaluated" in text)  # one line for both
     assert "'test' and 'id_test'" in left_out
