@@ -5,6 +5,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -283,12 +284,11 @@ class Loader:
         batches: Iterator[Any] | None = None
         while True:
             try:
-                self._check_processes()
                 if batches is None:  # from the second time on it waits for all processes
-                    batches = _Ended.waiting(lambda: iter(self._loader))
+                    batches = self._waiting(lambda: iter(self._loader))
                     if self._loader.num_workers and threading.current_thread() is threading.main_thread():
                         _Ended.watch()
-                item = _Ended.waiting(partial(next, batches, None))
+                item = self._waiting(partial(next, batches, None))
             except RuntimeError as error:  # so torch says it of its processes, and of nothing else
                 if not self._loader.num_workers or "DataLoader" not in str(error):
                     raise
@@ -302,23 +302,23 @@ class Loader:
                 raise item
             yield item
 
-    def _check_processes(self) -> None:
-        """Raise a RuntimeError where a process has ended: once somebody has seen that, torch does not hear of it."""
-        for process in getattr(getattr(self._loader, "_iterator", None), "_workers", ()):
-            if not process.is_alive():
-                raise RuntimeError(f"DataLoader process {process.pid} has ended")
+    def _waiting(self, call: Callable[[], Any]) -> Any:
+        """What a call gives that waits for processes. Of one that has ended before, torch does not always hear."""
+        with _Ended.raised():
+            for process in getattr(getattr(self._loader, "_iterator", None), "_workers", ()):
+                if not process.is_alive():
+                    raise RuntimeError(f"DataLoader process {process.pid} has ended")
+            return call()
 
 
 class _Ended:
     """What becomes of the signal that a process has ended: torch raises an error wherever the parent is just then.
 
-    Here it is raised where a batch is waited for, where alone it can be told from others; and before the next batch, if
-    the process ended in between.
+    Here it is raised only where a batch is waited for, where alone it can be told from others.
     """
 
     of_torch: Any = None
-    reading = False
-    missed = False
+    waits = False
 
     @classmethod
     def watch(cls) -> None:
@@ -330,21 +330,18 @@ class _Ended:
 
     @classmethod
     def _heard(cls, number: int, frame: FrameType | None) -> None:
-        cls.missed = not cls.reading
-        if cls.reading:
+        if cls.waits:
             cls.of_torch(number, frame)
 
     @classmethod
-    def waiting(cls, call: Callable[[], Any]) -> Any:
-        """What a call gives that waits for such processes."""
-        cls.reading = True
+    @contextmanager
+    def raised(cls) -> Iterator[None]:
+        """Within the block the error of torch is raised."""
+        cls.waits = True
         try:
-            if cls.missed:
-                cls.missed = False
-                cls.of_torch(signal.SIGCHLD, None)
-            return call()
+            yield
         finally:
-            cls.reading = False
+            cls.waits = False
 
 
 class SkippedImages:

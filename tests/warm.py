@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.torture.forks import exit_code
+
 ROOT = Path(__file__).resolve().parent.parent
 
 _server: list["subprocess.Popen[str]"] = []
@@ -66,7 +68,7 @@ def _be_script(asked: Mapping[str, Any]) -> None:
             os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(asked["cwd"])
         os.environ |= asked["environment"]
-        code = _run(asked["script"], asked["words"])
+        code = exit_code(lambda: _run(asked["script"], asked["words"]))
         import multiprocessing.util
         import threading
 
@@ -80,29 +82,17 @@ def _be_script(asked: Mapping[str, Any]) -> None:
         os._exit(code)
 
 
-def _run(script: str, words: list[str]) -> int:
+def _run(script: str, words: list[str]) -> None:
     from biomass import stopping
 
     tool = script == "biomass"
     sys.argv = [str(ROOT / "biomass" / "__main__.py") if tool else script, *words]
-    try:
-        stopping.start_program()
-        if tool:
-            runpy.run_module("biomass", run_name="__main__")
-        else:
-            sys.path.insert(0, str(Path(script).parent))
-            runpy.run_path(script, run_name="__main__")
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            return error.code or 0
-        sys.stdout.flush()
-        print(error.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        sys.stdout.flush()
-        traceback.print_exc()
-        return 1
-    return 0
+    stopping.start_program()
+    if tool:
+        runpy.run_module("biomass", run_name="__main__")
+    else:
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":

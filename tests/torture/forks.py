@@ -153,7 +153,7 @@ def _be_child(
         if limits:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
-        code = _call(function)
+        code = exit_code(function)
         sys.stdout.flush()
         threading._shutdown()  # type: ignore[attr-defined]
         multiprocessing.util._exit_function()  # ends reading workers; what else waits for the end is the parent's
@@ -165,7 +165,8 @@ def _be_child(
         os._exit(code)
 
 
-def _call(function: Callable[[], object]) -> int:
+def exit_code(function: Callable[[], object]) -> int:
+    """Run a function, print as Python would what escapes from it, and tell the exit code that Python would have."""
     try:
         function()
     except SystemExit as error:
