@@ -168,7 +168,7 @@ HOSTILE = [
     "callbacks: {folders: {_target_: os.system}}",
     "job_logging: {handlers: {x: {class: subprocess.Popen, args: [touch, CALLED]}}}",
     "job_logging: {formatters: {x: {(): os.system, command: touch CALLED}}}",
-    "job_logging: {handlers: {file: {filename: /tmp/elsewhere}}}",
+    "job_logging: {handlers: {file: {filename: ../elsewhere}}}",
     "job_logging: {handlers: {console: {stream: 'ext://os.environ'}}}",
     "job: {env_set: {PYTHONPATH: elsewhere}}",
     "sweeper: {params: {own_code: os}}",

@@ -4,8 +4,10 @@ import logging
 
 import pytest
 
-from biomass.errors import DataError
+from biomass.atomic import whole_file
+from biomass.errors import ConfigError, DataError
 from biomass.report.finish import finish
+from tests import disks
 
 
 @pytest.fixture
@@ -54,6 +56,18 @@ def test_a_page_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
     assert finish(tmp_path) is None
     assert "no page" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["report.html", "a.csv"])
+def test_a_full_disk_is_an_error(tmp_path, name, monkeypatch):
+    def write(*_):
+        with whole_file(tmp_path / name) as part:
+            part.write_text("<html></html>")
+
+    monkeypatch.setattr("biomass.report.page.write_report", write)
+    with disks.failing(1, call="fsync", below=tmp_path), pytest.raises(ConfigError, match=rf"{name}.*No space left"):
+        finish(tmp_path, [write] if name == "a.csv" else [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_is_no_failure_of_a_step(tmp_path, writer):
