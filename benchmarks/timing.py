@@ -19,6 +19,24 @@ class Ratio(NamedTuple):
         return f"{self.ratio:.2f} ({self.lowest:.2f}-{self.highest:.2f})"
 
 
+class Figure(NamedTuple):
+    """One line of what was measured: a ratio of two pieces of code in one run, its range, and the goal."""
+
+    name: str
+    ratio: float
+    lowest: float
+    highest: float
+    goal: str
+    unit: str = "x"
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f"; {self.note}" if self.note else ""
+        return (
+            f"{self.name}: {self.ratio:.3g} {self.unit} ({self.lowest:.3g}-{self.highest:.3g}), goal {self.goal}{note}"
+        )
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Wall-clock seconds of one call."""
     start = time.perf_counter()
