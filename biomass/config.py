@@ -380,7 +380,7 @@ def _launch(main: Main, folder: Path, config_name: str, arguments: Arguments) ->
     @functools.wraps(main)
     def job(node: DictConfig) -> float | None:
         with outside.restored():
-            return _job(main, node, outside.tracebacks)
+            return _job(main, node, arguments, outside.tracebacks)
 
     # Hydra takes its arguments from sys.argv, and prints errors itself unless it is told to raise them
     with _Outside([sys.argv[0], *arguments.for_hydra()], True).restored():
@@ -467,7 +467,7 @@ def _one_line_errors() -> Iterator[None]:
         raise SystemExit(f"error: {line}") from None
 
 
-def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
+def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -> float | None:
     """What Hydra calls: the whole of a single run, or one job of a sweep, perhaps in a process of its own.
 
     A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder. One that was stopped, and that a
@@ -498,10 +498,15 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
         _leave_outcome(outcome, settings, f"{STOPPED}: {stopping.said()}")
         stopping.requeue()
         return None
-    except BiomassError as error:
-        if tracebacks:
+    except Exception as error:
+        if isinstance(error, BiomassError):
+            message = explain(error, advice_where(functools.partial(_has, node)))
+        elif isinstance(error, OmegaConfBaseException):
+            message = arguments.explain(error)
+        else:
+            message = escaped(error) or ""
+        if tracebacks or not message:
             raise
-        message = explain(error, advice_where(functools.partial(_has, node)))
         if outcome is None:
             raise SystemExit(f"error: {message}") from None
         _leave_outcome(outcome, settings, message)

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,10 +99,15 @@ def find_all_nuclei(
     if file is not None and keep == "if possible" and len(in_file.fields) < len(screen) and not _can_be_kept(file):
         file = None
     todo = np.setdiff1d(np.arange(len(screen)), found.fields)
-    for nuclei in _search_plates(screen, todo, position, diameter, on_bad_image, workers):
-        if file is not None and len(nuclei.fields):
-            save_nuclei(screen, nuclei, _parts(file) / f"{nuclei.fields[0]}.parquet", search, stamps)
-        found = join_nuclei(found, nuclei)
+    try:
+        for nuclei in _search_plates(screen, todo, position, diameter, on_bad_image, workers):
+            if file is not None and len(nuclei.fields):
+                save_nuclei(screen, nuclei, _parts(file) / f"{nuclei.fields[0]}.parquet", search, stamps)
+            found = join_nuclei(found, nuclei)
+    finally:
+        if file is not None:
+            with suppress(OSError):
+                _parts(file).rmdir()  # where not one plate could be kept
     _report_unread(screen, found)
     if file is not None and len(found.fields) > len(in_file.fields):
         save_nuclei(screen, found, file, search, stamps)

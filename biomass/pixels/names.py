@@ -1,5 +1,6 @@
 """Columns of file names: in one form, of known kinds, all there, none twice; before any of the files is opened."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,8 +79,16 @@ def _listing(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return []
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return []
+        raise
+
+
+def _is_file(root: str | Path, name: str) -> bool:
+    return name.rpartition("/")[2] in _listing((Path(root) / name).parent)
 
 
 def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str] | None = None) -> None:
@@ -93,7 +102,7 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
         if not len(missing):
             continue
         names = column[missing[0]].as_py().split(PLANES)
-        file = next((one for one in names if not (Path(root) / one).is_file()), names[0])
+        file = next((one for one in names if not _is_file(root, one)), names[0])
         if not file:
             raise DataError(no_file(int(missing[0]), c, channels or ("channel_0",)))
         if len(missing) == len(column) > 1:

@@ -28,7 +28,7 @@ from biomass.pixels.bbbc021_files import H5_CHANNELS, RAW_CHANNELS, link_plates,
 from biomass.pixels.illumination import measure_channel, rescale
 from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, trait_values
 from biomass.simulation.optics import acquire, draw_nuisance
-from biomass.simulation.screens import ScreenDesign, for_each_plate, make_design, write_once
+from biomass.simulation.screens import ScreenDesign, check_values, for_each_plate, make_design, write_once
 
 MECHANISMS = (
     "Actin disruptors",
@@ -113,6 +113,10 @@ class Design(ScreenDesign):
         self.check(("density", "effect", "nuisance"), least, most)
         if self.raw not in ("", "folders", "zips"):
             raise ConfigError(f"a simulated screen with raw={self.raw}: choose folders, zips, or nothing")
+        plates = self.weeks * self.groups * self.replicates
+        wells = plates + self.replicates * self.concentrations * len(MECHANISMS) * self.compounds  # at the very least
+        what = f"{plates:,} plates and {wells:,} wells with {self.sites} fields of {self.height} x {self.width} pixels"
+        check_values(wells * self.sites * 3 * self.height * self.width, what)
 
 
 def simulate_bbbc021(root: str | Path, *, workers: int | None = None, **design: Any) -> Path:

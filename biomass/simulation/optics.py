@@ -133,13 +133,13 @@ def _mottle(rng: np.random.Generator, shape: tuple[int, ...], grain: np.ndarray)
     """A texture (n, H, W) of about mean 2 and standard deviation 1 in every image, never negative."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     for axis, sigma in zip((1, 2), grain, strict=True):
-        noise = gaussian_filter1d(noise, float(sigma), axis=axis, mode="wrap", truncate=3.0)
+        noise = gaussian_filter1d(noise, min(float(sigma), noise.shape[axis]), axis=axis, mode="wrap", truncate=3.0)
     return np.maximum(2 + noise / noise.std((1, 2), keepdims=True), 0)
 
 
 def _blurred(images: np.ndarray, sigma: float) -> np.ndarray:
-    for axis in (1, 2):
-        images = gaussian_filter1d(images, sigma, axis=axis, mode="nearest", truncate=3.0)
+    for axis in (1, 2):  # what is wider than the field is flat
+        images = gaussian_filter1d(images, min(sigma, images.shape[axis]), axis=axis, mode="nearest", truncate=3.0)
     return images
 
 

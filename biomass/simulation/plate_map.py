@@ -16,7 +16,7 @@ from biomass.errors import DataError
 from biomass.screen import PLATE, Screen, VectorPixels, make_screen
 from biomass.simulation.morphology import CHANNELS, NUMBERS, TRAITS, draw_effects, draw_fields, trait_values
 from biomass.simulation.optics import acquire, draw_nuisance, quantize
-from biomass.simulation.screens import ScreenDesign, for_each_plate
+from biomass.simulation.screens import ScreenDesign, check_values, for_each_plate
 
 _OWN = 0.4  # what a treatment does besides what its label does, as a share of that
 _POSITIVE = 1.5  # how much stronger a positive control acts than a treatment
@@ -80,6 +80,7 @@ def simulate_plate_map(wells: pd.DataFrame, look: Look | None = None, *, workers
 
     Raises:
         DataError: there are fewer than three plates: nothing can be held out.
+        ConfigError: the fields are more than can be drawn.
 
     >>> wells = pd.DataFrame({"experiment": "", "plate": list("123"), "well": "A01", "treatment": "x", "label": "x"})
     >>> screen = simulate_plate_map(wells.assign(control=""), Look(size=48), workers=1)
@@ -87,12 +88,14 @@ def simulate_plate_map(wells: pd.DataFrame, look: Look | None = None, *, workers
     ((1, 3, 48, 48), ('test', 'train', 'val'))
     """
     look = look or Look()
+    fields = len(wells) * look.sites
+    check_values(fields * len(CHANNELS) * look.size**2, f"{fields:,} fields of {look.size} x {look.size} pixels")
     wells = wells.reset_index(drop=True)
     experiment, plate = (wells.groupby(list(by), sort=True).ngroup().to_numpy() for by in (PLATE[:1], PLATE))
     unit = experiment if experiment.max(initial=0) >= 2 else plate
     split = _splits(look, unit)
     effects = _effects(look, wells)
-    images = np.empty((len(wells) * look.sites, len(CHANNELS), look.size, look.size), np.uint8)
+    images = np.empty((fields, len(CHANNELS), look.size, look.size), np.uint8)
     plates = [
         _Plate((int(experiment[own[0]]), number), own, split[own[0]] == "train")
         for number, own in enumerate(_rows(plate))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, did_you_mean
-from biomass.simulation.screens import ScreenDesign, make_design
+from biomass.simulation.screens import ScreenDesign, check_values, make_design
 
 LAYOUTS = ("randomized", "fixed")
 """Where a plate's treatments stand: anywhere, on each plate elsewhere; or each in the same well of every plate."""
@@ -94,6 +94,11 @@ class ProfilesDesign(ScreenDesign):
             raise ConfigError(f"{self.filled} wells with {self.controls} controls do not fit a plate of {self.format}")
         if self.shared > 1 or 0 < self.heavy <= 2:
             raise ConfigError(f"shared={self.shared}, heavy={self.heavy}: use shared up to 1, heavy=0 or above 2")
+        rows = self.experiments * self.plates * self.filled
+        widest = max(rows, self.compounds * self.doses) * self.features + self.factors * self.features
+        check_values(
+            widest, f"{rows:,} wells and {self.compounds * self.doses:,} treatments, {self.features:,} features"
+        )
 
     @property
     def filled(self) -> int:

@@ -23,9 +23,9 @@ from PIL import Image
 
 from biomass.cells.crops import crops_inside, cut_crops
 from biomass.errors import ConfigError
-from biomass.simulation.morphology import NUMBERS, TRAITS, draw_effects, draw_fields, trait_values
+from biomass.simulation.morphology import CHANNELS, NUMBERS, TRAITS, draw_effects, draw_fields, trait_values
 from biomass.simulation.optics import Nuisance, acquire, draw_nuisance, quantize
-from biomass.simulation.screens import ScreenDesign, for_each_plate, write_once
+from biomass.simulation.screens import ScreenDesign, check_values, for_each_plate, write_once
 
 CELL_TYPES = ("HEPG2", "HUVEC", "RPE", "U2OS")
 """The cell types of RxRx1; an experiment has one of them."""
@@ -115,13 +115,15 @@ class Design(ScreenDesign):
                 f"{self.treatments} treatments do not fit in {self.plates} plates of {self.wells} treated wells: "
                 f"use at least wells={-(-self.treatments // self.plates)}"
             )
-        if self.wells + self.positive_controls + self.negative_wells > len(_WELLS):
+        filled = self.wells + self.positive_controls + self.negative_wells
+        if filled > len(_WELLS):
             raise ConfigError(
-                f"a plate has {len(_WELLS)} wells, not {self.wells + self.positive_controls + self.negative_wells}: "
-                "lower wells, positive_controls or negative_wells"
+                f"a plate has {len(_WELLS)} wells, not {filled}: lower wells, positive_controls or negative_wells"
             )
         if self.empty_wells > self.wells:
             raise ConfigError(f"empty_wells={self.empty_wells} is more than wells={self.wells}: lower it")
+        images = self.experiments * self.plates * filled * self.sites
+        check_values(images * len(CHANNELS) * self.size**2, f"{images:,} images of {self.size} x {self.size} pixels")
 
 
 @dataclass(frozen=True)

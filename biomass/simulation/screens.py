@@ -21,6 +21,12 @@ D = TypeVar("D", bound="ScreenDesign")
 P = TypeVar("P")
 R = TypeVar("R")
 
+STRONGEST = 30
+"""The largest strength of an effect, a shift or a density: far more than leaves anything to see."""
+
+MOST_VALUES = 10**10
+"""The most pixels, or features, of a simulated screen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenDesign:
@@ -60,7 +66,7 @@ class ScreenDesign:
         """Make sure that parameters are numbers, and in their range.
 
         Args:
-            numbers: parameters that are numbers from 0.
+            numbers: parameters that are numbers from 0 to :data:`STRONGEST`.
             least: parameters that are whole numbers, and the least value of each.
             most: the largest values of those that have one.
 
@@ -74,8 +80,18 @@ class ScreenDesign:
                 raise ConfigError(f"a simulated screen with {name}={value}: use a whole number {span}")
         for name in numbers:
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < np.inf:
-                raise ConfigError(f"a simulated screen with {name}={value}: use a number from 0")
+            if not isinstance(value, int | float) or not 0 <= value <= STRONGEST:
+                raise ConfigError(f"a simulated screen with {name}={value}: use a number from 0 to {STRONGEST}")
+
+
+def check_values(values: int, what: str) -> None:
+    """Make sure that a screen of so many ``values``, pixels or features, can be drawn in hours.
+
+    Raises:
+        ConfigError: it cannot; ``what`` says what the screen is made of.
+    """
+    if values > MOST_VALUES:
+        raise ConfigError(f"a simulated screen of {what} is {values:.2g} values: use less, up to {MOST_VALUES:.2g}")
 
 
 def make_design(design: type[D], parameters: Mapping[str, Any]) -> D:

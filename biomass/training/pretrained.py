@@ -47,8 +47,8 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
     if len(jobs) == 1 and re.search(r"-\d+$", model_path):
         log.info("'%s' is the run '%s'", model_path, jobs[0].name)
         return newest(jobs[0]) or jobs[0] / LAST
-    known = ", ".join(run.name for run in runs[-5:]) or "none"
-    hint = did_you_mean(Path(model_path).name, [run.name for run in runs], f"runs in {folder}/: {known}")
+    known = f"choose one of {', '.join(run.name for run in runs[-5:])}" if runs else "train one"
+    hint = did_you_mean(Path(model_path).name, [run.name for run in runs], f"in {folder}/: {known}")
     raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; {hint}")
 
 
@@ -93,7 +93,8 @@ def load_network(path: Path, key: str | None = None) -> tuple[Network, Architect
         remedy, advice = "it is damaged, give another one", None
         if is_own_code(architecture.key) and architecture.key != key:
             raise CheckpointError(
-                f"checkpoint '{path}' is of the network '{architecture.key}', whose code runs if you name it alone",
+                f"checkpoint '{path}' is of the network '{architecture.key}', whose code runs if you name it alone: "
+                "look where this checkpoint comes from",
                 "model_key",
             )
     else:

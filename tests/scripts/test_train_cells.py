@@ -382,7 +382,7 @@ def test_where_a_model_path_leads(tmp_path):
     assert find_checkpoint("latest", tmp_path) == tmp_path / "new/last.pt"
     assert find_checkpoint("old", tmp_path) == tmp_path / "old/last.pt"
     assert find_checkpoint(str(tmp_path / "old/last.pt"), tmp_path) == tmp_path / "old/last.pt"
-    with pytest.raises(CheckpointError, match=r"runs in .*: old, new, probe"):
+    with pytest.raises(CheckpointError, match=r"in .*: choose one of old, new, probe"):
         find_checkpoint("else", tmp_path)
     with pytest.raises(CheckpointError, match="holds a linear probe"):
         load_network(find_checkpoint("probe", tmp_path))

@@ -182,6 +182,7 @@ def _change(rng: random.Random, state: State) -> str:
 
 def of_state(reader: str) -> Prepare:
     """A file that torch wrote, and that is built wrongly."""
+    unread = dict.fromkeys(("stress", "model_path"), "a foreign transform")  # they take weights, and no transforms
 
     def prepare(rng: random.Random, folder: Path, kit: Path) -> Trial:
         import torch
@@ -196,7 +197,7 @@ def of_state(reader: str) -> Prepare:
 
         def check(found: Any) -> str | None:
             shutil.copy(whole, folder / "whole.pt")
-            same = _same(read(folder / "whole.pt")) == _same(found)
+            same = _same(read(folder / "whole.pt")) == _same(found) or how.startswith(unread.get(reader, "?"))
             return None if same else f"{how}: taken without a word"
 
         return Trial(f"{reader} of {source} with {how}", lambda: read(file), check)

@@ -63,8 +63,9 @@ def used_of(place: Path) -> int:
 
 
 def parts(place: Path) -> list[str]:
-    """Files that are not finished."""
-    return [path.name for path in place.rglob("*") if path.name.endswith(".part") or ".tmp" in path.name]
+    """Files that are not finished, and folders of finished plates that have none."""
+    named = [path for path in place.rglob("*") if path.name.endswith(".part") or ".tmp" in path.name]
+    return [path.name for path in named if path.is_file() or not any(path.iterdir())]
 
 
 def size_of(kit: Path, name: str) -> int:
