@@ -7,10 +7,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
-from biomass.errors import BiomassError, ConfigError, one_line, shortened
+from biomass.errors import BiomassError, ConfigError, one_line, shortened, too_little_memory
 
 _PLACE = "choose another place"
 _TAKEN = f"something else is in the way: move it, or {_PLACE}"
@@ -107,12 +108,14 @@ def explain_disk(error: OSError, place: Path | None = None, needed: int | None =
 
 
 def escaped(error: BaseException) -> str | None:
-    """The line for an error that nothing has caught, if it is certain that a disk is the cause of it; else None.
+    """The line for an error that nothing has caught, if a disk, or the memory, is surely the cause of it; else None.
 
     >>> escaped(OSError(28, "No space left on device", "a.csv"))
     "cannot write 'a.csv' (No space left on device): make room, or choose another place"
     >>> escaped(FileNotFoundError(2, "No such file or directory", "a.csv"))
     """
+    if memory := too_little_memory(error):
+        return memory
     found = disk_error(error)
     return explain_disk(found) if found is not None and found.errno in _REMEDIES else None
 
@@ -151,6 +154,25 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
             return
         raise ConfigError(explain_disk(found, Path(self.baseFilename))) from error
+
+
+class Terminal(logging.StreamHandler[TextIO]):
+    """The log on the terminal, or in the file behind ``>``. What does not take it is left alone, and that is said once.
+
+    A run does not end for it: the same lines are in its log in ``outputs/``.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that Python calls
+        """Say in our words what is wrong with the place, and print nothing more to it."""
+        error = sys.exc_info()[1]
+        found = disk_error(error) if error is not None else None
+        if found is None:
+            super().handleError(record)
+            return
+        self.stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  # until the process ends
+        os.dup2(self.stream.fileno(), sys.stdout.fileno())  # else Python tries once more when it ends
+        with suppress(OSError):
+            print(f"the log is not shown any more: {explain_disk(found, Path('/dev/stdout'))}", file=sys.stderr)
 
 
 def _size(number: int) -> str:

@@ -10,6 +10,7 @@ looks up what that means there, see :func:`explain`.
 
 import json
 import logging
+import re
 import sys
 import unicodedata
 import warnings
@@ -157,6 +158,24 @@ _formatted = warnings.formatwarning
 
 def _format_warning(*about: Any, **more: Any) -> str:
     return printable(_formatted(*about, **more), "\n\t")
+
+
+_NO_MEMORY = re.compile(
+    r"failed to map segment|[Cc]annot allocate memory|can't allocate memory|bad_alloc|Unable to allocate"
+)
+
+
+def too_little_memory(error: BaseException) -> str | None:
+    """The line for an error that says that the memory of this machine does not suffice; else None.
+
+    >>> too_little_memory(ImportError("libtorch.so: failed to map segment from shared object"))[:26]
+    'there is too little memory'
+    >>> too_little_memory(ImportError("No module named 'torch'"))
+    """
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        return None
+    why = shortened(one_line(error))
+    return f"there is too little memory ({why}): give fewer rows, smaller batches or fewer workers, or allow more (ulimit -v)"
 
 
 def explain(error: BiomassError, advice: Mapping[str, str]) -> str:

@@ -20,8 +20,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
+
+from biomass.errors import too_little_memory
 
 AGAIN = 75
 """Exit code of what was stopped and can be started again: EX_TEMPFAIL of ``sysexits.h``."""
@@ -148,9 +150,32 @@ def _during(phase: str) -> Iterator[None]:
 def start_program() -> None:
     """Listen from the first import on, if this process was started as a script or a tool of this package."""
     script = _script_or_tool()
+    if script is not None:
+        _open_streams()
+        sys.excepthook = _uncaught
     if script is not None and threading.current_thread() is threading.main_thread():
         listen(script)
         _now.owned, _now.phase = True, "starting"
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python calls for an error that nothing has caught, as while modules are imported."""
+    memory = too_little_memory(error)
+    if memory is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {memory}", file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Stand in for what this process was started without, as behind ``>&-``: a file would be taken for it."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # until the process ends
 
 
 def _script_or_tool() -> bool | None:

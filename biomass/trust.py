@@ -20,6 +20,7 @@ _LOGGING = {
     "()": {"colorlog.ColoredFormatter"},
     "class": {
         "biomass.diskerrors.LogFile",
+        "biomass.diskerrors.Terminal",
         "logging.StreamHandler",
         "logging.FileHandler",
         "logging.NullHandler",

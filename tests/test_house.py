@@ -18,7 +18,8 @@ MODULES = {
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
-    "errors stopping",
+    "errors",
+    "stopping",
     "diskerrors",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
     "targets",

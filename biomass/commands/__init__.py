@@ -197,10 +197,6 @@ def _one_line_errors(followed: Collection[str], own: Mapping[str, str]) -> Itera
     except BiomassError as error:
         advice = {name: text for name, text in (ADVICE | dict(own)).items() if name not in followed}
         raise SystemExit(f"error: {explain(error, advice)}") from None
-    except MemoryError as error:
-        raise SystemExit(
-            f"error: there is too little memory ({one_line(error)}): give fewer rows, or another machine"
-        ) from None
     except BrokenPipeError:  # of ``| head``
         raise SystemExit(1) from None
     except Exception as error:  # a path so long that looking whether it is there fails, a disk that is full …
