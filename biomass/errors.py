@@ -175,7 +175,7 @@ def too_little_memory(error: BaseException) -> str | None:
     if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
         return None
     why = shortened(one_line(error))
-    return f"there is too little memory ({why}): give fewer rows, smaller batches or fewer workers, or allow more (ulimit -v)"
+    return f"there is too little memory ({why}): take fewer rows, batches or workers, or allow more (ulimit -v)"
 
 
 def explain(error: BiomassError, advice: Mapping[str, str]) -> str:

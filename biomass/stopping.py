@@ -12,6 +12,7 @@ again", or :data:`AT_ONCE` for a second Ctrl-C, and for the first one of a tool.
 merely imports this package, which is why the modules that this one needs are few and quickly imported.
 """
 
+import io
 import os
 import signal
 import sys
@@ -168,7 +169,10 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _open_streams() -> None:
-    """Stand in for what this process was started without, as behind ``>&-``: a file would be taken for it."""
+    """Stand in for what this process was started without, as behind ``>&-``: a file would be taken for it.
+
+    And let a terminal without Greek letters show them as Python writes them.
+    """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             try:
@@ -176,6 +180,9 @@ def _open_streams() -> None:
             except OSError:
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # signs that it does not have are no reason to fail
 
 
 def _script_or_tool() -> bool | None:

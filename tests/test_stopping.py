@@ -84,3 +84,33 @@ with stopping.listening(goes_on=True), stopping.noted():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=9)
     assert (process.returncode, errors) == (stopping.AT_ONCE, f"stopped at once: nothing had begun; {LINE}")
+
+
+def a_program(body: str, tmp_path: Path, redirected: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    """A program of this package, started by a shell; what it does is ``body``."""
+    code = f"import sys\nsys.argv = [{str(Path(stopping.__file__).with_name('__main__.py'))!r}]\nimport biomass\n{body}"
+    (tmp_path / "program.py").write_text(code)
+    command = f"'{sys.executable}' '{tmp_path / 'program.py'}' {redirected}"
+    environment = os.environ | {"PYTHONPATH": str(Path(stopping.__file__).parents[1]), "PYTHONIOENCODING": encoding}
+    return subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("redirected", [">&-", ">&- 2>&- <&-"])
+def test_no_file_is_taken_for_a_stream_that_is_closed(tmp_path, redirected):
+    body = "with open('table.csv', 'w') as file:\n    print('a line')\n    file.write('plate')\nsys.stdout.flush()"
+    ended = a_program(body, tmp_path, redirected)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "table.csv").read_text() == "plate"
+
+
+def test_signs_that_a_terminal_lacks_are_written_out(tmp_path):
+    assert a_program("print('ρ')", tmp_path, "").stdout == "ρ\n"
+    assert a_program("print('ρ')", tmp_path, "", "ascii").stdout == "\\u03c1\n"
+
+
+def test_too_little_memory_while_modules_are_imported_is_a_line(tmp_path):
+    ended = a_program("raise ImportError('libtorch.so: failed to map segment from shared object')", tmp_path, "")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: there is too little memory (libtorch.so: failed to map")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "Traceback" in a_program("raise ImportError('torch')", tmp_path, "").stderr
