@@ -114,6 +114,8 @@ SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 _OVERRIDE = re.compile(r"(?P<sign>\+\+?|~)?(?P<key>[A-Za-z_$][\w./@:$-]*)(?:=(?P<value>.*))?", re.DOTALL)
 _CHOICES = re.compile(r"\+{0,2}(?P<key>[\w/@]+)=\[.*\]", re.DOTALL)
 """Several files of a choice; Hydra fails where not all of them are text."""
+_NO_NAME = re.compile(r"\+{0,2}(?P<key>[\w/@]+)=(?:null|true|false|[-+.\w]*\d[-+.\w]*)", re.IGNORECASE)
+"""What is no name of a file of a choice."""
 
 _IN_BRACES, _ELSEWHERE = (
     re.compile(rf"""\$\{{[^}}]*\}}|"[^"]*"|'[^']*'|[^{signs}"']+|.""", re.DOTALL) for signs in (r",:\[\]{}", r",\[\]{}")
@@ -212,12 +214,14 @@ class Arguments(NamedTuple):
             return f"nothing is chosen for '{chosen[1]}' yet; write {chosen[2]}"
         if unknown := re.search(r"Could not (?:override|delete from config)[^']*'([^']*)'", text):
             return _unknown(unknown[1])
-        lists = filter(None, map(_CHOICES.fullmatch, self.overrides)) if isinstance(error, TypeError) else ()
+        choices = _NO_NAME if "Config group override must be" in text else _CHOICES
+        no_choice = isinstance(error, TypeError) or choices is _NO_NAME
+        lists = filter(None, map(choices.fullmatch, self.overrides)) if no_choice else ()
         chosen = next((one for one in lists if one["key"] not in KEYS or KEYS[one["key"]].types is dict), None)
         if chosen is not None:
             return (
                 f"{shortened(chosen[0])!r} chooses files of configs/{chosen['key'].partition('@')[0]} by "
-                "their names; write one name without brackets, or leave it out"
+                "their names; write one name, without brackets, or leave it out"
             )
         if twice := re.search(r"(\S+) appears more than once in the final defaults list", text):
             return f"the defaults choose '{twice[1]}' twice; take one of the two out"
