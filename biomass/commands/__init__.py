@@ -70,11 +70,23 @@ _LONG = 400
 
 
 class Tool(NamedTuple):
-    """What is known of a tool without importing it."""
+    """What is known of a tool without importing it.
+
+    Attributes:
+        place: in the order in which a lab uses the tools.
+        name: as it is typed.
+        summary: the first line of its docstring.
+        about: its docstring.
+        file: of its module.
+        composed: whether it takes overrides, as the root scripts do: its ``main`` is decorated.
+    """
 
     place: int
     name: str
     summary: str
+    about: str
+    file: Path
+    composed: bool
 
 
 def find_tools() -> list[Tool]:
@@ -88,8 +100,10 @@ def find_tools() -> list[Tool]:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PLACE"
             if isinstance(node.value, ast.Constant) and isinstance(node.value.value, int)
         ]
-        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-        tools.append(Tool(places[0] if places else sys.maxsize, file.stem, summary))
+        mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        about = ast.get_docstring(tree) or ""
+        known = file.stem, about.partition("\n")[0], about, file, any(main.decorator_list for main in mains)
+        tools.append(Tool(places[0] if places else sys.maxsize, *known))
     return sorted(tools)
 
 

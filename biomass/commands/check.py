@@ -22,12 +22,12 @@ import pandas as pd
 
 from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.config import run_name
 from biomass.datasets.any_source import open_source
 from biomass.errors import ConfigError, say
 from biomass.evaluation import quality, quality_plots
 from biomass.formulas import to_csv
 from biomass.run_lock import own
+from biomass.runs import run_name
 from biomass.screen import Screen
 
 PLACE = 20

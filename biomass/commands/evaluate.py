@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 
 from biomass.atomic import check_place
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.config import run_name
 from biomass.errors import ConfigError, did_you_mean, say
 from biomass.evaluation.profiles import COMPARED, RAW, STATISTICS
 from biomass.judgement.corrections import CORRECTIONS
@@ -43,6 +42,7 @@ from biomass.judgement.results import FILES
 from biomass.report.files import PAGE
 from biomass.report.page import write_report
 from biomass.run_lock import own
+from biomass.runs import run_name
 
 PLACE = 80
 

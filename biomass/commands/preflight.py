@@ -24,7 +24,6 @@ import pandas as pd
 
 from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.config import run_name
 from biomass.datasets.plate_map import read_plate_map
 from biomass.errors import ConfigError, did_you_mean, say
 from biomass.evaluation.curves import Curves, curves_of_stress, read_curves
@@ -33,6 +32,7 @@ from biomass.evaluation.page import render
 from biomass.evaluation.verdict import Judgement, Verdict
 from biomass.pixels.packed_writer import pack
 from biomass.run_lock import own
+from biomass.runs import run_name
 from biomass.screen import PLATE
 from biomass.simulation.plate_map import Look, simulate_plate_map
 
