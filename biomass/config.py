@@ -143,8 +143,10 @@ def look_ahead(file: Path, program: str | None = None, arguments: Sequence[str] 
         looked.append(node)
         if node is None or HydraConfig.get().job.chdir:  # a sweep goes on after jobs with errors
             return
+        from biomass.early import check_early  # of what needs pandas
+
         try:
-            Config(node, overrides())
+            check_early(Config(node, overrides()))
         except BiomassError as error:
             if tracebacks:
                 raise

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from biomass.diskerrors import explain_disk
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line, shown
 from biomass.keys import KEYS, SECTION, Kind, advice_where
-from biomass.targets import TARGET, Node, find_target, make
+from biomass.targets import TARGET, Node, check_target, make
+from biomass.words import words_in
 
 
 class Config:
@@ -126,6 +127,10 @@ def _check_values(node: DictConfig, path: str) -> None:
         if not _fits(value, kind):
             hint = f"; write [{value}]" if kind.types is list and _fits([value], kind) else ""
             raise ConfigError(f"{path}{key} is {shown(value)}; it must be {kind.what}{hint}")
+        for word in (value if isinstance(value, list) else [value]) if kind.words and value else ():
+            known = [w for one in kind.words for w in (words_in(one) if "." in one else (one,))]
+            if word not in known:
+                raise ConfigError(f"{path}{key} is {shown(word)}; {did_you_mean(word, known)}")
         for name in kind.names & value.keys() if kind.names and value else ():
             names = _names(value[name], f"{path}{key}.{name}")
             if names != value[name]:
@@ -211,7 +216,7 @@ def _check_targets(value: Any, own: Sequence[str], place: str = "") -> None:
     """Raise ConfigError where something may not be made: before anything is."""
     if isinstance(value, dict):
         if TARGET in value and not str(value[TARGET]).startswith("${"):
-            find_target(value[TARGET], own, place)
+            check_target(value[TARGET], own, place)
         for key, one in value.items():
             _check_targets(one, own, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list):

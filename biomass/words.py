@@ -12,19 +12,19 @@ from typing import Any
 
 
 @cache
-def words_of(table: str) -> tuple[str, ...]:
+def words_in(table: str) -> tuple[str, ...]:
     """The words of a table: the keys of a dictionary, the items of a tuple, or the first argument that makes each.
 
     Args:
-        table: its module and name.
+        table: its module in this package, and its name.
 
-    >>> words_of("biomass.models.image_norms.NORMS")
+    >>> words_in("models.image_norms.NORMS")
     ('batch', 'group', 'instance')
-    >>> words_of("biomass.training.loaders.SAMPLERS")
+    >>> words_in("training.loaders.SAMPLERS")
     ('random', 'plate', 'exp')
     """
     module, _, name = table.rpartition(".")
-    file = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    file = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
     nodes = (node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.Assign | ast.AnnAssign))
     value: Any = next(node.value for node in nodes if re.match(rf"{name}\b", ast.unparse(node)))
     items: list[Any] = value.keys if isinstance(value, ast.Dict) else value.elts

@@ -18,7 +18,7 @@ MODULES = {
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
-    "errors stopping",
+    "errors stopping words",
     "diskerrors",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
     "targets",
@@ -34,7 +34,9 @@ LAYERS = (
     "judgement",
     "report",
     "training",
-    "notation trust",
+    "notation trust settings",
+    "runs",
+    "early",
     "config",
     "experiment",
     "profiling",

@@ -24,7 +24,7 @@ from biomass.atomic import whole_files
 from biomass.commands import Parser, run_on_files
 from biomass.errors import printable, say
 from biomass.run_lock import own
-from biomass.words import words_of
+from biomass.words import words_in
 
 PLACE = 85
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--by",
         action="append",
         default=[],
-        choices=words_of("biomass.evaluation.comparison.REPEAT"),
+        choices=words_in("evaluation.comparison.REPEAT"),
         help="do not average over it",
     )
     args = parser.parse_intermixed_args(arguments)

@@ -31,7 +31,7 @@ from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.errors import ConfigError, did_you_mean, say
 from biomass.run_lock import own
 from biomass.runs import run_name
-from biomass.words import words_of
+from biomass.words import words_in
 
 PLACE = 80
 
@@ -42,7 +42,7 @@ PACKAGES = ("biomass", "numpy", "pandas", "scikit-learn", "copairs", "pycytomine
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser("evaluate", __doc__)
-    corrections, maps = words_of("biomass.judgement.corrections.CORRECTIONS"), words_of("biomass.judgement.shown.MAPS")
+    corrections, maps = words_in("judgement.corrections.CORRECTIONS"), words_in("judgement.shown.MAPS")
     parser.add_argument("tables", nargs="+", help="tables of profiles, each with or without name= before it")
     parser.add_argument("--out", type=Path, help="the folder to write to; runs/<run name> if left out")
     parser.add_argument("--run-name", help="name of the folder below runs; evaluate and the time if left out")

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.errors import ConfigError, DataError, did_you_mean, say
-from biomass.words import words_of
+from biomass.words import words_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,9 +60,9 @@ _OWN = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser("index", __doc__)
-    layouts = *words_of("biomass.datasets.layouts.PRESETS"), *words_of("biomass.datasets.layout_tables.TABLES")
-    planes, bits, pixels = (words_of(f"biomass.pixels.planes.{table}") for table in ("PROJECTIONS", "DEPTHS", "SIZES"))
-    by, shares = (words_of(f"biomass.datasets.splits.{table}") for table in ("BY", "SHARES"))
+    layouts = *words_in("datasets.layouts.PRESETS"), *words_in("datasets.layout_tables.TABLES")
+    planes, bits, pixels = (words_in(f"pixels.planes.{table}") for table in ("PROJECTIONS", "DEPTHS", "SIZES"))
+    by, shares = (words_in(f"datasets.splits.{table}") for table in ("BY", "SHARES"))
     parser.add_argument("folder", type=Path, help="the images; or the table of load_data or deepprofiler")
     parser.add_out("the manifest, a Parquet file; or a folder for manifest.parquet")
     parser.add_argument("--platemap", type=Path, nargs="+", help="what is in the wells: files, or a folder of them")
