@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -143,10 +144,9 @@ def look_ahead(file: Path, program: str | None = None, arguments: Sequence[str] 
         looked.append(node)
         if node is None or HydraConfig.get().job.chdir:  # a sweep goes on after jobs with errors
             return
-        from biomass.early import check_early  # of what needs pandas
-
         try:
-            check_early(Config(node, overrides()))
+            config = Config(node, overrides())
+            import_module("biomass.early").check_early(config)  # with what needs pandas
         except BiomassError as error:
             if tracebacks:
                 raise
