@@ -23,5 +23,6 @@ def __getattr__(name: str) -> Any:
 
 
 _script = start_program()
+# a root script comes here with its first import: what needs none of the others is answered now
 if _script is not None and import_module("biomass.config").look_ahead(_script):
     raise SystemExit(0)

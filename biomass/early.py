@@ -42,8 +42,9 @@ def check_early(cfg: Config) -> None:
         for one in given if isinstance(given, list) else [given]:
             if one != "latest" or not runs_with_checkpoints():
                 find_named(one)
-    if not cfg.get("watch"):  # for images that are still to come
-        check_source(cfg.dataloaders.source)
+    source = cfg.dataloaders.get("source") if cfg.get("dataloaders") is not None else None
+    if source is not None and not cfg.get("watch"):  # for images that are still to come
+        check_source(source)
 
 
 def check_source(source: Node) -> None:
