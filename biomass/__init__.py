@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "evaluate", "load", "open_screen", "read_profiles", "understand"]
 
-start_program()
-
 _MODULES = {"evaluate": "judgement.evaluate", "read_profiles": "judgement.read", "understand": "judgement.read"}
 
 
@@ -22,3 +20,9 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(f"biomass.{_MODULES.get(name, 'trained')}"), name)
     raise AttributeError(f"module 'biomass' has no attribute '{name}'")
+
+
+_script = start_program()
+# a root script comes here with its first import: what needs none of the others is answered now
+if _script is not None and import_module("biomass.config").look_ahead(_script):
+    raise SystemExit(0)

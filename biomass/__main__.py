@@ -27,13 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("error: the folder that this was started in is gone: go to another one") from None
     program = f"biomass {name}"
     with stopping.listening(goes_on=False):
-        tool = importlib.import_module(f"biomass.commands.{name}")
-        if not hasattr(tool.main, "__wrapped__"):
-            tool.main(rest)
+        tool = next(one for one in tools if one.name == name)
+        if not tool.composed:
+            importlib.import_module(f"biomass.commands.{name}").main(rest)
             return
-        if not {"--help", "-h"}.isdisjoint(rest):  # what follows are the keys: they do not say what the tool is for
-            _print(plain(tool.__doc__ or "") + "\n")
-        tool.main(rest, program)
+        answered = importlib.import_module("biomass.config").look_ahead(tool.file, program, rest, plain(tool.about))
+        if not answered:
+            importlib.import_module(f"biomass.commands.{name}").main(rest, program)
 
 
 def _print(text: str) -> None:

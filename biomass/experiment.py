@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from biomass import stopping, training
 from biomass.atomic import check_place, whole_file
 from biomass.channels import check_expected
-from biomass.config import Config, build, is_given, is_left, next_commands, overrides, own_run, run_name
+from biomass.config import Config, build, overrides
 from biomass.errors import BiomassError, CheckpointError, ConfigError
 from biomass.evaluation import layers
 from biomass.evaluation.accuracy import MEANINGS
@@ -34,7 +34,9 @@ from biomass.norms import Method, Statistics
 from biomass.objectives import Classification, Contrastive, Objective, with_penalty
 from biomass.report.finish import finish
 from biomass.run_files import read_log
+from biomass.runs import next_commands, own_run, run_name
 from biomass.screen import Screen
+from biomass.settings import is_given, is_left
 from biomass.targets import Node
 from biomass.training import overview, verdicts
 from biomass.training.numbers import check_metrics

@@ -28,6 +28,7 @@ class Kind(NamedTuple):
         places: arguments of a target which a resumed run may have other values of.
         names: arguments of a target that hold paths, or names of plates and the like: text, whatever they look like.
         unset: what null means, and what a run did that began before the key existed.
+        words: what a word may be: words, and tables of words as :func:`biomass.words.words_in` takes them.
     """
 
     types: type | UnionType
@@ -41,6 +42,11 @@ class Kind(NamedTuple):
     places: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     unset: Any = None
+    words: tuple[str, ...] = ()
+
+    def of(self, *words: str) -> "Kind":
+        """The same, and one of some words, or of the words of tables, such as ``models.poolers.POOLERS``."""
+        return self._replace(words=words)
 
     def or_null(self, unset: Any = None) -> "Kind":
         """The same, or null, which means ``unset``."""
@@ -61,6 +67,7 @@ NAME = Kind(str, "a name or path", text=True)
 NATURAL = Kind(int, "a whole number of at least 0", least=0)
 COUNT = Kind(int, "a whole number of at least 1", least=1)
 NUMBER = Kind(int | float, "a number")
+STATISTICS = WORD.of("norms.statistics.WORDS")
 POSITIVE = Kind(int | float, "a number of at least 0", least=0)
 WORDS = Kind(list, "a list of words", item=WORD)
 WIDTHS = Kind(list, "a list of whole numbers of at least 1", item=COUNT)
@@ -94,9 +101,9 @@ KEYS = {
     "model.key": WORD,
     "model.d_out": COUNT.or_null(),
     "model.standardize": FLAG._replace(unset=False),
-    "model.norm": WORD._replace(unset="batch"),
+    "model.norm": WORD.of("models.image_norms.NORMS")._replace(unset="batch"),
     "model.pretrained": FLAG.or_null(unset=False),
-    "model.channels": WORD.or_null(unset="repeat"),
+    "model.channels": WORD.of("models.adapt.CHANNELS").or_null(unset="repeat"),
     "model.expects": Kind(list, "a list of names", item=NAME, text=True).or_null(),
     "model.as_trained": FLAG.or_null(unset=False),
     "model.options": Kind(dict, "a section of keyword arguments").or_null(),
@@ -104,7 +111,7 @@ KEYS = {
     "use_projs": FLAG,
     "model_train_mode": FLAG.means_method(),
     "normalize": FLAG,
-    "pooler": WORD,
+    "pooler": WORD.of("models.poolers.POOLERS"),
     "in_features": COUNT.or_null(),
     "out_features": COUNT.or_null(),
     "channels": WORDS.or_null(),
@@ -125,8 +132,8 @@ KEYS = {
     "transforms.train": TARGETS,
     "transforms.eval": TARGETS.or_null(),
     # batches
-    "dataloaders.sampler": WORD.means_method(),
-    "dataloaders.mode": WORD,
+    "dataloaders.sampler": WORD.of("training.loaders.SAMPLERS").means_method(),
+    "dataloaders.mode": WORD.of("training.loaders.MODES"),
     "dataloaders.instance": WORDS,
     "dataloaders.num_img": COUNT,
     "dataloaders.num_plates_per_batch": COUNT.means_method(),
@@ -143,17 +150,17 @@ KEYS = {
     "rows": WORD.or_null(),
     # statistics of batch norm
     "statistics": SECTION,
-    "statistics.train": WORD.or_null().means_method(),
-    "statistics.eval": WORD.or_null().means_method(),
+    "statistics.train": STATISTICS.or_null().means_method(),
+    "statistics.eval": STATISTICS.or_null().means_method(),
     "statistics.by": WORDS.or_null().means_method(),
-    "statistics.controls": WORD.or_null().means_method(),
+    "statistics.controls": WORD.of("screen.KINDS").or_null().means_method(),
     "calibration": NAME.or_null(),
-    "statistics_rows": WORD._replace(unset="all").means_method(),
+    "statistics_rows": WORD.of("all", "norms.statistics.WORDS")._replace(unset="all").means_method(),
     "use_train_at_eval": FLAG.means_method(),
     # training
     "objective": SECTION,
-    "objective.loss_rows": WORD._replace(unset="all"),
-    "objective.penalty": WORD.or_null(),
+    "objective.loss_rows": WORD.of("objectives.classification.LOSS_ROWS")._replace(unset="all"),
+    "objective.penalty": WORD.of("objectives.alignment.PENALTIES").or_null(),
     "objective.penalty_weight": POSITIVE._replace(unset=1.0),
     "num_views": COUNT,
     "temperature": POSITIVE,
@@ -178,7 +185,7 @@ KEYS = {
     "trainer.monitor": WORD.may_change(),
     "trainer.measure_plates": NATURAL.may_change(),
     # profiles
-    "features": WORD,
+    "features": WORD.of("profiling.makers.MAKERS"),
     "classical": SECTION,
     "classical.channel": NAME,
     "classical.diameter": POSITIVE.or_null(),
@@ -186,7 +193,7 @@ KEYS = {
     "compare": WORDS,
     "report": FLAG.may_change(),
     "postprocess": SECTION,
-    "postprocess.how": WORD,
+    "postprocess.how": WORD.of("evaluation.postprocess.CORRECTIONS"),
     "postprocess.position": FLAG,
     "postprocess.controls": WORD,
     "postprocess.fit_on": Kind(str | list, "a name, a list of names", item=NAME, text=True).or_null(),
@@ -217,8 +224,8 @@ KEYS = {
     "watch_seconds": POSITIVE,
     "watch_stop_after": POSITIVE.or_null(),
     # the transfer to BBBC021
-    "normalizations": WORDS,
-    "postprocessings": WORDS,
+    "normalizations": WORDS.of("frozen", "all", "norms.statistics.WORDS"),
+    "postprocessings": WORDS.of("evaluation.transfer.POSTPROCESSINGS"),
     "metric": WORD,
     "monitor": WORD.or_null(),
     "figures": FLAG,

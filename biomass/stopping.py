@@ -148,15 +148,22 @@ def _during(phase: str) -> Iterator[None]:
         _now.phase = before
 
 
-def start_program() -> None:
-    """Listen from the first import on, if this process was started as a script or a tool of this package."""
+def start_program() -> Path | None:
+    """Listen from the first import on, if this process was started as a script or a tool of this package.
+
+    Returns:
+        The script, where the module that Python runs is one.
+    """
     script = _script_or_tool()
     if script is not None:
         _open_streams()
         sys.excepthook = _uncaught
-    if script is not None and threading.current_thread() is threading.main_thread():
-        listen(script)
-        _now.owned, _now.phase = True, "starting"
+    if script is None or threading.current_thread() is not threading.main_thread():
+        return None
+    listen(script)
+    _now.owned, _now.phase = True, "starting"
+    runs = getattr(sys.modules["__main__"], "__file__", None)
+    return Path(runs).resolve() if script and runs and Path(runs).resolve() == Path(sys.argv[0]).resolve() else None
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from biomass.errors import BiomassError, ConfigError, did_you_mean, one_line, shown
 from biomass.signatures import check_call
+from biomass.words import words_in
 
 TARGET = "_target_"
 _SOURCES, _TRANSFORMS = "biomass.datasets", "biomass.transforms"
@@ -80,6 +81,23 @@ def find_target(name: object, own: Sequence[str] = (), place: str = "") -> Calla
     raise ConfigError(
         f"{where} is {shown(name)}, which is code of others, and runs only if you name it yourself", "own_target"
     )
+
+
+def check_target(name: object, own: Sequence[str] = (), place: str = "") -> None:
+    """Raise ConfigError where :func:`find_target` does. Transforms are not imported for it, which takes torch.
+
+    >>> check_target("biomass.transforms.RandomCorp")
+    Traceback (most recent call last):
+    biomass.errors.ConfigError: _target_ is "biomass.transforms.RandomCorp"; did you mean 'RandomCrop'?
+    """
+    module, _, last = str(name).rpartition(".")
+    if module != _TRANSFORMS or _TRANSFORMS not in _rooms(place):
+        find_target(name, own, place)
+        return
+    known = [one for one in words_in("transforms.__init__.__all__") if one != "Transform"]
+    if last not in known:
+        where = f"{place}.{TARGET}" if place else TARGET
+        raise ConfigError(f"{where} is {shown(name)}; {did_you_mean(last, known)}")
 
 
 def _rooms(place: str) -> tuple[str, ...]:

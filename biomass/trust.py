@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from biomass.errors import ConfigError, shown
 
 _PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
-_TARGETS = {"hydra.callbacks.folders._target_": "biomass.config.Folders"}
+_TARGETS = {"hydra.callbacks.folders._target_": "biomass.runs.Folders"}
 _LOGGING = {
     "()": {"colorlog.ColoredFormatter"},
     "class": {

@@ -18,7 +18,7 @@ MODULES = {
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
-    "errors",
+    "errors words",
     "stopping",
     "diskerrors",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
@@ -35,7 +35,9 @@ LAYERS = (
     "judgement",
     "report",
     "training",
-    "notation trust",
+    "notation trust settings",
+    "runs",
+    "early",
     "config",
     "experiment",
     "profiling",

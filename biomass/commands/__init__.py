@@ -9,7 +9,9 @@ Every module of this folder is a tool, unless its name starts with an underscore
   scripts do: its ``main`` is decorated with ``biomass.config.script("<tool>")`` and composed from
   ``configs/<tool>.yaml``, where ``run_name`` is a key.
 
-A tool is imported when it is called, and not before: it may import what it likes at its top, and this module may not.
+A tool is imported when it is called, and not before. One that takes overrides may import what it likes at its top, since
+help and what is wrong on the command line come before that (:func:`biomass.config.look_ahead`). One that takes options
+imports what it works with behind them, in ``main``; and this module imports nothing that takes long.
 """
 
 import argparse
@@ -70,11 +72,23 @@ _LONG = 400
 
 
 class Tool(NamedTuple):
-    """What is known of a tool without importing it."""
+    """What is known of a tool without importing it.
+
+    Attributes:
+        place: in the order in which a lab uses the tools.
+        name: as it is typed.
+        summary: the first line of its docstring.
+        about: its docstring.
+        file: of its module.
+        composed: whether it takes overrides, as the root scripts do: its ``main`` is decorated.
+    """
 
     place: int
     name: str
     summary: str
+    about: str
+    file: Path
+    composed: bool
 
 
 def find_tools() -> list[Tool]:
@@ -88,8 +102,10 @@ def find_tools() -> list[Tool]:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PLACE"
             if isinstance(node.value, ast.Constant) and isinstance(node.value.value, int)
         ]
-        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-        tools.append(Tool(places[0] if places else sys.maxsize, file.stem, summary))
+        mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        about = ast.get_docstring(tree, clean=False) or ""
+        known = file.stem, about.partition("\n")[0], about, file, any(main.decorator_list for main in mains)
+        tools.append(Tool(places[0] if places else sys.maxsize, *known))
     return sorted(tools)
 
 

@@ -12,23 +12,26 @@ The folder holds plates.csv, labels.csv and channels.csv, check.json with the fi
 intensities and focus by plate and channel, and examples.png, an image of each plate.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.config import run_name
-from biomass.datasets.any_source import open_source
 from biomass.errors import ConfigError, say
-from biomass.evaluation import quality, quality_plots
-from biomass.formulas import to_csv
 from biomass.run_lock import own
-from biomass.screen import Screen
+from biomass.runs import run_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from biomass.evaluation import quality
+    from biomass.screen import Screen
 
 PLACE = 20
 
@@ -48,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read")
     parser.set_defaults(on_bad_image="skip")
     args = parser.parse(arguments)
+    from biomass.datasets.any_source import open_source
+    from biomass.evaluation import quality
+
     skip = args.on_bad_image == "skip"
     with run_on_files("nothing was written"):
         folder = args.out or Path("runs") / run_name(args.run_name, "check")
@@ -117,6 +123,9 @@ def write(
     found: quality.Measured,
 ) -> None:
     """The tables, the findings and the pictures."""
+    from biomass.evaluation import quality, quality_plots
+    from biomass.formulas import to_csv
+
     tables = {"plates": plates.drop(columns="name"), "labels": labels, "channels": channels}
     tables["labels_by_plate"] = quality.count_pairs(screen)
     for name, table in tables.items():

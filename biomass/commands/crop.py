@@ -29,6 +29,8 @@ have then. Fields whose images have changed since, in size or time, are searched
 A store that has fields or cells which the source no longer has is refused. While a store grows it needs room twice.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import re
@@ -36,27 +38,16 @@ import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from biomass.cells.comparison import compare_nuclei
-from biomass.cells.fields import Nuclei, place_nuclei, save_nuclei
-from biomass.cells.label_images import has_label_images, read_label_images
-from biomass.cells.nuclei import DIAMETER, SUPPLEMENT_IMAGES
-from biomass.cells.pictures import draw_plates, picture_of, pictures_of
-from biomass.cells.search import describe_search, find_all_nuclei
-from biomass.cells.store import check_cells, fields_file, nuclei_file, pack_cells
-from biomass.cells.tables import TABLES, find_files, read_nuclei_tables
-from biomass.channels import match_channels
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.datasets.any_source import open_source
-from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
-from biomass.datasets.packed import load_packed
 from biomass.errors import ConfigError, say
-from biomass.formulas import plain
-from biomass.pixels.packed_writer import stamps_of
-from biomass.screen import Screen
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from biomass.cells.fields import Nuclei
+    from biomass.screen import Screen
 
 PLACE = 30
 
@@ -72,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_out("the store of cells")
     parser.add_argument("--channel", default="DAPI", help="the channel with the stain of DNA")
     parser.add_argument("--size", type=int, default=48, help="height and width of a crop, pixels")
-    parser.add_argument("--diameter", type=float, default=DIAMETER, help="of a typical nucleus, pixels")
+    parser.add_argument("--diameter", type=float, help="of a typical nucleus, pixels; 36 if left out")
     parser.add_argument("--nuclei", type=Path, help="where the nuclei are, if they need not be found")
     parser.add_argument("--allow-left-over", action="store_true", help="most nuclei may be of other fields")
     parser.add_argument("--alone", action="store_true", help="leave out crops with more than one nucleus")
@@ -81,6 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-pictures", action="store_true", help="draw no plates")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse(arguments, needs_out=True)
+    from biomass.cells.comparison import compare_nuclei
+    from biomass.cells.fields import save_nuclei
+    from biomass.cells.nuclei import DIAMETER
+    from biomass.cells.search import describe_search, find_all_nuclei
+    from biomass.cells.store import check_cells, nuclei_file, pack_cells
+    from biomass.datasets.any_source import open_source
+    from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
+    from biomass.datasets.packed import load_packed
+
+    args.diameter = DIAMETER if args.diameter is None else args.diameter
     skip = args.on_bad_image == "skip"
     with run_on_files("a second call goes on where this one stopped", {"skip"} if skip else ()):
         screen, _ = open_source(args.source, skip, **parse_settings(args.set))
@@ -133,6 +134,11 @@ def stored(store: Path) -> str:
 
 def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
     """Nuclei that others have found, whatever they are kept in."""
+    from biomass.cells.fields import place_nuclei
+    from biomass.cells.label_images import has_label_images, read_label_images
+    from biomass.cells.nuclei import SUPPLEMENT_IMAGES
+    from biomass.cells.tables import TABLES, find_files, read_nuclei_tables
+
     path = path.expanduser()
     published = (path / SUPPLEMENT_IMAGES).is_file()
     if has_label_images(path) and not (path.is_dir() and (published or find_files(path, TABLES))):
@@ -144,6 +150,11 @@ def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
 
 def _read_counts(out: Path) -> pd.DataFrame | None:
     """The cells of every field, as they are listed beside the store; None where they are not."""
+    import pandas as pd
+
+    from biomass.cells.store import fields_file
+    from biomass.formulas import plain
+
     try:
         names = {"experiment": str, "plate": str, "well": str, "site": str}
         return pd.read_csv(fields_file(out), dtype=names).map(plain, na_action="ignore")
@@ -159,6 +170,9 @@ def summarize_plates(counts: pd.DataFrame) -> str:
     plate  fields  not looked at  wells  nuclei  cells  with neighbours  fewest cells in a well
     P1          2              1      2       9      5                1                       0
     """
+    import numpy as np
+    import pandas as pd
+
     named = counts["experiment"].fillna("").str.cat(counts["plate"], "/").str.strip("/")
     of_well = counts.assign(name=named).groupby(["name", "well"], sort=True)["cells"].sum()
     groups = counts.assign(name=named, unread=counts["nuclei"].isna()).groupby("name", sort=True)
@@ -171,6 +185,8 @@ def summarize_plates(counts: pd.DataFrame) -> str:
 
 
 def _as_text(table: pd.DataFrame) -> str:
+    import pandas as pd
+
     shown = table if len(table) <= _SHOWN else pd.concat([table.iloc[: _SHOWN - 1], table.iloc[-1:]])
     values = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in shown.to_numpy(object)]
     rows = [list(map(str, table.columns)), *values]
@@ -191,6 +207,12 @@ def _draw(
     args: Namespace,
 ) -> None:
     """Draw the plates that are new, or whose cells are others than before."""
+    import numpy as np
+
+    from biomass.cells.pictures import draw_plates, picture_of, pictures_of
+    from biomass.channels import match_channels
+    from biomass.pixels.packed_writer import stamps_of
+
     try:
         (channel,) = match_channels([args.channel], screen.pixels.channels, "channel")
     except ConfigError:  # given nuclei need no stain of DNA

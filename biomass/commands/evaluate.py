@@ -26,23 +26,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from biomass.atomic import check_place
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.config import run_name
 from biomass.errors import ConfigError, did_you_mean, say
-from biomass.evaluation.profiles import COMPARED, RAW, STATISTICS
-from biomass.judgement.corrections import CORRECTIONS
-from biomass.judgement.evaluate import DEFAULT, MAPS, Settings, evaluate
-from biomass.judgement.raw import OWN
-from biomass.judgement.read import read_profiles
-from biomass.judgement.relationships import read_pairs
-from biomass.judgement.results import FILES
-from biomass.report.files import PAGE
-from biomass.report.page import write_report
 from biomass.run_lock import own
+from biomass.runs import run_name
+from biomass.words import words_in
 
 PLACE = 80
 
@@ -53,6 +42,7 @@ PACKAGES = ("biomass", "numpy", "pandas", "scikit-learn", "copairs", "pycytomine
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser("evaluate", __doc__)
+    corrections, maps = words_in("judgement.corrections.CORRECTIONS"), words_in("judgement.shown.MAPS")
     parser.add_argument("tables", nargs="+", help="tables of profiles, each with or without name= before it")
     parser.add_argument("--out", type=Path, help="the folder to write to; runs/<run name> if left out")
     parser.add_argument("--run-name", help="name of the folder below runs; evaluate and the time if left out")
@@ -61,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the tables")
     parser.add_argument(
-        "--correction", action="append", help=f"compare these alone: {', '.join(CORRECTIONS)}; give it several times"
+        "--correction", action="append", help=f"compare these alone: {', '.join(corrections)}; give it several times"
     )
     parser.add_argument("--pairs", type=Path, help="relationships that are known: two columns of compounds or genes")
     parser.add_argument(
@@ -74,10 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="[NAME=]TABLE",
         help="the same wells, made of fewer plates: drift",
     )
-    parser.add_argument("--map", choices=MAPS, default="umap", help="how wells are laid out in the plane")
+    parser.add_argument("--map", choices=maps, default="umap", help="how wells are laid out in the plane")
     parser.add_argument("--seed", type=int, default=0)
     words = sys.argv[1:] if arguments is None else list(arguments)
     args = parser.parse_intermixed_args(words)
+    from biomass.judgement.evaluate import DEFAULT, Settings, evaluate
+    from biomass.judgement.read import read_profiles
+    from biomass.judgement.relationships import read_pairs
+    from biomass.report.files import PAGE
+    from biomass.report.page import write_report
+
     with run_on_files("nothing was written"):
         folder = args.out or Path("runs") / run_name(args.run_name, "evaluate")
         check_out(folder)
@@ -125,6 +121,9 @@ def check_out(folder: Path) -> None:
     Raises:
         ConfigError: they cannot.
     """
+    from biomass.judgement.results import FILES
+    from biomass.report.files import PAGE
+
     check_place(folder, "store")
     for file in (folder / name for name in (*FILES, PAGE)):
         if file.is_dir():
@@ -161,6 +160,9 @@ def named_tables(given: Sequence[str]) -> dict[str, Path]:
 
 def profiles_of(file: Path) -> dict[str, Path]:
     """Name → file of the profiles at a place: those of wells in the folder of a run, under their words."""
+    from biomass.evaluation.profiles import COMPARED, RAW
+    from biomass.judgement.raw import OWN
+
     wells = file / OWN[0]
     if not wells.is_file():
         return {"profiles": file}
@@ -171,6 +173,11 @@ def profiles_of(file: Path) -> dict[str, Path]:
 
 def _word(file: Path) -> str:
     """The word for statistics that profiles were made under, as their file says; else the name of the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from biomass.evaluation.profiles import STATISTICS
+
     try:
         about: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):  # said when it is read as a table

@@ -21,26 +21,24 @@ time.
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen
 """
 
+from __future__ import annotations
+
 import re
 import shlex
 from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.datasets.index import Index, try_reading
-from biomass.datasets.indexed import Mapped, report, write_manifest
-from biomass.datasets.layout_tables import TABLES
-from biomass.datasets.layouts import PRESETS
-from biomass.datasets.recipe import Recipe, read_recipes
-from biomass.datasets.splits import BY, SHARES
 from biomass.errors import ConfigError, DataError, did_you_mean, say
-from biomass.evaluation.design import plate_format
-from biomass.evaluation.page import draw_plate
-from biomass.pixels.planes import DEPTHS, PROJECTIONS, SIZES
+from biomass.words import words_in
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from biomass.datasets.index import Index
+    from biomass.datasets.indexed import Mapped
 
 PLACE = 10
 
@@ -62,27 +60,37 @@ _OWN = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser("index", __doc__)
+    layouts = *words_in("datasets.layouts.PRESETS"), *words_in("datasets.layout_tables.TABLES")
+    planes, bits, pixels = (words_in(f"pixels.planes.{table}") for table in ("PROJECTIONS", "DEPTHS", "SIZES"))
+    by, shares = (words_in(f"datasets.splits.{table}") for table in ("BY", "SHARES"))
     parser.add_argument("folder", type=Path, help="the images; or the table of load_data or deepprofiler")
     parser.add_out("the manifest, a Parquet file; or a folder for manifest.parquet")
     parser.add_argument("--platemap", type=Path, nargs="+", help="what is in the wells: files, or a folder of them")
     parser.add_argument("--barcodes", type=Path, help="a table: which map each plate has")
     parser.add_argument("--compounds", type=Path, help="a table: what each compound is")
-    parser.add_argument("--layout", help=", ".join([*(one.name for one in PRESETS), *TABLES]))
+    parser.add_argument("--layout", help=", ".join(layouts))
     parser.add_argument("--pattern", help="of the paths of files, such as '{plate}/{well}_s{site}_w{channel}.tif'")
     parser.add_argument("--channels", nargs="+", action="extend", default=[], metavar="OLD=NEW", help="OLD= leaves out")
     parser.add_argument("--plate", help="name of the plate, where nothing else tells it")
     parser.add_argument("--experiment", help="name of the experiment, where nothing else tells it")
     parser.add_argument("--place", action="append", default=[], metavar="PATH=FOLDER", help="such as s3://bucket=/data")
-    parser.add_argument("--z", help=f"of several focal planes: {', '.join(PROJECTIONS)}, or the number of one")
+    parser.add_argument(
+        "--z",
+        help=f"of several focal planes: {', '.join(planes)}, or the number of one",
+    )
     parser.add_argument("--time", type=int, help="of several time points: the number of one")
-    parser.add_argument("--depths", choices=DEPTHS, help="images of several bit depths")
-    parser.add_argument("--sizes", choices=SIZES, help="images of several sizes")
+    parser.add_argument("--depths", choices=bits, help="images of several bit depths")
+    parser.add_argument("--sizes", choices=pixels, help="images of several sizes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the plate map")
     parser.add_argument("--allow-left-over", action=BooleanOptionalAction, help="plates may lack on the plate map")
     parser.add_argument("--on-bad-image", choices=("error", "skip"), help="skip: leave the field out")
-    parser.add_argument("--splits", choices=(*BY, *SHARES, "none"), help="divide by these; or where new plates go")
+    parser.add_argument("--splits", choices=(*by, *shares, "none"), help="divide by these; or where new plates go")
     parser.add_argument("--replace", action="store_true", help="index plates again that are in the manifest")
     args = parser.parse(arguments, needs_out=True)
+    from biomass.datasets.index import try_reading
+    from biomass.datasets.indexed import write_manifest
+    from biomass.datasets.recipe import Recipe, read_recipes
+
     followed = {"skip"} if args.on_bad_image == "skip" else ()
     with run_on_files("nothing was written", followed, _OWN):
         settings = parse_settings(args.set)
@@ -200,6 +208,8 @@ def pairs(option: str, values: Sequence[str]) -> dict[str, str]:
 
 def render(index: Index, mapped: Mapped) -> list[str]:
     """What was found, for a terminal and for the report."""
+    from biomass.datasets.indexed import report
+
     table = report(index, mapped)
     lines = [f"layout: {index.layout}; channels: {', '.join(filter(None, index.images)) or 'in one file'}"]
     lines += [f"note: {one}" for one in [*index.notes, *mapped.notes]]
@@ -223,6 +233,11 @@ def _table(table: pd.DataFrame) -> list[str]:
 
 def _drawing(mapped: Mapped) -> list[str]:
     """The plate of the most wells, with what is in them."""
+    import pandas as pd
+
+    from biomass.evaluation.design import plate_format
+    from biomass.evaluation.page import draw_plate
+
     place = ["experiment", "plate", "well"]
     wells = mapped.fields[[*place, "label", "control"]].drop_duplicates(place)
     wells = wells.assign(label=wells["label"].where(wells["label"] != "", "nothing known"))

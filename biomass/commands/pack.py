@@ -11,10 +11,7 @@ cells, RxRx1-WILDS and manifests find it by themselves. A second call goes on wh
 from collections.abc import Sequence
 
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.datasets.any_source import open_source
 from biomass.errors import say
-from biomass.pixels.packed import SUFFIX, verify
-from biomass.pixels.packed_writer import pack
 
 PLACE = 40
 
@@ -23,10 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser("pack", __doc__)
     parser.add_source("cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
-    parser.add_out(f"the store; <source>{SUFFIX} if left out")
+    parser.add_out("the store; <source>.packed if left out")
     parser.add_argument("--workers", type=int, help="processes that read; all cores if left out")
     parser.add_argument("--verify", action="store_true", help="source is a store: check it, and write nothing")
     args = parser.parse(arguments)
+    from biomass.datasets.any_source import open_source
+    from biomass.pixels.packed import SUFFIX, verify
+    from biomass.pixels.packed_writer import pack
+
     skip = args.on_bad_image == "skip"
     stopped = "nothing was changed" if args.verify else "a second call goes on where this one stopped"
     with run_on_files(stopped, {"skip"} if skip else ()):

@@ -14,27 +14,26 @@ other screens (``--curves``: those of a stress test of one's own). ``<out>/prefl
 ``--simulate`` also draws a screen with this very plate map, on which networks can be trained and tested at once.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from biomass.atomic import whole_file
 from biomass.commands import Parser, parse_settings, run_on_files
-from biomass.config import run_name
-from biomass.datasets.plate_map import read_plate_map
 from biomass.errors import ConfigError, did_you_mean, say
-from biomass.evaluation.curves import Curves, curves_of_stress, read_curves
-from biomass.evaluation.design import count_wells, find_references
-from biomass.evaluation.page import render
-from biomass.evaluation.verdict import Judgement, Verdict
-from biomass.pixels.packed_writer import pack
 from biomass.run_lock import own
-from biomass.screen import PLATE
-from biomass.simulation.plate_map import Look, simulate_plate_map
+from biomass.runs import run_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from biomass.evaluation.curves import Curves
+    from biomass.evaluation.verdict import Judgement, Verdict
 
 PLACE = 50
 
@@ -54,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--simulate", action="store_true", help="draw a screen with this plate map")
     args = parser.parse(arguments)
+    from biomass.datasets.plate_map import read_plate_map
+    from biomass.evaluation.design import count_wells
+    from biomass.evaluation.page import render
+    from biomass.evaluation.verdict import Verdict
+    from biomass.screen import PLATE
+
     by = args.by or list(PLATE[:1])
     with run_on_files("nothing was written"):
         folder = args.out or Path("runs") / run_name(args.run_name, "preflight")
@@ -93,6 +98,8 @@ def take_references(wells: pd.DataFrame, columns: Mapping[str, str], told: bool)
         columns: what was taken for what.
         told: the user says which wells are controls; otherwise, where no well is a positive one, references are taken.
     """
+    from biomass.evaluation.design import find_references
+
     if told or (wells["control"] == "positive").any():
         return wells, dict(columns)
     references = find_references(wells)
@@ -116,6 +123,8 @@ def own_curves(paths: Sequence[Path] | None) -> Curves:
     Raises:
         DataError: they cannot be read.
     """
+    from biomass.evaluation.curves import Curves, curves_of_stress, read_curves
+
     if paths and any(path.is_dir() for path in paths):
         return Curves(curves_of_stress([path / "stress.json" for path in paths]))
     if paths and len(paths) > 1:
@@ -125,6 +134,9 @@ def own_curves(paths: Sequence[Path] | None) -> Curves:
 
 def simulate(wells: pd.DataFrame, folder: Path) -> Path:
     """The simulated screen of a plate map, as a packed store below a folder, drawn unless it is there already."""
+    from biomass.pixels.packed_writer import pack
+    from biomass.simulation.plate_map import Look, simulate_plate_map
+
     look = Look()
     text = look.to_json() + wells.drop(columns="images").to_csv(index=False)
     store = folder.absolute() / f"simulated-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

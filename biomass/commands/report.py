@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biomass.commands import Parser, run_on_files
-from biomass.report.files import PAGE
-from biomass.report.page import write_report
 
 PLACE = 90
 
@@ -28,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, such as runs/my_run")
     parser.add_argument("--out", type=Path, help="the file, or the folder for it")
     args = parser.parse_intermixed_args(arguments)
+    from biomass.report.files import PAGE
+    from biomass.report.page import write_report
+
     runs = list(dict.fromkeys(args.runs))
     folder = args.out or (runs[0] if len(runs) == 1 else Path("runs/comparison"))
     out = folder if args.out and folder.suffix in (".html", ".htm") else folder / PAGE

@@ -67,17 +67,19 @@ def well_table(screen: Screen, by: Sequence[str] = PLATE) -> pd.DataFrame:
     [['P1', 'A01', 'taxol', 2]]
     """
     table = screen.table
-    named = np.array([*screen.classes, ""], dtype=object)[screen.labels]
+    numbers, classes = pd.factorize(np.array([*screen.classes, ""], dtype=object))
+    label = pd.Categorical.from_codes(numbers[screen.labels], pd.Index(classes))
     names = [
         table[[*PLATE, "well", "control"]],
         screen.keys(by)[[c for c in by if c not in (*PLATE, "well", "control")]],
     ]
-    wells = pd.concat(names, axis=1).astype(str).assign(label=named, treatment=named)
+    rows = pd.concat(names, axis=1).assign(label=label, treatment=label)
     if "compound" in table:
         compound = table["compound"].astype(str)
         dose = table["concentration"].astype(str).radd(" ") if "concentration" in table else ""
-        wells["treatment"] = np.where(compound == "", wells["treatment"], compound + dose)
-    return count_wells(wells)
+        rows["treatment"] = np.where(compound == "", rows["treatment"], compound + dose)
+    wells = count_wells(rows)  # by the codes of names: texts are made of the wells alone
+    return wells.astype(dict.fromkeys(wells.columns.drop("images"), str))
 
 
 def count_wells(rows: pd.DataFrame) -> pd.DataFrame:

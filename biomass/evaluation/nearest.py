@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist
 
 from biomass.errors import ConfigError, DataError
 from biomass.evaluation.tables import Features, feature_matrix, row_labels, row_names, row_values
@@ -254,6 +253,8 @@ def _nearest(
     compound = np.unique(compound_names.astype(str), return_inverse=True)[1]
     classes = {name: i for i, name in enumerate(_known_classes(truth))}
     moa = np.array([classes.get(m, -1) for m in truth])
+
+    from scipy.spatial.distance import cdist  # training imports this module, and needs nothing of it
 
     if metric != "euclidean":
         matrix = directions(matrix, centre=metric == "correlation")

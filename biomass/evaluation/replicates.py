@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import digamma
 
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.evaluation.nearest import DISTANCES, directions
@@ -186,6 +185,8 @@ def expected_precision(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
     >>> expected_precision(np.array([1, 2]), np.array([2, 2]))  # one of two: 1 or 1/2
     array([0.75, 1.  ])
     """
+    from scipy.special import digamma  # training imports this module, and needs nothing of it
+
     harmonic = digamma(total + 1.0) + np.euler_gamma
     return ((positives - 1) / (total - 1) * (total - harmonic) + harmonic) / total
 

@@ -14,13 +14,11 @@ from biomass.atomic import clear_leftovers, whole_file, writing
 from biomass.differences import BROKEN, first_difference
 from biomass.errors import CheckpointError, one_line
 from biomass.keys import KEYS, may_change
+from biomass.run_files import BEST, LAST, PREVIOUS, check_new, check_there, traces_of
 from biomass.tensor_files import load_tensors, save_tensors
 from biomass.training.schema import RUN, check_state
 
 log = logging.getLogger(__name__)
-
-LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
-METRICS = "metrics.jsonl"
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -161,16 +159,12 @@ class Checkpoints:
             CheckpointError: the named checkpoint is not there, is damaged, or was not written by a run; or there is
                 another run of this name.
         """
-        metrics = runs / self.folder.name / METRICS
-        own = next((path for path in (self.last, self.previous) if os.path.lexists(path)), None)
-        taken = own or (metrics if metrics.exists() and metrics.stat().st_size else None)
         if resume is None:
-            if taken is not None:
-                raise CheckpointError(
-                    f"'{taken.parent}' holds a run already; continue it, or choose another name", "resume"
-                )
+            check_new(self.folder, runs)
             return None
-        if resume == "auto" and own is None:
+        own = any(os.path.lexists(path) for path in (self.last, self.previous))
+        taken = traces_of(self.folder, runs)
+        if resume == "auto" and not own:
             return None
         path = self.last if resume == "auto" else Path(resume)
         if path.is_dir() and resume != "auto" and path.resolve() != self.folder.resolve():
@@ -181,8 +175,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"'{taken.parent}' holds a run already, and '{path}' is of another one; choose another name", "run_name"
             )
-        if resume != "auto" and not os.path.lexists(path):
-            raise CheckpointError(f"there is no checkpoint '{path}' to go on from", "resume_from")
+        if resume != "auto":
+            check_there(path)
         return self._own() if path.absolute() == self.last.absolute() else load_run(path) | {"path": str(path)}
 
     def _own(self) -> dict[str, Any]:

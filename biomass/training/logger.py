@@ -20,9 +20,8 @@ from torchvision.utils import make_grid
 
 from biomass.atomic import whole_file, writing
 from biomass.evaluation.accuracy import meaning
-from biomass.run_files import entry_of
+from biomass.run_files import METRICS, entry_of
 from biomass.run_lock import own
-from biomass.training.checkpoint import METRICS
 from biomass.training.events import Appended, Board
 
 log = logging.getLogger(__name__)

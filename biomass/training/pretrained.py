@@ -1,7 +1,6 @@
 """Networks of earlier runs: found by file, run name or ``latest``, rebuilt without repeating their architecture."""
 
 import logging
-import re
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from biomass.errors import CheckpointError, ConfigError, did_you_mean, one_line
+from biomass.errors import CheckpointError, ConfigError, one_line
 from biomass.models import Architecture, Network, build_network, digest, is_own_code
 from biomass.norms import load_tuning
-from biomass.training.checkpoint import LAST, PREVIOUS, load_checkpoint, newest
+from biomass.run_files import LAST, find_named, runs_with_checkpoints
+from biomass.training.checkpoint import load_checkpoint, newest
 from biomass.training.fits import difference, not_finite
 from biomass.training.other_code import read_other_code
 from biomass.training.probe import build_probe, probed_part
@@ -32,24 +32,18 @@ def find_checkpoint(model_path: str, folder: Path = Path("checkpoints")) -> Path
     """
     if not isinstance(model_path, str):
         raise CheckpointError(f"{', '.join(model_path)} are several checkpoints, and one is needed", "network")
-    if Path(model_path).is_file():
-        return Path(model_path)
-    ends = {path.parent: path.lstat().st_mtime for name in (PREVIOUS, LAST) for path in folder.glob(f"*/{name}")}
-    runs = sorted(ends, key=lambda run: ends[run])
-    if model_path == "latest":
-        latest = next((path for run in reversed(runs) if (path := _encoder_of(run)) is not None), None)
+    if model_path == "latest" and not Path(model_path).is_file():
+        encoders = map(_encoder_of, reversed(runs_with_checkpoints(folder)))
+        latest = next(filter(None, encoders), None)
         if latest is not None:
             log.info("the latest encoder is '%s'", latest)
             return latest
-    if folder / model_path in runs:
-        return newest(folder / model_path) or folder / model_path / LAST
-    jobs = [run for run in runs if run.name.startswith(f"{model_path}_")]
-    if len(jobs) == 1 and re.search(r"-\d+$", model_path):
-        log.info("'%s' is the run '%s'", model_path, jobs[0].name)
-        return newest(jobs[0]) or jobs[0] / LAST
-    known = f"choose one of {', '.join(run.name for run in runs[-5:])}" if runs else "train one"
-    hint = did_you_mean(Path(model_path).name, [run.name for run in runs], f"in {folder}/: {known}")
-    raise CheckpointError(f"'{model_path}' is neither a checkpoint file nor a run; {hint}")
+    found = find_named(model_path, folder)
+    if found.is_file():
+        return found
+    if found != folder / model_path:
+        log.info("'%s' is the run '%s'", model_path, found.name)
+    return newest(found) or found / LAST
 
 
 def _encoder_of(run: Path) -> Path | None:

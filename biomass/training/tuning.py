@@ -18,9 +18,10 @@ from biomass.inference import Transform
 from biomass.loader import Batch, BatchReader, Loader
 from biomass.norms import MODES, Statistics, Tuning, measure_plates, tuning_state, unwrap
 from biomass.norms.plate_batch_norm import shared_context
+from biomass.run_files import BEST, LAST
 from biomass.samplers import PlateBatches
 from biomass.screen import Screen
-from biomass.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from biomass.training.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ TARGETS = (
     *(
         "posix.mkdir",
         "shutil.copy",
-        "biomass.config.os.mkdir",
+        "biomass.runs.os.mkdir",
         "biomass.atomic.shutil.copytree",
         "importlib.import_module",
         "runpy.run_path",
