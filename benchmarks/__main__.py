@@ -18,13 +18,11 @@ from biomass.errors import did_you_mean
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Import ``benchmarks.bench_<name>``, and call its ``main`` or, for the page, its ``measure``, one after another."""
+    """Import ``benchmarks.bench_<name>``, and call its ``main`` or, for the page, its ``measure``, in turn."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="Ratios, measured side by side.")
     parser.add_argument("names", nargs="*", help="which benchmarks; all of them, if none is named")
     parser.add_argument("--page", action="store_true", help="keep the figures, and write benchmarks/RESULTS.md")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes, to try out that it runs: figures mean nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: figures mean nothing")
     parser.add_argument("--out", type=Path, default=page.FOLDER, help="the folder of the page")
     chosen = parser.parse_args(arguments)
     modules = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
@@ -33,6 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         if name not in known:
             raise SystemExit(f"error: no benchmark is called '{name}'; {did_you_mean(name, known)}")
     if chosen.page:
+        if chosen.quick and chosen.out == page.FOLDER:
+            raise SystemExit("error: figures of --quick mean nothing, and do not belong on the page: give --out")
         make_page(chosen.names or known, known, chosen.quick, chosen.out)
         return
     for name in chosen.names or known:

@@ -17,25 +17,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import resnet
+from benchmarks.cases import QUICK, Case
 from benchmarks.timing import Figure, figure, repeated, replayed, side_by_side
 from biomass.norms import PlateBatchNorm, convert, plate_statistics
-from biomass.transforms import (
-    Compose,
-    GaussianBlur,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotate90,
-    Standardize,
-)
 
-FIELDS = Compose([RandomRotate90(), RandomHorizontalFlip(), Standardize()])
-"""The published augmentation of fields of view."""
-
-
-def cells_of(size: int) -> Compose:
-    """The published augmentation of cells."""
-    spatial = (RandomResizedCrop(size), GaussianBlur(25, (0.1, 0.5)))
-    return Compose([RandomRotate90(), RandomHorizontalFlip(), *spatial, Standardize()])
+CASES = (Case("cells", "resnet50", 48, 308, 1, views=5), Case("fields", "resnet50", 256, 75, 1))
+"""Batches of the published size."""
 
 
 def main() -> None:
@@ -54,8 +41,8 @@ def limits(device: torch.device, quick: bool) -> Iterator[Figure]:
     gpu = device.type == "cuda"
     rounds = 3 if quick else 9 if gpu else 5
     yield from _norms(device, (8, 16, 8) if quick else (128, 256, 64) if gpu else (128, 64, 56), rounds)
-    yield _data_path("5 views of cells of 48 px", cells_of(48), device, (20 if quick else 1540, 48), rounds)
-    yield _data_path("fields of 256 px", FIELDS, device, (2, 64) if quick else (75, 256), rounds)
+    for case in QUICK if quick else CASES:
+        yield _data_path(case, device, rounds)
     yield _network(device, quick, rounds)
 
 
@@ -76,7 +63,7 @@ def _norms(device: torch.device, shape: tuple[int, int, int], rounds: int) -> It
         layer = plain.to(device)
         aware = plate_statistics(layer, plates) if isinstance(layer, PlateBatchNorm) else nullcontext()
         with aware:
-            found = side_by_side(copied, replayed(_there_and_back(layer, x, grad), device), rounds)
+            found = side_by_side(copied, replayed(there_and_back(layer, x, grad), device), rounds)
         rate = 8 * size_in_mb / 1e3 / (found.first / (10 if gpu else 1))
         yield figure(
             f"batch norm, {name}, forward and backward",
@@ -87,7 +74,7 @@ def _norms(device: torch.device, shape: tuple[int, int, int], rounds: int) -> It
         )
 
 
-def _there_and_back(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+def there_and_back(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
     """Forward and backward."""
     leaf = x.detach().requires_grad_()
 
@@ -99,10 +86,10 @@ def _there_and_back(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], N
     return work
 
 
-def _data_path(name: str, augment: Compose, device: torch.device, size: tuple[int, int], rounds: int) -> Figure:
+def _data_path(case: Case, device: torch.device, rounds: int) -> Figure:
     """Gather, make float, augment: against a copy of the bytes that are read and written."""
-    images, pixels = size
-    held = torch.randint(0, 255, (2 * images, 3, pixels, pixels), dtype=torch.uint8, device=device)
+    images, augment = case.images, case.augment
+    held = torch.randint(0, 255, (2 * images, 3, case.size, case.size), dtype=torch.uint8, device=device)
     chosen = torch.randperm(2 * images, device=device)[:images]
     generator = torch.Generator(device).manual_seed(0)
     moved = images * held[0].numel() * (1 + 4)
@@ -115,7 +102,7 @@ def _data_path(name: str, augment: Compose, device: torch.device, size: tuple[in
         rounds,
     )
     note = f"{moved / images / 1e3:.0f} kB an image, {images * times / found.second:.0f} images/s"
-    return figure(f"data path, {name}", found, "1 at best", note, "of a copy's speed")
+    return figure(f"data path, {case.name} of {case.size} px", found, "1 at best", note, "of a copy's speed")
 
 
 def _network(device: torch.device, quick: bool, rounds: int) -> Figure:

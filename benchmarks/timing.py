@@ -73,7 +73,7 @@ def inverse(found: Ratio) -> Ratio:
 
 
 def repeated(work: Callable[[], object], device: torch.device, times: int = 1) -> Callable[[], None]:
-    """``work`` so many times in a row, and a wait for the device at the end: a clock around it tells the work's time."""
+    """``work`` so many times in a row, and a wait for the device, so that a clock tells the work's time."""
 
     def run() -> None:
         for _ in range(times):
