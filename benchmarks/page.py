@@ -24,7 +24,7 @@ A figure compares two pieces of code that ran in turn in one process: the median
 the lowest and highest of these. Speeds of a machine drift, ratios hardly do. A goal is met where the median reaches
 it."""
 
-_NO_GPU = """Not measured with this version: no GPU was at hand. `python -m benchmarks.gpu` does it, in less than 9 minutes.
+_NO_GPU = """Not measured with this version: no GPU was at hand. `python -m benchmarks.gpu` does it, in under 9 minutes.
 Figures of one H100, which an earlier version of that command has measured, are in the README (*On a GPU*)."""
 
 
