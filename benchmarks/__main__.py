@@ -14,7 +14,7 @@ import torch
 import benchmarks
 from benchmarks import page
 from benchmarks.record import Record, about, measured_apart
-from biomass.errors import did_you_mean
+from biomass.errors import did_you_mean, one_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,12 +45,16 @@ def make_page(names: list[str], known: list[str], quick: bool, folder: Path) -> 
     record = Record(folder / page.CPU.name, about(torch.device("cpu")))
     for name in names:
         print(f"\nbench_{name}", flush=True)
-        module = importlib.import_module(f"benchmarks.bench_{name}")
+        try:
+            module = importlib.import_module(f"benchmarks.bench_{name}")
+        except ImportError as error:
+            record.leave_out(name, "", one_line(error))
+            continue
         title = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         if hasattr(module, "measure"):
             record.measure(name, title, measured_apart(module.__name__, quick))
         else:
-            record.leave_out(name, title, "it only prints: `python -m benchmarks " + name + "`")
+            record.leave_out(name, title, f"it only prints: `python -m benchmarks {name}`")
     record.parts = {name: record.parts[name] for name in known if name in record.parts}
     record.save()
     page.write_page(folder / page.PAGE.name, record.path, folder / page.GPU.name)
