@@ -19,9 +19,9 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
     "errors stopping",
-    "diskerrors vocabulary",
+    "diskerrors",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
-    "targets",
+    "targets vocabulary",
     "screen table_files run_files run_lock tensor_files",
     "fingerprint",
     "pixels",
