@@ -3,6 +3,7 @@
 #   make test    tests, and the examples in docstrings      make slow   the tests that take minutes
 #   make torture kills, damaged files, faulty disks, odd input: one table of what comes of them, in 20 minutes
 #   make lint    ruff, mypy, codespell                      make bench  ratios, measured side by side
+#   make results the same, kept as benchmarks/RESULTS.md, which has the figures of a GPU, too, where there are some
 #   make audit   published advisories on what is installed  make lock   requirements.lock, by requirements.txt
 # Installed is what requirements.lock names, and refused what does not have its hashes. An index with other builds (torch
 # for another CUDA, say) needs LOCK=requirements.txt.
@@ -11,7 +12,7 @@ LOCK ?= requirements.lock
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow torture lint bench audit lock clean
+.PHONY: demo test slow torture lint bench results audit lock clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -34,6 +35,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+results: $(READY)
+	$(BIN)/python -m benchmarks --page
 
 audit: $(READY)
 	$(BIN)/python misc/audit.py

@@ -1,1 +1,1 @@
-"""Ratios measured side by side in one process; run all with ``python -m benchmarks`` or ``make bench``."""
+"""Ratios measured side by side in one process; run all with ``make bench``, keep them with ``make results``."""

@@ -3,6 +3,7 @@
 Run ``python -m benchmarks transforms``. The batch is 616 cells of 3 x 48 x 48 pixels, one for each field of a plate.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks.timing import ratio
+from benchmarks.timing import Figure, figure, side_by_side
 from biomass.transforms import (
     ColorJitter,
     Compose,
@@ -43,11 +44,17 @@ def one_by_one(transform: Single, images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Print milliseconds per batch, ours and one by one, and their ratio."""
+    """Print the ratios, one by one to batched."""
+    for one in measure():
+        print(one, flush=True)
+
+
+def measure(quick: bool = False) -> list[Figure]:
+    """Each transform by itself, and the published chains of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(616, 3, 8, 8, generator=generator)
+    coarse = torch.rand(16 if quick else 616, 3, 8, 8, generator=generator)
     images = torch.nn.functional.interpolate(coarse, (48, 48), mode="bilinear").mul(255).round() / 255
 
     pairs: dict[str, tuple[Transform, Single]] = {
@@ -66,11 +73,14 @@ def main() -> None:
     for title, keys in chains.items():
         pairs[title] = Compose([pairs[key][0] for key in keys]), v2.Compose([pairs[key][1] for key in keys])
 
-    print(f"{'':16} {'one by one':>11} {'batched':>9} {'ratio':>6}   (ms for {len(images)} images)")
+    figures = []
     for title, (batched, single) in pairs.items():
-        theirs, ours, faster = ratio(partial(one_by_one, single, images), partial(batched, images, generator), rounds=3)
-        print(f"{title:16} {1e3 * theirs:11.1f} {1e3 * ours:9.1f} {faster:6.1f}", flush=True)
+        theirs, ours = partial(one_by_one, single, images), partial(batched, images, generator)
+        found = side_by_side(theirs, ours, 1 if quick else 3, time.process_time)
+        note = f"{1e3 * found.second:.0f} ms for {len(images)} images"
+        figures.append(figure(title, found, "> 1", note, "times as fast as one by one"))
     torch.set_num_threads(threads)
+    return figures
 
 
 if __name__ == "__main__":

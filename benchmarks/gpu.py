@@ -1,272 +1,259 @@
-"""On one GPU: plate-aware batch norm against batch norm, alone and in a network, and the whole loop against bare steps.
+"""On one GPU: plate-aware batch norm, networks, the data path and the whole loop, and the published way against ours.
 
-    python -m benchmarks.gpu [norms] [networks] [loop]
+    python -m benchmarks.gpu                 all parts, unattended, in less than 9 minutes
+    python -m benchmarks.gpu norms loop      these
 
-Every pair is measured in turn in this process, several rounds; the figures are medians of ratios with their range.
+The figures go into ``benchmarks/gpu.json``, which is whole after each of them; ``python -m benchmarks.page`` makes the
+page of it. A part that needs packages that are not there says which; the others need torch, with the numpy and Triton
+that come with it.
 """
 
+import argparse
+import importlib.util
 import logging
+import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import side_by_side
-from biomass import training
-from biomass.datasets.packed import load_packed
-from biomass.loader import Batch, BatchReader, BatchSource, Loader, SkippedImages
-from biomass.models import Architecture, build_network
-from biomass.norms import PlateBatchNorm, Statistics, plate_statistics
-from biomass.objectives import Classification, Contrastive, Objective
-from biomass.pixels.packed_writer import pack
-from biomass.samplers import CellBatches, PlateBatches
-from biomass.screen import COLUMNS, Screen, VectorPixels, make_screen
-from biomass.transforms import (
-    Compose,
-    GaussianBlur,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotate90,
-    Standardize,
-)
+from benchmarks import bench_limits
+from benchmarks.cases import QUICK, Case
+from benchmarks.page import GPU
+from benchmarks.record import Record, about
+from benchmarks.timing import Figure, Ratio, figure, repeated, replayed, side_by_side
+from biomass.errors import did_you_mean
+from biomass.loader import Batch
+from biomass.norms import PlateBatchNorm, Statistics, convert, plate_statistics
 
-DEVICE = torch.device("cuda")
-STEPS = 40
+MINUTES, RESERVE = 8.75, 1.5
+"""After so many minutes the command ends, whatever it does; and it begins nothing so many minutes before."""
+
+WHOLE = (
+    *("lightning_fabric", "torchvision", "PIL", "pandas", "pyarrow", "scipy"),
+    *("omegaconf", "yaml", "tqdm", "filelock"),
+)
+"""What the whole loop imports beside torch, numpy and Triton."""
+
 NORM_SHAPES = ((64, 128), (256, 64), (512, 32), (2048, 8))
 """Channels and height of the maps that ResNet-50 normalizes in images of 256 pixels."""
 
+CASES = (
+    (Case("fields", "resnet50", 256, 75, 40), ">= 0.92"),
+    (Case("cells", "resnet50", 48, 308, 20, views=5), ">= 0.90"),
+    (Case("cells", "resnet18", 48, 308, 20, views=5), ">= 0.90"),
+)
+"""Trainings, and what the loop is to reach of the bare step's speed."""
 
-def main(parts: list[str]) -> None:
-    """Print the figures of the parts that are named, or of all."""
-    if not torch.cuda.is_available():
-        raise SystemExit("error: no GPU is available here")
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the parts that are named, or all, and write the record."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu", description="What one GPU does, as ratios.")
+    parser.add_argument("parts", nargs="*", help=f"of: {', '.join(PARTS)}; all of them, if none is named")
+    parser.add_argument("--out", type=Path, default=GPU, help="the file that is written")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, without a GPU, too; the figures mean nothing")
+    chosen = parser.parse_args(arguments)
+    for part in chosen.parts:
+        if part not in PARTS:
+            raise SystemExit(f"error: no part is called '{part}'; {did_you_mean(part, PARTS)}")
+    if chosen.quick and chosen.out == GPU:
+        raise SystemExit("error: figures of --quick mean nothing, and do not belong on the page: give --out")
+    if not torch.cuda.is_available() and not chosen.quick:
+        raise SystemExit("error: no GPU is available here; --quick tries it out without one")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     logging.disable(logging.WARNING)
-    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    print(f"{name}, {memory / 2**30:.0f} GiB, torch {torch.__version__}")
-    for part, run in {"norms": norms, "networks": networks, "loop": loop}.items():
-        if not parts or part in parts:
-            run()
+    start, record = time.perf_counter(), Record(chosen.out, about(device))
+    last = threading.Timer(60 * MINUTES, _end)
+    last.daemon = True
+    last.start()
+    print(", ".join(f"{name} {value}" for name, value in record.about.items()), flush=True)
+    for name in chosen.parts or PARTS:
+        part, needs = PARTS[name]
+        title = (part.__doc__ or "").partition("\n\n")[0]
+        print(f"\n{name}: {title}", flush=True)
+        lacking = [each for each in needs if importlib.util.find_spec(each) is None]
+        if lacking:
+            record.leave_out(name, title, f"it needs {', '.join(lacking)}, not installed here")
+        else:
+            record.measure(name, title, part(device, chosen.quick), start + 60 * (MINUTES - RESERVE))
+    last.cancel()
 
 
-@contextmanager
-def synchronized() -> Iterator[None]:
-    """Wait for the device at the end, so that a clock around it tells the work's time."""
-    yield
-    torch.cuda.synchronize()
+def _end() -> None:
+    """End now: what was measured is written."""
+    print("  left out: the rest, out of time", flush=True)
+    os._exit(0)
 
 
-def norms() -> None:
-    """Forward and backward of one layer, against ``nn.BatchNorm2d`` on the same tensor, each replayed as a graph."""
-    images = 128
+def norms(device: torch.device, quick: bool) -> Iterator[Figure]:
+    """Forward and backward of a layer over that of ``nn.BatchNorm2d``: the median of four shapes, and their range."""
+    images = 16 if quick else 128
     kinds = {
         "one plate": (np.zeros(images, int), None),
         "4 equal plates": (np.repeat(np.arange(4), images // 4), None),
         "7 ragged plates": (np.sort(np.random.default_rng(0).choice(7, images, p=np.arange(1, 8) / 28)), None),
         "controls of one": (np.zeros(images, int), np.arange(images) % 8 == 0),
     }
-    print(f"\nbatch norm of {images} images, forward and backward, plate-aware / plain")
     for dtype in (torch.bfloat16, torch.float32):
         for form in (torch.channels_last, torch.contiguous_format):
-            for channels, size in NORM_SHAPES:
-                x = torch.randn(images, channels, size, size, device=DEVICE, dtype=dtype).to(memory_format=form)
-                grad = torch.randn_like(x)
-                plain = _replayed(nn.BatchNorm2d(channels).to(DEVICE), x, grad)
-                shown = []
-                for kind, (plates, mask) in kinds.items():
-                    aware = PlateBatchNorm(channels).to(DEVICE)
-                    groups, weights = torch.from_numpy(plates), None if mask is None else torch.from_numpy(mask)
-                    word = "plate" if mask is None else "controls"
-                    with plate_statistics(aware, groups, word, weights=weights):
-                        found = side_by_side(_replayed(aware, x, grad), plain, rounds=9)
-                    shown.append(f"{kind} {found}")
-                layout = "channels last" if form is torch.channels_last else "contiguous"
-                print(f"  {dtype}".replace("torch.", ""), layout, tuple(x.shape), " | ".join(shown), flush=True)
+            layout = "channels last" if form is torch.channels_last else "contiguous"
+            for kind, (plates, controls) in kinds.items():
+                of_shape = partial(_norm, device, images, plates, controls, dtype, form, 3 if quick else 9)
+                found = [of_shape(*shape) for shape in (((8, 8),) if quick else NORM_SHAPES)]
+                ratios = [each.ratio for each in found]
+                name = f"{str(dtype).removeprefix('torch.')}, {layout}, {kind}"
+                goal = "<= 1.02" if kind == "one plate" else "<= 1.1"
+                note = f"{images} images; by shape {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
+                yield Figure(name, float(np.median(ratios)), min(ratios), max(ratios), goal, "x", note)
 
 
-def _replayed(layer: nn.Module, x: Tensor, grad: Tensor, repeats: int = 10) -> Callable[[], None]:
-    """Forward and backward, ``repeats`` times, captured once: a clock then tells the device's time, not the host's."""
-    leaf = x.detach().requires_grad_()
-
-    def once() -> None:
-        layer.zero_grad(set_to_none=True)
-        leaf.grad = None
-        layer(leaf).backward(grad)
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            once()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            once()
-
-    def replay(_keep: object = once) -> None:  # the graph reads and writes the layer's tensors, and does not own them
-        with synchronized():
-            graph.replay()
-
-    return replay
+def _norm(
+    device: torch.device,
+    images: int,
+    plates: np.ndarray,
+    controls: np.ndarray | None,
+    dtype: torch.dtype,
+    form: torch.memory_format,
+    rounds: int,
+    channels: int,
+    size: int,
+) -> Ratio:
+    """One layer on one shape, each replayed as a graph: the device's time, without the host's to launch kernels."""
+    x = torch.randn(images, channels, size, size, device=device, dtype=dtype).to(memory_format=form)
+    grad = torch.randn_like(x)
+    plain, aware = nn.BatchNorm2d(channels).to(device), PlateBatchNorm(channels).to(device)
+    word, weights = ("plate", None) if controls is None else ("controls", torch.from_numpy(controls))
+    reference = replayed(bench_limits.there_and_back(plain, x, grad), device)
+    with plate_statistics(aware, torch.from_numpy(plates), word, weights=weights):
+        return side_by_side(replayed(bench_limits.there_and_back(aware, x, grad), device), reference, rounds)
 
 
-def networks() -> None:
-    """Forward and backward of ResNet-50 on batches of several plates, against batches of one, as a user runs them."""
-    images, steps = 128, 10
-    x = torch.randn(images, 3, 224, 224, device=DEVICE).to(memory_format=torch.channels_last)
-    print(f"\nResNet-50, {images} images of 224 pixels, bf16, channels last: batches of 4 plates / of one")
-    for compiled in (False, True):
-        plain = build_network(Architecture("resnet50", 3, ())).to(DEVICE).to(memory_format=torch.channels_last)
+def networks(device: torch.device, quick: bool) -> Iterator[Figure]:
+    """Forward and backward of ResNet-50 on batches of four plates over that on batches of one, as users run them."""
+    images, size, steps = (8, 32, 1) if quick else (128, 224, 10)
+    x = torch.randn(images, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    for compiled in (False,) if quick else (False, True):
+        plain = convert(bench_limits.resnet.tiny() if quick else bench_limits.resnet.resnet50())
+        plain = plain.to(device).to(memory_format=torch.channels_last)
         network: Any = torch.compile(plain) if compiled else plain
 
-        def run(plates: Tensor, network: Any = network) -> None:
-            with synchronized():
-                for _ in range(steps):
-                    with plate_statistics(network, plates), torch.autocast("cuda", torch.bfloat16):
-                        network(x).float().sum().backward()
+        def step(plates: Tensor, network: Any = network) -> None:
+            with plate_statistics(network, plates), torch.autocast(device.type, torch.bfloat16):
+                network(x).float().sum().backward()
 
         one, four = torch.zeros(images, dtype=torch.long), torch.arange(images) % 4
-        found = side_by_side(partial(run, four), partial(run, one), rounds=7)
-        print(
-            f"  {'compiled' if compiled else 'not compiled'}: one plate {1e3 * found.second / steps:.1f} ms: {found}",
-            flush=True,
-        )
+        several, alone = (repeated(partial(step, plates), device, steps) for plates in (four, one))
+        found = side_by_side(several, alone, rounds=7)
+        how = "compiled" if compiled else "not compiled"
+        note = f"{images} images of {size} px, bfloat16, channels last; one plate {1e3 * found.second / steps:.1f} ms"
+        yield figure(f"4 plates over one, {how}", found, "<= 1.1", note)
+        _forget()
+
+
+def limits(device: torch.device, quick: bool) -> Iterator[Figure]:
+    """What the limit is, counted in bytes and operations, and how far we are from it (see bench_limits.py)."""
+    return bench_limits.limits(device, quick)
+
+
+def loop(device: torch.device, quick: bool) -> Iterator[Figure]:
+    """The whole loop (read, upload, augment, plate statistics, step, log): share of the bare step's speed."""
+    from benchmarks.trainings import Data, Ours
+
+    for case, goal in [(case, "") for case in QUICK] if quick else CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            ours = Ours.of(case, Data(case, Path(folder)), device.type, "bf16", compiled=not quick)
+            for resident in (True, False):
+                loader = ours.loader(resident, 0 if resident or quick else 4)
+                found = side_by_side(ours.bare_steps(loader), ours.epoch(loader), 1 if quick else 5 if resident else 3)
+                a, b = (1e3 * seconds / case.steps for seconds in (found.first, found.second))
+                note = f"bare {a:.1f} ms, loop {b:.1f} ms a step, {1e3 * case.images / b:.0f} images/s"
+                yield figure(f"{case}{', resident' if resident else ''}", found, goal if resident else "", note)
+        _forget()
+
+
+def published(device: torch.device, quick: bool) -> Iterator[Figure]:
+    """The published way (float32, a file an image, transforms an image, worker processes) over ours, resident."""
+    from benchmarks.published import Published, against
+    from benchmarks.trainings import Data, Ours
+
+    for case in QUICK if quick else (Case("fields", "resnet50", 256, 75, 8), Case("cells", "resnet50", 48, 308, 4, 5)):
+        with tempfile.TemporaryDirectory() as folder:
+            data = Data(case, Path(folder))
+            ours = Ours.of(case, data, device.type, "bf16", compiled=not quick)
+            theirs = Published(case, data, device, 0 if quick else min(16, os.cpu_count() or 1))
+            yield from against(theirs, ours, 1 if quick else 3, resident=True)
+        _forget()
+
+
+def steps(device: torch.device, quick: bool) -> Iterator[Figure]:
+    """As loop, resident, with torch alone: gather, augment, plate statistics and step, without log and checkpoints."""
+    for case, goal in [(case, "") for case in QUICK] if quick else CASES:
+        bare, whole = _bare_and_whole(case, device, compiled=not quick)
+        found = side_by_side(bare, whole, rounds=1 if quick else 5)
+        a, b = (1e3 * seconds / case.steps for seconds in (found.first, found.second))
+        yield figure(str(case), found, goal, f"bare {a:.1f} ms, whole {b:.1f} ms a step, {1e3 * case.images / b:.0f}/s")
+        _forget()
+
+
+def _bare_and_whole(case: Case, device: torch.device, compiled: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+    plain = case.network_of().to(device).to(memory_format=torch.channels_last)
+    network: Any = torch.compile(plain) if compiled else plain
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-3, weight_decay=1e-5, fused=device.type == "cuda" or None)
+    objective, augment, statistics = case.objective, case.augment, Statistics("plate")
+    shape = (2 * case.images, 3, case.size, case.size)
+    held = torch.randint(0, 255, shape, dtype=torch.uint8, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    zeros, kinds = torch.zeros(case.images, dtype=torch.long), torch.zeros(case.images, dtype=torch.int8)
+    field = torch.arange(case.images) // case.views
+
+    def batch() -> Batch:
+        rows = torch.randperm(len(held))[: case.images]
+        index = rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
+        return Batch(held.index_select(0, index), zeros, rows, zeros, field, kinds, zeros[:0]).to(device)
+
+    def step(images: Tensor, known: Batch) -> None:
+        with statistics.of(network, known.groups, known.controls), torch.autocast(device.type, torch.bfloat16):
+            loss, _ = objective(network, images, known)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    fixed = batch()
+    ready = augment(fixed.images, generator)
+
+    def whole() -> None:
+        new = batch()
+        step(augment(new.images, generator), new)
+
+    return repeated(lambda: step(ready, fixed), device, case.steps), repeated(whole, device, case.steps)
+
+
+def _forget() -> None:
+    """Forget what was compiled, if anything was: to import what compiles takes seconds."""
+    if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 
 
-@dataclass(frozen=True)
-class Case:
-    """A training to be measured: fields by class, or cells by their neighbours of the same field."""
+Measure = Callable[[torch.device, bool], Iterator[Figure]]
 
-    name: str
-    key: str
-    size: int
-    images: int
-    views: int = 1
-
-
-CASES = (
-    Case("fields", "resnet50", 256, 75),
-    Case("cells", "resnet18", 48, 308, views=5),
-    Case("cells", "resnet50", 48, 308, views=5),
-)
-
-
-def loop(compiled: bool = True) -> None:
-    """The whole loop (read, upload, augment, plate statistics, step, log) against the step on a batch in GPU memory."""
-    print(f"\nwhole loop, bare step / loop: bf16, channels last, {'compiled' if compiled else 'not compiled'}")
-    for case in CASES:
-        for resident in (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                bare, whole, images = _bare_and_whole(case, Path(folder), compiled, resident)
-                found = side_by_side(bare, whole, rounds=5)
-                a, b = found.first / STEPS, found.second / STEPS
-                print(
-                    f"  {case.name} {case.size} px{' in GPU memory' if resident else ''}, {case.key}, {images} images "
-                    f"a step: bare {1e3 * a:.1f} ms, loop {1e3 * b:.1f} ms ({images / b:.0f} images/s): {found}",
-                    flush=True,
-                )
-            torch.compiler.reset()
-
-
-def _bare_and_whole(
-    case: Case, folder: Path, compiled: bool, resident: bool
-) -> tuple[Callable[[], None], Callable[[], None], int]:
-    screen = _packed_noise(case, folder)
-    rows = screen.rows("train")
-    plates = screen.plate_ids
-    batches: BatchSource
-    objective: Objective
-    head: tuple[int, ...]
-    if case.views > 1:
-        fields = screen.table["image"].to_numpy()
-        _, first = np.unique(fields[rows], return_index=True)
-        plan = PlateBatches(fields[rows][first], plates[rows[first]], seed=0)
-        batches = CellBatches(plan, rows, fields, "random", case.views)
-        reader = BatchReader(screen, plates, instances=fields)
-        objective, head = Contrastive(0.05), (2048, 128)
-        spatial = (RandomResizedCrop(case.size), GaussianBlur(25, (0.1, 0.5)))
-        augment = Compose([RandomRotate90(), RandomHorizontalFlip(), *spatial, Standardize()])
-    else:
-        batches = PlateBatches(rows, plates[rows], batch_size=case.images, seed=0)
-        reader = BatchReader(screen, plates)
-        objective, head = Classification(True), (1139,)
-        augment = Compose([RandomRotate90(), RandomHorizontalFlip(), Standardize()])
-    if resident:
-        reader.hold(rows, DEVICE)
-    loader = Loader(reader, batches, num_workers=0 if resident else 4, pin_memory=not resident)
-    fabric = training.make_fabric("cuda", "bf16")
-    plain = build_network(Architecture(case.key, 3, head)).to(memory_format=torch.channels_last)
-    optimizer = training.adam([plain], 1e-3, 1e-5, fused=True)
-    decay = training.warmup_cosine(optimizer, 0, 10**6)
-    network, optimizer = training.set_up(fabric, plain, optimizer, compiled)
-
-    def whole() -> None:
-        run = training.Training(
-            fabric=fabric,
-            network=network,
-            optimizer=optimizer,
-            lr_schedule=decay,
-            loader=loader,
-            transform=augment,
-            objective=objective,
-            statistics=Statistics("plate"),
-            logger=training.RunLogger(folder / "run", {}, enabled=False),
-            checkpoints=training.Checkpoints(folder, enabled=False),
-            skipped=SkippedImages(screen),
-            about={},
-        )
-        with synchronized():
-            training.fit(run, training.Plan(num_epochs=1, log_every=50))
-
-    one = reader[next(iter(batches))]
-    assert isinstance(one, Batch)
-    fixed = one.to(DEVICE)
-    images = augment(fixed.images, torch.Generator(DEVICE).manual_seed(0))
-
-    def bare() -> None:
-        network.train()
-        with synchronized():
-            for _ in range(STEPS):
-                with Statistics("plate").of(network, fixed.groups, fixed.controls), fabric.autocast():
-                    loss, _ = objective(network, images, fixed)
-                fabric.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-    return bare, whole, len(one)
-
-
-def _packed_noise(case: Case, folder: Path) -> Screen:
-    """A packed screen of smooth noise: nothing is learned from it, and it is read as any other."""
-    a_plate = case.images * (1 if case.views == 1 else 2 * case.views)
-    n = STEPS * a_plate  # an epoch is a step a plate
-    few = np.random.default_rng(0).integers(0, 255, (997, 3, case.size, case.size), dtype=np.uint8)
-    numbers = np.arange(n)
-    plate = numbers // a_plate
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * n))
-    table = table.assign(
-        experiment="E1", plate=plate.astype(str), label=numbers % 1139, split="train", image=numbers // (2 * case.views)
-    )
-    screen = make_screen(table, _Repeated(few, ("a", "b", "c")), [str(i) for i in range(1139)])
-    return load_packed(pack(screen, folder / "store", workers=0))
-
-
-class _Repeated(VectorPixels):
-    """A few images that come again and again."""
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows % len(self.array)]
+PARTS: dict[str, tuple[Measure, tuple[str, ...]]] = {
+    "norms": (norms, ()),
+    "loop": (loop, WHOLE),
+    "published": (published, WHOLE),
+    "networks": (networks, ()),
+    "limits": (limits, ()),
+    "steps": (steps, ()),
+}
+"""In the order in which they are measured, and what they import beside torch."""
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 
 class Ratio(NamedTuple):
     """Median seconds of two pieces of code, the median of their ratios round by round, and the range of these."""
@@ -37,11 +39,11 @@ class Figure(NamedTuple):
         )
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, by the clock on the wall."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 5) -> tuple[float, float, float]:
@@ -50,10 +52,66 @@ def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 5) -> 
     return found.first, found.second, found.ratio
 
 
-def side_by_side(a: Callable[[], object], b: Callable[[], object], rounds: int = 5) -> Ratio:
-    """``a`` and ``b``, called in turn after a warm-up; the ratio is a/b."""
+def side_by_side(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ratio:
+    """``a`` and ``b``, called in turn after a warm-up; the ratio is a/b.
+
+    What runs in one thread may be timed by ``time.process_time``, which other processes disturb less.
+    """
     a(), b()
-    pairs = [(seconds(a), seconds(b)) for _ in range(rounds)]
+    pairs = [(seconds(a, clock), seconds(b, clock)) for _ in range(rounds)]
     ratios = [x / y for x, y in pairs]
     first, second = statistics.median(x for x, _ in pairs), statistics.median(y for _, y in pairs)
     return Ratio(first, second, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def figure(name: str, found: Ratio, goal: str = "", note: str = "", unit: str = "x", scale: float = 1.0) -> Figure:
+    """A figure of a ratio, times ``scale``."""
+    ratios = (found.ratio * scale, found.lowest * scale, found.highest * scale)
+    return Figure(name, *ratios, goal, unit, note)
+
+
+def inverse(found: Ratio) -> Ratio:
+    """The ratio b/a in place of a/b."""
+    return Ratio(found.second, found.first, 1 / found.ratio, 1 / found.highest, 1 / found.lowest)
+
+
+def repeated(work: Callable[[], object], device: torch.device, times: int = 1) -> Callable[[], None]:
+    """``work`` so many times in a row, and a wait for the device, so that a clock tells the work's time."""
+
+    def run() -> None:
+        for _ in range(times):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def replayed(work: Callable[[], object], device: torch.device, times: int = 10) -> Callable[[], None]:
+    """As :func:`repeated`; on a GPU captured once as a graph, so that the host's time to launch kernels does not count.
+
+    ``work`` must stay as it is, and must not allocate what outlives it.
+    """
+    if device.type != "cuda":
+        return repeated(work, device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            work()
+
+    def run(_keep: object = work) -> None:  # the graph reads and writes the tensors of the work, and does not own them
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return run

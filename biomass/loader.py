@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from biomass import stopping
 from biomass.atomic import whole_file
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, one_line, printable
-from biomass.screen import OnBadImage, Pixels, Screen, check_on_bad_image
+from biomass.vocabulary import OnBadImage, check_on_bad_image
+
+if TYPE_CHECKING:
+    from biomass.screen import Pixels, Screen
 
 _UPLOAD = 4096  # images that are read and uploaded at once
 
@@ -88,7 +91,7 @@ class BatchReader(Dataset[Batch | BiomassError]):
 
     def __init__(
         self,
-        screen: Screen,
+        screen: "Screen",
         groups: np.ndarray,
         on_bad_image: OnBadImage = "error",
         instances: np.ndarray | None = None,
@@ -347,7 +350,7 @@ class _Ended:
 class SkippedImages:
     """Counts and lists the unreadable images that a run leaves out, each once."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: "Screen") -> None:
         self.screen = screen
         self.rows: dict[int, str] = {}
 

@@ -6,47 +6,23 @@ Whatever the source of a screen, all other code sees only this table and :class:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError, did_you_mean
 from biomass.identifiers import names, well_places, wells
+from biomass.vocabulary import CONTROLS, PLATE, UNLABELLED, control_numbers
+from biomass.vocabulary import KINDS as KINDS  # the three are found here, too
+from biomass.vocabulary import OnBadImage as OnBadImage
+from biomass.vocabulary import check_on_bad_image as check_on_bad_image
 
 COLUMNS = ("experiment", "plate", "well", "site", "cell_type", "label", "split", "control")
 """The canonical columns, in this order, of every screen's table."""
 
-PLATE = ("experiment", "plate")
-"""The columns that together name a plate."""
-
 FIELD = (*PLATE, "well", "site")
 """The columns that together name a field of view."""
-
-CONTROLS = ("", "negative", "positive")
-"""The values of the column ``control``; the empty one is a treated (perturbed) well. Arrays hold their numbers."""
-
-KINDS: Mapping[str, tuple[str, ...]] = {
-    "negative": ("negative",),
-    "positive": ("positive",),
-    "all": ("negative", "positive"),
-}
-"""Which controls a reference set is made of, by the word for it."""
-
-
-def control_numbers(kind: str) -> list[int]:
-    """The numbers, in :data:`CONTROLS`, of the controls of a kind.
-
-    Raises:
-        ConfigError: an unknown kind.
-
-    >>> control_numbers("all")
-    [1, 2]
-    """
-    if kind not in KINDS:
-        raise ConfigError(f"controls '{kind}' are unknown; {did_you_mean(kind, KINDS)}", "statistics")
-    return [CONTROLS.index(control) for control in KINDS[kind]]
-
 
 FORMATS = ((2, 3), (3, 4), (4, 6), (6, 8), (8, 12), (16, 24), (32, 48))
 """Rows and columns of plates of 6 … 1536 wells."""
@@ -79,22 +55,6 @@ PARTS: Mapping[str, Callable[[object], np.ndarray]] = {"row": plate_rows, "quadr
 
 NAMED = ("compound", "moa")
 """Further columns of names, where a source has them; empty where one is missing."""
-
-UNLABELLED = -1
-"""The value of the column ``label`` where the class is unknown."""
-
-OnBadImage = Literal["error", "skip"]
-"""What to do with an image that cannot be read: stop with an error that names it, or leave it out."""
-
-
-def check_on_bad_image(on_bad_image: str) -> None:
-    """Make sure that it is one of :data:`OnBadImage`.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if on_bad_image not in get_args(OnBadImage):
-        raise ConfigError(f"on_bad_image '{on_bad_image}' is unknown; choose error or skip", "skip")
 
 
 class Pixels(Protocol):

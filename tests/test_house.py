@@ -22,7 +22,7 @@ LAYERS = (
     "stopping",
     "diskerrors",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
-    "targets",
+    "targets vocabulary",
     "screen table_files run_files run_lock tensor_files",
     "fingerprint",
     "pixels",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError, did_you_mean, one_line
@@ -58,6 +57,8 @@ def build_encoder(
         return _of_own_code(key, in_channels, options or {})
     if options:
         raise ConfigError(f"'{key}' takes no options such as '{next(iter(options))}'; a function does", "own_code")
+    import torchvision  # slow to import, and not needed for networks of own code
+
     name, planes = key.removeprefix("timm/"), in_channels if channels == "repeat" else 3
     if name == key and key in torchvision.models.list_models(module=torchvision.models):
         encoder, width, mean, std = _torchvision_encoder(name, planes, pretrained)
@@ -87,6 +88,7 @@ _Built = tuple[nn.Module, int, tuple[float, ...], tuple[float, ...]]
 
 def _timm_encoder(key: str, in_channels: int, pretrained: bool) -> _Built:
     import timm
+    import torchvision
 
     name = key.removeprefix("timm/")
     if not timm.is_model(name):
@@ -138,6 +140,8 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def _torchvision_encoder(name: str, in_channels: int, pretrained: bool) -> _Built:
+    import torchvision
+
     published = next(iter(torchvision.models.get_model_weights(name)))
     try:
         encoder = torchvision.models.get_model(name, weights=published if pretrained else None)

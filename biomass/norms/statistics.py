@@ -17,7 +17,7 @@ words once, in the script; nothing below knows those keys.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,10 @@ from biomass.norms.plate_batch_norm import (
     shared_context,
 )
 from biomass.norms.tuning import Mixture, Rows, Tuning, balanced, shrunk, stack_corrections
-from biomass.screen import PLATE, Screen, control_numbers
+from biomass.vocabulary import PLATE, control_numbers
+
+if TYPE_CHECKING:
+    from biomass.screen import Screen
 
 
 def all_rows(rows: Rows, tuning: Tuning | None) -> Mixture:
@@ -247,7 +250,7 @@ class Statistics:
         return cls(word, tuple(by), names, kind or controls)
 
     @classmethod
-    def over(cls, screen: Screen, word: str, by: Sequence[str] = PLATE, controls: str = "negative") -> "Statistics":
+    def over(cls, screen: "Screen", word: str, by: Sequence[str] = PLATE, controls: str = "negative") -> "Statistics":
         """The statistics of ``word`` over the groups of ``screen``.
 
         Raises:
@@ -346,7 +349,7 @@ class Statistics:
         correction = stack_corrections(mixtures)
         return plate_statistics(network, groups, self.word, weights=weights, correction=correction, names=self.names)
 
-    def check(self, screen: Screen, *splits: str) -> None:
+    def check(self, screen: "Screen", *splits: str) -> None:
         """Make sure that every group has the rows that its statistics are taken from.
 
         Args:
@@ -459,7 +462,7 @@ class Method(NamedTuple):
         """The columns that training batches are drawn by, None where batches are mixed."""
         return self.train_by if WORDS[self.train].by_group or self.pairs else None
 
-    def statistics(self, screen: Screen) -> tuple[Statistics, Statistics]:
+    def statistics(self, screen: "Screen") -> tuple[Statistics, Statistics]:
         """The statistics in training, and those at inference.
 
         Raises:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from biomass.errors import CheckpointError, DataError
 from biomass.norms.plate_batch_norm import Correction, PlateBatchNorm, device_of, shared_context
 from biomass.norms.whole_plate import Store, WholePlate, evaluating, norms_used_once, unwrap
-from biomass.screen import CONTROLS
+from biomass.vocabulary import CONTROLS
 
 KINDS = len(CONTROLS) - 1
 """Kinds of controls; their strata stand behind those of the classes, in the order of their numbers."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from biomass.errors import ConfigError, did_you_mean
 from biomass.loader import Batch
-from biomass.screen import UNLABELLED, control_numbers
+from biomass.vocabulary import UNLABELLED, control_numbers
 
 LOSS_ROWS = ("all", "treated")
 """Which rows of a batch are learned from: all that have a label; or those that are not the controls of its quota."""

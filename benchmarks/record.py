@@ -1,0 +1,170 @@
+"""What was measured on one machine, part by part, as a small JSON file that is whole after every figure."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import Figure
+from biomass.errors import one_line
+
+PACKAGES = (
+    "biomass",
+    "torch",
+    "torchvision",
+    "triton",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "lightning-fabric",
+    "timm",
+)
+"""Whose versions are told, where they are installed."""
+
+
+@dataclass
+class Part:
+    """The figures of one part.
+
+    Attributes:
+        title: what it is about, in a line.
+        figures: so far.
+        left_out: what was not measured, and why.
+        seconds: it took in all.
+        date: of the measurement.
+    """
+
+    title: str
+    figures: list[Figure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    date: str = ""
+
+
+class Record:
+    """All parts that one machine has measured.
+
+    Args:
+        path: the file; parts that are in it stay, if they come from such a machine with such versions.
+        about: the machine and the versions, see :func:`about`.
+    """
+
+    def __init__(self, path: Path, about: dict[str, str]) -> None:
+        self.path, self.about = path, about
+        self.parts: dict[str, Part] = {}
+        if path.exists():
+            before = read(path)
+            self.parts = before.parts if before.about == about else {}
+
+    def measure(self, name: str, title: str, figures: Iterable[Figure], ends: float = float("inf")) -> None:
+        """Take the figures of a part as they come, print and keep each; none is begun after ``ends``.
+
+        What a part raises is what it leaves out: the others are measured all the same.
+        """
+        part = self.parts[name] = Part(title, date=time.strftime("%Y-%m-%d", time.gmtime()))
+        start = time.perf_counter()
+        coming = iter(figures)
+        while True:
+            if time.perf_counter() > ends:
+                part.left_out.append("the rest: out of time")
+                break
+            try:
+                figure = next(coming)
+            except StopIteration:
+                break
+            except Exception as error:  # whatever the part runs into
+                part.left_out.append(f"the rest: {type(error).__name__}: {one_line(error)}")
+                break
+            part.figures.append(figure)
+            part.seconds = round(time.perf_counter() - start, 1)
+            print(f"  {figure}", flush=True)
+            self.save()
+        for reason in part.left_out:
+            print(f"  left out: {reason}", flush=True)
+        self.save()
+
+    def leave_out(self, name: str, title: str, why: str) -> None:
+        """A part that is not measured."""
+        self.parts[name] = Part(title, left_out=[why])
+        print(f"  left out: {why}", flush=True)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        parts = {
+            name: part.__dict__ | {"figures": [_as_json(figure) for figure in part.figures]}
+            for name, part in self.parts.items()
+        }
+        part_file = self.path.with_suffix(".part")
+        part_file.write_text(json.dumps({"about": self.about, "parts": parts}, indent=1) + "\n")
+        part_file.replace(self.path)
+
+
+def read(path: Path) -> Record:
+    """What the file holds."""
+    held = json.loads(path.read_text())
+    record = Record.__new__(Record)
+    record.path, record.about = path, held["about"]
+    record.parts = {
+        name: Part(**part | {"figures": [Figure(**figure) for figure in part["figures"]]})
+        for name, part in held["parts"].items()
+    }
+    return record
+
+
+def _as_json(figure: Figure) -> dict[str, Any]:
+    """With four digits: no more are known."""
+    return {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figure._asdict().items()
+    }
+
+
+def measured_apart(module: str, quick: bool) -> Iterator[Figure]:
+    """The figures of a benchmark, measured in a fresh process: none sees what another has set or filled."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.submit(_measure, module, quick).result()
+
+
+def _measure(module: str, quick: bool) -> list[Figure]:
+    found: list[Figure] = importlib.import_module(module).measure(quick)
+    return found
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """The machine and the versions, without names of hosts or users."""
+    found = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "threads": f"{torch.get_num_threads()}",
+    }
+    if device.type == "cuda":
+        of = torch.cuda.get_device_properties(device)
+        found |= {"GPU": f"{of.name}, {of.total_memory / 2**30:.0f} GiB", "CUDA": f"{torch.version.cuda}"}
+    found["Python"] = platform.python_version()
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    """The model of the CPU, as Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
