@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from biomass.transforms.steps import Step, SteppedTransform, apply
+from biomass.transforms.steps import Size, Step, SteppedTransform, apply
 
 
 class Transform(Protocol):
@@ -30,14 +30,16 @@ class Compose:
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Transform ``images`` (N, C, H, W)."""
         steps: list[Step] = []
-        size = (images.shape[2], images.shape[3])
+        size: Size | None = None
         for transform in self.transforms:
             if isinstance(transform, SteppedTransform):
+                size = size or (images.shape[2], images.shape[3])
                 step = transform.draw(images, size, generator)
                 size = step.size_after(size)
                 merged = steps[-1].then(step) if steps else None
                 steps[len(steps) - (merged is not None) :] = [merged or step]
-            else:  # one of the user's own: it takes the batch as a whole
-                images, steps = transform(apply(steps, images), generator), []
-                size = (images.shape[2], images.shape[3])
+            else:  # one of the user's own: it takes the batch as a whole, and floating point
+                images = apply(steps, images)
+                images = images if images.is_floating_point() else images.to(torch.float32)
+                images, steps, size = transform(images, generator), [], None
         return apply(steps, images)

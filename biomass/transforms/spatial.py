@@ -28,7 +28,7 @@ class RandomRotate90(SteppedTransform):
                 "instead (RandomHorizontalFlip, RandomVerticalFlip)"
             )
         quarters = (4 * uniform(images, generator)).long()
-        return Turn(constant((0, 6, 3, 5), images.device)[quarters])
+        return Turn(constant((0, 6, 3, 5), torch.int64, images.device).take(quarters))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RandomCrop(SteppedTransform):
 
     def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         window = _inside(_sides(self.size, "RandomCrop"), size, "RandomCrop")
-        places = constant((size[0] - window[0] + 1, size[1] - window[1] + 1), images.device)
+        places = constant((size[0] - window[0] + 1, size[1] - window[1] + 1), torch.float64, images.device)
         return Window((uniform(images, generator, 2) * places).long().T, window)
 
 
@@ -188,7 +188,7 @@ class RandomResizedCrop(SteppedTransform):
 
     def draw_boxes(self, images: Tensor, size: Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """First row and column, and height and width, of the box of every sample: whole pixels, (2, N) float64."""
-        n, limit = len(images), constant((float(size[0]), float(size[1])), images.device)[:, None]
+        n, limit = len(images), constant(size, torch.float64, images.device)[:, None]
         draws = uniform(images, generator, 22).flatten().split([10 * n, 10 * n, 2 * n])
         area, ratio, place = draws[0].view(n, 10), draws[1].view(n, 10), draws[2].view(n, 2).T
         area = (area * (self.scale[1] - self.scale[0]) + self.scale[0]) * size[0] * size[1]
@@ -199,12 +199,12 @@ class RandomResizedCrop(SteppedTransform):
         first = fits.int().argmax(1, keepdim=True)
         found = fits.gather(1, first)[:, 0]
         drawn = sides.gather(2, first.expand(2, -1, -1))[:, :, 0]
-        length = torch.where(found, drawn, constant(self._largest_box(size), images.device)[:, None])
+        length = torch.where(found, drawn, constant(self._largest_box(size), torch.float64, images.device)[:, None])
         room = limit - length
         return torch.where(found, (place * (room + 1)).floor_(), room // 2), length
 
     def _largest_box(self, size: Size) -> tuple[float, float]:
-        height, width = map(float, size)
+        height, width = size
         if width / height < self.ratio[0]:
             return round(width / self.ratio[0]), width
         if width / height > self.ratio[1]:

@@ -16,8 +16,8 @@ from torch import Tensor
 Size = tuple[int, int]
 """Height and width of an image, in pixels."""
 
-CACHE = 3 * 2**19
-"""Bytes of images that the host works on at a time: few enough to stay in its cache, with what is made of them."""
+CACHE = 3 * 2**18
+"""Bytes of images that the host works on at a time: few enough that they and what is made of them stay in its cache."""
 
 
 class Step(ABC):
@@ -55,17 +55,20 @@ class SteppedTransform(ABC):
 
 
 def apply(steps: Sequence[Step], images: Tensor) -> Tensor:
-    """Take ``images`` (N, C, H, W) through all steps."""
+    """Take ``images`` (N, C, H, W) through all steps, in their own precision within an autocast region, too."""
     changed = images
-    for part in _parts(images):
-        some = images[part]
-        for step in steps:
-            some = step.apply(some, part)
-        if len(some) == len(images):
-            return some
-        if changed is images:
-            changed = some.new_empty(len(images), *some.shape[1:])
-        changed[part] = some
+    with torch.autocast(images.device.type, enabled=False):
+        for part in _parts(images):
+            some = images[part]
+            if some.dtype == torch.uint16:  # few operators take it
+                some = some.to(torch.float32)
+            for step in steps:
+                some = step.apply(some, part)
+            if len(some) == len(images):
+                return some
+            if changed is images:
+                changed = some.new_empty(len(images), *some.shape[1:])
+            changed[part] = some
     return changed
 
 
@@ -73,12 +76,12 @@ def _parts(images: Tensor) -> Iterator[slice]:
     """Cut a batch on the host into slices of about CACHE bytes; one on a device stays whole."""
     step = len(images)
     if images.device.type == "cpu":
-        step = CACHE // (prod(images.shape[1:]) * images.element_size() or 1)
+        step = CACHE // (4 * prod(images.shape[1:]) or 1)  # as float32, which they become
     step = max(step, 1)
     return (slice(begin, begin + step) for begin in range(0, max(len(images), 1), step))
 
 
 @lru_cache(maxsize=64)
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A tensor of some numbers (K,), int64 or float64, which goes to the device once: the host does not wait for it."""
-    return torch.tensor(values, device=device, dtype=torch.int64 if isinstance(values[0], int) else torch.float64)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of some numbers (K,), which goes to the device once: the host does not wait for it at every step."""
+    return torch.tensor(values, dtype=dtype, device=device)

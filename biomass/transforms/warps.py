@@ -43,12 +43,12 @@ class Turn(Step):
         """This turn first, ``other`` second; None if ``other`` is not a turn."""
         if not isinstance(other, Turn):
             return None
-        return Turn(constant(_TURNS, self.number.device)[8 * self.number + other.number])
+        return Turn(constant(_TURNS, torch.int64, self.number.device).take(torch.add(other.number, self.number, alpha=8)))
 
     def apply(self, images: Tensor, part: slice) -> Tensor:
         """Turn ``images`` (n, C, H, W)."""
-        places = _places(images.shape[2], images.shape[3], images.device)[self.number[part], None]
-        return images.flatten(2).gather(2, places.expand(-1, images.shape[1], -1)).view(images.shape)
+        places = _places(images.shape[2], images.shape[3], images.device).index_select(0, self.number[part])
+        return images.flatten(2).gather(2, places[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
 
 
 @lru_cache(maxsize=4)
@@ -82,8 +82,7 @@ class Stretch(Step):
 
         def product(part: slice) -> tuple[Tensor, Tensor]:
             (rows, columns), (other_rows, other_columns) = self.matrices(part), other.matrices(part)
-            with _own_precision(rows):
-                return other_rows @ rows, other_columns @ columns
+            return torch.bmm(other_rows, rows), torch.bmm(other_columns, columns)
 
         return Stretch(product, other.size)
 
@@ -95,9 +94,8 @@ class Stretch(Step):
         """Map ``images`` (n, C, H, W) to (n, C, H', W'), in the type of the matrices."""
         rows, columns = self.matrices(part)
         pixels = images.to(rows.dtype)
-        with _own_precision(images):
-            pixels = (pixels.flatten(1, 2) @ columns.mT).unflatten(1, pixels.shape[1:3])
-            return rows[:, None] @ pixels
+        pixels = torch.bmm(pixels.flatten(1, 2), columns.mT).view(*pixels.shape[:3], columns.shape[1])
+        return rows[:, None] @ pixels
 
 
 @dataclass(frozen=True)
@@ -153,16 +151,14 @@ def resizing(old: Tensor, new: Tensor) -> Tensor:
     Each new pixel is the mean under a triangle around its centre that reaches a unit to either side: bilinear
     interpolation when enlarging, antialiased when shrinking.
     """
-    weights = old[..., None, :] - new[..., :, None]
-    weights = weights.abs_().clamp_(max=1).neg_().add_(1)
+    weights = (1 - (old[..., None, :] - new[..., :, None]).abs_()).clamp_(min=0)
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def convolving(kernel: Tensor, size: int) -> Tensor:
     """Matrices (N, size, size) that convolve with ``kernel`` (N, K), mirrored about the first and the last pixel."""
     meets = _meets(kernel.shape[1] // 2, size, kernel.dtype, kernel.device)
-    with _own_precision(kernel):
-        return (kernel @ meets).unflatten(1, (size, size))
+    return torch.mm(kernel, meets).view(-1, size, size)
 
 
 @lru_cache(maxsize=4)
@@ -172,8 +168,3 @@ def _meets(reach: int, size: int, dtype: torch.dtype, device: torch.device) -> T
     source = place + torch.arange(-reach, reach + 1, device=device)[:, None]
     source = size - 1 - (source.abs() - (size - 1)).abs()
     return (source[:, :, None] == place).to(dtype).flatten(1)
-
-
-def _own_precision(tensor: Tensor) -> torch.autocast:
-    """Matrix products in the tensor's own type, also within an autocast region."""
-    return torch.autocast(tensor.device.type, enabled=False)
