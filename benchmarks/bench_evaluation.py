@@ -62,10 +62,10 @@ def _figures(screen: Screen, folder: Path, word: str, fields: int | None, rounds
     loader, other = view("train", batch_size=48), view("val", batch_size=fields, shuffle=False)
     crop_and_blur = (RandomResizedCrop(48), GaussianBlur(25, (0.1, 0.5)))
     augment = Compose([RandomRotate90(), RandomHorizontalFlip(), *crop_and_blur, Standardize()])
-    network = build_network(Architecture("resnet18", len(screen.pixels.channels), (128,)), False, 0)
-    optimizer = training.adam([network], 1e-3, 0.0)
+    plain = build_network(Architecture("resnet18", len(screen.pixels.channels), (128,)), False, 0)
+    optimizer = training.adam([plain], 1e-3, 0.0)
     decay = training.warmup_cosine(optimizer, 0, 1000)
-    network, optimizer = training.set_up(fabric, network, optimizer)
+    network, optimizer = training.set_up(fabric, plain, optimizer)
     statistics, objective = Statistics(word), Contrastive(0.05)
     evaluation = training.LossEvaluation(objective, {"val": other}, augment, statistics)
     run = training.Training(

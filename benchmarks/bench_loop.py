@@ -1,4 +1,4 @@
-"""The whole training loop (read, batch, augment, plate statistics, step, log) against the bare network step.
+"""The whole training loop (read a packed store, batch, augment, plate statistics, step, log) against the bare step.
 
 The bare step uses the same network and optimizer on one batch that stays in memory. Both run in this process, in turn.
 The figure is the bare steps' time divided by the loop's time: at best 1.
@@ -15,11 +15,13 @@ from lightning_fabric import Fabric
 
 from benchmarks.timing import Figure, side_by_side
 from biomass import training
+from biomass.datasets.packed import load_packed
 from biomass.datasets.simulated import load_simulated
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.models import Architecture, build_network
 from biomass.norms import Statistics, plate_statistics
 from biomass.objectives import Classification
+from biomass.pixels.packed_writer import pack
 from biomass.samplers import PlateBatches
 from biomass.transforms import Compose, RandomHorizontalFlip, RandomRotate90, Standardize
 
@@ -36,7 +38,7 @@ def measure(quick: bool = False) -> list[Figure]:
     """The ratio for ResNet-18 on the simulated screen."""
     device = Fabric(devices=1).device
     with tempfile.TemporaryDirectory() as folder:
-        screen = load_simulated(folder, experiments=6)
+        screen = load_packed(pack(load_simulated(folder, experiments=6), Path(folder) / "store", workers=0))
         rows = screen.rows("train")
         batches = PlateBatches(rows, screen.plate_ids[rows], batch_size=BATCH, seed=0)
         architecture = Architecture("resnet18", len(screen.pixels.channels), (len(screen.classes),))

@@ -17,6 +17,7 @@ from biomass.transforms.random import as_range, check_probability, uniform
 from biomass.transforms.steps import Size, Step, SteppedTransform, constant
 from biomass.transforms.warps import Stretch, Turn, Window, convolving, resized_places, resizing
 
+
 @dataclass(frozen=True)
 class RandomRotate90(SteppedTransform):
     """Rotate by 0, 90, 180 or 270 degrees counterclockwise, equally likely. Images must be square (ConfigError)."""

@@ -43,7 +43,9 @@ class Turn(Step):
         """This turn first, ``other`` second; None if ``other`` is not a turn."""
         if not isinstance(other, Turn):
             return None
-        return Turn(constant(_TURNS, torch.int64, self.number.device).take(torch.add(other.number, self.number, alpha=8)))
+        return Turn(
+            constant(_TURNS, torch.int64, self.number.device).take(torch.add(other.number, self.number, alpha=8))
+        )
 
     def apply(self, images: Tensor, part: slice) -> Tensor:
         """Turn ``images`` (n, C, H, W)."""
