@@ -37,7 +37,7 @@ class Compose:
                 step = transform.draw(images, size, generator)
                 size = step.size_after(size)
                 merged = steps[-1].then(step) if steps else None
-                steps[len(steps) - (merged is not None) :] = [merged or step]
+                steps = [*steps, step] if merged is None else [*steps[:-1], merged]
             else:  # one of the user's own: it takes the batch as a whole, and floating point
                 images = apply(steps, images)
                 images = images if images.is_floating_point() else images.to(torch.float32)
