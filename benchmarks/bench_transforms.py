@@ -1,17 +1,20 @@
 """Batched augmentation, against torchvision's transforms on one image after the other, on one core.
 
 Run ``python -m benchmarks transforms``. The batch is 616 cells of 3 x 48 x 48 pixels, one for each field of a plate.
+And how many operators a batch launches: on a GPU they are the host's work, whatever the size of the batch.
 """
 
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from benchmarks.timing import Figure, figure, side_by_side
+from benchmarks.timing import Figure, side_by_side
 from biomass.transforms import (
     ColorJitter,
     Compose,
@@ -43,14 +46,27 @@ def one_by_one(transform: Single, images: Tensor) -> Tensor:
     return torch.stack([transform(image) for image in images])
 
 
+class Launches(TorchDispatchMode):
+    """Counts the operators that do something on a device: all but views and those that only take memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += not (func.is_view or "empty" in name or name in ("_unsafe_view", "promote_types"))
+        return func(*args, **(kwargs or {}))
+
+
 def main() -> None:
-    """Print the ratios, one by one to batched."""
-    for one in measure():
-        print(one, flush=True)
+    """Print what was measured."""
+    for figure in measure():
+        print(figure)
 
 
 def measure(quick: bool = False) -> list[Figure]:
-    """Each transform by itself, and the published chains of them."""
+    """Time one by one over batched, for every transform and some chains; operators of the chains."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -75,10 +91,15 @@ def measure(quick: bool = False) -> list[Figure]:
 
     figures = []
     for title, (batched, single) in pairs.items():
-        theirs, ours = partial(one_by_one, single, images), partial(batched, images, generator)
-        found = side_by_side(theirs, ours, 1 if quick else 3, time.process_time)
-        note = f"{1e3 * found.second:.0f} ms for {len(images)} images"
-        figures.append(figure(title, found, "> 1", note, "times as fast as one by one"))
+        by_one, by_batch = partial(one_by_one, single, images), partial(batched, images, generator)
+        found = side_by_side(by_one, by_batch, rounds=1 if quick else 3, clock=time.process_time)
+        note = f"{1e3 * found.second:.1f} ms for {len(images)} images"
+        figures.append(Figure(f"{title}, one by one / batched", *found[2:], goal="> 1", note=note))
+        if title in chains:
+            with Launches() as launches:
+                batched(images[:2], generator)
+            n = launches.count
+            figures.append(Figure(f"{title}, operators a batch", n, n, n, goal="few", unit="operators"))
     torch.set_num_threads(threads)
     return figures
 

@@ -4,10 +4,10 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,12 +68,37 @@ class Batch:
         images, labels, instances = pinned
         return replace(self, images=images, labels=labels, instances=instances)
 
-    def to(self, device: torch.device) -> "Batch":
-        """Images (as float32), labels and instances on the device."""
-        images, labels, instances = (
-            x.to(device, non_blocking=True) for x in (self.images, self.labels, self.instances)
-        )
-        return replace(self, images=images.to(torch.float32), labels=labels, instances=instances)
+    def to(self, device: torch.device, integers: bool = False) -> "Batch":
+        """Images, labels and instances on the device.
+
+        Args:
+            device: where to.
+            integers: leave images of integers as they are, for :class:`biomass.transforms.Compose`, which makes
+                float32 of a few at a time. Else images become float32.
+        """
+        images, labels, instances = _upload((self.images, self.labels, self.instances), device)
+        if not integers or images.is_floating_point():
+            images = images.to(torch.float32)
+        return replace(self, images=images, labels=labels, instances=instances)
+
+
+def _upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors on a device. A GPU copies them beside what it still has to do, not behind it."""
+    if device.type != "cuda":
+        return [one.to(device) for one in tensors]
+    beside, now = _beside(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(beside):
+        moved = [one.to(device, non_blocking=True) for one in tensors]
+    now.wait_stream(beside)
+    for before, after in zip(tensors, moved, strict=True):
+        if after is not before:
+            after.record_stream(now)  # else its memory would be given to the next upload too early
+    return moved
+
+
+@lru_cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class BatchReader(Dataset[Batch | BiomassError]):

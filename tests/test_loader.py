@@ -55,6 +55,7 @@ def test_pixels_stay_integers_until_they_are_moved(dtype):
     moved = batch.to(torch.device("cpu"))
     assert moved.images.dtype == torch.float32
     assert np.array_equal(moved.images.numpy(), source.read(np.array([4, 2])).astype(np.float32))
+    assert batch.to(torch.device("cpu"), integers=True).images.numpy().dtype == dtype
 
 
 @pytest.mark.parametrize("workers", [0, 1])

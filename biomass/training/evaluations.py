@@ -1,7 +1,7 @@
 """What is measured on other splits while a network trains: called by the loop with (run, epoch, step)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -167,14 +167,15 @@ class LossEvaluation:
         device = run.fabric.device
         metrics = {}
         for split, loader in self.loaders.items():
-            sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses times rows, of rows
+            sum_of_losses, rows = torch.zeros((), dtype=torch.float64, device=device), 0
             if self.statistics.word == "calibrated":
                 views = self._views(device)
                 calibrate_plates(run.fabric, run.network, loader, views, self.statistics, run.skipped)
             views = self._views(device)
             for batch, outputs in infer(run.fabric, run.network, loader, views, self.statistics, run.skipped):
-                loss = self._loss(outputs, batch.to(device))
-                sums += torch.stack([loss.double() * len(batch), torch.tensor(float(len(batch)), device=device)])
+                sum_of_losses += self._loss(outputs, batch).double() * len(batch)
+                rows += len(batch)
+            sums = torch.stack([sum_of_losses, torch.tensor(float(rows), dtype=torch.float64, device=device)])
             total, count = run.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
             if not count:
                 raise DataError(f"no image of split '{split}' could be read", "skip")
@@ -182,7 +183,8 @@ class LossEvaluation:
         return metrics
 
     def _loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The loss of outputs (N, D) that are there already."""
+        """The loss of outputs (N, D) that are there already: the images of their batch are not uploaded again."""
+        batch = replace(batch, images=batch.images[:0]).to(outputs.device)
         with torch.no_grad():
             return self.objective(lambda images: outputs, batch.images, batch)[0]
 

@@ -27,6 +27,7 @@ from biomass.training.device import StopTogether
 from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
+from biomass.transforms import Compose
 
 log = logging.getLogger(__name__)
 
@@ -325,8 +326,10 @@ def _train_epoch(
 
 
 def _forward(run: Training, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    batch = batch.to(run.fabric.device)
+    batch = batch.to(run.fabric.device, integers=isinstance(run.transform, Compose))
     images = run.transform(batch.images, generator)
+    if not images.is_floating_point():
+        images = images.to(torch.float32)
     with run.statistics.of(run.network, batch.groups, batch.controls), run.fabric.autocast():
         return run.objective(run.network, images, batch)
 

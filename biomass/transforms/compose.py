@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from biomass.transforms.spatial import SpatialTransform, Warp
+from biomass.transforms.steps import Size, Step, SteppedTransform, apply
 
 
 class Transform(Protocol):
@@ -21,25 +21,25 @@ class Compose:
     """Apply ``transforms`` in their order.
 
     Neighbouring spatial transforms of one kind (rotations and flips; crops and blurs) are merged into a single one,
-    which is faster and gives the same up to rounding.
+    which is faster and gives the same up to rounding. On the host the chain goes over a few images at a time, which
+    stay in its cache.
     """
 
     transforms: Sequence[Transform]
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Transform ``images`` (N, C, H, W)."""
-        waiting: Warp | None = None
+        steps: list[Step] = []
+        size: Size | None = None
         for transform in self.transforms:
-            size = (images.shape[2], images.shape[3])
-            if isinstance(transform, SpatialTransform):
-                warp = transform.draw(images, waiting.size_after(size) if waiting else size, generator)
-                if waiting is None:
-                    waiting = warp
-                elif (merged := waiting.then(warp)) is not None:
-                    waiting = merged
-                else:
-                    images, waiting = waiting.apply(images), warp
-            else:
-                images = transform(waiting.apply(images) if waiting else images, generator)
-                waiting = None
-        return waiting.apply(images) if waiting else images
+            if isinstance(transform, SteppedTransform):
+                size = size or (images.shape[2], images.shape[3])
+                step = transform.draw(images, size, generator)
+                size = step.size_after(size)
+                merged = steps[-1].then(step) if steps else None
+                steps = [*steps, step] if merged is None else [*steps[:-1], merged]
+            else:  # one of the user's own: it takes the batch as a whole, and floating point
+                images = apply(steps, images)
+                images = images if images.is_floating_point() else images.to(torch.float32)
+                images, steps, size = transform(images, generator), [], None
+        return apply(steps, images)

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from biomass.errors import ConfigError
 from biomass.transforms.random import as_range, check_probability, uniform
+from biomass.transforms.steps import Size, Step, SteppedTransform
 
 LUMA = (0.2989, 0.587, 0.114)
 """Shares of red, green and blue in the gray value (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
-class Standardize:
+class Standardize(SteppedTransform):
     """Give every channel of every image mean 0 and standard deviation 1 (unbiased, over its pixels).
 
     A constant channel becomes 0. So does one whose standard deviation is below 8 units in the last place of its mean:
@@ -26,19 +27,26 @@ class Standardize:
              [[ 0.,  0.,  0.]]]])
     """
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Standardize ``images`` (N, C, H, W); the generator is not used."""
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
+        return _STANDARDIZED
+
+
+class _Standardized(Step):
+    def apply(self, images: Tensor, part: slice) -> Tensor:
         pixels = images.to(torch.promote_types(images.dtype, torch.float32)).flatten(2)
         mean = pixels.mean(2, keepdim=True)
         pixels = pixels - mean
         # two passes: the sum of squares of raw 16-bit counts would lose all digits of a faint channel
-        std = torch.linalg.vector_norm(pixels, dim=2, keepdim=True) / max(pixels.shape[2] - 1, 1) ** 0.5
-        varies = std > 8 * torch.finfo(pixels.dtype).eps * mean.abs()
-        return pixels.mul_(torch.where(varies, 1 / std, 0)).view(images.shape)
+        std = torch.linalg.vector_norm(pixels, dim=2, keepdim=True).div_(max(pixels.shape[2] - 1, 1) ** 0.5)
+        constant = std <= mean.abs_().mul_(8 * torch.finfo(pixels.dtype).eps)
+        return pixels.mul_(std.reciprocal_().masked_fill_(constant, 0)).view(images.shape)
+
+
+_STANDARDIZED = _Standardized()
 
 
 @dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(SteppedTransform):
     """Change brightness, contrast, saturation and hue at random, in a random order for each sample.
 
     As in torchvision, a factor multiplies the pixels (brightness), their distance to the image's mean gray value
@@ -83,8 +91,7 @@ class ColorJitter:
                 ranges.append((name, low, high))
         return ranges
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Change ``images`` (N, C, H, W)."""
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         ranges = self._factors()
         names = [name for name, _, _ in ranges]
         low, high = as_range(self.hue, around_zero=True)
@@ -92,41 +99,67 @@ class ColorJitter:
         if (turns or "saturation" in names) and images.shape[1] != 3:
             what = "hue" if turns else "saturation"
             raise ConfigError(f"ColorJitter({what}=…) needs 3 channels, images have {images.shape[1]}; leave it out")
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
         changed = uniform(images, generator) < self.p
         factors = uniform(images, generator, len(names))
         for i, (_, smallest, largest) in enumerate(ranges):
             factors[:, i].mul_(largest - smallest).add_(smallest)
-        turn = uniform(images, generator, low=low, high=high)
-        order = uniform(images, generator, len(names) + turns).argsort(1)  # which change comes at each step
+        turn = torch.where(changed, uniform(images, generator, low=low, high=high), 0)
+        order = uniform(images, generator, len(names) + turns).argsort(1)
+        return _Jitter(names, changed, factors, turn if turns else None, order, self.maximum)
+
+
+@dataclass(frozen=True)
+class _Jitter(Step):
+    """Changes of colour for each of N samples.
+
+    Attributes:
+        names: what the K factors change.
+        changed: (N,) bool, which samples are changed at all.
+        factors: (N, K).
+        turn: (N,) of the hue, in circles; None: no hue is turned.
+        order: (N, K) or, with the hue, (N, K + 1): which change comes at each step, the hue being number K.
+        maximum: largest value a pixel can have.
+    """
+
+    names: Sequence[str]
+    changed: Tensor
+    factors: Tensor
+    turn: Tensor | None
+    order: Tensor
+    maximum: float
+
+    def apply(self, images: Tensor, part: slice) -> Tensor:
+        """Change ``images`` (n, C, H, W)."""
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        changed, order, last = self.changed[part], self.order[part], len(self.names)
 
         # Turning the hue is costly, so all samples do it together, and each makes its other changes before or after it.
         # Two samples with the orders b h c and c b h (brightness, contrast, hue): the first loop makes b, - and c, b;
         # both turn their hue; the second loop makes -, c and -, -. Where there is nothing to do (-), the factor is 1.
-        turn_step = (order == len(names)).int().argmax(1) if turns else torch.full_like(order[:, 0], len(names))
-        for step in range(len(names)):
-            images = self._blend(images, names, factors, order[:, step], changed & (step < turn_step))
-        if turns:
-            images = _turn_hue(images, torch.where(changed, turn, 0))
-            for step in range(1, len(names) + 1):
-                images = self._blend(images, names, factors, order[:, step], changed & (step > turn_step))
+        turn_step = torch.full_like(order[:, 0], last) if self.turn is None else (order == last).int().argmax(1)
+        for step in range(last):
+            images = self._blend(images, part, order[:, step], changed & (step < turn_step))
+        if self.turn is not None:
+            images = _turn_hue(images, self.turn[part])
+            for step in range(1, last + 1):
+                images = self._blend(images, part, order[:, step], changed & (step > turn_step))
         return images
 
-    def _blend(self, images: Tensor, names: list[str], factors: Tensor, which: Tensor, changed: Tensor) -> Tensor:
-        """Apply factor number ``which`` (N,) of ``factors`` (N, K) to the samples that are ``changed`` (N,).
+    def _blend(self, images: Tensor, part: slice, which: Tensor, changed: Tensor) -> Tensor:
+        """Apply factor number ``which`` (n,) of K to the samples that are ``changed`` (n,).
 
         A factor f makes f x of a pixel x (brightness), or f x + (1 - f) g with a gray value g: the mean of the image
         (contrast) or that of the pixel (saturation). With the excess e = f - 1 that is (1 + e) x - e g, and e = 0
         changes nothing.
         """
-        chosen = changed[:, None] & (which[:, None] == torch.arange(len(names), device=images.device))
-        excess = torch.where(chosen, factors - 1, 0).to(images.dtype)[..., None, None]  # (N, K, 1, 1)
+        chosen = changed[:, None] & (which[:, None] == torch.arange(len(self.names), device=images.device))
+        excess = torch.where(chosen, self.factors[part] - 1, 0).to(images.dtype)[..., None, None]  # (n, K, 1, 1)
         offset = torch.zeros_like(excess[:, :1])  # - e g
-        if "contrast" in names:
+        if "contrast" in self.names:
             means = images.mean((2, 3), keepdim=True)
-            offset = offset - excess[:, names.index("contrast"), None] * _gray(means)
-        if "saturation" in names:
-            offset = torch.addcmul(offset, excess[:, names.index("saturation"), None], _gray(images), value=-1)
+            offset = offset - excess[:, self.names.index("contrast"), None] * _gray(means)
+        if "saturation" in self.names:
+            offset = torch.addcmul(offset, excess[:, self.names.index("saturation"), None], _gray(images), value=-1)
         return torch.addcmul(offset, images, 1 + excess.sum(1, keepdim=True)).clamp_(0, self.maximum)
 
 

@@ -19,7 +19,7 @@ def uniform(
     if generator is None:
         raise ConfigError("a random transform needs a torch.Generator, and inference has none", advice="transforms")
     draws = torch.rand(len(images), *shape, generator=generator, device=images.device, dtype=torch.float64)
-    return draws * (high - low) + low
+    return draws if (low, high) == (0, 1) else draws * (high - low) + low
 
 
 def as_range(value: float | Sequence[float], around_zero: bool = False) -> tuple[float, float]:

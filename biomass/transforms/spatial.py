@@ -1,16 +1,12 @@
 """Transforms that move pixels: rotations, flips, crops, blur.
 
-Each draws a *warp* for every sample: a :class:`Turn` puts pixels in other places, a :class:`Stretch` multiplies the
-image with a matrix from either side, a :class:`Window` cuts a part out. Warps of one kind multiply, so that a chain of
-them costs a single pass over the pixels: :class:`~biomass.transforms.Compose` merges neighbours before it applies them.
-
-Where float32 products may have reduced precision (TF32), a stretch keeps 3 digits of the pixel values.
+Each draws a *warp* for every sample (:mod:`biomass.transforms.warps`), and :class:`~biomass.transforms.Compose` merges
+neighbours of one kind before it applies them.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, prod
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -18,168 +14,26 @@ from torch import Tensor
 
 from biomass.errors import ConfigError
 from biomass.transforms.random import as_range, check_probability, uniform
-
-Size = tuple[int, int]
-"""Height and width of an image, in pixels."""
-
-CACHE = 2**21
-"""Bytes of images that the host works on at a time: few enough to stay in its cache."""
+from biomass.transforms.steps import Size, Step, SteppedTransform, constant
+from biomass.transforms.warps import Stretch, Turn, Window, convolving, resized_places, resizing
 
 
 @dataclass(frozen=True)
-class Turn:
-    """For each of N samples an exact change of places: flipped, then transposed.
-
-    Attributes:
-        flip_rows: (N,) bool, which samples are turned upside down.
-        flip_columns: (N,) bool, which samples are mirrored, left to right.
-        transpose: (N,) bool, which samples are transposed afterwards; only square images may be.
-    """
-
-    flip_rows: Tensor
-    flip_columns: Tensor
-    transpose: Tensor
-
-    def then(self, other: "Warp") -> "Turn | None":
-        """This turn first, ``other`` second; None if ``other`` is not a turn."""
-        if not isinstance(other, Turn):
-            return None
-        swap = self.transpose  # to move it behind the flips of `other`: rows there are columns here
-        return Turn(
-            self.flip_rows ^ torch.where(swap, other.flip_columns, other.flip_rows),
-            self.flip_columns ^ torch.where(swap, other.flip_rows, other.flip_columns),
-            swap ^ other.transpose,
-        )
-
-    def size_after(self, size: Size) -> Size:
-        """Height and width of the result for images of ``size``."""
-        return size
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Turn ``images`` (N, C, H, W)."""
-        height, width = images.shape[2:]
-        # for each of the 8 turns (4 of an oblong image), the place that every pixel comes from; and each sample's turn
-        place = torch.arange(height * width, device=images.device).view(height, width)
-        turns = [place, place.flip(0), place.flip(1), place.flip(0, 1)]
-        if height == width:
-            turns += [turn.mT for turn in turns]
-        sources = torch.stack(turns).flatten(1)
-        number = self.flip_rows + 2 * self.flip_columns + 4 * self.transpose
-        turned = torch.empty_like(images, memory_format=torch.contiguous_format)
-        for part in _parts(images):
-            source = sources[number[part], None].expand(-1, images.shape[1], -1)
-            torch.gather(images[part].flatten(2), 2, source, out=turned[part].flatten(2))
-        return turned
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """For each of N samples a separable linear map: an image X becomes R X Cᵀ.
-
-    Attributes:
-        rows: R, (N, H', H).
-        columns: C, (N, W', W).
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def then(self, other: "Warp") -> "Stretch | None":
-        """This map first, ``other`` second; None if ``other`` is not a stretch."""
-        if not isinstance(other, Stretch):
-            return None
-        with _own_precision(self.rows):
-            return Stretch(other.rows @ self.rows, other.columns @ self.columns)
-
-    def size_after(self, size: Size) -> Size:
-        """Height and width of the result for images of ``size``."""
-        return self.rows.shape[1], self.columns.shape[1]
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Map ``images`` (N, C, H, W) to (N, C, H', W'), in the type of the matrices."""
-        stretched = self.rows.new_empty(*images.shape[:2], self.rows.shape[1], self.columns.shape[1])
-        with _own_precision(images):
-            for part in _parts(images):
-                pixels = images[part].to(self.rows.dtype)
-                pixels = (pixels.flatten(1, 2) @ self.columns[part].mT).unflatten(1, pixels.shape[1:3])
-                torch.matmul(self.rows[part, None], pixels, out=stretched[part])
-        return stretched
-
-
-@dataclass(frozen=True)
-class Window:
-    """For each of N samples a window of one size.
-
-    Attributes:
-        top: (N,) int64, its first row.
-        left: (N,) int64, its first column.
-        size: its height and width.
-    """
-
-    top: Tensor
-    left: Tensor
-    size: Size
-
-    def then(self, other: "Warp") -> "Window | None":
-        """This window first, ``other`` in it second; None if ``other`` is not a window."""
-        if not isinstance(other, Window):
-            return None
-        return Window(self.top + other.top, self.left + other.left, other.size)
-
-    def size_after(self, size: Size) -> Size:
-        """Height and width of the result for images of ``size``."""
-        return self.size
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Cut the windows out of ``images`` (N, C, H, W)."""
-        height, width = self.size
-        rows = self.top[:, None] + torch.arange(height, device=images.device)
-        columns = self.left[:, None] + torch.arange(width, device=images.device)
-        places = (rows[:, :, None] * images.shape[3] + columns[:, None]).flatten(1)
-        cut = images.new_empty(*images.shape[:2], height, width)
-        for part in _parts(images):
-            source = places[part, None].expand(-1, images.shape[1], -1)
-            torch.gather(images[part].flatten(2), 2, source, out=cut[part].flatten(2))
-        return cut
-
-
-Warp = Turn | Stretch | Window
-
-
-class SpatialTransform(ABC):
-    """A transform that draws one warp for each sample."""
-
-    @abstractmethod
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        """Draw the warp of every sample.
-
-        Args:
-            images: (N, C, …), gives only their number, device and type.
-            size: height and width of the images that the warp will see.
-            generator: on the device of ``images``.
-        """
-
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Transform ``images`` (N, C, H, W) with the warps of :meth:`draw`."""
-        return self.draw(images, (images.shape[2], images.shape[3]), generator).apply(images)
-
-
-@dataclass(frozen=True)
-class RandomRotate90(SpatialTransform):
+class RandomRotate90(SteppedTransform):
     """Rotate by 0, 90, 180 or 270 degrees counterclockwise, equally likely. Images must be square (ConfigError)."""
 
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         if size[0] != size[1]:
             raise ConfigError(
                 f"RandomRotate90: images are {size[0]} x {size[1]} pixels, not square; crop them first, or flip them "
                 "instead (RandomHorizontalFlip, RandomVerticalFlip)"
             )
         quarters = (4 * uniform(images, generator)).long()
-        return Turn(quarters >= 2, (quarters == 1) | (quarters == 2), quarters % 2 == 1)
+        return Turn(constant((0, 6, 3, 5), torch.int64, images.device).take(quarters))
 
 
 @dataclass(frozen=True)
-class RandomHorizontalFlip(SpatialTransform):
+class RandomHorizontalFlip(SteppedTransform):
     """Mirror left to right with probability ``p``."""
 
     p: float = 0.5
@@ -187,14 +41,12 @@ class RandomHorizontalFlip(SpatialTransform):
     def __post_init__(self) -> None:
         check_probability(self.p, "RandomHorizontalFlip")
 
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        flipped = uniform(images, generator) < self.p
-        never = torch.zeros_like(flipped)
-        return Turn(flip_rows=never, flip_columns=flipped, transpose=never)
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
+        return Turn(2 * (uniform(images, generator) < self.p))
 
 
 @dataclass(frozen=True)
-class RandomVerticalFlip(SpatialTransform):
+class RandomVerticalFlip(SteppedTransform):
     """Turn upside down with probability ``p``."""
 
     p: float = 0.5
@@ -202,14 +54,12 @@ class RandomVerticalFlip(SpatialTransform):
     def __post_init__(self) -> None:
         check_probability(self.p, "RandomVerticalFlip")
 
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        flipped = uniform(images, generator) < self.p
-        never = torch.zeros_like(flipped)
-        return Turn(flip_rows=flipped, flip_columns=never, transpose=never)
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
+        return Turn(1 * (uniform(images, generator) < self.p))
 
 
 @dataclass(frozen=True)
-class RandomCrop(SpatialTransform):
+class RandomCrop(SteppedTransform):
     """Cut out a window at a random place, as it is; every place is equally likely.
 
     Args:
@@ -221,15 +71,14 @@ class RandomCrop(SpatialTransform):
     def __post_init__(self) -> None:
         _sides(self.size, "RandomCrop")
 
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         window = _inside(_sides(self.size, "RandomCrop"), size, "RandomCrop")
-        place = uniform(images, generator, 2)
-        top, left = ((place[:, axis] * (size[axis] - window[axis] + 1)).long() for axis in (0, 1))
-        return Window(top, left, window)
+        places = constant((size[0] - window[0] + 1, size[1] - window[1] + 1), torch.float64, images.device)
+        return Window((uniform(images, generator, 2) * places).long().T, window)
 
 
 @dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(SteppedTransform):
     """Cut out the window in the middle, as it is: what evaluation does where training has :class:`RandomCrop`.
 
     Args:
@@ -244,16 +93,28 @@ class CenterCrop:
     def __post_init__(self) -> None:
         _sides(self.size, "CenterCrop")
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Cut ``images`` (N, C, H, W); the generator is not used."""
-        size = (images.shape[2], images.shape[3])
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         height, width = _inside(_sides(self.size, "CenterCrop"), size, "CenterCrop")
         top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
-        return images[:, :, top : top + height, left : left + width]
+        return _Cut(slice(top, top + height), slice(left, left + width))
 
 
 @dataclass(frozen=True)
-class Resize:
+class _Cut(Step):
+    """The same rows and columns of every sample."""
+
+    rows: slice
+    columns: slice
+
+    def size_after(self, size: Size) -> Size:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def apply(self, images: Tensor, part: slice) -> Tensor:
+        return images[:, :, self.rows, self.columns]
+
+
+@dataclass(frozen=True)
+class Resize(SteppedTransform):
     """Resize to another number of pixels, bilinear and antialiased. Computed in float32 or better.
 
     Args:
@@ -268,22 +129,31 @@ class Resize:
     def __post_init__(self) -> None:
         _sides(self.size, "Resize")
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Resize ``images`` (N, C, H, W); the generator is not used."""
-        height, width = images.shape[2:]
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         if isinstance(self.size, int):
-            shorter = min(height, width)
-            wanted = (self.size * height // shorter, self.size * width // shorter)
-        else:
-            wanted = _sides(self.size, "Resize")
-        pixels = images.to(_precise(images))
-        if wanted == (height, width):
-            return pixels
-        return F.interpolate(pixels, wanted, mode="bilinear", antialias=True)
+            shorter = min(size)
+            return _Resized((self.size * size[0] // shorter, self.size * size[1] // shorter))
+        return _Resized(_sides(self.size, "Resize"))
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop(SpatialTransform):
+class _Resized(Step):
+    """Every sample in another size, by the operator of torch."""
+
+    size: Size
+
+    def size_after(self, size: Size) -> Size:
+        return self.size
+
+    def apply(self, images: Tensor, part: slice) -> Tensor:
+        pixels = images.to(_precise(images))
+        if self.size == images.shape[2:]:
+            return pixels
+        return F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop(SteppedTransform):
     """Crop a random box and resize it to ``size`` x ``size`` pixels, bilinear and antialiased.
 
     The box is drawn as in torchvision (Szegedy 2015, "Going deeper with convolutions", section 6). Its share of the
@@ -308,32 +178,31 @@ class RandomResizedCrop(SpatialTransform):
         if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]):
             raise ConfigError(f"RandomResizedCrop(ratio={self.ratio}): give [smallest, largest], both above 0")
 
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
-        top, left, height, width = self.draw_boxes(images, size, generator)
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
+        start, length = self.draw_boxes(images, size, generator)
         dtype = _precise(images)
-        return Stretch(_resize(top, height, size[0], self.size, dtype), _resize(left, width, size[1], self.size, dtype))
+        if size[0] == size[1]:  # both axes at once
+            old, new = resized_places(start, length, size[0], self.size, dtype)
+            return Stretch(lambda part: resizing(old[:, part], new[:, part]).unbind(), (self.size, self.size))
+        axes = [resized_places(start[i], length[i], size[i], self.size, dtype) for i in (0, 1)]
+        return Stretch(lambda part: [resizing(old[part], new[part]) for old, new in axes], (self.size, self.size))
 
-    def draw_boxes(
-        self, images: Tensor, size: Size, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Top, left, height and width of the box of every sample: whole pixels, each (N,) float64."""
-        area = uniform(images, generator, 10, low=self.scale[0], high=self.scale[1]) * size[0] * size[1]
-        ratio = uniform(images, generator, 10, low=log(self.ratio[0]), high=log(self.ratio[1])).exp()
-        heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
-        fits = (heights > 0) & (heights <= size[0]) & (widths > 0) & (widths <= size[1])
+    def draw_boxes(self, images: Tensor, size: Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """First row and column, and height and width, of the box of every sample: whole pixels, (2, N) float64."""
+        n, limit = len(images), constant(size, torch.float64, images.device)[:, None]
+        draws = uniform(images, generator, 22).flatten().split([10 * n, 10 * n, 2 * n])
+        area, ratio, place = draws[0].view(n, 10), draws[1].view(n, 10), draws[2].view(n, 2).T
+        area = (area * (self.scale[1] - self.scale[0]) + self.scale[0]) * size[0] * size[1]
+        narrowest, widest = log(self.ratio[0]), log(self.ratio[1])
+        ratio = (ratio * (widest - narrowest) + narrowest).exp()
+        sides = torch.stack([area / ratio, area * ratio]).sqrt_().round_()
+        fits = ((sides > 0) & (sides <= limit[:, None])).all(0)
         first = fits.int().argmax(1, keepdim=True)
-        found = fits.gather(1, first)
-        centred = self._largest_box(size)
-        height, width = (
-            torch.where(found, drawn.gather(1, first), fallback)[:, 0]
-            for drawn, fallback in zip((heights, widths), centred, strict=True)
-        )
-        place = uniform(images, generator, 2)
-        top, left = (
-            torch.where(found[:, 0], (place[:, axis] * (size[axis] - extent + 1)).floor(), (size[axis] - extent) // 2)
-            for axis, extent in enumerate((height, width))
-        )
-        return top, left, height, width
+        found = fits.gather(1, first)[:, 0]
+        drawn = sides.gather(2, first.expand(2, -1, -1))[:, :, 0]
+        length = torch.where(found, drawn, constant(self._largest_box(size), torch.float64, images.device)[:, None])
+        room = limit - length
+        return torch.where(found, (place * (room + 1)).floor_(), room // 2), length
 
     def _largest_box(self, size: Size) -> tuple[float, float]:
         height, width = size
@@ -345,7 +214,7 @@ class RandomResizedCrop(SpatialTransform):
 
 
 @dataclass(frozen=True)
-class GaussianBlur(SpatialTransform):
+class GaussianBlur(SteppedTransform):
     """Blur with a Gaussian of random width. Beyond its edge the image is mirrored, without repeating the edge pixel.
 
     Args:
@@ -366,10 +235,10 @@ class GaussianBlur(SpatialTransform):
             raise ConfigError(f"GaussianBlur(sigma={self.sigma}): give one number or [smallest, largest], above 0")
         check_probability(self.p, "GaussianBlur")
 
-    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Warp:
+    def draw(self, images: Tensor, size: Size, generator: torch.Generator | None) -> Step:
         low, high = as_range(self.sigma)
-        sigma = uniform(images, generator, 1, low=low, high=high)
-        blurred = uniform(images, generator, 1) < self.p
+        sigma, luck = uniform(images, generator, 2).view(2, -1, 1)
+        sigma = sigma * (high - low) + low
         reach = self.kernel_size // 2
         if reach >= min(size):
             raise ConfigError(
@@ -377,10 +246,14 @@ class GaussianBlur(SpatialTransform):
                 f"{size[0]} x {size[1]}; choose a kernel_size of at most {2 * min(size) - 1}"
             )
         offset = torch.arange(-reach, reach + 1, device=images.device)
-        kernel = torch.where(blurred, (-0.5 * (offset / sigma) ** 2).exp(), (offset == 0).double())
+        kernel = torch.where(luck < self.p, (-0.5 * (offset / sigma) ** 2).exp(), (offset == 0).double())
         kernel = (kernel / kernel.sum(1, keepdim=True)).to(_precise(images))
-        rows = _convolve(kernel, size[0])
-        return Stretch(rows, rows if size[0] == size[1] else _convolve(kernel, size[1]))
+
+        def matrices(part: slice) -> Sequence[Tensor]:
+            rows = convolving(kernel[part], size[0])
+            return rows, rows if size[0] == size[1] else convolving(kernel[part], size[1])
+
+        return Stretch(matrices, size)
 
 
 def _sides(size: int | Sequence[int], name: str) -> Size:
@@ -409,49 +282,6 @@ def _inside(window: Size, size: Size, name: str) -> Size:
     return window
 
 
-def _parts(images: Tensor) -> Iterator[slice]:
-    """Cut a batch on the host into slices of about CACHE bytes; one on a device stays whole."""
-    step = len(images)
-    if images.device.type == "cpu":
-        step = CACHE // (prod(images.shape[1:]) * images.element_size() or 1)
-    step = max(step, 1)
-    return (slice(begin, begin + step) for begin in range(0, len(images), step))
-
-
-def _resize(start: Tensor, length: Tensor, source: int, target: int, dtype: torch.dtype) -> Tensor:
-    """Matrices (N, target, source) that stretch the pixels [start, start + length) of ``source`` to ``target`` pixels.
-
-    Each new pixel is the mean under a triangle around its centre that reaches one new or one old pixel to either side,
-    whichever is larger: bilinear interpolation when enlarging, antialiased when shrinking.
-    """
-    step = length / target
-    reach = step.clamp(min=1)[:, None]
-    old = torch.arange(source, device=start.device)
-    inside = (old >= start[:, None]) & (old < (start + length)[:, None])
-    old_place = torch.where(inside, old / reach, torch.inf).to(dtype)
-    new = torch.arange(target, device=start.device) + 0.5
-    new_place = ((start[:, None] + step[:, None] * new - 0.5) / reach).to(dtype)
-    weights = old_place[:, None, :] - new_place[:, :, None]
-    weights = weights.abs_().clamp_(max=1).neg_().add_(1)
-    return weights.div_(weights.sum(2, keepdim=True))
-
-
-def _convolve(kernel: Tensor, size: int) -> Tensor:
-    """Matrices (N, size, size) that convolve with ``kernel`` (N, K), mirrored about the first and the last pixel."""
-    reach = kernel.shape[1] // 2
-    place = torch.arange(size, device=kernel.device)
-    source = place[:, None] + torch.arange(-reach, reach + 1, device=kernel.device)
-    source = (size - 1 - (source.abs() - (size - 1)).abs()).T  # (K, size): which pixel each kernel value meets
-    meets = (source[:, :, None] == place).to(kernel.dtype)
-    with _own_precision(kernel):
-        return (kernel @ meets.flatten(1)).unflatten(1, (size, size))
-
-
 def _precise(images: Tensor) -> torch.dtype:
     """The type to compute in: that of the images, but at least float32."""
     return torch.promote_types(images.dtype, torch.float32)
-
-
-def _own_precision(tensor: Tensor) -> torch.autocast:
-    """Matrix products in the tensor's own type, also within an autocast region."""
-    return torch.autocast(tensor.device.type, enabled=False)

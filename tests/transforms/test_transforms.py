@@ -28,6 +28,7 @@ from biomass.transforms import (
     RandomVerticalFlip,
     Resize,
     Standardize,
+    steps,
 )
 
 LIKELY = 1e-3  # a statistical test with a fixed seed fails below this p value
@@ -174,6 +175,47 @@ def test_the_preset_for_oblong_images_flips_them_both_ways():
 
 def test_an_empty_chain_changes_nothing():
     assert torch.equal(Compose([])(noise(2)), noise(2))
+    vectors = noise(1)[0, 0]
+    assert torch.equal(Compose([])(vectors), vectors)
+
+
+@pytest.mark.parametrize("transform", ALL, ids=name)
+def test_a_few_images_at_a_time_give_the_bits_of_all_at_once(transform, monkeypatch):
+    images = noise(23)
+    whole = transform(images, seeded())
+    monkeypatch.setattr(steps, "CACHE", 5 * 4 * images[0].numel())
+    assert torch.equal(transform(images, seeded()), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
+@pytest.mark.parametrize("transform", [ALL[i] for i in (7, 8, 9, 10)], ids=name)
+def test_integers_give_what_their_floats_give(transform, dtype):
+    images = (noise(9) * 255).round()
+    out = transform(images.to(dtype), seeded())
+    assert out.dtype == torch.float32
+    assert torch.equal(out, transform(images, seeded()))
+
+
+def test_a_transform_of_the_users_own_gets_the_whole_batch_in_floating_point():
+    seen = []
+
+    def own(images, generator):
+        seen.append((images.dtype, images.shape))
+        return images[:, :, :20, 2:22] - images.mean(0)[:, :20, 2:22]
+
+    images = (noise(40, c=2) * 255).to(torch.uint8)
+    out = Compose([RandomVerticalFlip(), own, RandomRotate90(), Standardize()])(images, seeded(4))
+    generator = seeded(4)
+    expected = own(RandomVerticalFlip()(images, generator).float(), generator)
+    assert torch.equal(out, Standardize()(RandomRotate90()(expected, generator)))
+    assert seen == [(torch.float32, images.shape)] * 2
+
+
+def test_draws_in_one_go_are_those_one_by_one():
+    together = torch.rand(7, 22, generator=seeded(), dtype=torch.float64).flatten().split([70, 70, 14])
+    generator = seeded()
+    for one, width in zip(together, (10, 10, 2), strict=True):
+        assert torch.equal(one.view(7, width), torch.rand(7, width, generator=generator, dtype=torch.float64))
 
 
 # ---- rotations and flips
@@ -233,7 +275,7 @@ def test_rotation_and_flips_leave_integers_as_they_are():
 def test_crops_equal_torchvision_in_the_same_box(size, height, width, options, maximum):
     images = (noise(25, h=height, w=width) * maximum).round() if maximum > 1 else noise(25, h=height, w=width)
     crop = RandomResizedCrop(size, **options)
-    boxes = torch.stack(crop.draw_boxes(images, (height, width), seeded(2)), 1).long().tolist()
+    boxes = torch.cat(crop.draw_boxes(images, (height, width), seeded(2))).T.long().tolist()
     expected = [
         F.resized_crop(image, *box, size=[size, size], antialias=True) for image, box in zip(images, boxes, strict=True)
     ]
@@ -249,7 +291,7 @@ def test_crops_equal_torchvision_in_the_same_box(size, height, width, options, m
 def test_boxes_are_distributed_as_in_torchvision(size, options):
     n = 4000
     crop = RandomResizedCrop(10, **options)
-    ours = torch.stack(crop.draw_boxes(torch.empty(n, 1), size, seeded(0)), 1).numpy()
+    ours = torch.cat(crop.draw_boxes(torch.empty(n, 1), size, seeded(0))).T.numpy()
     torch.manual_seed(0)
     single = v2.RandomResizedCrop(10, **options)
     image = torch.empty(1, *size)
