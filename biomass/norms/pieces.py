@@ -1,38 +1,41 @@
-"""Batch norm of several groups on a CPU, at the cost of plain batch norm: piece by piece, each small enough for a cache.
+"""Batch norm of several groups on a CPU, in as many passes over the images as plain batch norm takes.
 
 The same mathematics as :class:`biomass.norms.plate_batch_norm.PlateBatchNorm` writes with operators, which stay its
-reference. There an operator reads the whole batch from memory and writes it back, ten times a step; here a *piece* of
-it, a few rows of one group that count alike, is read once for its moments, and once for the output, by the native
-kernels of batch norm, which write into their part of the output. The backward pass reads a piece for its sums, and
-again for its gradient. Between them the moments of K pieces become those of G groups, in float64 and in a fixed order.
+reference. Each of those reads the whole batch from memory, and writes as much. Here a *piece* of the batch, a few rows
+of one group that count alike, is small enough for a core's cache, and goes through the kernels of plain batch norm: one
+takes its moments, one writes its part of the output; in the backward pass one takes its sums, and two write its part of
+the gradient. In between the moments of K pieces become those of G groups, in float64 and in an order that never varies.
 
-Let piece k of group g have the mean ``m_k``, the biased variance ``v_k`` and the weight ``a_k``, the sum of those of
-its rows. Then, by the law of total variance, ``mu_g = sum of a_k m_k`` and ``var_g = sum of a_k (v_k + (m_k - mu_g)^2)``.
+Let a piece of ``n`` rows, each of the weight ``w``, have mean ``m`` and biased variance ``v``. By the law of total
+variance its group has the mean ``mu``, the sum of ``n w m`` over the pieces, and the variance, the sum of
+``n w (v + (m - mu)^2)``. The gradient of ``y = (x - mu) / sqrt(var + eps) * weight + bias`` is linear in ``x`` and in
+the gradient of ``y``, with three coefficients a group and channel; what the statistics pass on is in proportion to w.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-PIECE = 1 << 18
-"""Values of a piece, at most (but a row at least): of float32 as much as a core's own cache holds."""
+PIECE = 1 << 20
+"""Bytes of a piece, at most (but a row at least)."""
 
 SHORT = 4
-"""Stretches of fewer rows are gathered into pieces, as a piece costs some microseconds of its own."""
+"""Fewer rows than these in a stretch are gathered from all over the batch: a piece costs some time of its own."""
 
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Run(NamedTuple):
-    """Rows of a batch that are of one group and count alike: a stretch of the batch, or any of its rows.
+    """Rows of a batch that are of one group and count alike.
 
     Attributes:
-        rows: which they are.
-        length: how many.
+        rows: which they are: a stretch of the batch, or (n,) int64 any of its rows.
+        length: how many, n.
         group: dense number of their group.
-        weight: of each of them, where the rows of a group have a sum of 1.
+        weight: of each of them; those of a group have a sum of 1.
     """
 
     rows: slice | Tensor
@@ -41,184 +44,191 @@ class Run(NamedTuple):
     weight: float
 
 
-class Piece(NamedTuple):
-    """A few rows of a run."""
-
-    rows: slice | Tensor
-    length: int
-    group: int
-    weight: float
-
-
-def runs_of(group: Tensor, weight: Tensor) -> tuple[Run, ...]:
-    """The runs of a batch of N rows.
+def runs_of(group: Tensor, weight: Tensor) -> tuple[Run, ...] | None:
+    """The N rows of a batch as runs; None where there are so many of them that nothing is gained.
 
     Args:
         group: (N,) dense number of the group of each row.
         weight: (N,) float64, with a sum of 1 in each group.
 
-    >>> [(r.rows, r.group) for r in runs_of(torch.tensor([1, 1, 1, 1, 0, 1]), torch.tensor([0.2] * 4 + [1, 0.2]))]
-    [(slice(0, 4, None), 1), (slice(4, 5, None), 0), (slice(5, 6, None), 1)]
+    >>> for run in runs_of(torch.tensor([0, 1, 0, 1, 1, 1, 1]), torch.tensor([0.5, 0.2, 0.5, 0.2, 0.2, 0.2, 0.2])):
+    ...     print(run.group, run.rows)
+    1 slice(3, 7, None)
+    0 tensor([0, 2])
+    1 slice(1, 2, None)
     """
-    numbers, weights = group.tolist(), weight.tolist()
-    starts = [i for i in range(len(numbers)) if not i or (numbers[i], weights[i]) != (numbers[i - 1], weights[i - 1])]
+    kinds = list(zip(group.tolist(), weight.tolist(), strict=True))
+    starts = [i for i, kind in enumerate(kinds) if not i or kind != kinds[i - 1]]
     runs: list[Run] = []
-    short: dict[tuple[int, float], list[int]] = {}
-    for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+    scattered: dict[tuple[int, float], list[int]] = {}
+    for start, stop in zip(starts, [*starts[1:], len(kinds)], strict=True):
         if stop - start < SHORT:
-            short.setdefault((numbers[start], weights[start]), []).extend(range(start, stop))
+            scattered.setdefault(kinds[start], []).extend(range(start, stop))
         else:
-            runs.append(Run(slice(start, stop), stop - start, numbers[start], weights[start]))
-    for (number, share), rows in short.items():
-        together = rows[-1] - rows[0] + 1 == len(rows)
-        which = slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows)
-        runs.append(Run(which, len(rows), number, share))
-    return tuple(runs)
+            runs.append(Run(slice(start, stop), stop - start, *kinds[start]))
+    for kind, rows in scattered.items():
+        stretch = rows[-1] - rows[0] + 1 == len(rows)
+        runs.append(Run(slice(rows[0], rows[-1] + 1) if stretch else torch.tensor(rows), len(rows), *kind))
+    return tuple(runs) if len(scattered) <= max(len(kinds) // SHORT, 8) else None
 
 
 def fits(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in _TYPES and x.numel() > 0
+    """Whether ``x`` (N, C, *S) can be taken to pieces: on a CPU, dense in one of the two usual orders."""
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    return x.device.type == "cpu" and x.dtype in _TYPES and x.dim() > 2 and x.numel() > 0 and dense
 
 
-def _cut(runs: Sequence[Run], row: int) -> list[Run]:
-    """The pieces of runs of rows with ``row`` values each."""
+def cut(runs: Sequence[Run], row: int) -> list[Run]:
+    """Pieces of the runs, none of more than ``PIECE`` bytes; a row has ``row`` bytes.
+
+    >>> cut([Run(slice(0, 3), 3, 0, 1 / 3)], PIECE // 2)[1]
+    Run(rows=slice(2, 3, None), length=1, group=0, weight=0.3333333333333333)
+    """
     most = max(PIECE // row, 1)
     pieces = []
     for run in runs:
         for start in range(0, run.length, most):
-            n = min(most, run.length - start)
+            stop = min(start + most, run.length)
             if isinstance(run.rows, slice):
-                rows: slice | Tensor = slice(run.rows.start + start, run.rows.start + start + n)
+                rows: slice | Tensor = slice(run.rows.start + start, run.rows.start + stop)
             else:
-                rows = run.rows[start : start + n]
-            pieces.append(Run(rows, n, run.group, run.weight))
+                rows = run.rows[start:stop]
+            pieces.append(run._replace(rows=rows, length=stop - start))
     return pieces
 
 
-class _Rows:
-    """A tensor (N, C, *S) in one of the two usual orders, of which some rows are taken or written."""
+def _lying(x: Tensor) -> Tensor:
+    """``x`` with its axes in the order in which it lies in memory."""
+    return x if x.is_contiguous() else x.movedim(1, -1)
 
-    def __init__(self, x: Tensor, last: bool) -> None:
-        self.last = last
-        self.x = x.permute(0, 2, 3, 1) if last else x
 
-    def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        found = self.x[rows] if isinstance(rows, slice) else self.x.index_select(0, rows)
-        return found.permute(0, 3, 1, 2) if self.last else found
+def _take(x: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some rows of ``x``, in its memory format: a stretch as a view, others as a copy."""
+    if isinstance(rows, slice):
+        return x[rows]
+    found = _lying(x).index_select(0, rows)
+    return found if x.is_contiguous() else found.movedim(-1, 1)
 
-    def put(self, rows: Tensor, values: Tensor) -> None:
-        self.x.index_copy_(0, rows, values.permute(0, 2, 3, 1) if self.last else values)
+
+def _part(x: Tensor, rows: slice | Tensor) -> Tensor:
+    """Where to write what belongs into some rows of ``x``; :func:`_put` brings it there, if it is not there already."""
+    return x[rows] if isinstance(rows, slice) else torch.empty_like(_take(x, rows))
+
+
+def _put(x: Tensor, rows: slice | Tensor, part: Tensor) -> None:
+    if not isinstance(rows, slice):
+        _lying(x).index_copy_(0, rows, part if x.is_contiguous() else part.movedim(1, -1))
+
+
+class _Fixed(NamedTuple):
+    """What the native kernels must be given where it is to have no effect: (C,) zeros, ones, and nothing."""
+
+    zero: Tensor
+    one: Tensor
+    empty: Tensor
 
 
 def _sums(a: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of ``a`` and of ``a (x - mean)`` over all but the channels: what batch norm's backward pass begins with."""
-    _, dot, total = torch.ops.aten.native_batch_norm_backward(
-        a, x, one, None, None, mean, one, True, 0.0, [False, True, True]
-    )
+    """Sums of ``a`` and of ``a (x - mean)`` a channel: what the backward pass of batch norm begins with, by itself."""
+    only = [False, True, True]
+    _, dot, total = torch.ops.aten.native_batch_norm_backward(a, x, one, None, None, mean, one, True, 0.0, only)
     return total, dot
 
 
-def _affine(x: Tensor, scale: Tensor, shift: Tensor, still: tuple[Tensor, Tensor, Tensor], out: Tensor) -> Tensor:
-    """``x * scale + shift``: batch norm with a mean of 0 and a variance of 1."""
+def _moments(x: Tensor, fixed: _Fixed) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, in at least float32."""
+    if x.dtype == fixed.one.dtype and x.is_contiguous():  # a third of the native kernel's time
+        dims = (0, *range(2, x.dim()))
+        offset = x[:1].mean(dims, keepdim=True)  # relative to a near mean, so that a common offset costs no digits
+        total, square = _sums(x - offset, x, offset.flatten(), fixed.one)
+        values = x.numel() // x.shape[1]
+        step = total / values
+        return offset.flatten() + step, (square / values - step.square()).clamp_(min=0)
+    # running averages of a longer type, which are moved by a share of 0, make it answer in that type
+    mean, var = torch.batch_norm_update_stats(x, fixed.zero.clone(), fixed.one.clone(), 0.0)
+    return mean, var
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor, fixed: _Fixed, out: Tensor) -> Tensor:
+    """``x * scale + shift``, rounded once: batch norm with a mean of 0 and a variance of 1."""
     if x.dtype == scale.dtype and not x.is_contiguous():
         shape = (-1, *(1 for _ in x.shape[2:]))
         return torch.addcmul(shift.view(shape), x, scale.view(shape), out=out)
-    zero, one, empty = still
-    return torch.native_batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0, out=(out, empty, empty))[0]
+    rest = fixed.zero, fixed.one, False, 0.0, 0.0
+    return torch.native_batch_norm(x, scale, shift, *rest, out=(out, fixed.empty, fixed.empty))[0]
 
 
 class PieceNorm(torch.autograd.Function):
+    """Batch norm of several groups at once, see the module; x (N, C, *S) is all that is kept for the backward pass.
+
+    Beside the output it returns mean and biased variance of the whole batch, (C,) float64, without a gradient.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, runs: Sequence[Run], groups: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        last = not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        if not last:
-            x = x.contiguous()
-        c, values = x.shape[1], x.shape[2:].numel()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        c = x.shape[1]
+        pieces = cut(runs, x[0].numel() * x.element_size())
         work = torch.promote_types(x.dtype, torch.float32)
-        pieces = _cut(runs, c * values)
-        zero, one = x.new_zeros(c, dtype=work), x.new_ones(c, dtype=work)
-        still = zero, one, x.new_empty(0, dtype=work)
-        read = _Rows(x, last)
-        shape = (-1, *(1 for _ in x.shape[2:]))
-        dims = (0, *range(2, x.dim()))
-        found = []
-        for piece in pieces:
-            part = read[piece.rows].to(work)
-            offset = part[:1].mean(dims)
-            part = part - offset.view(shape)
-            found.append(torch.stack([offset, *_sums(part, part, zero, one)]))
-        offset, total, square = torch.stack(found, 1).double()
-        lengths = torch.tensor([piece.length for piece in pieces], dtype=torch.float64)
-        count = lengths[:, None] * values
-        step = total / count
-        mean, var = offset + step, (square / count - step.square()).clamp_(min=0)
-        group = torch.tensor([piece.group for piece in pieces])
-        share = torch.tensor([piece.weight for piece in pieces], dtype=torch.float64)
+        fixed = _Fixed(*(torch.full((n,), n_th, dtype=work) for n, n_th in ((c, 0.0), (c, 1.0), (0, 0.0))))
+        found = [_moments(_take(x, piece.rows), fixed) for piece in pieces]
+        mean, var = (torch.stack(one).double() for one in zip(*found, strict=True))
+        of_group = torch.tensor([piece.group for piece in pieces])
+        number = torch.tensor([piece.length for piece in pieces], dtype=torch.float64)
+        share = number * torch.tensor([piece.weight for piece in pieces], dtype=torch.float64)
         average = torch.zeros(groups, len(pieces), dtype=torch.float64)
-        average[group, torch.arange(len(pieces))] = share * lengths
+        average[of_group, torch.arange(len(pieces))] = share
         group_mean = average @ mean
-        rstd = (average @ (var + (mean - group_mean[group]).square()) + eps).rsqrt()
+        rstd = (average @ (var + (mean - group_mean[of_group]).square()) + eps).rsqrt()
         scale = rstd if weight is None else rstd * weight.double()
         shift = -group_mean * scale if bias is None else bias.double() - group_mean * scale
-        scale, shift = scale.to(work), shift.to(work)
         y = torch.empty_like(x)
-        write = _Rows(y, last)
-        for piece in pieces:
-            part = read[piece.rows]
-            given = scale[piece.group], shift[piece.group], still
-            if isinstance(piece.rows, slice):
-                _affine(part, *given, out=write[piece.rows])
-            else:
-                write.put(piece.rows, _affine(part, *given, out=torch.empty_like(part)))
-        ctx.save_for_backward(x, weight, group_mean, rstd)
-        ctx.pieces, ctx.still, ctx.last = pieces, still, last
-        ctx.mark_non_differentiable(mean, var, lengths)
-        return y, mean, var, lengths
+        for piece, a, b in zip(pieces, scale.to(work)[of_group], shift.to(work)[of_group], strict=True):
+            part = _part(y, piece.rows)
+            _put(y, piece.rows, _affine(_take(x, piece.rows), a, b, fixed, part))
+        ctx.save_for_backward(x, weight, group_mean, rstd, of_group)
+        ctx.pieces, ctx.fixed = pieces, fixed
+        alike = number / len(x)
+        batch_mean = alike @ mean
+        batch_var = alike @ (var + (mean - batch_mean).square())
+        ctx.mark_non_differentiable(batch_mean, batch_var)
+        return y, batch_mean, batch_var
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        work = rstd.new_empty(0).to(ctx.still[0].dtype).dtype
-        zero, one, _ = ctx.still
-        last = ctx.last
-        grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        read, read_grad = _Rows(x, last), _Rows(grad, last)
-        values = x.shape[2:].numel()
-        shape = (-1, *(1 for _ in x.shape[2:]))
-        centre = mean.to(work)
-        sums = [
-            torch.stack(_sums(read_grad[p.rows], read[p.rows], centre[p.group], one)) for p in ctx.pieces
+        x, weight, mean, rstd, of_group = ctx.saved_tensors
+        pieces, fixed = ctx.pieces, ctx.fixed
+        work = fixed.one.dtype
+        grad = grad.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+        found = [
+            _sums(_take(grad, piece.rows), _take(x, piece.rows), centre, fixed.one)
+            for piece, centre in zip(pieces, mean.to(work)[of_group], strict=True)
         ]
-        total, dot = torch.stack(sums, 1).double()
-        group = torch.tensor([p.group for p in ctx.pieces])
-        total = torch.zeros_like(mean).index_add_(0, group, total)
-        dot = torch.zeros_like(mean).index_add_(0, group, dot)
+        total, dot = (torch.zeros_like(mean).index_add_(0, of_group, torch.stack(one).double()) for one in zip(*found, strict=True))
         scale = rstd if weight is None else rstd * weight.double()
-        from_mean, from_var = -total * scale / values, -dot * scale * rstd.square() / values
-        shift = (from_mean - mean * from_var)
-        slope = scale.to(work)
+        values = x.shape[2:].numel()
+        from_var = -dot * scale * rstd.square() / values
+        shift = -total * scale / values - mean * from_var
+        slopes, near, far = (one.to(work) for one in (scale, from_var, shift))
         out = torch.empty_like(x)
-        write = _Rows(out, last)
-        for p in ctx.pieces:
-            g = read_grad[p.rows].to(work)
-            here = write[p.rows] if isinstance(p.rows, slice) and x.dtype == work else torch.empty_like(g)
-            s = slope[p.group].view(shape)
-            if p.weight:
-                w = (torch.stack([from_var[p.group], shift[p.group]]) * p.weight).to(work)
-                _affine(read[p.rows].to(work), w[0], w[1], ctx.still, out=here).addcmul_(g, s)
+        shape = (-1, *(1 for _ in x.shape[2:]))
+        for piece in pieces:
+            own, part, slope = _take(grad, piece.rows), _part(out, piece.rows), slopes[piece.group]
+            if not piece.weight:
+                _affine(own, slope, fixed.zero, fixed, part)
             else:
-                torch.mul(g, s, out=here)
-            if isinstance(p.rows, Tensor):
-                write.put(p.rows, here.to(x.dtype))
-            elif x.dtype != work:
-                write[p.rows].copy_(here)
+                w = piece.weight
+                _affine(_take(x, piece.rows), near[piece.group] * w, far[piece.group] * w, fixed, part)
+                if x.dtype == work:
+                    part.addcmul_(own, slope.view(shape))
+                else:  # two terms of 16 bits, each rounded: wider ones would cost another pass in memory
+                    part.add_(_affine(own, slope, fixed.zero, fixed, torch.empty_like(own)))
+            _put(out, piece.rows, part)
         return (
             out,
             None if weight is None else (dot * rstd).sum(0).to(weight.dtype),
             None if weight is None or not ctx.needs_input_grad[2] else total.sum(0).to(weight.dtype),
-            None,
-            None,
-            None,
+            *(None,) * 3,
         )

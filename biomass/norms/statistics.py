@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.norms.pieces import runs_of
 from biomass.norms.plate_batch_norm import (
     Correction,
     Members,
@@ -517,11 +518,13 @@ def _rows_at_hand(
     lone = bool(count[smallest] == 1) and (correction is None or correction.share is None)
     if correction is not None:
         correction = Correction(*(None if one is None else _send(one, device) for one in correction))
-    members = None
+    members, runs, share = None, None, used / total[group]
     if device.type == "cuda":
-        members = Members(_send(group.int(), device), _send(used / total[group], device), len(ids))
+        members = Members(_send(group.int(), device), _send(share, device), len(ids))
+    elif device.type == "cpu":
+        runs = runs_of(group, share)
     matrices = _send(average, device), _send(spread, device)
-    return PlateRows(group, lone, ids[smallest], *matrices, members, correction=correction)
+    return PlateRows(group, lone, ids[smallest], *matrices, members, runs, correction=correction)
 
 
 def _tuning_of(network: nn.Module, word: str) -> Tuning:
