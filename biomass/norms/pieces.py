@@ -12,6 +12,7 @@ variance its group has the mean ``mu``, the sum of ``n w m`` over the pieces, an
 the gradient of ``y``, with three coefficients a group and channel; what the statistics pass on is in proportion to w.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,14 +45,68 @@ class Run(NamedTuple):
     weight: float
 
 
-def runs_of(group: Tensor, weight: Tensor) -> tuple[Run, ...] | None:
+class Pieces(NamedTuple):
+    """A batch of N rows and G groups, cut into K pieces.
+
+    Attributes:
+        runs: the pieces.
+        lengths: of the pieces, where they are one stretch after the other and make up the batch; else None.
+        group: (K,) int64, of each piece.
+        weight: (K, 1) float64, of each row of a piece.
+        average: (G + 1, K) float64: the weight of each piece in the moments of its group and, last, of all rows alike.
+        members: (G, K) float64, 1 for the pieces of a group.
+    """
+
+    runs: list[Run]
+    lengths: list[int] | None
+    group: Tensor
+    weight: Tensor
+    average: Tensor
+    members: Tensor
+
+
+class Runs:
+    """The N rows of a batch as runs; how they are cut depends on the size of a row, and is kept for the next layer."""
+
+    def __init__(self, runs: Sequence[Run], groups: int) -> None:
+        self.runs, self.groups = runs, groups
+        self._cut: dict[int, Pieces] = {}
+
+    def cut(self, row: int) -> Pieces:
+        """The pieces where a row has ``row`` bytes."""
+        if row not in self._cut:
+            self._cut[row] = self._pieces(max(PIECE // row, 1))
+        return self._cut[row]
+
+    def _pieces(self, most: int) -> Pieces:
+        pieces = [_some(run, start, most) for run in self.runs for start in range(0, run.length, most)]
+        ends = list(itertools.accumulate(piece.length for piece in pieces))
+        in_order = all(isinstance(p.rows, slice) and p.rows.stop == end for p, end in zip(pieces, ends, strict=True))
+        group = torch.tensor([piece.group for piece in pieces])
+        length, weight = torch.tensor([(piece.length, piece.weight) for piece in pieces], dtype=torch.float64).T
+        members = (group == torch.arange(self.groups)[:, None]).double()
+        average = torch.cat([members * length * weight, length[None] / ends[-1]])
+        lengths = [piece.length for piece in pieces] if in_order else None
+        return Pieces(pieces, lengths, group, weight[:, None], average, members)
+
+
+def _some(run: Run, start: int, most: int) -> Run:
+    """Rows of a run from ``start`` on, at most ``most``."""
+    stop = min(start + most, run.length)
+    first = run.rows.start if isinstance(run.rows, slice) else 0
+    rows = slice(first + start, first + stop) if isinstance(run.rows, slice) else run.rows[start:stop]
+    return run._replace(rows=rows, length=stop - start)
+
+
+def runs_of(group: Tensor, weight: Tensor, groups: int) -> Runs | None:
     """The N rows of a batch as runs; None where there are so many of them that nothing is gained.
 
     Args:
         group: (N,) dense number of the group of each row.
         weight: (N,) float64, with a sum of 1 in each group.
+        groups: how many there are.
 
-    >>> for run in runs_of(torch.tensor([0, 1, 0, 1, 1, 1, 1]), torch.tensor([0.5, 0.2, 0.5, 0.2, 0.2, 0.2, 0.2])):
+    >>> for run in runs_of(torch.tensor([0, 1, 0, 1, 1, 1, 1]), torch.tensor([0.5, *[0.2] * 6])[[0, 1, 0, 1, 1, 1, 1]], 2).runs:
     ...     print(run.group, run.rows)
     1 slice(3, 7, None)
     0 tensor([0, 2])
@@ -69,32 +124,13 @@ def runs_of(group: Tensor, weight: Tensor) -> tuple[Run, ...] | None:
     for kind, rows in scattered.items():
         stretch = rows[-1] - rows[0] + 1 == len(rows)
         runs.append(Run(slice(rows[0], rows[-1] + 1) if stretch else torch.tensor(rows), len(rows), *kind))
-    return tuple(runs) if len(scattered) <= max(len(kinds) // SHORT, 8) else None
+    return Runs(runs, groups) if len(scattered) <= max(len(kinds) // SHORT, 8) else None
 
 
 def fits(x: Tensor) -> bool:
     """Whether ``x`` (N, C, *S) can be taken to pieces: on a CPU, dense in one of the two usual orders."""
     dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
     return x.device.type == "cpu" and x.dtype in _TYPES and x.dim() > 2 and x.numel() > 0 and dense
-
-
-def cut(runs: Sequence[Run], row: int) -> list[Run]:
-    """Pieces of the runs, none of more than ``PIECE`` bytes; a row has ``row`` bytes.
-
-    >>> cut([Run(slice(0, 3), 3, 0, 1 / 3)], PIECE // 2)[1]
-    Run(rows=slice(2, 3, None), length=1, group=0, weight=0.3333333333333333)
-    """
-    most = max(PIECE // row, 1)
-    pieces = []
-    for run in runs:
-        for start in range(0, run.length, most):
-            stop = min(start + most, run.length)
-            if isinstance(run.rows, slice):
-                rows: slice | Tensor = slice(run.rows.start + start, run.rows.start + stop)
-            else:
-                rows = run.rows[start:stop]
-            pieces.append(run._replace(rows=rows, length=stop - start))
-    return pieces
 
 
 def _lying(x: Tensor) -> Tensor:
@@ -110,12 +146,16 @@ def _take(x: Tensor, rows: slice | Tensor) -> Tensor:
     return found if x.is_contiguous() else found.movedim(-1, 1)
 
 
-def _part(x: Tensor, rows: slice | Tensor) -> Tensor:
-    """Where to write what belongs into some rows of ``x``; :func:`_put` brings it there, if it is not there already."""
-    return x[rows] if isinstance(rows, slice) else torch.empty_like(_take(x, rows))
+def _parts(x: Tensor, pieces: Pieces) -> Sequence[Tensor]:
+    """What is in ``x`` of each piece."""
+    if pieces.lengths is not None:
+        return x.split(pieces.lengths)
+    return [_take(x, piece.rows) for piece in pieces.runs]
 
 
-def _put(x: Tensor, rows: slice | Tensor, part: Tensor) -> None:
+def _put(x: Tensor, pieces: Pieces, number: int, part: Tensor) -> None:
+    """Bring a piece to where it belongs in ``x``, if it is not there as a view."""
+    rows = pieces.runs[number].rows
     if not isinstance(rows, slice):
         _lying(x).index_copy_(0, rows, part if x.is_contiguous() else part.movedim(1, -1))
 
@@ -144,8 +184,9 @@ def _moments(x: Tensor, fixed: _Fixed) -> tuple[Tensor, Tensor]:
         values = x.numel() // x.shape[1]
         step = total / values
         return offset.flatten() + step, (square / values - step.square()).clamp_(min=0)
-    # running averages of a longer type, which are moved by a share of 0, make it answer in that type
-    mean, var = torch.batch_norm_update_stats(x, fixed.zero.clone(), fixed.one.clone(), 0.0)
+    # running averages of a longer type, moved by a share of 0, make it answer in that type
+    running = (None, None) if x.dtype == fixed.one.dtype else (fixed.zero.clone(), fixed.one.clone())
+    mean, var = torch.batch_norm_update_stats(x, *running, 0.0)
     return mean, var
 
 
@@ -166,69 +207,66 @@ class PieceNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, runs: Sequence[Run], groups: int, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, runs: Runs, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         c = x.shape[1]
-        pieces = cut(runs, x[0].numel() * x.element_size())
+        pieces = runs.cut(x[0].numel() * x.element_size())
         work = torch.promote_types(x.dtype, torch.float32)
-        fixed = _Fixed(*(torch.full((n,), n_th, dtype=work) for n, n_th in ((c, 0.0), (c, 1.0), (0, 0.0))))
-        found = [_moments(_take(x, piece.rows), fixed) for piece in pieces]
-        mean, var = (torch.stack(one).double() for one in zip(*found, strict=True))
-        of_group = torch.tensor([piece.group for piece in pieces])
-        number = torch.tensor([piece.length for piece in pieces], dtype=torch.float64)
-        share = number * torch.tensor([piece.weight for piece in pieces], dtype=torch.float64)
-        average = torch.zeros(groups, len(pieces), dtype=torch.float64)
-        average[of_group, torch.arange(len(pieces))] = share
-        group_mean = average @ mean
-        rstd = (average @ (var + (mean - group_mean[of_group]).square()) + eps).rsqrt()
-        scale = rstd if weight is None else rstd * weight.double()
-        shift = -group_mean * scale if bias is None else bias.double() - group_mean * scale
+        fixed = _Fixed(x.new_zeros(c, dtype=work), x.new_ones(c, dtype=work), x.new_empty(0, dtype=work))
+        parts = _parts(x, pieces)
+        found = torch.stack([moment for part in parts for moment in _moments(part, fixed)]).double()
+        mean, var = found[::2], found[1::2]
+        far = mean - mean[0]  # relative to a near mean, as float64 has digits enough for the means of groups
+        step = pieces.average @ far
+        var = torch.addcmul(pieces.average @ torch.addcmul(var, far, far), step, step, value=-1).clamp_(min=0)
+        mean = step + mean[0]
+        rstd = (var[:-1] + eps).rsqrt_()
+        scale = rstd if weight is None else rstd * weight
+        shift = -mean[:-1] * scale if bias is None else bias - mean[:-1] * scale
         y = torch.empty_like(x)
-        for piece, a, b in zip(pieces, scale.to(work)[of_group], shift.to(work)[of_group], strict=True):
-            part = _part(y, piece.rows)
-            _put(y, piece.rows, _affine(_take(x, piece.rows), a, b, fixed, part))
-        ctx.save_for_backward(x, weight, group_mean, rstd, of_group)
+        coefficients = zip(*torch.stack([scale, shift]).to(work)[:, pieces.group], strict=True)
+        for number, (part, out, (a, b)) in enumerate(zip(parts, _parts(y, pieces), coefficients, strict=True)):
+            _affine(part, a, b, fixed, out)
+            _put(y, pieces, number, out)
+        ctx.save_for_backward(x, weight, mean[:-1], rstd)
         ctx.pieces, ctx.fixed = pieces, fixed
-        alike = number / len(x)
-        batch_mean = alike @ mean
-        batch_var = alike @ (var + (mean - batch_mean).square())
+        batch_mean, batch_var = mean[-1].clone(), var[-1].clone()
         ctx.mark_non_differentiable(batch_mean, batch_var)
         return y, batch_mean, batch_var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd, of_group = ctx.saved_tensors
+        x, weight, mean, rstd = ctx.saved_tensors
         pieces, fixed = ctx.pieces, ctx.fixed
         work = fixed.one.dtype
         grad = grad.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
-        found = [
-            _sums(_take(grad, piece.rows), _take(x, piece.rows), centre, fixed.one)
-            for piece, centre in zip(pieces, mean.to(work)[of_group], strict=True)
-        ]
-        total, dot = (torch.zeros_like(mean).index_add_(0, of_group, torch.stack(one).double()) for one in zip(*found, strict=True))
-        scale = rstd if weight is None else rstd * weight.double()
+        parts, grads = _parts(x, pieces), _parts(grad, pieces)
+        centres = mean.to(work)[pieces.group]
+        found = [one for each in zip(grads, parts, centres, strict=True) for one in _sums(*each, fixed.one)]
+        total, dot = (pieces.members @ one for one in torch.stack(found).double().view(-1, 2, len(rstd.T)).unbind(1))
+        scale = rstd if weight is None else rstd * weight
         values = x.shape[2:].numel()
-        from_var = -dot * scale * rstd.square() / values
-        shift = -total * scale / values - mean * from_var
-        slopes, near, far = (one.to(work) for one in (scale, from_var, shift))
-        out = torch.empty_like(x)
+        from_var = dot * scale * rstd.square() / -values
+        shift = total * scale / -values - mean * from_var
+        own, of_x, of_1 = (one[pieces.group] for one in (scale, from_var, shift))
+        coefficients = zip(*torch.stack([own, of_x * pieces.weight, of_1 * pieces.weight]).to(work), strict=True)
+        gradient = torch.empty_like(x)
         shape = (-1, *(1 for _ in x.shape[2:]))
-        for piece in pieces:
-            own, part, slope = _take(grad, piece.rows), _part(out, piece.rows), slopes[piece.group]
-            if not piece.weight:
-                _affine(own, slope, fixed.zero, fixed, part)
-            else:
-                w = piece.weight
-                _affine(_take(x, piece.rows), near[piece.group] * w, far[piece.group] * w, fixed, part)
-                if x.dtype == work:
-                    part.addcmul_(own, slope.view(shape))
-                else:  # two terms of 16 bits, each rounded: wider ones would cost another pass in memory
-                    part.add_(_affine(own, slope, fixed.zero, fixed, torch.empty_like(own)))
-            _put(out, piece.rows, part)
+        outs = zip(parts, grads, _parts(gradient, pieces), coefficients, strict=True)
+        for number, (part, upper, out, (slope, a, b)) in enumerate(outs):
+            if not pieces.runs[number].weight:
+                _affine(upper, slope, fixed.zero, fixed, out)
+            elif x.dtype == work:
+                _affine(part, a, b, fixed, out).addcmul_(upper, slope.view(shape))
+            else:  # each of the two terms is rounded to 16 bits: wider ones would be other passes over memory
+                _affine(part, a, b, fixed, out).add_(
+                    _affine(upper, slope, fixed.zero, fixed, torch.empty_like(upper))
+                )
+            _put(gradient, pieces, number, out)
         return (
-            out,
+            gradient,
             None if weight is None else (dot * rstd).sum(0).to(weight.dtype),
             None if weight is None or not ctx.needs_input_grad[2] else total.sum(0).to(weight.dtype),
-            *(None,) * 3,
+            *(None,) * 2,
         )

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from biomass.errors import ConfigError, DataError
 from biomass.norms import pieces
-from biomass.norms.pieces import PieceNorm, Run
+from biomass.norms.pieces import PieceNorm, Runs
 
 Stored = Literal["running", "calibrated"]
 """Statistics that do not come from the rows at hand: running averages, the calibrated moments of each row's plate."""
@@ -80,7 +80,7 @@ class PlateRows:
     average: Tensor | None = None
     spread: Tensor | None = None
     members: Members | None = None
-    runs: tuple[Run, ...] | None = None
+    runs: Runs | None = None
     stored: Stored | None = None
     slots: Tensor | None = None
     correction: Correction | None = None
@@ -357,13 +357,11 @@ class PlateBatchNorm(_BatchNorm):
                 y: Tensor = kernels.FusedNorm.apply(x, self.weight, self.bias, *rows.members, self.eps, running)
                 return y
         wide = x.unsqueeze(-1) if x.dim() == 2 else x
-        assert rows.average is not None
         if rows.runs is not None and not torch.compiler.is_compiling() and pieces.fits(wide):
-            given: tuple[Any, ...] = (rows.runs, len(rows.average), self.eps)
-            y, mean, var = PieceNorm.apply(wide, self.weight, self.bias, *given)
+            y, mean, var = PieceNorm.apply(wide, self.weight, self.bias, rows.runs, self.eps)
         else:
-            given = (rows.average, rows.spread, self.eps)
-            y, row_mean, row_var = _GroupedNorm.apply(wide, self.weight, self.bias, *given)
+            given = (self.weight, self.bias, rows.average, rows.spread, self.eps)
+            y, row_mean, row_var = _GroupedNorm.apply(wide, *given)
             mean = row_mean.mean(0)
             var = (row_var + (row_mean - mean).square()).mean(0)
         if track:
@@ -378,9 +376,11 @@ class PlateBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         var = var * (values / (values - 1))
-        factor = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        factor: Any = self.momentum
+        if factor is None:
+            factor = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(running.double() * (1 - factor) + new * factor)
+            running.lerp_(new.to(running.dtype), factor)
 
 
 def _check_multiple(rows: PlateRows, plates: int, length: int) -> None:

@@ -522,7 +522,7 @@ def _rows_at_hand(
     if device.type == "cuda":
         members = Members(_send(group.int(), device), _send(share, device), len(ids))
     elif device.type == "cpu":
-        runs = runs_of(group, share)
+        runs = runs_of(group, share, len(ids))
     matrices = _send(average, device), _send(spread, device)
     return PlateRows(group, lone, ids[smallest], *matrices, members, runs, correction=correction)
 
