@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PIECE = 1 << 20
+PIECE = 1 << 21
 """Bytes of a piece, at most (but a row at least)."""
 
 SHORT = 4
@@ -133,17 +133,13 @@ def fits(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _TYPES and x.dim() > 2 and x.numel() > 0 and dense
 
 
-def _lying(x: Tensor) -> Tensor:
-    """``x`` with its axes in the order in which it lies in memory."""
-    return x if x.is_contiguous() else x.movedim(1, -1)
-
-
 def _take(x: Tensor, rows: slice | Tensor) -> Tensor:
     """Some rows of ``x``, in its memory format: a stretch as a view, others as a copy."""
     if isinstance(rows, slice):
         return x[rows]
-    found = _lying(x).index_select(0, rows)
-    return found if x.is_contiguous() else found.movedim(-1, 1)
+    if x.is_contiguous():
+        return x.index_select(0, rows)
+    return x.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
 
 
 def _parts(x: Tensor, pieces: Pieces) -> Sequence[Tensor]:
@@ -153,11 +149,18 @@ def _parts(x: Tensor, pieces: Pieces) -> Sequence[Tensor]:
     return [_take(x, piece.rows) for piece in pieces.runs]
 
 
-def _put(x: Tensor, pieces: Pieces, number: int, part: Tensor) -> None:
-    """Bring a piece to where it belongs in ``x``, if it is not there as a view."""
-    rows = pieces.runs[number].rows
+def _room(x: Tensor, pieces: Pieces) -> Sequence[Tensor]:
+    """Where each piece is to be written: its place in ``x``, or memory of its own, for :func:`_put`."""
+    if pieces.lengths is not None:
+        return x.split(pieces.lengths)
+    return [x[p.rows] if isinstance(p.rows, slice) else torch.empty_like(x[: p.length]) for p in pieces.runs]
+
+
+def _put(x: Tensor, rows: slice | Tensor, part: Tensor) -> None:
+    """Bring a piece that was written elsewhere to its place in ``x``."""
     if not isinstance(rows, slice):
-        _lying(x).index_copy_(0, rows, part if x.is_contiguous() else part.movedim(1, -1))
+        every = x.unbind(0)  # row by row, which is twice as fast as index_copy
+        torch._foreach_copy_([every[row] for row in rows.tolist()], part.unbind(0))
 
 
 class _Fixed(NamedTuple):
@@ -225,9 +228,9 @@ class PieceNorm(torch.autograd.Function):
         shift = -mean[:-1] * scale if bias is None else bias - mean[:-1] * scale
         y = torch.empty_like(x)
         coefficients = zip(*torch.stack([scale, shift]).to(work)[:, pieces.group], strict=True)
-        for number, (part, out, (a, b)) in enumerate(zip(parts, _parts(y, pieces), coefficients, strict=True)):
+        for number, (part, out, (a, b)) in enumerate(zip(parts, _room(y, pieces), coefficients, strict=True)):
             _affine(part, a, b, fixed, out)
-            _put(y, pieces, number, out)
+            _put(y, pieces.runs[number].rows, out)
         ctx.save_for_backward(x, weight, mean[:-1], rstd)
         ctx.pieces, ctx.fixed = pieces, fixed
         batch_mean, batch_var = mean[-1].clone(), var[-1].clone()
@@ -253,7 +256,7 @@ class PieceNorm(torch.autograd.Function):
         coefficients = zip(*torch.stack([own, of_x * pieces.weight, of_1 * pieces.weight]).to(work), strict=True)
         gradient = torch.empty_like(x)
         shape = (-1, *(1 for _ in x.shape[2:]))
-        outs = zip(parts, grads, _parts(gradient, pieces), coefficients, strict=True)
+        outs = zip(parts, grads, _room(gradient, pieces), coefficients, strict=True)
         for number, (part, upper, out, (slope, a, b)) in enumerate(outs):
             if not pieces.runs[number].weight:
                 _affine(upper, slope, fixed.zero, fixed, out)
@@ -263,7 +266,7 @@ class PieceNorm(torch.autograd.Function):
                 _affine(part, a, b, fixed, out).add_(
                     _affine(upper, slope, fixed.zero, fixed, torch.empty_like(upper))
                 )
-            _put(gradient, pieces, number, out)
+            _put(gradient, pieces.runs[number].rows, out)
         return (
             gradient,
             None if weight is None else (dot * rstd).sum(0).to(weight.dtype),
