@@ -171,6 +171,11 @@ class _Fixed(NamedTuple):
     empty: Tensor
 
 
+def _fixed(x: Tensor) -> _Fixed:
+    c, work = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    return _Fixed(x.new_zeros(c, dtype=work), x.new_ones(c, dtype=work), x.new_empty(0, dtype=work))
+
+
 def _sums(a: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of ``a`` and of ``a (x - mean)`` a channel: what the backward pass of batch norm begins with, by itself."""
     only = [False, True, True]
@@ -180,13 +185,10 @@ def _sums(a: Tensor, x: Tensor, mean: Tensor, one: Tensor) -> tuple[Tensor, Tens
 
 def _moments(x: Tensor, fixed: _Fixed) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, in at least float32."""
-    if x.dtype == fixed.one.dtype and x.is_contiguous():  # a third of the native kernel's time
+    if x.dtype == fixed.one.dtype and x.is_contiguous() and x.shape[2:].numel() > 4:  # a fourth of its time there
         dims = (0, *range(2, x.dim()))
-        offset = x[:1].mean(dims, keepdim=True)  # relative to a near mean, so that a common offset costs no digits
-        total, square = _sums(x - offset, x, offset.flatten(), fixed.one)
-        values = x.numel() // x.shape[1]
-        step = total / values
-        return offset.flatten() + step, (square / values - step.square()).clamp_(min=0)
+        centre = x.mean(dims, keepdim=True)
+        return centre.flatten(), (x - centre).square_().mean(dims)
     # running averages of a longer type, moved by a share of 0, make it answer in that type
     running = (None, None) if x.dtype == fixed.one.dtype else (fixed.zero.clone(), fixed.one.clone())
     mean, var = torch.batch_norm_update_stats(x, *running, 0.0)
@@ -202,6 +204,26 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor, fixed: _Fixed, out: Tensor)
     return torch.native_batch_norm(x, scale, shift, *rest, out=(out, fixed.empty, fixed.empty))[0]
 
 
+def _pooled(parts: Sequence[Tensor], pieces: Pieces, fixed: _Fixed) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each group and, last, of the batch: (G + 1, C) float64 both."""
+    found = torch.stack([moment for part in parts for moment in _moments(part, fixed)]).double()
+    mean, var = found[::2], found[1::2]
+    far = mean - mean[0]  # relative to a near mean; float64 has digits enough for how far those of groups are
+    step = pieces.average @ far
+    var = torch.addcmul(pieces.average @ torch.addcmul(var, far, far), step, step, value=-1).clamp_(min=0)
+    return step + mean[0], var
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x * scale + shift``, (C,) each, in the type of ``x``; the same bits as ``addcmul``, in a fourth of its time.
+
+    >>> affine(torch.ones(1, 2, 1), torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])).flatten().tolist()
+    [2.0, 4.0]
+    """
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return torch.native_batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0)[0]
+
+
 class PieceNorm(torch.autograd.Function):
     """Batch norm of several groups at once, see the module; x (N, C, *S) is all that is kept for the backward pass.
 
@@ -212,17 +234,11 @@ class PieceNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, runs: Runs, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        c = x.shape[1]
-        pieces = runs.cut(x[0].numel() * x.element_size())
-        work = torch.promote_types(x.dtype, torch.float32)
-        fixed = _Fixed(x.new_zeros(c, dtype=work), x.new_ones(c, dtype=work), x.new_empty(0, dtype=work))
+        pieces = runs.cut(x[:1].numel() * x.element_size())
+        fixed = _fixed(x)
+        work = fixed.one.dtype
         parts = _parts(x, pieces)
-        found = torch.stack([moment for part in parts for moment in _moments(part, fixed)]).double()
-        mean, var = found[::2], found[1::2]
-        far = mean - mean[0]  # relative to a near mean, as float64 has digits enough for the means of groups
-        step = pieces.average @ far
-        var = torch.addcmul(pieces.average @ torch.addcmul(var, far, far), step, step, value=-1).clamp_(min=0)
-        mean = step + mean[0]
+        mean, var = _pooled(parts, pieces, fixed)
         rstd = (var[:-1] + eps).rsqrt_()
         scale = rstd if weight is None else rstd * weight
         shift = -mean[:-1] * scale if bias is None else bias - mean[:-1] * scale

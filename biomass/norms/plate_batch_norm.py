@@ -193,9 +193,15 @@ def affine(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: T
     """
     scale = rstd if weight is None else rstd * weight.double()
     shift = -mean * scale if bias is None else bias.double() - mean * scale
+    work = torch.promote_types(x.dtype, torch.float32)
+    scale, shift = scale.to(work), shift.to(work)
+    if x.device.type == "cpu" and x.dim() > 2 and not torch.compiler.is_compiling():
+        if scale.numel() == x.shape[1]:
+            return pieces.affine(x, scale.flatten(), shift.flatten())
+        if x.is_contiguous():  # the channels of all rows as those of one
+            return pieces.affine(x.flatten(0, 1)[None], scale.flatten(), shift.flatten()).view(x.shape)
     shape = (-1, x.shape[1], *(1 for _ in x.shape[2:]))
-    wide = at_least_float32(x)
-    return torch.addcmul(shift.to(wide.dtype).view(shape), wide, scale.to(wide.dtype).view(shape)).to(x.dtype)
+    return torch.addcmul(shift.view(shape), x.to(work), scale.view(shape)).to(x.dtype)
 
 
 class PlateBatchNorm(_BatchNorm):
