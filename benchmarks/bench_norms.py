@@ -3,13 +3,14 @@
     python -m benchmarks norms
 
 Layers run forward and backward on the same tensor, in turn; a figure is the median over rounds of plate-aware / plain,
-of the seconds that the processor worked for this process, as other programs have no part in these.
+of the seconds that the processor worked for this process, as other programs have little part in these.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Figure
+from biomass.inference import run_plate
+from biomass.loader import Batch
 from biomass.models import Architecture, build_network
-from biomass.norms import PlateBatchNorm, plate_statistics
+from biomass.norms import PlateBatchNorm, Statistics, measure_plates, plate_statistics
 
 SHAPES = ((128, 64, 64, 64), (64, 256, 16, 16), (256, 64, 24, 24), (64, 512, 8, 8))
 """Maps that a ResNet normalizes: images, channels, height, width; (256, 64, 24, 24) are those of 48 pixels' cells."""
@@ -34,7 +37,7 @@ def main() -> None:
 
 def measure(quick: bool = False) -> list[Figure]:
     """All figures; ``quick``: of one small tensor, for a look at whether they can be had."""
-    return [*layers(quick), *networks(quick)]
+    return [*layers(quick), *networks(quick), *inference(quick)]
 
 
 def kinds(images: int) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -61,7 +64,7 @@ def layers(quick: bool) -> list[Figure]:
                 x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format)
                 works = {"plain": _passes(nn.BatchNorm2d(shape[1]), x, None, None)}
                 works |= {kind: _passes(PlateBatchNorm(shape[1]), x, *of) for kind, of in kinds(shape[0]).items()}
-                costs = _in_turn(works, rounds=3 if quick else 7)
+                costs = _in_turn(works, rounds=3 if quick or x.numel() > 2**24 else 7)
                 for kind, values in costs.items():
                     ratio = statistics.median(a / b for a, b in zip(values, costs["plain"], strict=True))
                     found.setdefault(kind, []).append((ratio, f"{shape} {form}"))
@@ -93,6 +96,47 @@ def networks(quick: bool) -> list[Figure]:
         name = f"step of resnet18, {images} images of 64 px, {kind}"
         figures.append(Figure(name, statistics.median(ratios), min(ratios), max(ratios), "<= 1.02"))
     return figures
+
+
+def inference(quick: bool) -> list[Figure]:
+    """A plate of ResNet-18 on 64 pixels in four chunks, a pass of each word against a forward pass of running averages.
+
+    ``balanced`` runs its passes, see :data:`biomass.norms.WORDS`; each is to cost what one of ``plate`` does.
+    """
+    images = 16 if quick else 128
+    network = build_network(Architecture("resnet18", 3, (10,))).eval()
+    x, labels = torch.randn(images, 3, 64, 64), torch.arange(images) % 10
+    controls = (torch.arange(images) % 8 == 0).to(torch.int8)
+    numbers = torch.arange(images)
+    of_plate = Batch(x, labels, numbers, numbers * 0, numbers, controls, numbers[:0])
+    chunks = [_chunk(of_plate, part) for part in numbers.chunk(4)]
+    measure_plates(network, [[(chunk.images, chunk.labels, chunk.controls) for chunk in chunks]], 10)
+    words = ("plate", "controls", "shrunk", "balanced")
+    device = torch.device("cpu")
+
+    def run(word: str) -> None:
+        with torch.no_grad():
+            run_plate(network, chunks, lambda images: images, Statistics(word), device, classifies=True)
+
+    def plain() -> None:
+        with torch.no_grad():
+            for chunk in chunks:
+                network(chunk.images)
+
+    costs = _in_turn({"plain": plain, **{word: partial(run, word) for word in words}}, rounds=1 if quick else 5)
+    figures = []
+    for word in words:
+        passes = Statistics(word).passes(network)
+        ratios = [a / b / passes for a, b in zip(costs[word], costs["plain"], strict=True)]
+        name = f"a pass of {word} over a plate of {images} images"
+        note = f"{passes} pass{'es' * (passes > 1)} a plate"
+        figures.append(Figure(name, statistics.median(ratios), min(ratios), max(ratios), "1.0", note=note))
+    return figures
+
+
+def _chunk(batch: Batch, part: Tensor) -> Batch:
+    named = ("images", "labels", "rows", "groups", "instances", "controls")
+    return replace(batch, **{name: getattr(batch, name)[part] for name in named})
 
 
 def _passes(layer: nn.Module, x: Tensor, plates: Tensor | None, weights: Tensor | None) -> Callable[[], None]:

@@ -363,7 +363,7 @@ class PlateBatchNorm(_BatchNorm):
                 y: Tensor = kernels.FusedNorm.apply(x, self.weight, self.bias, *rows.members, self.eps, running)
                 return y
         wide = x.unsqueeze(-1) if x.dim() == 2 else x
-        if rows.runs is not None and not torch.compiler.is_compiling() and pieces.fits(wide):
+        if not torch.compiler.is_compiling() and rows.runs is not None and pieces.fits(wide):
             y, mean, var = PieceNorm.apply(wide, self.weight, self.bias, rows.runs, self.eps)
         else:
             given = (self.weight, self.bias, rows.average, rows.spread, self.eps)

@@ -82,7 +82,8 @@ class Word(NamedTuple):
         whole: they come from all rows of a group, in however many batches these are read; else from those of one batch.
         tuned: it needs what is known of training plates, and cannot be trained with.
         needs_controls: a group without controls is an error.
-        passes: how often a network that classifies runs, each time with what it said the time before.
+        passes: how often a network that classifies runs, each time with what it said the time before: k passes cost k
+            times one, and a pass of any word costs what one of ``plate`` does.
         adapts: the affine parameters of the norms are adapted to each plate, for which a network must classify; it
             cannot be trained with.
     """
