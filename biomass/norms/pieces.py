@@ -106,7 +106,8 @@ def runs_of(group: Tensor, weight: Tensor, groups: int) -> Runs | None:
         weight: (N,) float64, with a sum of 1 in each group.
         groups: how many there are.
 
-    >>> for run in runs_of(torch.tensor([0, 1, 0, 1, 1, 1, 1]), torch.tensor([0.5, *[0.2] * 6])[[0, 1, 0, 1, 1, 1, 1]], 2).runs:
+    >>> group = torch.tensor([0, 1, 0, 1, 1, 1, 1])
+    >>> for run in runs_of(group, torch.tensor([1 / 2, 1 / 5])[group], 2).runs:
     ...     print(run.group, run.rows)
     1 slice(3, 7, None)
     0 tensor([0, 2])
@@ -190,8 +191,9 @@ def _moments(x: Tensor, fixed: _Fixed) -> tuple[Tensor, Tensor]:
         centre = x.mean(dims, keepdim=True)
         return centre.flatten(), (x - centre).square_().mean(dims)
     # running averages of a longer type, moved by a share of 0, make it answer in that type
-    running = (None, None) if x.dtype == fixed.one.dtype else (fixed.zero.clone(), fixed.one.clone())
-    mean, var = torch.batch_norm_update_stats(x, *running, 0.0)
+    wide = x.dtype == fixed.one.dtype
+    running_mean, running_var = (None, None) if wide else (fixed.zero.clone(), fixed.one.clone())
+    mean, var = torch.batch_norm_update_stats(x, running_mean, running_var, 0.0)
     return mean, var
 
 
@@ -279,9 +281,7 @@ class PieceNorm(torch.autograd.Function):
             elif x.dtype == work:
                 _affine(part, a, b, fixed, out).addcmul_(upper, slope.view(shape))
             else:  # each of the two terms is rounded to 16 bits: wider ones would be other passes over memory
-                _affine(part, a, b, fixed, out).add_(
-                    _affine(upper, slope, fixed.zero, fixed, torch.empty_like(upper))
-                )
+                _affine(part, a, b, fixed, out).add_(_affine(upper, slope, fixed.zero, fixed, torch.empty_like(upper)))
             _put(gradient, pieces.runs[number].rows, out)
         return (
             gradient,
