@@ -94,7 +94,7 @@ def networks(quick: bool) -> list[Figure]:
     for kind in ("one plate", "4 plates"):
         ratios = [a / b for a, b in zip(costs[kind], costs["plain"], strict=True)]
         name = f"step of resnet18, {images} images of 64 px, {kind}"
-        figures.append(Figure(name, statistics.median(ratios), min(ratios), max(ratios), "<= 1.02"))
+        figures.append(Figure(name, statistics.median(ratios), min(ratios), max(ratios), "<= 1.1"))
     return figures
 
 
