@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biomass.errors import ConfigError, DataError
+from biomass.norms import pieces
+from biomass.norms.pieces import PieceNorm, Runs
 
 Stored = Literal["running", "calibrated"]
 """Statistics that do not come from the rows at hand: running averages, the calibrated moments of each row's plate."""
@@ -66,6 +68,7 @@ class PlateRows:
             sum of 1. None where one group whose rows all count alike makes up the whole batch.
         spread: (N, G) float64, hands every row the statistics of its group. None together with ``average``.
         members: the same as ``average`` and ``spread``, for the kernels of a GPU; None on other devices.
+        runs: the same, for the kernels of a CPU; None on other devices, and where the rows are in no order.
         stored: what replaces the rows at hand; None where statistics come from them.
         slots: (N,) or (1,) int64, where the calibrated statistics of each row (or of all rows) are stored.
         correction: of the moments of the G groups, None for none; then there are ``average`` and ``spread``.
@@ -77,6 +80,7 @@ class PlateRows:
     average: Tensor | None = None
     spread: Tensor | None = None
     members: Members | None = None
+    runs: Runs | None = None
     stored: Stored | None = None
     slots: Tensor | None = None
     correction: Correction | None = None
@@ -124,7 +128,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 class _GroupedNorm(torch.autograd.Function):
     """Batch norm of several groups at once, their statistics averaged over any of their rows.
 
-    On a GPU :mod:`biomass.norms.kernels` does the same in fewer passes over ``x``; this is its reference.
+    :mod:`biomass.norms.kernels` does the same on a GPU, and :mod:`biomass.norms.pieces` on a CPU, in fewer passes over
+    ``x``; this is their reference, what is compiled, and what takes layouts and orders of rows that those do not.
 
     Written out because ``F.batch_norm`` does not differentiate through statistics that it is given. All sums over rows
     are products with matrices in float64: deterministic on every device, and out of reach of autocast and TF32. Only
@@ -188,9 +193,15 @@ def affine(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: T
     """
     scale = rstd if weight is None else rstd * weight.double()
     shift = -mean * scale if bias is None else bias.double() - mean * scale
+    work = torch.promote_types(x.dtype, torch.float32)
+    scale, shift = scale.to(work), shift.to(work)
+    if x.device.type == "cpu" and x.dim() > 2 and not torch.compiler.is_compiling():
+        if scale.numel() == x.shape[1]:
+            return pieces.affine(x, scale.flatten(), shift.flatten())
+        if x.is_contiguous():  # the channels of all rows as those of one
+            return pieces.affine(x.flatten(0, 1)[None], scale.flatten(), shift.flatten()).view(x.shape)
     shape = (-1, x.shape[1], *(1 for _ in x.shape[2:]))
-    wide = at_least_float32(x)
-    return torch.addcmul(shift.to(wide.dtype).view(shape), wide, scale.to(wide.dtype).view(shape)).to(x.dtype)
+    return torch.addcmul(shift.view(shape), x.to(work), scale.view(shape)).to(x.dtype)
 
 
 class PlateBatchNorm(_BatchNorm):
@@ -352,24 +363,30 @@ class PlateBatchNorm(_BatchNorm):
                 y: Tensor = kernels.FusedNorm.apply(x, self.weight, self.bias, *rows.members, self.eps, running)
                 return y
         wide = x.unsqueeze(-1) if x.dim() == 2 else x
-        given = (self.weight, self.bias, rows.average, rows.spread, self.eps)
-        y, row_mean, row_var = _GroupedNorm.apply(wide, *given)
+        if not torch.compiler.is_compiling() and rows.runs is not None and pieces.fits(wide):
+            y, mean, var = PieceNorm.apply(wide, self.weight, self.bias, rows.runs, self.eps)
+        else:
+            given = (self.weight, self.bias, rows.average, rows.spread, self.eps)
+            y, row_mean, row_var = _GroupedNorm.apply(wide, *given)
+            mean = row_mean.mean(0)
+            var = (row_var + (row_mean - mean).square()).mean(0)
         if track:
-            self._track(row_mean, row_var, values=wide[:, 0].numel())
+            self._track(mean, var, values=wide[:, 0].numel())
         return y.view(x.shape) if x.dim() == 2 else y
 
     @torch.no_grad()
-    def _track(self, row_mean: Tensor, row_var: Tensor, values: int) -> None:
+    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
         """Move the running averages as batch norm over all rows at once, of ``values`` values a channel, would."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        mean = row_mean.mean(0)
-        var = (row_var + (row_mean - mean).square()).mean(0) * (values / (values - 1))
-        factor = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        var = var * (values / (values - 1))
+        factor: Any = self.momentum
+        if factor is None:
+            factor = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
         for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(running.double() * (1 - factor) + new * factor)
+            running.lerp_(new.to(running.dtype), factor)
 
 
 def _check_multiple(rows: PlateRows, plates: int, length: int) -> None:

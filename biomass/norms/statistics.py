@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.norms.pieces import runs_of
 from biomass.norms.plate_batch_norm import (
     Correction,
     Members,
@@ -84,7 +85,8 @@ class Word(NamedTuple):
         whole: they come from all rows of a group, in however many batches these are read; else from those of one batch.
         tuned: it needs what is known of training plates, and cannot be trained with.
         needs_controls: a group without controls is an error.
-        passes: how often a network that classifies runs, each time with what it said the time before.
+        passes: how often a network that classifies runs, each time with what it said the time before: k passes cost k
+            times one, and a pass of any word costs what one of ``plate`` does.
         adapts: the affine parameters of the norms are adapted to each plate, for which a network must classify; it
             cannot be trained with.
     """
@@ -520,11 +522,13 @@ def _rows_at_hand(
     lone = bool(count[smallest] == 1) and (correction is None or correction.share is None)
     if correction is not None:
         correction = Correction(*(None if one is None else _send(one, device) for one in correction))
-    members = None
+    members, runs, share = None, None, used / total[group]
     if device.type == "cuda":
-        members = Members(_send(group.int(), device), _send(used / total[group], device), len(ids))
+        members = Members(_send(group.int(), device), _send(share, device), len(ids))
+    elif device.type == "cpu":
+        runs = runs_of(group, share, len(ids))
     matrices = _send(average, device), _send(spread, device)
-    return PlateRows(group, lone, ids[smallest], *matrices, members, correction=correction)
+    return PlateRows(group, lone, ids[smallest], *matrices, members, runs, correction=correction)
 
 
 def _tuning_of(network: nn.Module, word: str) -> Tuning:

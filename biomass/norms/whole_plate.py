@@ -409,12 +409,12 @@ class _Pool:
         self.weight = 0.0  # of them
         self.mean = self.var = torch.zeros((), dtype=torch.float64)
 
-    def add(self, x: Tensor, part: _Part) -> None:
-        """Add the rows of ``x`` (n, C, *S), as they count."""
+    def add(self, x: Tensor, part: _Part, moments: tuple[Tensor, Tensor] | None = None) -> None:
+        """Add the rows of ``x`` (n, C, *S), as they count; ``moments`` are theirs, where they are known already."""
         rows = part.counting if part.weights is not None else len(x)  # several rows an image, where layers see tokens
         if rows == 0:
             return
-        row_mean, row_var = row_moments(x)
+        row_mean, row_var = moments or row_moments(x)
         weights = row_mean.new_full((rows,), 1 / rows) if part.weights is None else part.weights
         mean = weights @ row_mean
         var = weights @ (row_var + (row_mean - mean).square())
@@ -517,9 +517,9 @@ class WholePlate:
                     "cannot be told apart there; take statistics of all rows",
                     "statistics",
                 )
-            pool.add(x, part)
             if self.members is not None:
                 rows.append(row_moments(x))
+            pool.add(x, part, rows[-1] if rows else None)
             del x  # or it would not leave the device
             for value in values.values():
                 pytree.tree_map_only(Slot, self.depot.wait, value)
