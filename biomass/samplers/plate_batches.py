@@ -123,6 +123,11 @@ class PlateBatches(Sampler[np.ndarray]):
         """The rows that batches are made of, (n,) int64."""
         return self.rows
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch of all processes has, each counted once."""
+        return self._num_batches
+
     def __len__(self) -> int:
         """How many batches iterating now yields: those of this rank in an epoch, less ``start``."""
         return self._epoch_length() - self.start

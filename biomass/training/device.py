@@ -9,7 +9,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
-from biomass import stopping
 from biomass.errors import ConfigError, did_you_mean
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -57,38 +56,3 @@ def set_up(
 ) -> tuple[nn.Module, Any]:
     """The network and its optimizer on the device, compiled where asked for."""
     return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[arg-type]
-
-
-class StopTogether:
-    """Whether a run is to stop, with the same answer on all of its processes.
-
-    A process alone looks at its own flag. Several of them add up their flags by way of the host while the next step
-    runs, and read the sum behind it: no step waits for a device.
-    """
-
-    def __init__(self, fabric: Fabric) -> None:
-        several = fabric.world_size > 1
-        self._group: Any = torch.distributed.new_group(backend="gloo") if several else None
-        self._sum = torch.zeros(1)
-        self._waiting: Any = None
-
-    def after_step(self) -> bool:
-        """Whether to stop; call this behind every step, on all processes."""
-        if self._group is None:
-            return stopping.requested()
-        before = self._read()
-        self._sum = torch.tensor([float(stopping.requested())])
-        self._waiting = torch.distributed.all_reduce(self._sum, group=self._group, async_op=True)
-        return before
-
-    def now(self) -> bool:
-        """Whether to stop, once all processes have come here."""
-        if self._group is None:
-            return stopping.requested()
-        self.after_step()
-        return self._read()
-
-    def _read(self) -> bool:
-        if self._waiting is not None:
-            self._waiting.wait()
-        return bool(self._sum > 0)
