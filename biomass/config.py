@@ -37,7 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from biomass import stopping
+from biomass import several, stopping
 from biomass.atomic import check_place, check_writable, whole_file
 from biomass.diskerrors import escaped, explain_disk, flushed
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line, say, shown
@@ -341,7 +341,7 @@ def script(config_name: str) -> Callable[[Main], Entry]:
         @functools.wraps(main)
         def entry(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
             given = sys.argv[1:] if arguments is None else list(arguments)
-            with stopping.listening(goes_on=is_script, silent=_rank() > 0), _one_line_errors():
+            with stopping.listening(goes_on=is_script, silent=several.rank() > 0), _one_line_errors(), several.ending():
                 folder = _config_folder(function, config_name)
                 if {"-h", "--help"} & set(given):
                     print(_help(folder / f"{config_name}.yaml", program or f"python {Path(sys.argv[0]).name}"))
@@ -480,7 +480,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     log_printably()
     settings = HydraConfig.get()
     outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
-    if _rank() > 0:
+    if several.rank() > 0:
         logging.disable(logging.WARNING)
     elif outcome is not None:
         _record(settings)
@@ -489,7 +489,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
             return None
         _go_on(node, outcome)
     try:
-        with stopping.raised(), _stopped_by_its_effects():
+        with stopping.raised(), _stopped_by_its_effects(), several.as_one():
             _check_devices(node, settings)
             value = main(Config(node, overrides()))
     except stopping.Stopped:
@@ -503,7 +503,7 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
             raise
         message = explain(error, advice_where(functools.partial(_has, node)))
         if outcome is None:
-            raise SystemExit(f"error: {message}") from None
+            raise SystemExit(several.last_line(f"error: {message}", error)) from None
         _leave_outcome(outcome, settings, message)
         return None
     if outcome is not None:
@@ -579,7 +579,7 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this run; of several processes only the first writes there."""
-        if _rank() == 0:
+        if several.rank() == 0:
             config.hydra.run.dir = _own_folder(config, "run")
             return
         config.hydra.output_subdir = None
@@ -589,7 +589,7 @@ class Folders(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this sweep, and forget what an earlier one may have left there."""
-        if _rank() > 0:
+        if several.rank() > 0:
             logging.disable(logging.WARNING)
             config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         folder = config.hydra.sweep.dir = _own_folder(config, "sweep")
@@ -609,7 +609,7 @@ class Folders(Callback):
         """Print the table of the sweep, and count the jobs that ended in an error: the exit code is 1 if any did."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
-        if _rank() == 0 and len(outcomes) > 1:
+        if several.rank() == 0 and len(outcomes) > 1:
             _print_sweep(folder)
         stopped, waits = (sum(text.startswith(f"error: {why}") for text in outcomes) for why in (STOPPED, NOT_BEGUN))
         if stopped or waits or stopping.requested():
@@ -617,7 +617,7 @@ class Folders(Callback):
             which = f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began"
             stopping.say(which, _again(name, "resume" in config))
             raise stopping.Stopped
-        if not outcomes and _rank() == 0:
+        if not outcomes and several.rank() == 0:
             raise SystemExit(
                 f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some"
             )
@@ -674,12 +674,6 @@ def _is_given(settings: Any, mode: str) -> bool:
     return any(override.startswith(f"hydra.{mode}.dir=") for override in settings.overrides.hydra)
 
 
-def _rank() -> int:
-    """Which of the processes of one run this is, as torchrun, Lightning and Slurm number them."""
-    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in known if rank), 0))
-
-
 def overrides() -> list[str]:
     """What the command line, or a sweep, gives this job; nothing where it was not started by Hydra."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -733,7 +727,7 @@ def run_name(name: str | None, job: str) -> str:
     settings = HydraConfig.get() if HydraConfig.initialized() else None
     sweep = settings is not None and settings.mode == RunMode.MULTIRUN
     if name is None and settings is not None:
-        if _rank() > 0 and not sweep and not _is_given(settings, "run"):
+        if several.started_apart() and not sweep and not _is_given(settings, "run"):
             raise ConfigError("several processes of one run need a name for it; give one", "run_name")
         name = "-".join([job, *Path(settings.sweep.dir if sweep else settings.run.dir).parts[-2:]])
     elif name is None:
@@ -759,7 +753,7 @@ def own_run(name: str, goes_on: bool = False) -> Path:
         ConfigError: another process is at it.
     """
     folder = Path("runs") / name
-    if _rank() == 0:
+    if several.rank() == 0:
         own(folder)
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     stopping.say("nothing was done yet", f"the run is '{name}'" if sweep else _again(name, goes_on))
@@ -781,7 +775,7 @@ def _name_of_job(name: str, settings: Any) -> str:
         name = "_".join([short, *(f"{key}-{_for_files(value)}" for key, value in _differs(settings).items())])
     if len(name) > _LONGEST:  # of overrides, mostly
         name = _cut(name)
-    if _rank() == 0:
+    if several.rank() == 0:
         _record(settings, name, short if len(short) < len(name) else name)
     return name
 

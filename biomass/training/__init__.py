@@ -8,12 +8,13 @@ from biomass.training.calibrations import (
     save_calibration,
     use_calibration,
 )
-from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
+from biomass.training.checkpoint import Checkpoints, check_batches, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import (
     check_channels,
     check_instances,
     check_labels,
     check_negatives,
+    check_ranks,
     choose_splits,
     constant_channels,
 )
@@ -44,11 +45,13 @@ __all__ = [
     "add_plates",
     "build_probe",
     "calibration_file",
+    "check_batches",
     "check_calibration",
     "check_channels",
     "check_instances",
     "check_labels",
     "check_negatives",
+    "check_ranks",
     "check_resume",
     "choose_splits",
     "constant_channels",

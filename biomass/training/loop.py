@@ -22,7 +22,7 @@ from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
-from biomass.training.checkpoint import Checkpoints
+from biomass.training.checkpoint import Checkpoints, ranks_of
 from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
@@ -141,6 +141,7 @@ class Progress:
         step: steps in all.
         best: the best value of the monitored metric so far.
         monitored: its last value.
+        ranks: processes that share the batches; ``batch`` counts those of each.
     """
 
     epoch: int = 0
@@ -148,6 +149,7 @@ class Progress:
     step: int = 0
     best: float | None = None
     monitored: float | None = None
+    ranks: int = 1
 
 
 def fit(
@@ -178,7 +180,7 @@ def fit(
         ConfigError: the monitored metric is not among those that ``evaluate`` returns.
         Stopped: the run was asked to stop, and its state is saved.
     """
-    progress, unfinished = Progress(), {}
+    progress, unfinished = Progress(ranks=run.fabric.world_size), {}
     with _random_state(seed), stopping.noted():
         together = Together(run.fabric)
         if resume is not None:
@@ -588,7 +590,16 @@ def _restore(run: Training, state: dict[str, Any]) -> Progress:
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
     known = vars(Progress())  # a later version may have written more
-    return Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    before, progress.ranks = ranks_of(state), run.fabric.world_size
+    if before != progress.ranks:
+        progress.batch = progress.batch * before // progress.ranks
+        log.info(
+            "goes on with %d processes, and began with %d: the same batches in the same order, in the same steps",
+            progress.ranks,
+            before,
+        )
+    return progress
 
 
 @contextmanager

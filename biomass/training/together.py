@@ -63,16 +63,25 @@ class Together:
 
     def gather(self, own: T) -> Sequence[T]:
         """What all processes bring along, in their order."""
-        if not self.several:
-            return [own]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, own, group=self._group)
-        return found
+        return _gathered(own, self.world, self._group)
 
     def _wait(self) -> None:
         if self._waiting is not None:
             self._waiting.wait()
             self._waiting = None
+
+
+def gathered(fabric: Fabric, own: T) -> Sequence[T]:
+    """What all processes bring along, in their order."""
+    return _gathered(own, fabric.world_size, None)
+
+
+def _gathered(own: T, world: int, group: Any) -> Sequence[T]:
+    if world == 1:
+        return [own]
+    found: list[Any] = [None] * world
+    dist.all_gather_object(found, own, group=group)
+    return found
 
 
 class Averages:
