@@ -19,11 +19,14 @@ from typing import Any
 from biomass import stopping
 from biomass.errors import BiomassError, TrainingError, one_line
 
+_QUIET = "TORCH_CPP_LOG_LEVEL"  # else a connection that ends is a page of addresses
 _NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _WORD = 3.0
 """Seconds in which a process that fails has told why."""
 _MOMENT = 2.0
 """Seconds that a process has to end by itself, once another one has failed."""
+_END = 30.0
+"""Seconds that processes which were started here have for their end."""
 _FOREVER = timedelta(days=365)
 
 
@@ -84,7 +87,7 @@ def start(devices: int) -> None:
     command = [sys.executable, *(["-m", module.name] if module else [str(Path(sys.argv[0]).absolute())]), *sys.argv[1:]]
     _now.ended = False
     _now.children = [
-        subprocess.Popen([*command, *_of_hydra()], env=os.environ | {"LOCAL_RANK": str(number)})
+        subprocess.Popen([*command, *_of_hydra()], env={_QUIET: "ERROR"} | os.environ | {"LOCAL_RANK": str(number)})
         for number in range(1, devices)
     ]
     threading.Thread(target=_watch_children, args=(_now.children,), daemon=True).start()
@@ -202,10 +205,10 @@ def _listen(store: Any) -> None:
     """Wait for an error of another process; end this one if it does not end by itself then."""
     try:
         store.wait(["error"], _FOREVER)
-        line = store.get("error").decode()
+        line, says = store.get("error").decode(), rank() == 0
     except Exception:
-        line = "error: the first process of this run has ended without a word"
-    _leave_soon(line)
+        line, says = "error: the first process of this run has ended without a word", True
+    _leave_soon(line, says)
 
 
 def _watch_children(children: list[subprocess.Popen[bytes]]) -> None:
@@ -224,8 +227,8 @@ def _watch_children(children: list[subprocess.Popen[bytes]]) -> None:
             return
 
 
-def _leave_soon(line: str) -> None:
-    """End this process if it does not end by itself."""
+def _leave_soon(line: str, says: bool = True) -> None:
+    """End this process, with a line or without, if it does not end by itself."""
     if _now.ended:
         return
     _now.error = _now.error or line
@@ -234,7 +237,7 @@ def _leave_soon(line: str) -> None:
         if _now.ended:
             return
         time.sleep(0.05)
-    if rank() == 0:
+    if says:
         with suppress(OSError):
             os.write(2, f"{_now.error}\n".encode(errors="replace"))
     for child in _now.children:
@@ -250,7 +253,7 @@ def _end_children() -> None:
         for child in children:
             with suppress(OSError):
                 child.terminate()
-    until = time.monotonic() + 5 * _MOMENT
+    until = time.monotonic() + (_MOMENT if _now.store is None else _END)
     for child in children:
         with suppress(subprocess.TimeoutExpired):
             child.wait(max(0.1, until - time.monotonic()))
