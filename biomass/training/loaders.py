@@ -103,13 +103,13 @@ def view_loader(
         over_fields = plates(fields, groups, controls=reference[rows[first]])
         batches = CellBatches(over_fields, rows, reader.instances, mode, num_img, seed=seed)
     if not shuffle:
-        shared = _share(fabric, batches, reader.groups if by_group else None)
+        shared = share(fabric, batches, reader.groups if by_group else None)
         return Loader(reader, shared, num_workers, pin_memory=fabric.device.type == "cuda")
     return Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
 
 
-def _share(fabric: Fabric, batches: PlateBatches | CellBatches, groups: np.ndarray | None) -> BatchSource:
-    """What this process evaluates of the batches."""
+def share(fabric: Fabric, batches: PlateBatches | CellBatches, groups: np.ndarray | None) -> BatchSource:
+    """What this process evaluates of the batches, whose groups (rows of the screen,) are given where they have one."""
     if fabric.world_size == 1:
         return batches
     return ShareOfRank(batches, groups, fabric.global_rank, fabric.world_size)
@@ -146,6 +146,6 @@ def evaluation_loaders(
         rows = screen.rows(split)
         plates = reader.groups[rows] if by_plate else None
         batches = PlateBatches(rows, plates, batch_size=batch_size, shuffle=shuffle)
-        shared = _share(fabric, batches, reader.groups if by_plate else None)
+        shared = share(fabric, batches, reader.groups if by_plate else None)
         loaders[split] = Loader(reader, shared, num_workers, pin_memory=fabric.device.type == "cuda")
     return loaders
