@@ -22,6 +22,7 @@ from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
+from biomass.screen import VectorPixels
 from biomass.training.checkpoint import Checkpoints, ranks_of
 from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
@@ -383,7 +384,10 @@ def _with_others(
 
 def _idle(run: Training, batch: Batch, generator: torch.Generator) -> Tensor:
     """A loss without a gradient, of black images that went through the whole network."""
-    black = torch.zeros(2, *batch.images.shape[1:], device=run.fabric.device)
+    pixels = run.skipped.screen.pixels
+    vectors = isinstance(pixels, VectorPixels)
+    shape = pixels.array.shape[1:] if vectors else (len(pixels.channels), *pixels.size)  # type: ignore[attr-defined]
+    black = torch.zeros(2, *shape, device=run.fabric.device)
     images = run.transform(black, generator)
     with run.fabric.autocast():
         if _gathers(run):
@@ -595,9 +599,9 @@ def _restore(run: Training, state: dict[str, Any]) -> Progress:
     if before != progress.ranks:
         progress.batch = progress.batch * before // progress.ranks
         log.info(
-            "goes on with %d processes, and began with %d: the same batches in the same order, in the same steps",
-            progress.ranks,
+            "the batches of a step were shared by %d devices, and are by %d now: the same ones, in the same order",
             before,
+            progress.ranks,
         )
     return progress
 
