@@ -491,6 +491,8 @@ def _job(main: Main, node: DictConfig, tracebacks: bool) -> float | None:
     try:
         with stopping.raised(), _stopped_by_its_effects(), several.as_one():
             _check_devices(node, settings)
+            folder = [f'hydra.run.dir="{settings.run.dir}"'] if settings.mode == RunMode.RUN else []
+            several.also_give([*folder, "hydra.output_subdir=null"])  # the others write nothing there
             value = main(Config(node, overrides()))
     except stopping.Stopped:
         if outcome is None:

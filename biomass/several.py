@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -37,12 +37,14 @@ class _Now:
         children: those that this one has started.
         store: what all can write to, once they have met.
         error: what ended the run, in one line.
+    arguments: what those that are started here have behind the arguments of the command.
         ended: whether this process is at its end.
     """
 
     children: list[subprocess.Popen[bytes]] = []  # noqa: RUF012  replaced, never changed
     store: Any = None
     error: str | None = None
+    arguments: Sequence[str] = ()
     ended: bool = False
 
 
@@ -67,6 +69,11 @@ def started_apart() -> bool:
     return rank() > 0 or (known and any(size not in (None, "", "1") for size in sizes))
 
 
+def also_give(arguments: Sequence[str]) -> None:
+    """What processes that are started here get behind the arguments of the command."""
+    _now.arguments = arguments
+
+
 def start(devices: int) -> None:
     """Start the other processes of this machine: the same command again, each with its number.
 
@@ -87,20 +94,10 @@ def start(devices: int) -> None:
     command = [sys.executable, *(["-m", module.name] if module else [str(Path(sys.argv[0]).absolute())]), *sys.argv[1:]]
     _now.ended = False
     _now.children = [
-        subprocess.Popen([*command, *_of_hydra()], env={_QUIET: "ERROR"} | os.environ | {"LOCAL_RANK": str(number)})
+        subprocess.Popen([*command, *_now.arguments], env={_QUIET: "ERROR"} | os.environ | {"LOCAL_RANK": str(number)})
         for number in range(1, devices)
     ]
     threading.Thread(target=_watch_children, args=(_now.children,), daemon=True).start()
-
-
-def _of_hydra() -> list[str]:
-    """What the other processes are to know of Hydra's folder of this run: arguments of the command."""
-    known = getattr(sys.modules.get("hydra.core.hydra_config"), "HydraConfig", None)
-    if known is None or not known.initialized():
-        return []
-    settings = known.get()
-    folder = [f'hydra.run.dir="{settings.run.dir}"'] if settings.mode.name == "RUN" else []
-    return [*folder, "hydra.output_subdir=null"]
 
 
 def meet(share: Callable[[Any], Any], first: bool) -> None:
