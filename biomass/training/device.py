@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
@@ -79,6 +79,7 @@ def make_fabric(
         devices=devices,
         num_nodes=num_nodes,
         strategy=DDPStrategy(**options) if parallel else "auto",
+        plugins=LightningEnvironment() if started is None else None,  # else it would wait for tasks of Slurm
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
     fabric.launch()
@@ -96,11 +97,14 @@ class Started(NamedTuple):
 
 
 def started_processes() -> Started | None:
-    """The processes of which torchrun or Slurm has started this one; None where neither has."""
+    """The processes of which torchrun or Slurm has started this one; None where neither has.
+
+    In a job of Slurm srun starts them; what the job's own script calls is one process.
+    """
     if TorchElasticEnvironment.detect():
         world, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return Started("torchrun", here, world // here)
-    if SLURMEnvironment.detect():
+    if SLURMEnvironment.detect() and {"SLURM_STEP_ID", "SLURM_STEPID"} & os.environ.keys():
         tasks, nodes = (int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
         return Started("Slurm", tasks // nodes, nodes)
     return None

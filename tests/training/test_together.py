@@ -38,7 +38,7 @@ from biomass.training import (
     set_up,
     warmup_cosine,
 )
-from biomass.training.device import Started, check_started
+from biomass.training.device import Started, check_started, started_processes
 
 SIZE = 4  # rows a batch
 
@@ -196,6 +196,17 @@ def test_what_was_started_counts_unless_other_numbers_are_asked_for(started, ask
     with pytest.raises(ConfigError) as error:
         check_started(started, *asked)
     assert error.value.advice == right
+
+
+def test_tasks_of_slurm_are_those_that_srun_has_started(monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_STEP_ID", "SLURM_STEPID"):
+        monkeypatch.delenv(name, raising=False)
+    assert started_processes() is None
+    for name, value in {"SLURM_NTASKS": "6", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "ben", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert started_processes() is None  # called by the script of a job
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert started_processes() == Started("Slurm", 3, 2)
 
 
 def test_a_strategy_of_others_is_refused():
