@@ -30,12 +30,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from biomass import stopping
+from biomass import several, stopping
 from biomass.diskerrors import escaped, flushed
 from biomass.errors import BiomassError, ConfigError, log_printably, one_line
 from biomass.notation import Arguments
 from biomass.run_lock import letting_go
-from biomass.runs import NOT_BEGUN, OUTCOME, STOPPED, go_on, leave, leave_outcome, own_run, rank, record, run_name
+from biomass.runs import NOT_BEGUN, OUTCOME, STOPPED, go_on, leave, leave_outcome, own_run, record, run_name
 from biomass.settings import Config, build, explained, overrides
 from biomass.trust import ConfigLoader
 
@@ -96,7 +96,7 @@ def script(config_name: str) -> Callable[[Main], Entry]:
         @functools.wraps(main)
         def entry(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
             given = sys.argv[1:] if arguments is None else list(arguments)
-            with stopping.listening(goes_on=is_script, silent=rank() > 0), _one_line_errors():
+            with stopping.listening(goes_on=is_script, silent=several.rank() > 0), _one_line_errors(), several.ending():
                 folder = _config_folder(Path(inspect.getfile(function)), config_name)
                 if not _helped(given, folder, config_name, program):
                     outside, typed = _Outside.now(), Arguments.of(given)
@@ -136,7 +136,7 @@ def look_ahead(file: Path, program: str | None = None, arguments: Sequence[str] 
         SystemExit: it has an error.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if rank() > 0 or multiprocessing.parent_process() is not None:
+    if several.rank() > 0 or multiprocessing.parent_process() is not None:
         return False  # the first process says it
     tracebacks, looked = _Outside.now().tracebacks, []
 
@@ -318,7 +318,7 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     log_printably()
     settings = HydraConfig.get()
     outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
-    if rank() > 0:
+    if several.rank() > 0:
         logging.disable(logging.WARNING)
     elif outcome is not None:
         record(settings)
@@ -327,8 +327,10 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
             return None
         go_on(node, outcome)
     try:
-        with stopping.raised(), _stopped_by_its_effects():
+        with stopping.raised(), _stopped_by_its_effects(), several.as_one():
             _check_devices(node, settings)
+            folder = [f'hydra.run.dir="{settings.run.dir}"'] if settings.mode == RunMode.RUN else []
+            several.also_give([*folder, "hydra.output_subdir=null"])  # the others write nothing there
             value = main(Config(node, overrides()))
     except stopping.Stopped:
         if outcome is None:
@@ -346,7 +348,7 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
         if tracebacks or not message:
             raise
         if outcome is None:
-            raise SystemExit(f"error: {message}") from None
+            raise SystemExit(several.last_line(f"error: {message}", error)) from None
         leave_outcome(outcome, settings, message)
         return None
     if outcome is not None:

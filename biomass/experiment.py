@@ -35,6 +35,7 @@ from biomass.objectives import Classification, Contrastive, Objective, with_pena
 from biomass.report.finish import finish
 from biomass.run_files import read_log
 from biomass.runs import next_commands, own_run, run_name
+from biomass.samplers import ShareOfRank
 from biomass.screen import Screen
 from biomass.settings import is_given, is_left
 from biomass.targets import Node
@@ -138,7 +139,8 @@ class Experiment:
         recipe = Recipe(cfg.learning_rate, cfg.weight_decay, cfg.num_warmup_epochs, trainer.compile)
         name = run_name(name, job)
         own_run(name, goes_on=True)
-        fabric = training.make_fabric(cfg.device, trainer.precision, trainer.devices)
+        several = trainer.devices, None, trainer.strategy, trainer.num_nodes
+        fabric = training.make_fabric(cfg.device, trainer.precision, *several)
         checkpoints = training.Checkpoints(Path("checkpoints") / name, cfg.save_model)
         resume = checkpoints.to_resume(cfg.resume)
         if cfg.save_model:
@@ -302,6 +304,8 @@ class Experiment:
             config = {"objective": {"penalty": None}} | config
             before = before | {"method": method_of(Config(OmegaConf.create(config), overrides())).settings()}
         training.check_resume(before, about, other_data)
+        training.check_batches(self.resume, self.fabric.world_size, self.plan.accumulate)
+        training.check_ranks(batches, self.fabric.world_size)
         if self.fabric.is_global_zero:
             self._introduce(method, screen, batches, splits, transform)
         return about
@@ -316,10 +320,13 @@ class Experiment:
             rounds += f", and {overview.number(self.plan.max_steps, 'step')} at most"
         devices, precision = self.fabric.world_size, self.cfg.trainer.precision
         device = f"{devices} x {self.fabric.device.type}" if devices > 1 else str(self.fabric.device)
+        together = devices * self.plan.accumulate
+        each = f"{together} batches ({devices} devices x {self.plan.accumulate})" if together > 1 else ""
         kept = f", {self.checkpoints.folder}" if self.checkpoints.enabled else "; no checkpoints"
         lines = [
             *overview.lines_of_run(screen, batches, splits, method, probe),
             ("device", f"{device}, {precision} bit floats; {rounds}"),
+            *([("", f"a step is on {each}, and the learning rate is that of a step")] if each else []),
             ("folders", f"runs/{self.name}{kept}"),
             ("", f"images in {self.cfg.dataloaders.get('store') or self.cfg.dataloaders.get('root_dir')}"),
         ]
@@ -459,7 +466,11 @@ class Experiment:
             return {}
         others = evaluate.loaders if isinstance(evaluate, training.LossEvaluation) else {}
         loaders = {"train": loader, **others}
-        return {name: verdicts.chance_level(one.batches, objective.temperature) for name, one in loaders.items()}
+        batches = {
+            name: one.batches.whole if isinstance(one.batches, ShareOfRank) else one.batches
+            for name, one in loaders.items()
+        }
+        return {name: verdicts.chance_level(one, objective.temperature) for name, one in batches.items()}
 
     def _judge(
         self, evaluate: training.Evaluate | None, chances: Mapping[str, verdicts.Chance]

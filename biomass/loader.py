@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -255,6 +255,10 @@ class BatchSource(Protocol):
     def served(self) -> np.ndarray:
         """The rows of the screen that its batches are made of."""
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch of all processes has, each counted once."""
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch and its first batch."""
 
@@ -382,6 +386,11 @@ class SkippedImages:
     def note(self, batch: Batch) -> None:
         """Remember what this batch had to leave out."""
         self.rows.update(zip(batch.skipped.tolist(), batch.why, strict=True))
+
+    def merge(self, others: Iterable[Mapping[int, str]]) -> None:
+        """Take over what other processes had to leave out."""
+        for rows in others:
+            self.rows.update(rows)
 
     def report(self, folder: Path) -> None:
         """Count the images left out by kind in the log, and list them in ``skipped_images.txt``, if there were any."""

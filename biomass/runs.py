@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from biomass import stopping
+from biomass import several, stopping
 from biomass.atomic import check_place, check_writable, whole_file
 from biomass.diskerrors import explain_disk
 from biomass.errors import ConfigError, one_line, say
@@ -47,7 +47,7 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this run; of several processes only the first writes there."""
-        if rank() == 0:
+        if several.rank() == 0:
             config.hydra.run.dir = _own_folder(config, "run")
             return
         config.hydra.output_subdir = None
@@ -57,7 +57,7 @@ class Folders(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this sweep, and forget what an earlier one may have left there."""
-        if rank() > 0:
+        if several.rank() > 0:
             logging.disable(logging.WARNING)
             config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         folder = config.hydra.sweep.dir = _own_folder(config, "sweep")
@@ -77,7 +77,7 @@ class Folders(Callback):
         """Print the table of the sweep, and count the jobs that ended in an error: the exit code is 1 if any did."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
-        if rank() == 0 and len(outcomes) > 1:
+        if several.rank() == 0 and len(outcomes) > 1:
             _print_sweep(folder)
         stopped, waits = (sum(text.startswith(f"error: {why}") for text in outcomes) for why in (STOPPED, NOT_BEGUN))
         if stopped or waits or stopping.requested():
@@ -85,7 +85,7 @@ class Folders(Callback):
             which = f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began"
             stopping.say(which, _again(name, "resume" in config))
             raise stopping.Stopped
-        if not outcomes and rank() == 0:
+        if not outcomes and several.rank() == 0:
             raise SystemExit(
                 f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some"
             )
@@ -141,12 +141,6 @@ def _own_folder(config: DictConfig, mode: str) -> str:
 
 def _is_given(settings: Any, mode: str) -> bool:
     return any(override.startswith(f"hydra.{mode}.dir=") for override in settings.overrides.hydra)
-
-
-def rank() -> int:
-    """Which of the processes of one run this is, as torchrun, Lightning and Slurm number them."""
-    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in known if rank), 0))
 
 
 def leave_outcome(outcome: Path, settings: Any, message: str) -> None:
@@ -207,7 +201,7 @@ def run_name(name: str | None, job: str) -> str:
     settings = HydraConfig.get() if HydraConfig.initialized() else None
     sweep = settings is not None and settings.mode == RunMode.MULTIRUN
     if name is None and settings is not None:
-        if rank() > 0 and not sweep and not _is_given(settings, "run"):
+        if several.started_apart() and not sweep and not _is_given(settings, "run"):
             raise ConfigError("several processes of one run need a name for it; give one", "run_name")
         name = "-".join([job, *Path(settings.sweep.dir if sweep else settings.run.dir).parts[-2:]])
     elif name is None:
@@ -233,7 +227,7 @@ def own_run(name: str, goes_on: bool = False) -> Path:
         ConfigError: another process is at it.
     """
     folder = Path("runs") / name
-    if rank() == 0:
+    if several.rank() == 0:
         own(folder)
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     stopping.say("nothing was done yet", f"the run is '{name}'" if sweep else _again(name, goes_on))
@@ -255,7 +249,7 @@ def _name_of_job(name: str, settings: Any) -> str:
         name = "_".join([short, *(f"{key}-{_for_files(value)}" for key, value in _differs(settings).items())])
     if len(name) > _LONGEST:  # of overrides, mostly
         name = _cut(name)
-    if rank() == 0:
+    if several.rank() == 0:
         record(settings, name, short if len(short) < len(name) else name)
     return name
 

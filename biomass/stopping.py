@@ -58,7 +58,7 @@ class _Now:
         signal: the first one that came.
         when: seconds, on the monotonic clock.
         what, then: the two halves of the last line: how far it came, and what to do.
-        silent: whether it prints nothing and its exit code is 0, as all processes of a run but the first.
+        silent: whether it prints nothing, as all processes of a run but the first.
         lost: whether what the first one raised was lost, and is to be raised again.
         unraisable: what Python did before with errors that cannot leave where they are raised.
         launches: whether other processes run jobs for this one.
@@ -106,8 +106,6 @@ def said() -> str:
 
 def exit_code() -> int:
     """The exit code of what was stopped by the first signal."""
-    if _now.silent:
-        return 0
     return AT_ONCE if _now.signal in (None, signal.SIGINT) and not _now.goes_on else AGAIN
 
 
@@ -245,7 +243,7 @@ def listening(goes_on: bool, silent: bool = False) -> Iterator[None]:
 
     Args:
         goes_on: whether the same command goes on where the first Ctrl-C stops it.
-        silent: nothing is printed, and the exit code is 0.
+        silent: nothing is printed.
 
     Raises:
         SystemExit: a signal has stopped it.

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,6 +143,13 @@ class Collector:
         self.means.add(batch.rows, vectors)
         if self.probe.pooler != "mean":
             self.bags.append((_Cells(torch.from_numpy(self.fields.of_row[batch.rows.numpy()])), vectors.cpu()))
+
+    def merge(self, fabric: Fabric) -> None:
+        """Take in what other processes have."""
+        parts = training.gathered(fabric, (self.means.sums, self.means.counts, self.bags))
+        self.means.sums = torch.stack([sums for sums, _, _ in parts if sums.shape[1]] or [self.means.sums]).sum(0)
+        self.means.counts = torch.stack([counts for _, counts, _ in parts]).sum(0)
+        self.bags = [bag for _, _, bags in parts for bag in bags]
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (F, K) and how many rows of each field were read, (F,)."""
@@ -349,6 +357,10 @@ class Model:
         with closing(cast("Generator[Any]", outputs)):  # an error here ends its inference mode, too
             for number, batch, output in outputs:
                 collectors[number].add(batch, output)
+        if self.fabric.world_size > 1:
+            for collector in collectors:
+                collector.merge(self.fabric)
+            skipped.merge(training.gathered(self.fabric, skipped.rows))
         with torch.inference_mode():
             results = [collector.result() for collector in collectors]
         if not results[0][1].any():
@@ -561,6 +573,9 @@ class Model:
                 yield from self._batches(
                     reader, new, statistics, reading, skipped, transforms, moments if keep else None
                 )
+                if keep and self.fabric.world_size > 1:
+                    moments = self._of_all(moments)
+                    skipped.merge(training.gathered(self.fabric, skipped.rows))
                 if keep:
                     self._remember(statistics, moments, screen, np.setdiff1d(new, list(skipped.rows)))
             if known and stored.any():
@@ -585,7 +600,8 @@ class Model:
         size = reading.batch_size or max(1, AT_ONCE // max(1, _values(reader)))
         if statistics.blocks or statistics.adapts or mixed:  # the size of batches is part of the method
             size = reading.batch_size or self.members[0].batch_size or len(rows)
-        order = PlateBatches(rows, None if mixed else reader.groups[rows], batch_size=size, shuffle=statistics.blocks)
+        whole = PlateBatches(rows, None if mixed else reader.groups[rows], batch_size=size, shuffle=statistics.blocks)
+        order = training.share(self.fabric, whole, None if mixed else reader.groups)
         loader = Loader(reader, order, reading.num_workers, pin_memory=self.fabric.device.type == "cuda")
         said, plates = [""], len(np.unique(reader.groups[rows]))
         with tqdm(desc="images", total=len(rows), leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -606,6 +622,13 @@ class Model:
                     how = "measured and run" if statistics.whole_groups else "run"
                     log.info("plate %d of %d, '%s', is %s", len(said), plates, name, how)
                     said.append(name)
+
+    def _of_all(self, moments: list[Moments]) -> list[Moments]:
+        """The moments of the plates of all processes, in the order of their numbers."""
+        own = [{g: {n: value.cpu() for n, value in of.items()} for g, of in one.items()} for one in moments]
+        parts = training.gathered(self.fabric, own)
+        joined = [{g: of for part in parts for g, of in part[number].items()} for number in range(len(moments))]
+        return [dict(sorted(one.items())) for one in joined]
 
     def _remember(self, statistics: Statistics, moments: list[Moments], screen: Screen, rows: np.ndarray) -> None:
         names, groups = statistics.names or (), screen.groups(self.by)
@@ -642,6 +665,7 @@ def load(
     device: str = "auto",
     precision: str | int = "32",
     other_data: bool = False,
+    devices: int = 1,
 ) -> Model:
     """Load a trained network, or several whose predictions are averaged.
 
@@ -662,6 +686,7 @@ def load(
         precision: 32, bf16 or 16.
         other_data: take what is known of a plate although other images are called so now, and warn; else it is an
             error.
+        devices: how many of them, each of which takes other plates: of ``biomass predict``.
 
     Raises:
         CheckpointError, ConfigError: it cannot be loaded, or does not fit.
@@ -693,7 +718,7 @@ def load(
     if not paths:
         raise ConfigError("no checkpoint is named; name one or several", "network")
     statistics, by = words_of(adaptation, statistics, by)
-    fabric = training.make_fabric(device, precision)
+    fabric = training.make_fabric(device, precision, devices, timedelta(days=7))
     members = [_member(fabric, str(one), transform, encoder, key) for one in paths]
     defaults = {member.defaults for member in members}
     if len(defaults) > 1 and (statistics is None or by is None):

@@ -18,7 +18,7 @@ from biomass.experiment import chosen_words, open_model, tool_folder
 from biomass.formulas import to_csv
 from biomass.inference import calibrate_plates
 from biomass.loader import BatchReader, Loader, SkippedImages
-from biomass.norms import Method, Statistics
+from biomass.norms import Method, Statistics, calibration_state, load_calibration, merge_calibrations
 from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
@@ -40,7 +40,8 @@ def main(cfg: Config) -> float | None:
     statistics.check(screen)
     groups = screen.groups(statistics.by)
     rows = groups.argsort(kind="stable")
-    batches = PlateBatches(rows, groups[rows], batch_size=cfg.encode_batch_size, shuffle=False)
+    whole = PlateBatches(rows, groups[rows], batch_size=cfg.encode_batch_size, shuffle=False)
+    batches = training.share(fabric, whole, groups)
     reader, skipped = BatchReader(screen, groups, data.on_bad_image), SkippedImages(screen)
     loader = Loader(reader, batches, data.num_workers, pin_memory=fabric.device.type == "cuda")
     file = training.calibration_file(path, cfg.calibration)
@@ -50,8 +51,14 @@ def main(cfg: Config) -> float | None:
     cfg.check_all_read()
 
     # from here on the tool writes
-    with training.RunLogger(folder, cfg.to_dict()) as logger:
-        calibrate_plates(fabric, encoder, loader, transform, statistics, skipped)
+    with training.RunLogger(folder, cfg.to_dict(), enabled=fabric.is_global_zero) as logger:
+        if len(batches):  # there may be fewer plates than devices
+            calibrate_plates(fabric, encoder, loader, transform, statistics, skipped)
+        skipped.merge(training.gathered(fabric, skipped.rows))
+        if fabric.world_size > 1:
+            load_calibration(encoder, merge_calibrations(training.gathered(fabric, calibration_state(encoder))))
+        if not fabric.is_global_zero:
+            return None
         images = np.bincount(np.delete(groups, sorted(skipped.rows)), minlength=len(statistics.names or ()))
         read = np.where(np.isin(np.arange(len(groups)), list(skipped.rows)), -1, groups)
         measured = np.flatnonzero(images).tolist()

@@ -52,7 +52,11 @@ def main(cfg: Config) -> float | None:
         device=cfg.device,
         precision=cfg.precision,
         other_data=cfg.other_data,
+        devices=cfg.devices,
     )
+    first = model.fabric.is_global_zero
+    if watching and model.fabric.world_size > 1:
+        raise ConfigError("a screen is watched by one device", "devices")
     number, again = len(model.classes), cfg.measure_again
     if model.measures:
         model.take_stored(stored)
@@ -66,7 +70,7 @@ def main(cfg: Config) -> float | None:
         model.check(screen, again)
 
     # from here on the tool writes
-    with training.RunLogger(folder, cfg.to_dict()) as logger:
+    with training.RunLogger(folder, cfg.to_dict(), enabled=first) as logger:
         if screen is None:
             watch = Watch(model, _refresh(source, folder), reading, folder, stored)
             watch.run(seconds, stop_after)
@@ -76,6 +80,8 @@ def main(cfg: Config) -> float | None:
             return None
         skipped = SkippedImages(screen)
         found = model.predictions(screen, reading, skipped, keep=True, again=again)
+        if not first:
+            return None
         fields, wells = found.of_fields(), found.of_wells()
         write_predictions(fields, folder / "predictions.parquet", found.about)
         write_predictions(wells, folder / "predictions_wells.parquet", found.about)

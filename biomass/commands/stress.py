@@ -86,7 +86,7 @@ def main(cfg: Config) -> float | None:
     cfg.check_all_read()
 
     # from here on the tool writes
-    with training.RunLogger(folder, cfg.to_dict()) as logger:
+    with training.RunLogger(folder, cfg.to_dict(), enabled=fabric.is_global_zero) as logger:
         parts = {group: folder / "plates" / f"{group:04d}.json" for group in plates}
         prints = {group: _fingerprint(settings, screen.table.iloc[wells.rows]) for group, wells in plates.items()}
         pixels = dict(zip(plates, pixel_hashes(screen, [wells.rows for wells in plates.values()]), strict=True))
@@ -98,14 +98,15 @@ def main(cfg: Config) -> float | None:
         todo = [group for group, known in results.items() if known is None]
         if len(todo) < len(plates):
             log.info("%d of %d plates were tried before in the same way", len(plates) - len(todo), len(plates))
+        mine = todo[fabric.global_rank :: fabric.world_size]
         bar = tqdm(
-            training.read_whole(reader, [plates[group] for group in todo], workers),
+            training.read_whole(reader, [plates[group] for group in mine], workers),
             "plates",
-            len(todo),
+            len(mine),
             leave=False,
             disable=not sys.stderr.isatty(),
         )
-        for number, (batch, group) in enumerate(zip(bar, todo, strict=True), 1):
+        for number, (batch, group) in enumerate(zip(bar, mine, strict=True), 1):
             skipped.note(batch)
             wells = plates[group].without(batch.skipped.numpy())
             if not (wells.controls == 0).any():
@@ -116,7 +117,12 @@ def main(cfg: Config) -> float | None:
                 known = {"fingerprint": prints[group], "pixels": pixels[group], "results": results[group]}
                 file.write_text(json.dumps(known))
             if bar.disable:
-                log.info("plate %d of %d, '%s'", number, len(todo), names[group])
+                log.info("plate %d of %d, '%s'", number, len(mine), names[group])
+        for of_rank in training.gathered(fabric, {group: results[group] for group in mine}):
+            results |= of_rank
+        skipped.merge(training.gathered(fabric, skipped.rows))
+        if not fabric.is_global_zero:
+            return None
         found = [one | {"plate": names[group]} for group, known in results.items() for one in known or ()]
         if not found:
             raise DataError("no plate has a treated image that can be read")

@@ -134,6 +134,20 @@ def calibration_state(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def merge_calibrations(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One state, in the order of its plates, of those of networks that were calibrated on different plates.
+
+    >>> one, two = ({"plates": torch.tensor([n]), "norms.0": torch.full((2, 1, 1), n)} for n in (9, 4))
+    >>> merge_calibrations([one, two])["plates"].tolist()
+    [4, 9]
+    """
+    there = [state for state in states if len(state["plates"])]
+    plates = torch.cat([state["plates"] for state in states])
+    order = plates.argsort()
+    norms = (there or [{}])[0].keys() - {"plates"}
+    return {"plates": plates[order]} | {n: torch.cat([state[n] for state in there], 1)[:, order] for n in norms}
+
+
 def load_calibration(network: nn.Module, state: dict[str, Tensor]) -> None:
     """Put the statistics of :func:`calibration_state` in place of any that ``network`` has.
 

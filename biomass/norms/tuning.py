@@ -15,7 +15,7 @@ label shift (Saerens, Latinne & Decaestecker 2002). Other methods weight rows by
 al. 2022; DELTA, Zhao, Chen & Xia 2023), for which every class must be there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -220,6 +220,7 @@ def measure_plates(
     num_classes: int,
     *,
     store: Store = "auto",
+    gather: Callable[[Any], Sequence[Any]] | None = None,
 ) -> None:
     """Store the prior and the strata of training plates in the layers, and in their context what goes with them.
 
@@ -232,6 +233,7 @@ def measure_plates(
             unknown; controls as :attr:`biomass.screen.Screen.controls`.
         num_classes: K.
         store: where values wait between the norms.
+        gather: from what this process has found to what all have, where each measures some of the plates.
 
     Raises:
         ConfigError: as :func:`whole_plate_forward`; or the network uses one norm in several places.
@@ -265,6 +267,11 @@ def measure_plates(
             for name, value in run.to_the_last_norm().items():
                 moments[name] = moments.get(name, 0) + value
                 sums[name] = sums.get(name, 0) + run.strata[name]
+    if gather is not None:
+        found = [counts, *({name: value.cpu() for name, value in of.items()} for of in (moments, sums))]
+        numbers, *parts = zip(*gather((number, *found)), strict=True)
+        number, counts = sum(numbers), torch.stack(parts[0]).sum(0)
+        moments, sums = (_added(of, device_of(network)) for of in parts[1:])
     if not number:
         raise DataError("there are no training plates to measure; give at least one")
     context = shared_context(network)
@@ -279,6 +286,12 @@ def measure_plates(
         norm.strata = torch.stack([first, second]).float()
     treated = counts[:num_classes] / counts[:num_classes].sum().clamp(min=1)
     context.tuning = Tuning(tuple(treated.tolist()))
+
+
+def _added(parts: Iterable[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """The sums of what several processes have found; one that had no plate has found nothing."""
+    there = [part for part in parts if part]
+    return {name: torch.stack([part[name] for part in there]).sum(0).to(device) for name in (there or [{}])[0]}
 
 
 def _members(labels: Tensor, controls: Tensor, num_classes: int) -> Tensor:

@@ -116,6 +116,11 @@ class CellBatches(Sampler[np.ndarray]):
         """The rows that batches are made of, (n,) int64."""
         return self._rows
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch of all processes has, each counted once."""
+        return self.batches.num_batches
+
     def __len__(self) -> int:
         """How many batches iterating now yields."""
         return len(self.batches)

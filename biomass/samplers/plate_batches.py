@@ -123,6 +123,11 @@ class PlateBatches(Sampler[np.ndarray]):
         """The rows that batches are made of, (n,) int64."""
         return self.rows
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch of all processes has, each counted once."""
+        return self._num_batches
+
     def __len__(self) -> int:
         """How many batches iterating now yields: those of this rank in an epoch, less ``start``."""
         return self._epoch_length() - self.start
@@ -307,13 +312,3 @@ def _check_numbers(grouped: bool, values: dict[str, int | None]) -> None:
             f"groups; it takes at least {max_groups * (num_controls + 1)} rows, or fewer groups or controls",
             advice="batch_size",
         )
-
-
-def share_of_rank(rows: np.ndarray, groups: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The rows that a rank evaluates: whole groups, dealt out to the ranks in turn.
-
-    >>> plates = np.array([4, 4, 6, 9, 9])  # the group of every row of the screen
-    >>> share_of_rank(np.arange(5), plates, rank=0, world_size=2)
-    array([0, 1, 3, 4])
-    """
-    return rows[np.unique(groups[rows], return_inverse=True)[1] % world_size == rank]

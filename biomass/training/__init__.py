@@ -8,23 +8,25 @@ from biomass.training.calibrations import (
     save_calibration,
     use_calibration,
 )
-from biomass.training.checkpoint import Checkpoints, check_resume, load_checkpoint, save_checkpoint
+from biomass.training.checkpoint import Checkpoints, check_batches, check_resume, load_checkpoint, save_checkpoint
 from biomass.training.checks import (
     check_channels,
     check_instances,
     check_labels,
     check_negatives,
+    check_ranks,
     choose_splits,
     constant_channels,
 )
 from biomass.training.device import make_fabric, set_up
 from biomass.training.evaluations import LossEvaluation, SplitEvaluation
-from biomass.training.loaders import evaluation_loaders, sampler_columns, view_loader
+from biomass.training.loaders import evaluation_loaders, sampler_columns, share, view_loader
 from biomass.training.logger import RunLogger
 from biomass.training.loop import Evaluate, Plan, Progress, Training, fit
 from biomass.training.optim import adam, warmup_cosine
 from biomass.training.pretrained import Probe, find_checkpoint, is_probe, load_encoder, load_network, load_probe
 from biomass.training.probe import Profiler, build_probe, encoder_path, probed_part, profile_loader
+from biomass.training.together import gathered
 from biomass.training.tuning import TrainingPlates, measure_run, read_whole, tune
 
 __all__ = [
@@ -44,11 +46,13 @@ __all__ = [
     "add_plates",
     "build_probe",
     "calibration_file",
+    "check_batches",
     "check_calibration",
     "check_channels",
     "check_instances",
     "check_labels",
     "check_negatives",
+    "check_ranks",
     "check_resume",
     "choose_splits",
     "constant_channels",
@@ -56,6 +60,7 @@ __all__ = [
     "evaluation_loaders",
     "find_checkpoint",
     "fit",
+    "gathered",
     "is_probe",
     "load_checkpoint",
     "load_encoder",
@@ -72,6 +77,7 @@ __all__ = [
     "save_calibration",
     "save_checkpoint",
     "set_up",
+    "share",
     "tune",
     "use_calibration",
     "view_loader",

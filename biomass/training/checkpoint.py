@@ -277,6 +277,39 @@ def check_resume(state: dict[str, Any] | None, about: Mapping[str, Any], other_d
         )
 
 
+def check_batches(state: Mapping[str, Any] | None, ranks: int, accumulate: int) -> None:
+    """Refuse to go on with other batches a step: learning rates count steps. The same may be shared in another way.
+
+    Args:
+        state: as :meth:`Checkpoints.to_resume` gives it.
+        ranks: processes of this run.
+        accumulate: batches of each of them that make a step.
+
+    Raises:
+        CheckpointError: the run began with more batches a step, or with less.
+    """
+    if state is None:
+        return
+    before = ranks_of(state) * int((state["config"].get("trainer") or {}).get("accumulate") or 1)
+    if before == ranks * accumulate:
+        return
+    if before % ranks:
+        how, advice = f"go on with a number of devices that divides {before}", None
+    else:
+        how, advice = f"accumulate {before // ranks} on each device", "accumulate"
+    raise CheckpointError(
+        f"checkpoint '{state['path']}' was made with {before} batches a step, and this run has {ranks * accumulate} "
+        f"({ranks} devices, {accumulate} accumulated): {how}, or start a new run",
+        advice,
+    )
+
+
+def ranks_of(state: Mapping[str, Any]) -> int:
+    """How many processes a run had; before they were written down, as many as its devices."""
+    devices = (state["config"].get("trainer") or {}).get("devices")
+    return int(state["progress"].get("ranks") or (devices if isinstance(devices, int) else 1))
+
+
 def _compare_data(state: Mapping[str, Any], about: Mapping[str, Any], other_data: bool) -> None:
     if "data" not in state:  # it was written before data had fingerprints
         log.info("checkpoint '%s' does not say what data it was trained on: they are not compared", state["path"])

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from biomass.errors import BadImageError, BiomassError, CheckpointError, ConfigError, DataError
-from biomass.loader import Loader
+from biomass.loader import BatchSource, Loader
 from biomass.models import Architecture
-from biomass.samplers import CellBatches
+from biomass.samplers import CellBatches, ShareOfRank
 from biomass.screen import PLATE, UNLABELLED, Screen
 
 _FAR = 2
@@ -221,13 +221,32 @@ def check_negatives(loaders: Mapping[str, Loader]) -> None:
         ConfigError: every batch of a split holds one field of view.
     """
     for split, loader in loaders.items():
-        sampler = loader.batches
+        sampler = loader.batches.whole if isinstance(loader.batches, ShareOfRank) else loader.batches
         if isinstance(sampler, CellBatches) and len(sampler) * sampler.batches.world_size >= len(sampler.batches.rows):
             raise ConfigError(
                 f"every batch of split '{split}' holds a single field of view, so that there is nothing to contrast it "
                 "with; draw more fields a batch",
                 "negatives",
             )
+
+
+def check_ranks(batches: BatchSource, ranks: int) -> None:
+    """Make sure that every process has a batch of its own in an epoch.
+
+    Args:
+        batches: of training.
+        ranks: number of processes.
+
+    Raises:
+        ConfigError: there are more processes than batches.
+    """
+    if ranks > batches.num_batches:
+        number = "1 batch" if batches.num_batches == 1 else f"{batches.num_batches} batches"
+        raise ConfigError(
+            f"an epoch has {number} for {ranks} devices, and each trains on batches of its own; take at most "
+            f"{batches.num_batches}",
+            "fewer_devices",
+        )
 
 
 def check_channels(architecture: Architecture, origin: dict[str, Any], screen: Screen, path: object) -> None:

@@ -28,6 +28,7 @@ from biomass.inference import Transform, calibrate_plates, infer
 from biomass.loader import Batch, Loader
 from biomass.norms import Statistics
 from biomass.objectives import Objective, class_ranks
+from biomass.samplers import ShareOfRank
 from biomass.screen import Screen
 from biomass.training.loop import Training
 from biomass.training.tuning import TrainingPlates
@@ -169,9 +170,9 @@ class LossEvaluation:
         for split, loader in self.loaders.items():
             sum_of_losses, rows = torch.zeros((), dtype=torch.float64, device=device), 0
             if self.statistics.word == "calibrated":
-                views = self._views(device)
+                views = self._views(device, loader)
                 calibrate_plates(run.fabric, run.network, loader, views, self.statistics, run.skipped)
-            views = self._views(device)
+            views = self._views(device, loader)
             for batch, outputs in infer(run.fabric, run.network, loader, views, self.statistics, run.skipped):
                 sum_of_losses += self._loss(outputs, batch).double() * len(batch)
                 rows += len(batch)
@@ -188,6 +189,20 @@ class LossEvaluation:
         with torch.no_grad():
             return self.objective(lambda images: outputs, batch.images, batch)[0]
 
-    def _views(self, device: torch.device) -> Transform:
-        """The transform, whose randomness starts where it always does."""
-        return partial(self.transform, generator=torch.Generator(device).manual_seed(self.seed))
+    def _views(self, device: torch.device, loader: Loader) -> Transform:
+        """The transform, whose randomness starts where it always does.
+
+        Of several processes each makes views of nothing in place of the batches of others, so that its own are those
+        of a single process.
+        """
+        views = partial(self.transform, generator=torch.Generator(device).manual_seed(self.seed))
+        if not isinstance(loader.batches, ShareOfRank):
+            return views
+        passed = iter(loader.batches.passed)
+
+        def in_turn(images: Tensor) -> Tensor:
+            for size in next(passed, []):
+                views(images.new_zeros(size, *images.shape[1:]))
+            return views(images)
+
+        return in_turn

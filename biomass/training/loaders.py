@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 
 from biomass.errors import ConfigError, did_you_mean
 from biomass.loader import BatchReader, BatchSource, Loader
-from biomass.samplers import CellBatches, PlateBatches, share_of_rank
+from biomass.samplers import CellBatches, PlateBatches, ShareOfRank
 from biomass.screen import PLATE, Screen
 
 SAMPLERS: Mapping[str, tuple[str, ...] | None] = {"random": None, "plate": PLATE, "exp": ("experiment",)}
@@ -68,7 +68,8 @@ def view_loader(
         parts: least number of batches that a group is cut into.
         num_controls: fields (``all``: cells) of controls that a batch holds of each of its groups,
         controls: and of which kind, see :data:`biomass.screen.KINDS`.
-        shuffle: False for validation: every rank then gets whole plates.
+        shuffle: False for validation: every rank then gets some of the batches that one process would make, and all
+            those of a group.
         seed: of the order and of the choice of cells.
         num_workers: processes that read ahead.
 
@@ -80,7 +81,7 @@ def view_loader(
     rows = screen.rows(split)
     rank, world_size = fabric.global_rank, fabric.world_size
     if not shuffle:
-        rows, rank, world_size = share_of_rank(rows, reader.groups, rank, world_size), 0, 1
+        rank, world_size = 0, 1
     plates = partial(
         PlateBatches,
         batch_size=batch_size,
@@ -92,7 +93,7 @@ def view_loader(
         rank=rank,
         world_size=world_size,
     )
-    batches: BatchSource
+    batches: PlateBatches | CellBatches
     reference = screen.reference(controls)
     if mode == "all":
         batches = plates(rows, reader.groups[rows] if by_group else None, controls=reference[rows])
@@ -101,7 +102,17 @@ def view_loader(
         groups = reader.groups[rows[first]] if by_group else None
         over_fields = plates(fields, groups, controls=reference[rows[first]])
         batches = CellBatches(over_fields, rows, reader.instances, mode, num_img, seed=seed)
+    if not shuffle:
+        shared = share(fabric, batches, reader.groups if by_group else None)
+        return Loader(reader, shared, num_workers, pin_memory=fabric.device.type == "cuda")
     return Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+
+
+def share(fabric: Fabric, batches: PlateBatches | CellBatches, groups: np.ndarray | None) -> BatchSource:
+    """What this process evaluates of the batches, whose groups (rows of the screen,) are given where they have one."""
+    if fabric.world_size == 1:
+        return batches
+    return ShareOfRank(batches, groups, fabric.global_rank, fabric.world_size)
 
 
 def evaluation_loaders(
@@ -114,10 +125,10 @@ def evaluation_loaders(
     num_workers: int = 0,
     shuffle: bool = False,
 ) -> dict[str, Loader]:
-    """A loader for each split, in a fixed order; every rank gets whole plates.
+    """A loader for each split, in a fixed order; every rank gets some of the batches, and whole plates where these are.
 
     Args:
-        fabric: its rank decides which plates are read here.
+        fabric: its rank decides which batches are read here, none perhaps.
         screen: where the splits are.
         reader: reads rows; its groups are the plates.
         splits: names of the splits, none for no evaluation.
@@ -132,8 +143,9 @@ def evaluation_loaders(
     """
     loaders = {}
     for split in splits:
-        rows = share_of_rank(screen.rows(split), reader.groups, fabric.global_rank, fabric.world_size)
+        rows = screen.rows(split)
         plates = reader.groups[rows] if by_plate else None
         batches = PlateBatches(rows, plates, batch_size=batch_size, shuffle=shuffle)
-        loaders[split] = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
+        shared = share(fabric, batches, reader.groups if by_plate else None)
+        loaders[split] = Loader(reader, shared, num_workers, pin_memory=fabric.device.type == "cuda")
     return loaders

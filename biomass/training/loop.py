@@ -22,11 +22,12 @@ from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
 from biomass.objectives import Objective
-from biomass.training.checkpoint import Checkpoints
-from biomass.training.device import StopTogether
+from biomass.screen import VectorPixels
+from biomass.training.checkpoint import Checkpoints, ranks_of
 from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
+from biomass.training.together import Averages, Together
 from biomass.transforms import Compose
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,7 @@ class Progress:
         step: steps in all.
         best: the best value of the monitored metric so far.
         monitored: its last value.
+        ranks: processes that share the batches; ``batch`` counts those of each.
     """
 
     epoch: int = 0
@@ -149,6 +151,7 @@ class Progress:
     step: int = 0
     best: float | None = None
     monitored: float | None = None
+    ranks: int = 1
 
 
 def fit(
@@ -179,34 +182,37 @@ def fit(
         ConfigError: the monitored metric is not among those that ``evaluate`` returns.
         Stopped: the run was asked to stop, and its state is saved.
     """
-    progress, unfinished = Progress(), {}
+    progress, unfinished = Progress(ranks=run.fabric.world_size), {}
     with _random_state(seed), stopping.noted():
-        stops = StopTogether(run.fabric)
+        together = Together(run.fabric)
         if resume is not None:
             progress, unfinished = _restore(run, resume), resume.get("unfinished", {})
             log.info("goes on from '%s', epoch %d, step %d", resume.get("path"), progress.epoch, progress.step)
             if "closing" in unfinished:
-                _close(run, plan, progress, unfinished["closing"], evaluate, stops)
+                _close(run, plan, progress, unfinished["closing"], evaluate, together)
             elif progress.epoch >= plan.num_epochs:
                 log.info("nothing is left to do: all %d epochs are finished", plan.num_epochs)
             elif plan.reached(progress.step):
                 log.info("nothing is left to do: %d steps are taken, of %d", progress.step, plan.max_steps)
         elif plan.reached(0):
-            _close(run, plan, progress, 0, evaluate, stops)
+            _close(run, plan, progress, 0, evaluate, together)
         began = progress.epoch
         for epoch in range(began, plan.num_epochs):
             if plan.reached(progress.step):
                 break
-            window = Window(run.statistics.names, run.skipped.screen.pixels.name, **unfinished.get("window", {}))
+            before = unfinished.get("window", {}) if run.fabric.is_global_zero else {}  # it is of all processes
+            window = Window(run.statistics.names, run.skipped.screen.pixels.name, **before)
             unfinished = {}
-            _train_epoch(run, plan, progress, epoch, seed, window, stops, timed=epoch == began)
+            _train_epoch(run, plan, progress, epoch, seed, window, together, timed=epoch == began)
             finished = progress.epoch == plan.num_epochs or progress.step == plan.max_steps
             due = progress.epoch % plan.evaluate_every == 0 or finished
-            _close(run, plan, progress, epoch + 1, evaluate, stops, due)
-            if stops.now():
+            _close(run, plan, progress, epoch + 1, evaluate, together, due)
+            if together.now():
                 stopping.say(f"after epoch {epoch + 1}, step {progress.step}, {_saved(run)}")
                 raise stopping.Stopped
-    run.skipped.report(run.logger.folder)
+        run.skipped.merge(together.gather(run.skipped.rows))
+    if run.fabric.is_global_zero:
+        run.skipped.report(run.logger.folder)
     return progress
 
 
@@ -216,7 +222,7 @@ def _close(
     progress: Progress,
     epoch: int,
     evaluate: Evaluate | None,
-    stops: StopTogether,
+    together: Together,
     due: bool = True,
 ) -> None:
     """End an epoch, counted from 1 (or the untrained network's 0): evaluate, where that is due, and save."""
@@ -225,7 +231,7 @@ def _close(
     if evaluate is not None and due:
         before = _snapshot_of_randomness()
         try:
-            if stops.now():
+            if together.now():
                 raise stopping.Stopped
             with stopping.raised(otherwise=run.fabric.world_size > 1):  # which measure together
                 metrics = evaluate(run, epoch, progress.step)
@@ -267,7 +273,7 @@ def _train_epoch(
     epoch: int,
     seed: int,
     window: "Window",
-    stops: StopTogether,
+    together: Together,
     timed: bool,
 ) -> None:
     run.network.train()
@@ -275,7 +281,9 @@ def _train_epoch(
     generator = torch.Generator(run.fabric.device)
     window.to(run.fabric.device)
     batches = progress.batch + len(run.loader)
-    waiting = 0  # batches whose gradients wait for the step
+    waiting = counted = 0  # batches whose gradients wait for the step, and those of all processes that count
+    world, total = together.world, run.loader.batches.num_batches
+    averages = Averages(unwrap(run.network)) if together.several else None
     watched = sys.stderr.isatty() and run.fabric.is_global_zero
     bar = tqdm(run.loader, desc=f"epoch {epoch + 1}/{plan.num_epochs}", leave=False, disable=not watched)
     pace = Pace(run.fabric.device, -(-len(run.loader) // plan.accumulate)) if timed else None
@@ -284,29 +292,45 @@ def _train_epoch(
             break
         progress.batch += 1
         run.skipped.note(batch)
-        if len(batch):
-            within = [waiting] if waiting else []
-            generator.manual_seed(_mixed(seed, epoch, progress.step, run.fabric.global_rank, *within))
-            if progress.step == waiting == 0 and batch.images.dim() == 4:
+        mine = len(batch) > 0
+        if mine or averages is not None:
+            place = waiting * world + together.rank  # among the batches of the step, as one process would take them
+            generator.manual_seed(_mixed(seed, epoch, progress.step, 0, *([place] if place else [])))
+            if mine and progress.step == waiting == 0 and batch.images.dim() == 4:
                 run.logger.images(0, "train/images by plate", batch.images, batch.groups)
-            loss, scalars = _forward(run, batch, generator)
-            run.fabric.backward(loss)
-            window.add(progress.step + 1, batch, loss, scalars)
+            if averages is None:
+                loss, scalars = _forward(run, batch, generator)
+                run.fabric.backward(loss)
+                counted += 1
+            else:
+                torch.manual_seed(_mixed(seed, epoch, progress.step, place, 1))  # of dropout: another one everywhere
+                again = (progress.batch - 1) * world + together.rank >= total  # it came in this epoch already
+                mine = mine and (_gathers(run) or not again)
+                last = waiting + 1 == plan.accumulate or progress.batch == batches
+                loss, scalars = _with_others(run, batch, mine, generator, averages, together, last)
+                counted += world if _gathers(run) and any(together.there) else sum(together.there)
+            if mine:
+                window.add(progress.step + 1, batch, loss, scalars)
             waiting += 1
         if not waiting or (waiting < plan.accumulate and progress.batch < batches):
+            continue
+        if not counted:  # no process could read its batches
+            run.optimizer.zero_grad(set_to_none=True)
+            waiting = 0
             continue
         progress.step += 1
         ends = progress.batch == batches or progress.step == plan.max_steps  # else a short run would log no norm
         logged = ends or progress.step % plan.log_every == 0
-        _average(run.optimizer, waiting)
+        _average(run.optimizer, counted / world)
         norm = _clip(run, plan.clip, logged)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-        waiting = 0
+        waiting = counted = 0
         if pace is not None and pace.goes_on:
             pace.stepped()
         if logged:
-            values = window.flush(epoch, run.checkpoints) | {"train/gradient_norm": float(norm)}  # type: ignore[arg-type]
+            values = window.flush(epoch, run.checkpoints, together)
+            values["train/gradient_norm"] = float(norm)  # type: ignore[arg-type]
             check_gradients(run.fabric, values["train/gradient_norm"], progress.step, window.last, run.checkpoints.last)
             values["train/learning_rate"] = float(run.lr_schedule.get_last_lr()[0])
             run.logger.scalars(progress.step, epoch, values)
@@ -314,13 +338,12 @@ def _train_epoch(
             if bar.disable and progress.step % plan.log_every == 0:
                 log.info("epoch %d/%d  step %d  %s", epoch + 1, plan.num_epochs, progress.step, _format(values))
         run.lr_schedule.step()
-        if stops.after_step() and not ends:
-            window.check(epoch, run.checkpoints)
-            _save_stopped(run, progress, {"window": window.state()})
+        if together.after_step() and not ends:
+            _save_stopped(run, progress, {"window": window.state(epoch, run.checkpoints, together)})
             raise stopping.Stopped
     else:
         progress.epoch, progress.batch = epoch + 1, 0
-    rest = window.flush(epoch, run.checkpoints)
+    rest = window.flush(epoch, run.checkpoints, together)
     if rest:
         run.logger.scalars(progress.step, epoch, rest)
 
@@ -334,9 +357,51 @@ def _forward(run: Training, batch: Batch, generator: torch.Generator) -> tuple[T
         return run.objective(run.network, images, batch)
 
 
-def _average(optimizer: Any, batches: int) -> None:
-    """Make the mean of gradients that were added up over some batches."""
-    if batches > 1:
+def _gathers(run: Training) -> bool:
+    """Whether the objective takes the batches of all processes as one."""
+    return getattr(run.objective, "gather", False)
+
+
+def _with_others(
+    run: Training,
+    batch: Batch,
+    mine: bool,
+    generator: torch.Generator,
+    averages: Averages,
+    together: Together,
+    last: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch of each process, forward and backward; gradients are added up over processes with the last of a step.
+
+    A process whose batch does not count takes part with a gradient of nothing: the others would wait for it.
+    """
+    together.has_batch(mine)
+    averages.begin()
+    with run.fabric.no_backward_sync(run.network, enabled=not last):  # type: ignore[arg-type]
+        loss, scalars = _forward(run, batch, generator) if mine else (_idle(run, batch, generator), {})
+        averages.share(together.hear(), together.rank)
+        run.fabric.backward(loss)
+    averages.take()
+    return loss, scalars
+
+
+def _idle(run: Training, batch: Batch, generator: torch.Generator) -> Tensor:
+    """A loss without a gradient, of black images that went through the whole network."""
+    pixels = run.skipped.screen.pixels
+    vectors = isinstance(pixels, VectorPixels)
+    shape = pixels.array.shape[1:] if vectors else (len(pixels.channels), *pixels.size)  # type: ignore[attr-defined]
+    black = torch.zeros(2, *shape, device=run.fabric.device)
+    images = run.transform(black, generator)
+    with run.fabric.autocast():
+        if _gathers(run):
+            none = batch.to(run.fabric.device)
+            return run.objective(lambda images: run.network(images)[:0], images, none)[0]
+        return run.network(images).float().sum() * 0
+
+
+def _average(optimizer: Any, batches: float) -> None:
+    """Make the mean of gradients that were added up over some batches (over several processes: their means were)."""
+    if batches != 1:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, batches)
 
@@ -419,9 +484,15 @@ class Window:
         self.losses = list(losses)
         self.scalars = list(scalars)
 
-    def state(self) -> dict[str, Any]:
-        """What it holds, for a checkpoint."""
-        return {"steps": self.steps, "losses": self.losses, "scalars": self.scalars, "before": self.before}
+    def state(self, epoch: int, checkpoints: Checkpoints, together: Together) -> dict[str, Any]:
+        """What those of all processes hold, for a checkpoint.
+
+        Raises:
+            TrainingError: as :meth:`flush`.
+        """
+        losses, scalars = self._of_all(epoch, checkpoints, together)
+        steps = [step for steps in together.gather(self.steps) for step in steps]
+        return {"steps": steps, "losses": losses, "scalars": scalars, "before": self.before}
 
     def to(self, device: torch.device) -> None:
         """Go on on a device, if it was read from a checkpoint."""
@@ -434,39 +505,50 @@ class Window:
         self.losses.append(loss.detach())
         self.scalars.append(scalars)
 
-    def flush(self, epoch: int, checkpoints: Checkpoints) -> dict[str, float]:
-        """Means over the steps since the last flush, named ``train/<name>``; empty where there were none.
-
-        Raises:
-            TrainingError: as :meth:`check`.
-        """
-        if not self.losses:
-            return {}
-        losses = self.check(epoch, checkpoints)
-        self.before, self.last = float(losses[-1]), self._described(-1)
-        means = {"train/loss": float(losses.mean())}
-        for name in self.scalars[0]:
-            means[f"train/{name}"] = float(torch.stack([s[name] for s in self.scalars]).float().mean())
-        self.steps, self.losses, self.scalars = [], [], []
-        return means
-
-    def check(self, epoch: int, checkpoints: Checkpoints) -> Tensor:
-        """The losses since the last flush, on the host.
+    def flush(self, epoch: int, checkpoints: Checkpoints, together: Together) -> dict[str, float]:
+        """Means over the steps of all processes since the last flush, named ``train/<name>``; empty where none were.
 
         Raises:
             TrainingError: a loss is not finite; names the first such step, its plates and its images.
         """
+        losses, scalars = self._of_all(epoch, checkpoints, together)
+        if self.losses:
+            self.before, self.last = float(self.losses[-1]), self._described(-1)
+        self.steps, self.losses, self.scalars = [], [], []
+        if not losses:
+            return {}
+        means = {"train/loss": float(torch.stack(losses).float().cpu().mean())}
+        for name in scalars[0]:
+            means[f"train/{name}"] = float(torch.stack([s[name] for s in scalars]).float().mean())
+        return means
+
+    def _of_all(
+        self, epoch: int, checkpoints: Checkpoints, together: Together
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """Losses and scalars of all processes; on the host, where there are several."""
+        wrong = self._wrong(epoch, checkpoints)
+        if not together.several:
+            parts = [(self.losses, self.scalars, wrong)]
+        else:
+            scalars = [{name: value.cpu() for name, value in one.items()} for one in self.scalars]
+            parts = [*together.gather(([loss.cpu() for loss in self.losses], scalars, wrong))]
+        for _, _, wrong in parts:
+            if wrong is not None:
+                raise TrainingError(wrong)
+        return [loss for part in parts for loss in part[0]], [one for part in parts for one in part[1]]
+
+    def _wrong(self, epoch: int, checkpoints: Checkpoints) -> str | None:
+        """What is wrong with the first loss that is not finite."""
         losses = torch.stack(self.losses).float().cpu() if self.losses else torch.zeros(0)
-        if not losses.isfinite().all():
-            first = int((~losses.isfinite()).nonzero()[0])
-            before = losses[first - 1].item() if first else self.before
-            grown = "" if before != before else f" (the step before had {before:.4g})"
-            raise TrainingError(
-                f"loss is {losses[first].item()} at step {self.steps[first][0]} of epoch {epoch + 1}{grown}, "
-                f"{self._described(first)}: lower the learning rate, or look at these images "
-                f"({kept(checkpoints.last)})"
-            )
-        return losses
+        if losses.isfinite().all():
+            return None
+        first = int((~losses.isfinite()).nonzero()[0])
+        before = losses[first - 1].item() if first else self.before
+        grown = "" if before != before else f" (the step before had {before:.4g})"
+        return (
+            f"loss is {losses[first].item()} at step {self.steps[first][0]} of epoch {epoch + 1}{grown}, "
+            f"{self._described(first)}: lower the learning rate, or look at these images ({kept(checkpoints.last)})"
+        )
 
     def _described(self, place: int) -> str:
         """The plates and images of one of the steps."""
@@ -515,7 +597,16 @@ def _restore(run: Training, state: dict[str, Any]) -> Progress:
     if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
     known = vars(Progress())  # a later version may have written more
-    return Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    progress = Progress(**{name: value for name, value in state["progress"].items() if name in known})
+    before, progress.ranks = ranks_of(state), run.fabric.world_size
+    if before != progress.ranks:
+        progress.batch = progress.batch * before // progress.ranks
+        log.info(
+            "the batches of a step were shared by %d devices, and are by %d now: the same ones, in the same order",
+            before,
+            progress.ranks,
+        )
+    return progress
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def lines_of_run(
 
     Args:
         screen: what it reads.
-        batches: of training, on this device.
+        batches: of training.
         splits: those that are evaluated.
         method: where its statistics come from.
         probe: batches are of fields of view, whose cells a frozen network has seen.
@@ -123,7 +123,7 @@ def _split(screen: Screen, split: str) -> str:
 def _batches(batches: BatchSource, noun: str) -> str:
     sizes = [len(rows) for rows in itertools.islice(batches, _LOOKED_AT)]
     few, many = min(sizes), max(sizes)
-    return f"{len(batches):,} an epoch, of {few if few == many else f'{few} to {many}'} {noun}"
+    return f"{batches.num_batches:,} an epoch, of {few if few == many else f'{few} to {many}'} {noun}"
 
 
 def _statistics(word: str, by: Sequence[str], controls: str) -> str:

@@ -180,6 +180,11 @@ class FreshProfiles:
         """The rows that batches are made of."""
         return self.batches.served
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch of all processes has."""
+        return self.batches.num_batches
+
     def __len__(self) -> int:
         return len(self.batches)
 

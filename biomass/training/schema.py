@@ -240,6 +240,8 @@ def _progress(where: str, value: Any) -> None:
     _mapping(where, value, "epoch", "batch", "step")
     for name in ("epoch", "batch", "step"):
         need(_whole(value[name]), f"{where}.{name}", value[name], "a whole number from 0 on")
+    ranks = value.get("ranks", 1)
+    need(_whole(ranks) and ranks > 0, f"{where}.ranks", ranks, "a whole number from 1 on")
     for name in value.keys() & {"best", "monitored"}:
         number = value[name]
         fits = number is None or type(number) in (int, float)

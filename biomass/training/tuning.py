@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from biomass.run_files import BEST, LAST
 from biomass.samplers import PlateBatches
 from biomass.screen import Screen
 from biomass.training.checkpoint import load_checkpoint, save_checkpoint
+from biomass.training.together import gathered
 
 log = logging.getLogger(__name__)
 
@@ -66,20 +68,24 @@ class TrainingPlates:
     num_workers: int = 0
 
     def measure(self, fabric: Fabric, network: nn.Module) -> None:
-        """Give the network what it needs for the words that know of training plates.
+        """Give the network what it needs for the words that know of training plates. Each process measures some.
 
         Nothing is done if ``most`` is 0, or the network has no plate-aware norms.
         """
         if self.most and shared_context(unwrap(network)) is not None:
             # a loader draws from the global random state, whatever it reads
+            gather = partial(gathered, fabric) if fabric.world_size > 1 else None
             with fabric.autocast(), torch.random.fork_rng(devices=[]):
-                measure_plates(network, self._plates(fabric), self.num_classes)
+                measure_plates(network, self._plates(fabric), self.num_classes, gather=gather)
 
     def _plates(self, fabric: Fabric) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:
         rows = self.screen.rows(self.split)
         groups = self.reader.groups[rows]
         names = np.unique(groups)
         chosen = names[np.unique(np.linspace(0, len(names) - 1, min(self.most, len(names))).astype(int))]
+        chosen = chosen[fabric.global_rank :: fabric.world_size]
+        if not len(chosen):
+            return
         order = np.argsort(groups, kind="stable")
         of_group = {g: rows[order[slice(*np.searchsorted(groups[order], [g, g + 1]))]] for g in chosen}
         few = [some[:: -(-len(some) // MOST_IMAGES)] for some in of_group.values()]
@@ -101,8 +107,9 @@ def measure_run(fabric: Fabric, network: nn.Module, plates: TrainingPlates, fold
         plates: what is measured.
         folder: of the checkpoints.
     """
-    if not fabric.is_global_zero or not plates.most:
+    if not plates.most:
         return
+    fabric.barrier()  # the first process has written them
     states = {name: load_checkpoint(folder / name) for name in (BEST, LAST) if (folder / name).exists()}
     known: dict[int, object] = {}
     for name, state in states.items():
@@ -115,8 +122,9 @@ def measure_run(fabric: Fabric, network: nn.Module, plates: TrainingPlates, fold
                 log.warning("training plates are not measured, for shrunk and balanced: %s", error)
                 return
             known[step] = tuning_state(network)
-        if state.get("tuning") is None or name == LAST:
+        if fabric.is_global_zero and (state.get("tuning") is None or name == LAST):
             save_checkpoint(state | {"tuning": known[step]}, folder / name)
+    fabric.barrier()
 
 
 def read_whole(reader: BatchReader, plates: Sequence[PlateWells], num_workers: int = 0) -> Iterable[Batch]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from biomass.errors import ConfigError, DataError
-from biomass.samplers import PlateBatches, share_of_rank
+from biomass.samplers import PlateBatches, ShareOfRank
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 ids = st.lists(st.sampled_from([-3, 0, 1, 4, 5, 70, 1000]), min_size=1, max_size=60)
@@ -408,13 +408,29 @@ def test_contradictory_numbers_are_refused_in_one_line(options, advice, words):
     assert error.value.advice == advice
 
 
-def test_ranks_evaluate_whole_groups_and_together_every_row():
-    groups = np.array([5, 2, 5, 2, 9, 9, 7])
-    rows = np.array([0, 1, 2, 4, 5, 6])
-    shares = [share_of_rank(rows, groups, rank, 3) for rank in range(3)]
-    assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
-    assert [sorted(set(groups[share].tolist())) for share in shares] == [[2, 9], [5], [7]]
-    assert share_of_rank(rows, groups, 0, 1).tolist() == rows.tolist()
+@few
+@given(
+    groups=ids, world=st.integers(1, 9), size=st.none() | st.integers(1, 5), shuffle=st.booleans(), mixed=st.booleans()
+)
+def test_ranks_evaluate_the_batches_of_one_process_each_once(groups, world, size, shuffle, mixed):
+    groups = np.array(groups)
+    whole = serve(len(groups), None if mixed else groups, batch_size=size or (3 if mixed else None), shuffle=shuffle)
+    of_row = np.zeros(whole.served.max() + 1, int)
+    of_row[whole.served] = groups
+    batches = [batch.tolist() for batch in whole]
+    shares = [ShareOfRank(whole, None if mixed else of_row, rank, world) for rank in range(world)]
+    found = [[batch.tolist() for batch in share] for share in shares]
+    assert sorted(itertools.chain(*found)) == sorted(batches)
+    for share, own in zip(shares, found, strict=True):
+        assert len(share) == len(own) == len(share.passed)
+        assert [batch for batch in batches if batch in own] == own  # in their order
+        places = [batches.index(batch) for batch in own]
+        before = [[len(one) for one in batches[i + 1 : j]] for i, j in itertools.pairwise([-1, *places])]
+        assert share.passed == before
+    if not mixed:
+        of_rank = [{int(g) for batch in own for g in of_row[batch]} for own in found]
+        assert sum(map(len, of_rank)) == len(set(groups.tolist()))  # whole groups
+        assert max(map(len, of_rank)) - min(map(len, of_rank)) <= 1
 
 
 def test_data_that_cannot_be_served_is_refused_by_name():

@@ -1,0 +1,257 @@
+"""Several processes of one run: how they are started here, and how an error of one of them ends all, in one line.
+
+A process that fails tells the others why, before it ends. The first one says the line, whoever had the error. One that
+waits for a process that is gone, and cannot be interrupted, is ended after a moment.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from biomass import stopping
+from biomass.errors import BiomassError, TrainingError, one_line
+
+_QUIET = "TORCH_CPP_LOG_LEVEL"  # else a connection that ends is a page of addresses
+_NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_WORD = 3.0
+"""Seconds in which a process that fails has told why."""
+_MOMENT = 2.0
+"""Seconds that a process has to end by itself, once another one has failed."""
+_END = 30.0
+"""Seconds that processes which were started here have for their end."""
+_FOREVER = timedelta(days=365)
+
+
+class _Now:
+    """What is known of the other processes.
+
+    Attributes:
+        children: those that this one has started.
+        store: what all can write to, once they have met.
+        error: what ended the run, in one line.
+    arguments: what those that are started here have behind the arguments of the command.
+        ended: whether this process is at its end.
+    """
+
+    children: list[subprocess.Popen[bytes]] = []  # noqa: RUF012  replaced, never changed
+    store: Any = None
+    error: str | None = None
+    arguments: Sequence[str] = ()
+    ended: bool = False
+
+
+_now = _Now()
+
+
+class _ToldError(BiomassError):
+    """Another process has said why the run ends."""
+
+
+def rank() -> int:
+    """Which of the processes of one run this is, as torchrun, Lightning and Slurm number them."""
+    known = (os.environ.get(name) for name in _NUMBERS)
+    return int(next((number for number in known if number), 0))
+
+
+def started_apart() -> bool:
+    """Whether others have started several processes of this run, which do not know of each other yet."""
+    sizes = (os.environ.get(name) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    by_slurm = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    known = "RANK" in os.environ or by_slurm
+    return rank() > 0 or (known and any(size not in (None, "", "1") for size in sizes))
+
+
+def also_give(arguments: Sequence[str]) -> None:
+    """What processes that are started here get behind the arguments of the command."""
+    _now.arguments = arguments
+
+
+def start(devices: int) -> None:
+    """Start the other processes of this machine: the same command again, each with its number.
+
+    Args:
+        devices: number of processes in all.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(devices),
+    }
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    command = [sys.executable, *(["-m", module.name] if module else [str(Path(sys.argv[0]).absolute())]), *sys.argv[1:]]
+    _now.ended = False
+    _now.children = [
+        subprocess.Popen([*command, *_now.arguments], env={_QUIET: "ERROR"} | os.environ | {"LOCAL_RANK": str(number)})
+        for number in range(1, devices)
+    ]
+    threading.Thread(target=_watch_children, args=(_now.children,), daemon=True).start()
+
+
+def meet(share: Callable[[Any], Any], first: bool) -> None:
+    """Call this where all processes are: from now on they hear of each other's errors.
+
+    Args:
+        share: gives all processes what the first one has.
+        first: whether this is it.
+    """
+    if _now.store is not None:
+        return
+    from torch.distributed import TCPStore
+
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if first else None
+    port = share(None if store is None else store.port)
+    _now.store, _now.error, _now.ended = store or TCPStore(host, port, is_master=False), None, False
+    listens = TCPStore(host, port, is_master=False, timeout=_FOREVER)  # a client that waits does nothing else
+    threading.Thread(target=_listen, args=(listens,), daemon=True).start()
+
+
+@contextmanager
+def as_one() -> Iterator[None]:
+    """Within the block what goes wrong here because another process has failed is that one's error.
+
+    Raises:
+        BiomassError: another process has told why the run ends, or has ended without a word.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _now.store is None and not _now.children:
+            raise
+        by_itself = isinstance(error, BiomassError | stopping.Stopped | SystemExit)
+        told = _told(0 if by_itself else _WORD)
+        if told is not None:
+            raise _ToldError(told) from None
+        if by_itself:
+            raise
+        if _of_others(error):
+            raise TrainingError(f"another process of this run has ended without a word ({one_line(error)})") from error
+        _tell(f"error: process {rank()} of this run has failed: {type(error).__name__}: {one_line(error)}")
+        raise
+
+
+def last_line(line: str, error: BaseException) -> str | int:
+    """What a process ends with that has an error: the line to say, or the exit code of one that says nothing.
+
+    Args:
+        line: the error, in one line.
+        error: the same.
+    """
+    if isinstance(error, _ToldError):
+        line = str(error)
+    elif _now.store is not None or _now.children:
+        line = _tell(line)
+    elif int(os.environ.get("LOCAL_RANK") or 0) == 0:
+        return line  # it is alone, or has not met the others
+    return line if rank() == 0 else 1
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Behind the block this process is at its end; those that it has started end, too."""
+    try:
+        yield
+    finally:
+        _now.ended = True
+        _end_children()
+
+
+def _tell(line: str) -> str:
+    """Tell the others why the run ends; the first to do so is right."""
+    if _now.error is None:
+        _now.error = line
+        with suppress(Exception):  # the first process is gone
+            if _now.store is not None:
+                _now.error = _now.store.compare_set("error", "", line).decode()
+    return _now.error
+
+
+def _told(patience: float) -> str | None:
+    """What another process has told, within some seconds."""
+    until = time.monotonic() + patience
+    while True:
+        with suppress(Exception):
+            if _now.error is None and _now.store is not None and _now.store.check(["error"]):
+                _now.error = _now.store.get("error").decode()
+        if _now.error is not None or time.monotonic() >= until:
+            return _now.error
+        time.sleep(0.05)
+
+
+def _of_others(error: BaseException) -> bool:
+    """Whether an error is about the connection to other processes."""
+    return isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("onnection", "gloo", "NCCL", "Socket", "socket", "store")
+    )
+
+
+def _listen(store: Any) -> None:
+    """Wait for an error of another process; end this one if it does not end by itself then."""
+    try:
+        store.wait(["error"], _FOREVER)
+        line, says = store.get("error").decode(), rank() == 0
+    except Exception:
+        line, says = "error: the first process of this run has ended without a word", True
+    _leave_soon(line, says)
+
+
+def _watch_children(children: list[subprocess.Popen[bytes]]) -> None:
+    """Look whether a process that was started here is killed, or ends in an error that nobody told."""
+    while not _now.ended:
+        time.sleep(0.2)
+        codes = [child.poll() for child in children]
+        bad = next((number for number, code in enumerate(codes, 1) if code not in (None, 0, stopping.AGAIN)), None)
+        if bad is not None and not _now.ended:
+            code = codes[bad - 1] or 0
+            how = f"was killed (signal {-code}): look whether there is memory for all of them" if code < 0 else ""
+            told = _told(_WORD / 3)
+            _leave_soon(told or _tell(f"error: process {bad} of this run {how or f'has ended with exit code {code}'}"))
+            return
+        if all(code is not None for code in codes):
+            return
+
+
+def _leave_soon(line: str, says: bool = True) -> None:
+    """End this process, with a line or without, if it does not end by itself."""
+    if _now.ended:
+        return
+    _now.error = _now.error or line
+    until = time.monotonic() + _MOMENT
+    while time.monotonic() < until:
+        if _now.ended:
+            return
+        time.sleep(0.05)
+    if says:
+        with suppress(OSError):
+            os.write(2, f"{_now.error}\n".encode(errors="replace"))
+    for child in _now.children:
+        child.kill()
+    stopping.end_program()
+    os._exit(1)
+
+
+def _end_children() -> None:
+    """Wait for the processes that were started here; one that does not end is stopped."""
+    children, _now.children = _now.children, []
+    if stopping.requested() or sys.exc_info()[0] is not None:
+        for child in children:
+            with suppress(OSError):
+                child.terminate()
+    until = time.monotonic() + (_MOMENT if _now.store is None else _END)
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.1, until - time.monotonic()))
+        child.kill()
