@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 LAYERS = (
     "errors stopping",
-    "diskerrors",
+    "diskerrors grouping",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
     "targets",
     "screen table_files run_files run_lock tensor_files",
