@@ -8,6 +8,7 @@ process of its own, whose peak memory the system keeps; Python, torch and all li
 import json
 import logging
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.timing import Figure
 from biomass.datasets.manifest import load_manifest
 from biomass.datasets.packed import load_packed
 from biomass.fingerprint import fingerprint
 from biomass.pixels.packed import open_packed
 from biomass.pixels.store_file import ABOUT, BELONGS, CRC32, FILES, IMAGES, INDEX, Store
 from biomass.samplers import CellBatches, PlateBatches
-from biomass.screen import FIELD, PLATE, Screen
+from biomass.screen import FIELD, PLATE
 
 WELL = (*PLATE, "well")
 T = TypeVar("T")
@@ -42,6 +44,8 @@ PLATE_ROWS, SITES, COMPOUNDS = 3333, 9, 20_000
 _CHUNK = 1 << 20  # rows that are written at a time
 _BLOCK = 1 << 20  # images of a store that have one checksum
 _PIXELS = (1, 2, 2)
+VIEWS, ROUNDS = 4, 3
+PICTURE = Path(__file__).with_name("tables.svg")
 
 
 def write(folder: Path, rows: int) -> Path:
@@ -149,61 +153,164 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _stages(folder: Path, kind: str) -> dict[str, float]:
-    """Seconds of each stage from the table to the first batch, and what memory was taken."""
+def stages(kind: str, folder: Path) -> dict[str, float]:
+    """Seconds of the processor that each stage takes from the table to its batches, and the memory at the end of it.
+
+    Args:
+        kind: ``manifest``, the lab's table whose images are in the store beside it; or ``packed``, the store alone.
+        folder: see :func:`write`.
+    """
     torch.set_num_threads(1)
-    found = {"imported bytes": float(_peak())}
+    logging.disable(logging.WARNING)
+    found = {"imports, bytes": float(_peak())}
 
     def timed(name: str, work: Callable[[], T]) -> T:
         start = time.process_time()
         result = work()
         found[name] = time.process_time() - start
-        found[f"{name} bytes"] = float(_peak())
         return result
 
-    if kind == "manifest":
-        load = partial(
-            load_manifest,
-            root_dir=folder,
-            columns={"label": "compound"},
-            control={"column": "compound", "negative": ["DMSO"]},
-            on_bad_image="skip",
-        )
-        screen = timed("Screen", load)
-        found["rows"] = len(screen)
-        return found
-    if kind == "beside":
-        pass
     store = folder / "manifest.parquet.packed"
-    timed("pixels", lambda: open_packed(store))
-    screen = timed("Screen", lambda: load_packed(store))
-    timed("plates", lambda: (screen.plate_ids, screen.plate_names))
-    fields = timed("fields", lambda: screen.groups(FIELD))
-    wells = timed("wells", lambda: screen.groups(WELL))
-    del fields
-    train = timed("split", lambda: screen.rows("train"))
-    controls = timed("controls", lambda: screen.reference("negative")[train])
-    plates = timed("PlateBatches", lambda: PlateBatches(train, screen.plate_ids[train], batch_size=256, controls=controls, num_controls=16))
-    found["PlateBatches a row"] = _drawn(plates) / len(train)
+    if kind == "manifest":
+        control = {"column": "compound", "negative": ["DMSO"]}
+        load = partial(load_manifest, root_dir=folder, columns={"label": "compound"}, control=control)
+    else:
+        timed("open", lambda: open_packed(store))
+        load = partial(load_packed, store)
+    screen = timed("Screen", load)
+    found |= {"rows": len(screen), "Screen, bytes": _peak()}
+    if kind == "manifest":
+        return found
+    timed("groups", lambda: (screen.plate_names, screen.groups(FIELD)))
+    wells, train = screen.groups(WELL), screen.rows("train")
+    of_row = {"groups": screen.plate_ids[train], "controls": screen.negative_controls[train]}
+    plates = timed("PlateBatches", lambda: PlateBatches(train, **of_row, batch_size=256, num_controls=16))
+    timed("PlateBatches, drawn", lambda: _draw(plates))
+    found["PlateBatches, rows"] = len(train)
     served, first = np.unique(wells[train], return_index=True)
-    over = PlateBatches(served, screen.plate_ids[train[first]], batch_size=64)
-    cells = timed("CellBatches", lambda: CellBatches(over, train, wells, "random", 4))
-    found["CellBatches a row"] = _drawn(cells) / (4 * len(served))
-    timed("fingerprint", lambda: fingerprint(screen, ("compound",)))
-    found["rows"] = len(screen)
-    found["bytes"] = float(_peak())
+    over_wells = PlateBatches(served, screen.plate_ids[train[first]], batch_size=256)
+    cells = timed("CellBatches", lambda: CellBatches(over_wells, train, wells, "random", VIEWS))
+    timed("CellBatches, drawn", lambda: _draw(cells))
+    found["CellBatches, rows"] = VIEWS * len(served)
+    timed("fingerprint", lambda: fingerprint(screen))
+    return found | {"bytes": _peak()}
+
+
+def _draw(batches: Iterable[np.ndarray]) -> None:
+    for _ in batches:
+        pass
+
+
+# --- how it grows -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def grow(quick: bool = False) -> dict[int, dict[str, list[dict[str, float]]]]:
+    """Rows → kind → what :func:`stages` found, in several processes."""
+    found: dict[int, dict[str, list[dict[str, float]]]] = {}
+    for rows in QUICK if quick else SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), rows)
+            found[rows] = {kind: [_apart(kind, folder) for _ in range(ROUNDS)] for kind in ("manifest", "packed")}
     return found
 
 
-def _drawn(batches: Iterable[np.ndarray]) -> float:
-    start = time.process_time()
-    for _ in batches:
-        pass
-    return time.process_time() - start
+def _apart(kind: str, folder: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bench_tables", kind, folder]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(quick: bool = False) -> list[Figure]:
+    """What the largest screen takes, beside the goals."""
+    found = grow(quick)
+    rows = max(found)
+    manifest, packed = found[rows]["manifest"], found[rows]["packed"]
+    gigabyte = 10.0**9
+
+    def figure(name: str, values: Iterable[float], goal: str, unit: str, note: str = "") -> Figure:
+        ordered = sorted(values)
+        middle = statistics.median(ordered)
+        return Figure(f"{name}, {rows:,} rows", middle, ordered[0], ordered[-1], goal, unit, note)
+
+    imports = manifest[0]["imports, bytes"] / gigabyte
+    figures = [
+        figure("Screen from a Parquet table", (one["Screen"] for one in manifest), "<= 8", "s"),
+        figure(
+            "peak memory of it",
+            (one["Screen, bytes"] / gigabyte for one in manifest),
+            "<= 2",
+            "GB",
+            f"{imports:.2f} GB of it Python and libraries",
+        ),
+        figure("packed store opened", (one["open"] for one in packed), "< 1", "s"),
+        figure("Screen from a packed store", (one["Screen"] for one in packed), "<= 8", "s"),
+        figure("grouping by plate and by field", (one["groups"] for one in packed), "<= 2", "s"),
+    ]
+    for name in ("PlateBatches", "CellBatches"):
+        a_row = (1e6 * one[f"{name}, drawn"] / one[f"{name}, rows"] for one in packed)
+        figures += [
+            figure(f"{name} started", (one[name] for one in packed), "<= 1", "s"),
+            figure(f"{name} drawn, a row", a_row, "<= 0.3", "µs"),
+        ]
+    return [
+        *figures,
+        figure("fingerprint", (one["fingerprint"] for one in packed), "<= 8", "s", "with its Screen"),
+        figure("peak memory of all", (one["bytes"] / gigabyte for one in packed), "<= 2", "GB"),
+    ]
+
+
+def plot(path: Path, quick: bool = False) -> None:
+    """Draw how time and memory grow with the rows, as SVG or PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = grow(quick)
+    sizes = np.array(sorted(found))
+
+    def middle(kind: str, name: str) -> np.ndarray:
+        return np.array([statistics.median(one[name] for one in found[rows][kind]) for rows in sizes])
+
+    lines = (
+        ("Screen from Parquet", "manifest", "Screen"),
+        ("Screen from a packed store", "packed", "Screen"),
+        ("groups", "packed", "groups"),
+        ("PlateBatches, an epoch drawn", "packed", "PlateBatches, drawn"),
+        ("fingerprint", "packed", "fingerprint"),
+        ("store opened", "packed", "open"),
+    )
+    with plt.rc_context({"svg.hashsalt": "tables", "svg.fonttype": "none", "font.size": 9}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        for label, kind, name in lines:
+            left.plot(sizes, middle(kind, name), marker="o", markersize=3, label=label)
+        left.plot(sizes, 8e-7 * sizes, color="0.6", linestyle=":", label="0.8 µs a row (goal of a Screen)")
+        left.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds of the processor", title="Time")
+        left.legend(fontsize=7, frameon=False)
+        for label, kind, name in (
+            ("Screen from Parquet", "manifest", "Screen, bytes"),
+            ("packed store: Screen, groups, batches, fingerprint", "packed", "bytes"),
+            ("Python and libraries alone", "packed", "imports, bytes"),
+        ):
+            right.plot(sizes, middle(kind, name) / 1e9, marker="o", markersize=3, label=label)
+        right.axhline(2, color="0.6", linestyle=":", label="goal: 2 GB")
+        right.set(xscale="log", ylim=(0, 2.5), xlabel="rows", ylabel="GB, at the most", title="Memory")
+        right.legend(fontsize=7, frameon=False)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        plt.close(figure)
+
+
+def main() -> None:
+    """Print what the largest screen takes, and draw how it grows."""
+    for figure in measure():
+        print(figure)
+    plot(PICTURE)
+    print(f"how time and memory grow: {PICTURE}")
+
 
 if __name__ == "__main__":
-    if sys.argv[1] == "write":
-        write(Path(sys.argv[2]), int(float(sys.argv[3])))
+    if len(sys.argv) > 1:
+        print(json.dumps(stages(sys.argv[1], Path(sys.argv[2]))))
     else:
-        for k, v in _stages(Path(sys.argv[2]), sys.argv[1]).items():
-            print(f"{k:25s} {v/2**20 if v>1e6 else v:.4g}")
+        main()
