@@ -32,7 +32,7 @@ def first_rows(numbers: np.ndarray, count: int) -> np.ndarray:
 def number_rows(columns: Sequence["pd.Series[Any]"]) -> np.ndarray:
     """The group of every row by its values in some columns, (N,) int64, numbered from 0 in the order of the values.
 
-    It is ``groupby(…, sort=True, observed=True).ngroup()`` of pandas: categories stand in their own order, and a row
+    It is ``groupby(…, sort=True, observed=True).ngroup()`` of pandas: categories stand in their own order. A row
     without a value in one of the columns is in group -1.
 
     >>> plates = pd.Series(["B", "A", "B", None], dtype="category")

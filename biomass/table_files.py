@@ -234,7 +234,7 @@ def read_cells(
     raw = _read_bytes(path, name, advice)
     if raw.startswith(_WORKBOOKS):
         return [Cells(sheet, rows, "") for sheet, rows in _read_workbook(raw, name, advice).items()]
-    if raw == _PARQUET or len(raw) > _CELLS:
+    if raw.startswith(_PARQUET) or len(raw) > _CELLS:
         return []
     _check_kind(raw, name, advice)
     text = _as_utf8(raw, name, say=start is None).decode()
@@ -279,7 +279,7 @@ def read_table(
     path = Path(path)
     name = f"{what} '{path}'"
     raw = _read_bytes(path, name, advice)
-    if raw == _PARQUET:
+    if raw.startswith(_PARQUET):
         return _read_parquet(path, name, columns, coded, advice)
     try:
         if raw.startswith(_WORKBOOKS):
@@ -325,7 +325,7 @@ def _narrow(column: Any) -> Any:
     column = column.unify_dictionaries()
     texts = column.chunk(0).dictionary if column.num_chunks else pa.array([], column.type.value_type)
     kind = pa.from_numpy_dtype(np.min_scalar_type(-len(texts) - 1))
-    parts = [pa.DictionaryArray.from_arrays(one.indices.cast(kind), texts) for one in column.chunks]
+    parts = [pa.DictionaryArray.from_arrays(one.indices.cast(kind), texts, ordered=column.type.ordered) for one in column.chunks]
     return pa.chunked_array(parts, pa.dictionary(kind, column.type.value_type, column.type.ordered))
 
 
