@@ -142,7 +142,7 @@ def _paths(table: Mapping[str, Any], first: bool) -> Any:
     return pa.concat_arrays([pa.array(["first.npy"]), paths[1:]]) if first else paths
 
 
-# --- what is measured, in a process of its own --------------------------------------------------------------------------
+# --- what is measured, in a process of its own ------------------------------------------------------------------------
 
 
 def _peak() -> int:
@@ -201,7 +201,7 @@ def _draw(batches: Iterable[np.ndarray]) -> None:
         pass
 
 
-# --- how it grows -------------------------------------------------------------------------------------------------------
+# --- how it grows -----------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -255,7 +255,7 @@ def measure(quick: bool = False) -> list[Figure]:
         ]
     return [
         *figures,
-        figure("fingerprint", (one["fingerprint"] for one in packed), "<= 8", "s", "with its Screen"),
+        figure("fingerprint", (one["fingerprint"] for one in packed), "none", "s"),
         figure("peak memory of all", (one["bytes"] / gigabyte for one in packed), "<= 2", "GB"),
     ]
 
@@ -282,12 +282,12 @@ def plot(path: Path, quick: bool = False) -> None:
         ("store opened", "packed", "open"),
     )
     with plt.rc_context({"svg.hashsalt": "tables", "svg.fonttype": "none", "font.size": 9}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
         for label, kind, name in lines:
             left.plot(sizes, middle(kind, name), marker="o", markersize=3, label=label)
         left.plot(sizes, 8e-7 * sizes, color="0.6", linestyle=":", label="0.8 µs a row (goal of a Screen)")
         left.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds of the processor", title="Time")
-        left.legend(fontsize=7, frameon=False)
+        left.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         for label, kind, name in (
             ("Screen from Parquet", "manifest", "Screen, bytes"),
             ("packed store: Screen, groups, batches, fingerprint", "packed", "bytes"),
@@ -296,7 +296,7 @@ def plot(path: Path, quick: bool = False) -> None:
             right.plot(sizes, middle(kind, name) / 1e9, marker="o", markersize=3, label=label)
         right.axhline(2, color="0.6", linestyle=":", label="goal: 2 GB")
         right.set(xscale="log", ylim=(0, 2.5), xlabel="rows", ylabel="GB, at the most", title="Memory")
-        right.legend(fontsize=7, frameon=False)
+        right.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         plt.close(figure)
 

@@ -327,9 +327,8 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
     if unknown:
         raise DataError(f"column 'control' says '{unknown[0]}'; it may say negative, positive, or nothing")
     new["plate_id"] = number_rows([pd.Series(new[column]) for column in PLATE])
-    for column in table:
-        if column not in new:
-            new[column] = names(table[column], column) if column in NAMED else table[column].reset_index(drop=True)
+    for own in (one for one in table if one not in new):
+        new[own] = names(table[own], own) if own in NAMED else table[own].reset_index(drop=True)
     return Screen(pd.DataFrame(new, copy=False), pixels, tuple(map(str, classes)))
 
 

@@ -325,13 +325,16 @@ def _narrow(column: Any) -> Any:
     column = column.unify_dictionaries()
     texts = column.chunk(0).dictionary if column.num_chunks else pa.array([], column.type.value_type)
     kind = pa.from_numpy_dtype(np.min_scalar_type(-len(texts) - 1))
-    parts = [pa.DictionaryArray.from_arrays(one.indices.cast(kind), texts, ordered=column.type.ordered) for one in column.chunks]
+    parts = [
+        pa.DictionaryArray.from_arrays(one.indices.cast(kind), texts, ordered=column.type.ordered)
+        for one in column.chunks
+    ]
     return pa.chunked_array(parts, pa.dictionary(kind, column.type.value_type, column.type.ordered))
 
 
 def as_text(column: "pd.Series[Any]") -> np.ndarray:
     """A column of categories as the objects that it would be without, (N,); None where a value is missing."""
-    return np.append(column.cat.categories.to_numpy(object), None)[column.cat.codes]
+    return np.array([*column.cat.categories, None], dtype=object)[column.cat.codes]
 
 
 def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
@@ -414,9 +417,7 @@ class _Layout(NamedTuple):
     names: list[str]
 
 
-def _read_parquet(
-    path: Path, name: str, columns: Sequence[str] | None, coded: bool, advice: str | None
-) -> TableFile:
+def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, coded: bool, advice: str | None) -> TableFile:
     try:
         about = pyarrow.parquet.read_metadata(path)
         there = about.schema.to_arrow_schema().names

@@ -25,7 +25,7 @@ from biomass.pixels.files import open_files
 from biomass.pixels.names import check_present, check_unique, tidy
 from biomass.pixels.packed import packed_pixels
 from biomass.pixels.planes import Reading
-from biomass.screen import COLUMNS, CONTROLS, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
+from biomass.screen import COLUMNS, CONTROLS, NAMED, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
 from biomass.table_files import TableFile, as_text, read_table
 
 REST = "rest"
@@ -151,7 +151,7 @@ def load_manifest(
     paths = [column for column in image_columns if column not in own.values()]
     manifest = replace(manifest, arrow=manifest.arrow.drop_columns(paths))
     frame = _frame(manifest, own, used & {*manifest.columns})
-    texts = {*used, *manifest.coded} - {*COLUMNS}
+    texts = {*used, *manifest.coded} - {*COLUMNS, *NAMED}
     del manifest  # a large one takes as much memory as the screen
 
     check_unique(files, frame[own["label"]] if "label" in own else np.full(len(frame), ""))
@@ -161,7 +161,7 @@ def load_manifest(
     if pixels is None and on_bad_image == "error":
         check_present(folder, files, channel_names)
 
-    nothing = pd.Categorical.from_codes(np.zeros(len(frame), np.int8), [""])
+    nothing = pd.Categorical([""]).take(np.zeros(len(frame), np.int8))
     parts: dict[Any, Any] = {column: frame[column] for column in frame if column not in COLUMNS}
     parts |= {column: frame[own[column]] if column in own else nothing for column in COLUMNS}
     table = pd.DataFrame(parts, copy=False)
@@ -344,9 +344,7 @@ def _frame(manifest: TableFile, own: Mapping[str, str], used: Collection[str]) -
     return frame
 
 
-def control_kinds(
-    frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]
-) -> pd.Categorical:
+def control_kinds(frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]) -> "pd.Categorical[Any]":
     """``negative``, ``positive`` or empty for every row, by the values of a column; ``of_wells`` are those of wells."""
     column = find(control["column"], frame.columns, "column of the controls", advice="control")[0]
     text, form = frame[column], well if column in of_wells else normal
@@ -360,10 +358,10 @@ def control_kinds(
             if result[rows].any():
                 raise ConfigError(f"'{value}' is listed as negative and as positive control: choose one", "control")
             result[rows] = number
-    return pd.Categorical.from_codes(result, CONTROLS)
+    return pd.Categorical(CONTROLS).take(result)
 
 
-def _splits(table: pd.DataFrame, splits: Mapping[str, Any], of_wells: Collection[str | None]) -> pd.Categorical:
+def _splits(table: pd.DataFrame, splits: Mapping[str, Any], of_wells: Collection[str | None]) -> "pd.Categorical[Any]":
     """The split of every row; empty for those that no split takes."""
     rules = {name: rule for name, rule in splits.items() if rule is not None}
     rests = [name for name, rule in rules.items() if rule == REST]

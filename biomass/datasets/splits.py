@@ -158,7 +158,7 @@ def check_splits(table: pd.DataFrame) -> list[str]:
 
 def _names(keys: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """What plates or experiments of a table are called; plates with their experiment where there are several."""
-    if keys.shape[1] > 1 and table[PLATE[0]].nunique() == 1:
+    if keys.shape[1] > 1 and len(table[PLATE[0]].unique()) == 1:
         keys = keys.iloc[:, 1:]
     return ["/".join(filter(None, map(str, key))) for key in keys.itertuples(index=False, name=None)]
 

@@ -48,23 +48,28 @@ def tidy(paths: Any, folder: Path) -> Any:
     Args:
         paths: (N,) Arrow array, of texts or of lists of them.
         folder: where relative ones begin.
+
+    Returns:
+        As many, in pieces: those that are tidy already take no further memory.
     """
     if pa.types.is_list(paths.type) or pa.types.is_large_list(paths.type):
         lists = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
         lists = lists.cast(pa.large_list(pa.large_string()))
-        return pa.LargeListArray.from_arrays(lists.offsets, tidy(lists.values, folder))
+        return pa.LargeListArray.from_arrays(lists.offsets, string_array(tidy(lists.values, folder)))
     inside = f"{folder.absolute()}/"
     chunks = paths.chunks if isinstance(paths, pa.ChunkedArray) else [paths]
     parts = [_tidy(part.cast(pa.large_string()), inside) for chunk in chunks for _, part in pieces(chunk)]
-    return string_array(pa.chunked_array(parts, pa.large_string()))
+    return pa.chunked_array(parts, pa.large_string())
 
 
 def _tidy(paths: Any, inside: str) -> Any:
     text, ends = _bytes_of(paths)
     first = text[ends[:-1][np.diff(ends) > 0]]
-    plain = b"\\" not in (raw := text.tobytes()) and b"//" not in raw and b"/./" not in raw
-    if plain and raw.isascii() and text.min(initial=33) > 32 and not np.isin(first, [ord("."), ord(inside[0])]).any():
-        return paths
+    odd = np.isin(first, [ord("."), ord(inside[0])]).any()
+    if not odd and text.min(initial=33) > 32 and text.max(initial=33) < 128 and not (text == ord("\\")).any():
+        raw = text.tobytes()
+        if b"//" not in raw and b"/./" not in raw:
+            return paths
     paths = pc.utf8_trim_whitespace(paths)
     paths = pc.replace_substring(paths, "\\", "/")  # a manifest written on Windows
     paths = pc.replace_substring_regex(paths, r"/(\./|/)+", "/")
@@ -154,13 +159,13 @@ def check_unique(files: Sequence[Any], labels: "pd.Series[Any] | np.ndarray") ->
     Raises:
         DataError: one is; names both rows, and both labels where they differ.
     """
-    split = [each_file(column) for column in files]
-    hashes = np.concatenate([_hashes(part) for names, _ in split for _, part in pieces(names)])
+    hashes = np.concatenate([_hashes(each_file(part)[0]) for column in files for _, part in pieces(column)])
     ordered = np.sort(hashes)
     if (ordered[1:] != ordered[:-1]).all():
         return
     # Few names have the hash of another, beside those that are there twice and the empty ones.
     few = np.flatnonzero(np.isin(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]])))
+    split = [each_file(column) for column in files]
     every, rows = pa.concat_arrays([names for names, _ in split]), np.concatenate([rows for _, rows in split])
     every, rows = every.take(pa.array(few)), rows[few]
     codes = pd.Series(pc.dictionary_encode(every).indices.to_numpy())

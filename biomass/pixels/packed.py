@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +221,12 @@ class _Names:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             return parquet.read_row_group(part, ["file"])["file"].combine_chunks()
 
-    def differ_from(self, names: Any) -> bool:
-        """Whether the images were read from other files than those of a column (N,), or in another order."""
+    def differ_from(self, files: Sequence[Any]) -> bool:
+        """Whether the images were read from other files than those of columns (N,) of names, or in another order."""
         starts = [0, *self._ends.tolist()]
-        return len(names) != starts[-1] or any(
-            not self._read(part).cast(pa.large_string()).equals(names[start : starts[part + 1]])
-            for part, start in enumerate(starts[:-1])
+        return len(files[0]) != starts[-1] or any(
+            not self._read(part).cast(pa.large_string()).equals(join_files([one[start:stop] for one in files]))
+            for part, (start, stop) in enumerate(pairwise(starts))
         )
 
 
@@ -407,9 +408,9 @@ def packed_pixels(
     if channels is not None and len(channels) != len(pixels.channels):
         log.warning("'%s' is not used: it holds %d channels, not %d", path, len(pixels.channels), len(channels))
         return None
-    wanted = join_files(files)
     rows: np.ndarray | None = None
-    if pixels._names.differ_from(wanted):
+    if pixels._names.differ_from(files):
+        wanted = join_files(files)
         found = pc.index_in(wanted, pixels.files().cast(pa.large_string()))
         if found.null_count:
             absent = wanted.filter(pc.is_null(found))

@@ -305,7 +305,7 @@ def test_paths_are_tidied_as_one_by_one(tmp_path, monkeypatch) -> None:
     paths = [*plain, *odd, *plain]
     found = module.tidy(pa.chunked_array([paths[:70], paths[70:]]), tmp_path)
     assert found.to_pylist() == [tidy_one_by_one(path, tmp_path) for path in paths]
-    assert module.tidy(pa.array([None, "a"]), tmp_path).to_pylist() == ["", "a"]
+    assert module.tidy(pa.array([None, "a"]), tmp_path).to_pylist() == [None, "a"]
 
 
 def test_two_of_the_same_name_are_found_among_names_of_the_same_hash(monkeypatch) -> None:
