@@ -168,7 +168,7 @@ def coded(
     found = [*forms, ""] if len(codes) and codes.min() < 0 else forms
     distinct = sorted(set(found))
     number = {name: place for place, name in enumerate(distinct)}
-    numbers = np.array([number[name] for name in found], np.int32)
+    numbers = np.array([number[name] for name in found], np.min_scalar_type(-len(distinct) - 1))
     return pd.Categorical.from_codes(numbers[codes], pd.Index(distinct, dtype=object))
 
 

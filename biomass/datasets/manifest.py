@@ -160,6 +160,7 @@ def load_manifest(
     pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names), reading)
     if pixels is None and on_bad_image == "error":
         check_present(folder, files, channel_names)
+    files = files if pixels is None else []  # of a large screen they are half a gigabyte
 
     nothing = pd.Categorical([""]).take(np.zeros(len(frame), np.int8))
     parts: dict[Any, Any] = {column: frame[column] for column in frame if column not in COLUMNS}
@@ -179,7 +180,9 @@ def load_manifest(
     table["label"], class_names = _labels(table["label"], classes)
     for column in texts & {*table}:
         table[column] = as_text(table[column])
-    return make_screen(table, pixels or open_files(folder, files, channel_names, axes, reading), class_names)
+    pixels = pixels or open_files(folder, files, channel_names, axes, reading)
+    del files
+    return make_screen(table, pixels, class_names)
 
 
 def _stored_settings(manifest: TableFile) -> dict[str, Any]:
@@ -344,7 +347,9 @@ def _frame(manifest: TableFile, own: Mapping[str, str], used: Collection[str]) -
     return frame
 
 
-def control_kinds(frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]) -> "pd.Categorical[Any]":
+def control_kinds(
+    frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]
+) -> "pd.Categorical[Any]":
     """``negative``, ``positive`` or empty for every row, by the values of a column; ``of_wells`` are those of wells."""
     column = find(control["column"], frame.columns, "column of the controls", advice="control")[0]
     text, form = frame[column], well if column in of_wells else normal
