@@ -12,7 +12,7 @@ Neither folders, nor numbers that categories have in memory, nor columns that no
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ import pandas as pd
 
 from biomass.differences import Hashes, Pair, as_text, of_pixels
 from biomass.errors import BadImageError
+from biomass.grouping import first_rows
 from biomass.screen import COLUMNS, FIELD, PLATE, Screen
 
 VERSION = 1
@@ -37,6 +38,7 @@ VALUES = 2**27
 """Pixel values of a screen that are hashed at most, if that leaves 8 images; of a plate an eighth, and 2 images."""
 
 _AT_ONCE = 2**24
+_CHUNK = 2**15
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CELL = "cell"  # the column that tells the cells of a field from each other, where a source has it
 _LAST = 2**64 - 1
@@ -77,7 +79,6 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
     keys, table = image_keys(screen), screen.table
     used = [one for one in dict.fromkeys((*COLUMNS, *columns)) if one in table]
     values = {one: table[one] if one != "label" else _class_names(screen) for one in used}
-    hashes = {one: _hashes(column) for one, column in values.items()}
     number = _images(screen, len(screen), IMAGES, VALUES, 8)
     sampled = _spread(keys, screen.plate_ids, pd.factorize(table["split"])[0], number)
     pixels, dtype = _pixels(screen, sampled)
@@ -89,11 +90,10 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
         }
         for row, of_row in zip(sampled.tolist(), pixels, strict=True)
     }
-    of_plates = (
-        table.iloc[np.unique(screen.plate_ids, return_index=True)[1]][list(PLATE)].astype(str).agg("/".join, axis=1)
-    )
+    images = np.bincount(screen.plate_ids)
+    of_plates = table.iloc[first_rows(screen.plate_ids, len(images))][list(PLATE)].astype(str)
     counts = {
-        "plate": dict(zip(of_plates, np.bincount(screen.plate_ids).tolist(), strict=True)),
+        "plate": dict(zip(map("/".join, of_plates.to_numpy()), images.tolist(), strict=True)),
         "split": _counts(table["split"]),
         "class": _counts(values["label"]),
     }
@@ -104,8 +104,8 @@ def fingerprint(screen: Screen, columns: Sequence[str] = ()) -> dict[str, Any]:
         "dtype": dtype,
         "classes": list(screen.classes),
         "counts": counts,
-        "columns": {one: _sum(of if one in FIELD else _mix(keys, of)) for one, of in hashes.items()},
-        "order": hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=16).hexdigest(),
+        "columns": {one: _sum(column, None if one in FIELD else keys) for one, column in values.items()},
+        "order": hashlib.blake2b(keys.astype("<u8", copy=False).data, digest_size=16).hexdigest(),
         "sample": sample,
         "store": screen.pixels.checksum() if isinstance(screen.pixels, Summed) else None,
     }
@@ -118,15 +118,33 @@ def image_keys(screen: Screen) -> np.ndarray:
     in common, of the place among them.
     """
     names = _named(screen.table)
-    return _mix(names, pd.Series(names).groupby(names, sort=False).cumcount().to_numpy(np.uint64))
+    alike = _alike(names)
+    for part in _parts(len(names)):
+        names[part] = _mix(names[part], np.uint64(0) if alike is None else alike[part])
+    return names
 
 
 def _named(table: pd.DataFrame) -> np.ndarray:
     """What images are called, (n,) uint64: the same for cells of a field that have no numbers."""
+    hashes = [_hashes(table[column]) for column in (*FIELD, *[_CELL] * (_CELL in table))]
     names = np.zeros(len(table), np.uint64)
-    for column in (*FIELD, *[_CELL] * (_CELL in table)):
-        names = _mix(names, _hashes(table[column]))
+    for part in _parts(len(names)):
+        for codes, known in hashes:
+            names[part] = _mix(names[part], known[codes[part]])
     return names
+
+
+def _alike(names: np.ndarray) -> np.ndarray | None:
+    """The place of each image among those of the same name, (N,) uint64; None where all have names of their own."""
+    ordered = np.sort(names)
+    if (ordered[1:] != ordered[:-1]).all():
+        return None
+    order = np.argsort(names, kind="stable")
+    begins = np.append(True, ordered[1:] != ordered[:-1])
+    first = np.flatnonzero(begins)
+    place = np.empty(len(names), np.uint64)
+    place[order] = np.arange(len(names)) - np.repeat(first, np.diff(first, append=len(names)))
+    return place
 
 
 def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dict[str, Any]:
@@ -224,7 +242,7 @@ def plate_difference(
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 
-def _mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _mix(one: np.ndarray, other: np.ndarray | np.uint64) -> np.ndarray:
     """A hash of pairs of hashes, uint64: the end of SplitMix64, in which every bit depends on every bit."""
     mixed: np.ndarray = one * _GOLDEN + other
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -232,26 +250,35 @@ def _mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _hashes(values: pd.Series) -> np.ndarray:
-    """A hash of each value as text, (N,) uint64, whatever type the column has."""
+def _parts(rows: int) -> Iterator[slice]:
+    """Rows that are hashed at a time: what is computed of them stays in the processor's cache."""
+    return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
+
+
+def _hashes(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each value, (N,), and a hash of each number's text, whatever type the column has."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         codes, names = values.cat.codes.to_numpy(), values.cat.categories
     else:
         codes, names = pd.factorize(values)
     texts = (str(name).encode("utf-8", "surrogatepass") for name in names)
     known = [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in texts]
-    return np.array([*known, 0], np.uint64)[codes]  # the last is for what is missing, -1
+    return codes, np.array([*known, 0], np.uint64)  # the last is for what is missing, -1
 
 
-def _sum(hashes: np.ndarray) -> str:
-    """A hash of all, in whatever order."""
-    return f"{int(hashes.sum(dtype=np.uint64)):016x}"
+def _sum(values: pd.Series, keys: np.ndarray | None) -> str:
+    """A hash of all values, each with the image that it belongs to if keys are given, in whatever order."""
+    (codes, known), total = _hashes(values), 0
+    for part in _parts(len(codes)):
+        hashes = known[codes[part]]
+        total += int((hashes if keys is None else _mix(keys[part], hashes)).sum(dtype=np.uint64))
+    return f"{total & _LAST:016x}"
 
 
 def _class_names(screen: Screen) -> pd.Series:
     """The class of each row by its name."""
     classes = pd.Index([*screen.classes, ""])
-    codes = np.where(screen.labels < 0, len(screen.classes), screen.labels)
+    codes = np.where(screen.labels < 0, len(screen.classes), screen.labels).astype(np.int32)
     if classes.is_unique:
         return pd.Series(pd.Categorical.from_codes(codes, classes))
     return pd.Series(classes.to_numpy()[codes])
@@ -264,13 +291,30 @@ def _counts(values: pd.Series) -> dict[str, int]:
 
 def _spread(keys: np.ndarray, plates: np.ndarray, splits: np.ndarray, number: int) -> np.ndarray:
     """Some rows, ascending: the smallest keys of every plate in every split, the same number of each if it can be."""
-    parts = pd.factorize(plates * (splits.max() + 2) + splits)[0]
-    order = np.lexsort((keys, parts))
+    parts = plates * (int(splits.max()) + 2) + splits + 1
     sizes = np.bincount(parts)
-    rank = np.empty(len(keys), np.int64)
-    rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    some = np.flatnonzero(rank < number)
-    return np.sort(some[np.lexsort((keys[some], rank[some]))[:number]])
+    there = sizes[sizes > 0]
+    most = min(number, int(there.max()))
+    while (np.minimum(there, most // 2).sum()) >= number and most > 1:  # no part gives more of the rows
+        most //= 2
+    near = _smallest(keys, parts, sizes, most)
+    order = near[np.lexsort((keys[near], parts[near]))]
+    _, first, of = np.unique(parts[order], return_index=True, return_inverse=True)
+    rank = np.arange(len(order)) - first[of]
+    return np.sort(order[np.lexsort((order, keys[order], rank))[:number]])
+
+
+def _smallest(keys: np.ndarray, parts: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
+    """Rows, ascending, among which are those with the ``most`` smallest keys of every part: keys are spread evenly."""
+    share = 4 * most + 16
+    while True:
+        limits = np.minimum(share / np.maximum(sizes, 1), 1) * float(_LAST)
+        near = np.concatenate(
+            [part.start + np.flatnonzero(keys[part] <= limits[parts[part]]) for part in _parts(len(keys))]
+        )
+        if (np.bincount(parts[near], minlength=len(sizes)) >= np.minimum(sizes, most)).all():
+            return near
+        share *= 4
 
 
 def _images(screen: Screen, there: int, most: int, values: int, least: int) -> int:

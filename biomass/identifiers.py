@@ -143,6 +143,35 @@ one way
     return _column(values, normal, what, place, needed)
 
 
+def coded(
+    values: object,
+    what: str = "name",
+    *,
+    form: Callable[[object], str] = normal,
+    place: Place = from_zero,
+    needed: bool = False,
+) -> pd.Categorical:
+    """The normal form of a column of names as categories, sorted: each name is there once, however many rows have it.
+
+    Args:
+        values, what, place, needed: as in :func:`names`.
+        form: :func:`normal` or :func:`well`.
+
+    Raises:
+        DataError: as :func:`names`.
+
+    >>> column = coded(["P1", "P0 ", None, "P1"])
+    >>> column.categories.tolist(), column.codes.tolist()
+    (['', 'P0', 'P1'], [2, 1, 0, 2])
+    """
+    codes, forms = _forms(values, form, what, place, needed)
+    found = [*forms, ""] if len(codes) and codes.min() < 0 else forms
+    distinct = sorted(set(found))
+    number = {name: place for place, name in enumerate(distinct)}
+    numbers = np.array([number[name] for name in found], np.min_scalar_type(-len(distinct) - 1))
+    return pd.Categorical.from_codes(numbers[codes], pd.Index(distinct, dtype=object))
+
+
 def wells(values: object, what: str = "well", *, place: Place = from_zero, needed: bool = False) -> np.ndarray:
     """The normal form of a column of wells, (N,) objects of str; as :func:`names`, with :func:`well` for each.
 
@@ -405,6 +434,14 @@ def _distinct(values: Any) -> tuple[np.ndarray, list[Any]]:
 
 
 def _column(values: object, form: Callable[[object], str], what: str, place: Place, needed: bool) -> np.ndarray:
+    codes, forms = _forms(values, form, what, place, needed)
+    return np.array([*forms, ""], dtype=object)[codes]
+
+
+def _forms(
+    values: object, form: Callable[[object], str], what: str, place: Place, needed: bool
+) -> tuple[np.ndarray, list[str]]:
+    """The number of every value, (N,), -1 where it is missing, and the normal form of each number."""
     codes, distinct = _distinct(values)
     try:
         forms = [form(value) for value in distinct]
@@ -413,13 +450,12 @@ def _column(values: object, form: Callable[[object], str], what: str, place: Pla
     if all(_NUMBER.fullmatch(name) for name in forms if name):  # "1.0" of a column of numbers that was written as text
         forms = [found[1] if (found := _WHOLE.fullmatch(name)) else name for name in forms]
     _check_spelling(codes, distinct, forms, what, place)
-    result = np.array([*forms, ""], dtype=object)[codes]
-    if needed and (absent := result == "").any():
+    if needed and (absent := np.array([*(name == "" for name in forms), True])[codes]).any():
         row = int(np.argmax(absent))
         said = f" (it says '{distinct[codes[row]]}')" if codes[row] >= 0 and str(distinct[codes[row]]).strip() else ""
         more = f", as have {absent.sum() - 1} more" if absent.sum() > 1 else ""
         raise DataError(f"{place(row)} has no {what}{said}{more}: fill it, or remove the row")
-    return result
+    return codes, forms
 
 
 def _check_spelling(codes: np.ndarray, distinct: list[Any], forms: list[str], what: str, place: Place) -> None:

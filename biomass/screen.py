@@ -6,13 +6,14 @@ Whatever the source of a screen, all other code sees only this table and :class:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.identifiers import names, well_places, wells
+from biomass.grouping import first_rows, number_rows
+from biomass.identifiers import coded, names, normal, well, well_places
 from biomass.vocabulary import CONTROLS, PLATE, UNLABELLED, control_numbers
 from biomass.vocabulary import KINDS as KINDS  # the three are found here, too
 from biomass.vocabulary import OnBadImage as OnBadImage
@@ -219,7 +220,8 @@ class Screen:
         """
         if tuple(columns) == PLATE:
             return self.plate_ids
-        return self.keys(columns).groupby(list(columns), sort=True, observed=True).ngroup().to_numpy(np.int64)
+        keys = self.keys(columns)
+        return number_rows([keys[column] for column in columns])
 
     def group_names(self, columns: Sequence[str]) -> tuple[str, ...]:
         """A readable name, the values joined by ``/``, for every group number of :meth:`groups`.
@@ -227,8 +229,9 @@ class Screen:
         Raises:
             DataError: two groups have the same name.
         """
-        first = self.keys(columns).iloc[np.unique(self.groups(columns), return_index=True)[1]].astype(str)
-        found = first.agg("/".join, axis=1)
+        numbers = self.groups(columns)
+        first = self.keys(columns).iloc[first_rows(numbers, int(numbers.max()) + 1)].astype(str)
+        found = pd.Series(map("/".join, first.itertuples(index=False, name=None)))
         twice = found[found.duplicated()]
         if len(twice):
             raise DataError(f"two groups are called '{twice.iloc[0]}': leave / out of {' or '.join(columns)}")
@@ -245,10 +248,10 @@ class Screen:
         if missing:
             hint = did_you_mean(missing[0], [*self.table.columns, *PARTS])
             raise ConfigError(f"cannot group by '{missing[0]}', which is not a column of this screen; {hint}")
-        known = [c for c in columns if c in self.table]
-        own = [c for c in known if c not in COLUMNS and not pd.api.types.is_integer_dtype(self.table[c])]
-        normal = {c: pd.Categorical(names(self.table[c], c, needed=True)) for c in own}
-        return self.table[known].assign(**normal, **parts)[list(columns)]
+        known = [c for c in columns if c in self.table and c not in COLUMNS]
+        own = [c for c in known if not pd.api.types.is_integer_dtype(self.table[c])]
+        normal = {c: coded(self.table[c], c, needed=True) for c in own}
+        return pd.DataFrame({c: normal.get(c, parts.get(c, self.table.get(c))) for c in columns}, copy=False)
 
 
 def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> Screen:
@@ -274,19 +277,20 @@ def make_screen(table: pd.DataFrame, pixels: Pixels, classes: Sequence[str]) -> 
         raise DataError(f"the table has no column '{missing[0]}'; it has: {', '.join(map(str, table.columns))}")
     if table.empty:
         raise DataError("the table has no rows; a screen needs at least one image")
-    table = table.reset_index(drop=True)
+    new: dict[Any, Any] = {}
     for column in COLUMNS:
-        if column != "label":
-            table[column] = pd.Categorical((wells if column == "well" else names)(table[column], column))
-    for column in set(NAMED) & set(table):
-        table[column] = names(table[column], column)
-    table["label"] = table["label"].astype(np.int64)
-    bad = table.index[(table["label"] < UNLABELLED) | (table["label"] >= len(classes))]
+        new[column] = table[column].to_numpy(np.int64, copy=True) if column == "label" else _names_of(table, column)
+    bad = np.flatnonzero((new["label"] < UNLABELLED) | (new["label"] >= len(classes)))
     if len(bad):
-        raise DataError(f"row {bad[0]} has label {table['label'][bad[0]]}, but there are {len(classes)} classes")
-    unknown = sorted(set(table["control"].cat.categories) - set(CONTROLS))
+        raise DataError(f"row {bad[0]} has label {new['label'][bad[0]]}, but there are {len(classes)} classes")
+    unknown = sorted(set(new["control"].categories) - set(CONTROLS))
     if unknown:
         raise DataError(f"column 'control' says '{unknown[0]}'; it may say negative, positive, or nothing")
-    table["plate_id"] = table.groupby(list(PLATE), sort=True, observed=True).ngroup().astype(np.int64)
-    rest = [c for c in table if c not in COLUMNS and c != "plate_id"]
-    return Screen(table[[*COLUMNS, "plate_id", *rest]], pixels, tuple(map(str, classes)))
+    new["plate_id"] = number_rows([pd.Series(new[column]) for column in PLATE])
+    for own in (one for one in table if one not in new):
+        new[own] = names(table[own], own) if own in NAMED else table[own].reset_index(drop=True)
+    return Screen(pd.DataFrame(new, copy=False), pixels, tuple(map(str, classes)))
+
+
+def _names_of(table: pd.DataFrame, column: str) -> pd.Categorical:
+    return coded(table[column], column, form=well if column == "well" else normal)

@@ -43,6 +43,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"
 _SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
 _RECORDS = 100  # rows of them
 _BLOCK = 1 << 24  # bytes; no row may be longer
+_REPEATED = 4  # bytes a row, in a Parquet file, below which the texts of a column are repeated
 _SHOWN, _MANY = 3, 20  # rows, and columns, that a message lists
 
 _FOREIGN = (
@@ -68,6 +69,7 @@ _BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+_PARQUET = b"PAR1"  # how Parquet begins
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, and other zip archives
 _CELLS = 1 << 22  # bytes; a larger text is a table, no plate drawn as a matrix
 _HTML = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
@@ -89,6 +91,7 @@ class TableFile:
         rows: (N,) int64, the number of every row as a spreadsheet shows it; None for Parquet.
         separator: between the values; empty for Parquet.
         sheet: of a workbook that has several.
+        coded: columns of text that are categories here, see :func:`read_parquet`.
     """
 
     path: Path
@@ -96,6 +99,7 @@ class TableFile:
     rows: np.ndarray | None
     separator: str
     sheet: str = ""
+    coded: Collection[str] = ()
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
@@ -230,7 +234,7 @@ def read_cells(
     raw = _read_bytes(path, name, advice)
     if raw.startswith(_WORKBOOKS):
         return [Cells(sheet, rows, "") for sheet, rows in _read_workbook(raw, name, advice).items()]
-    if raw.startswith(b"PAR1") or len(raw) > _CELLS:
+    if raw.startswith(_PARQUET) or len(raw) > _CELLS:
         return []
     _check_kind(raw, name, advice)
     text = _as_utf8(raw, name, say=start is None).decode()
@@ -243,6 +247,7 @@ def read_table(
     *,
     columns: Sequence[str] | None = None,
     sheet: str | None = None,
+    coded: bool = False,
     advice: str | None = None,
 ) -> TableFile:
     """Read a table, whatever it is separated by and encoded in.
@@ -254,6 +259,7 @@ def read_table(
         what: what to call it in messages.
         columns: those to read; all if left out.
         sheet: of a workbook; may be left out if only one has values.
+        coded: columns of text of a Parquet file may be categories, see :func:`read_parquet`.
         advice: of the errors, see :class:`biomass.errors.BiomassError`.
 
     Raises:
@@ -273,8 +279,8 @@ def read_table(
     path = Path(path)
     name = f"{what} '{path}'"
     raw = _read_bytes(path, name, advice)
-    if raw.startswith(b"PAR1"):
-        return _read_parquet(path, name, columns, advice)
+    if raw.startswith(_PARQUET):
+        return _read_parquet(path, name, columns, coded, advice)
     try:
         if raw.startswith(_WORKBOOKS):
             return _read_sheet(path, raw, name, sheet, columns, advice)
@@ -284,12 +290,61 @@ def read_table(
         raise DataError(str(error), advice) from error.__cause__
 
 
+def read_parquet(file: Any, columns: Sequence[str] | None = None) -> tuple[Any, list[str]]:
+    """A Parquet file, a column at a time; each distinct text of a column whose texts are repeated is read once.
+
+    Args:
+        file: a path, or an open file.
+        columns: those to read; all if left out.
+
+    Returns:
+        The Arrow table, and which of its columns are text in the file, and a number for each row (Arrow's dictionaries)
+        here. It takes little more memory to read it than the table itself takes.
+    """
+    parquet = pyarrow.parquet.ParquetFile(file)
+    about, schema = parquet.metadata, parquet.schema_arrow
+    wanted = schema.names if columns is None else columns
+    texts = {one.name for one in schema if pa.types.is_string(one.type) or pa.types.is_large_string(one.type)}
+    size: Counter[str] = Counter()
+    for part in map(about.row_group, range(about.num_row_groups)):
+        for column in map(part.column, range(about.num_columns)):
+            size[column.path_in_schema] += column.total_uncompressed_size
+    coded = [name for name in wanted if name in texts and size[name] < _REPEATED * about.num_rows]
+    verified = {"metadata": about, "read_dictionary": coded, "page_checksum_verification": True}
+    with pyarrow.parquet.ParquetFile(file, **verified) as parquet:
+        if not wanted or len(set(schema.names)) < len(schema.names):
+            return parquet.read(columns), []
+        found = {name: _narrow(parquet.read([name])[name]) for name in wanted}
+    return pa.table(found).replace_schema_metadata(schema.metadata), coded
+
+
+def _narrow(column: Any) -> Any:
+    """A column of numbers and texts with the smallest numbers, and one list of texts for all."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    column = column.unify_dictionaries()
+    texts = column.chunk(0).dictionary if column.num_chunks else pa.array([], column.type.value_type)
+    kind = pa.from_numpy_dtype(np.min_scalar_type(-len(texts) - 1))
+    parts = [
+        pa.DictionaryArray.from_arrays(one.indices.cast(kind), texts, ordered=column.type.ordered)
+        for one in column.chunks
+    ]
+    return pa.chunked_array(parts, pa.dictionary(kind, column.type.value_type, column.type.ordered))
+
+
+def as_text(column: "pd.Series[Any]") -> np.ndarray:
+    """A column of categories as the objects that it would be without, (N,); None where a value is missing."""
+    return np.array([*column.cat.categories, None], dtype=object)[column.cat.codes]
+
+
 def _read_bytes(path: Path, name: str, advice: str | None) -> bytes:
-    """The contents of a file, unpacked if they are compressed with gzip."""
+    """The contents of a file, unpacked if they are compressed with gzip; of Parquet no more than its beginning."""
     try:
         if path.is_char_device() or path.is_fifo() or path.is_socket() or path.is_block_device():  # may never end
             raise DataError(f"{name} is a device, not a file: name the table", advice)
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(len(_PARQUET))
+            raw = start if start == _PARQUET else start + file.read()
         return unpacked(raw, name) if raw.startswith(b"\x1f\x8b") else raw
     except FileNotFoundError:
         raise DataError(f"no {name}: correct its name, or put it there", advice) from None
@@ -362,12 +417,15 @@ class _Layout(NamedTuple):
     names: list[str]
 
 
-def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, advice: str | None) -> TableFile:
+def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, coded: bool, advice: str | None) -> TableFile:
     try:
         about = pyarrow.parquet.read_metadata(path)
         there = about.schema.to_arrow_schema().names
         _check_names(there, columns, name)
         check_cells(about.num_rows, about.num_columns, path.stat().st_size, name)
+        if coded:
+            table, texts = read_parquet(path, columns)
+            return TableFile(path, table, None, "", coded=texts)
         return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
     except (pa.ArrowException, ValueError) as error:
         raise DataError(

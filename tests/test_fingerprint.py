@@ -1,5 +1,6 @@
 """What a screen is made of: the same wherever it lies, another as soon as something of it changes."""
 
+import json
 import os
 from dataclasses import replace
 
@@ -253,3 +254,48 @@ def test_controls_of_a_plate_make_a_difference_where_they_matter():
     now = screen(changed(control=["positive"]))
     assert difference(screen(), now) is None
     assert difference(screen(), now, controls=True) == "'row 0' is positive control, and was negative"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_sample_is_that_of_a_look_at_every_row(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, number = int(rng.integers(1, 600)), int(rng.integers(1, 80))
+    keys = rng.integers(0, 2**64, rows, np.uint64) >> np.uint64(rng.choice([0, 60]))  # also many of the same key
+    plates, splits = np.sort(rng.integers(0, rng.choice([1, 9, 300]), rows)), rng.integers(-1, 2, rows)
+    parts: dict[tuple[int, int], list[int]] = {}
+    for row in sorted(range(rows), key=lambda row: (keys[row], row)):
+        parts.setdefault((plates[row], splits[row]), []).append(row)
+    ranked = [(rank, keys[row], row) for part in parts.values() for rank, row in enumerate(part)]
+    expected = sorted(row for _, _, row in sorted(ranked)[:number])
+    assert module._spread(keys, plates, splits, number).tolist() == expected
+
+
+def test_images_that_are_called_alike_are_counted_in_their_order() -> None:
+    assert module._alike(np.array([5, 3, 5, 5, 3], np.uint64)).tolist() == [0, 0, 1, 2, 1]
+    assert module._alike(np.array([5, 3], np.uint64)) is None
+
+
+def test_a_fingerprint_is_the_same_in_all_versions() -> None:
+    """Another hash would make every checkpoint one of other data."""
+    screen = make_screen(large_table(900), VectorPixels(np.arange(900).reshape(900, 1, 1, 1), ("DNA",)), CLASSES)
+    found = fingerprint(screen, ["dose"])
+    assert found["order"] == "0fc2a96319a25a7ca997a634a956e6e5"
+    columns = {"well": "4cdc98fc274d4f60", "label": "01b13882b4a773da", "dose": "89f13996e29e97e1"}
+    assert {name: found["columns"][name] for name in columns} == columns
+    assert next(iter(found["sample"])) == "1131726eb47fb727"
+
+
+def large_table(rows: int) -> pd.DataFrame:
+    """3 plates of so many images, without sites."""
+    row = np.arange(rows)
+    names = {"experiment": "E", "site": "", "cell_type": "", "split": np.array(["train", "test", ""])[row % 3]}
+    places = {"plate": np.array(["P1", "P2", "P3"])[row * 3 // rows], "well": np.array(["A01", "B02"])[row % 2]}
+    return pd.DataFrame({**names, **places, "label": row % 3, "control": "", "dose": row % 4 / 2}, index=row)
+
+
+def test_a_fingerprint_does_not_grow_with_the_rows() -> None:
+    lengths = []
+    for rows in (1_000, 100_000):
+        pixels = VectorPixels(np.zeros((rows, 1, 1, 1), np.uint8), ("DNA",))
+        lengths.append(len(json.dumps(fingerprint(make_screen(large_table(rows), pixels, CLASSES), ["dose"]))))
+    assert abs(lengths[1] - lengths[0]) < 500  # digits of counts and of the names of rows

@@ -20,7 +20,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 LAYERS = (
     "errors words",
     "stopping",
-    "diskerrors several",
+    "diskerrors grouping several",
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
     "targets vocabulary",
     "screen table_files run_files run_lock tensor_files",

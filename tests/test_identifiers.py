@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biomass.errors import ConfigError, DataError
-from biomass.identifiers import MISSING_WORDS, find, is_missing, match, names, normal, well, wells, wells_at
+from biomass.identifiers import MISSING_WORDS, coded, find, is_missing, match, names, normal, well, wells, wells_at
 
 ONE = [1, 2, 1]
 
@@ -277,3 +277,21 @@ def test_a_million_names_take_a_moment() -> None:
     result = names(column)
     assert result[123] == column[123].strip()
     assert len(set(result.tolist())) == 2000
+
+
+@pytest.mark.parametrize("form", [normal, well])
+def test_coded_names_are_the_categories_of_names(form) -> None:
+    one_by_one = {normal: names, well: wells}[form]
+    columns = [
+        ["b1", "A1", "b1 ", None, "r01c02"],
+        [2.0, 1.0, np.nan, 10.0],
+        pd.Series(pd.Categorical(["c", "A1", "c"], ["unused", "c", "A1"])),
+        pd.Series(pd.Categorical(["c", None], ["c"])),
+        ["x"],
+    ]
+    for column in columns:
+        found, expected = coded(column, form=form), pd.Categorical(one_by_one(column))
+        assert found.categories.tolist() == expected.categories.tolist()
+        assert found.tolist() == expected.tolist()
+    with pytest.raises(DataError, match=r"row 1 .*has no plate, as have 1 more"):
+        coded(["a", None, " "], "plate", needed=True)

@@ -11,7 +11,7 @@ import pytest
 from workbooks import write_workbook
 
 from biomass.errors import DataError
-from biomass.table_files import read_cells, read_table
+from biomass.table_files import as_text, read_cells, read_parquet, read_table
 
 PLAIN = "path,plate,dose,note\na.png,0012,0.5,x\nb.png,13,1e-3,NA\n"
 RECORDS = [
@@ -297,3 +297,34 @@ def test_an_archive_is_no_workbook(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="no sheet has a value"):
         read_table(write_workbook(tmp_path / "t.xlsx", {"S": [[None, " "]]}))
+
+
+def test_parquet_with_a_number_for_each_text_is_the_same_table(tmp_path) -> None:
+    rows = 5000
+    frame = pd.DataFrame(
+        {
+            "plate": np.array(["P1", "P2", "é"], object)[np.arange(rows) % 3],
+            "path": [f"images/of/a/plate/{row}.png" for row in range(rows)],
+            "gaps": np.array(["a", None], object)[np.arange(rows) % 2],
+            "split": pd.Categorical(np.array(["x", "y"])[np.arange(rows) % 2], ["z", "y", "x"], ordered=True),
+            "dose": np.arange(rows) / 2,
+            "plate.x": np.arange(rows),
+        }
+    )
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=1500)
+    table, texts = read_parquet(tmp_path / "a.parquet")
+    assert sorted(texts) == ["gaps", "plate"]
+    assert table["plate"].type.bit_width == 8
+    found = table.to_pandas()
+    for name in texts:
+        found[name] = as_text(found[name])
+    pd.testing.assert_frame_equal(found, pd.read_parquet(tmp_path / "a.parquet"))
+    some = read_table(tmp_path / "a.parquet", columns=["path", "plate"], coded=True)
+    assert some.columns == ["path", "plate"]
+    assert some.frame()["plate"].dtype == "category"
+
+
+def test_parquet_of_no_rows_or_of_texts_that_are_missing(tmp_path) -> None:
+    for values in ([], [None] * 3):
+        pd.DataFrame({"a": pd.Series(values, dtype="string"), "b": 1.5}).to_parquet(tmp_path / "a.parquet")
+        assert read_table(tmp_path / "a.parquet", coded=True).frame()["a"].isna().sum() == len(values)

@@ -7,7 +7,7 @@ which wells are controls. Names are compared in the one normal form of :mod:`bio
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from biomass.bounds import read_json
 from biomass.datasets.splits import check_splits, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.identifiers import find, names, normal, readings, well, wells, wells_at
+from biomass.grouping import first_rows, number_rows
+from biomass.identifiers import coded, find, names, normal, readings, well, wells_at
 from biomass.pixels.files import open_files
-from biomass.pixels.names import check_present, check_unique
+from biomass.pixels.names import check_present, check_unique, tidy
 from biomass.pixels.packed import packed_pixels
 from biomass.pixels.planes import Reading
-from biomass.screen import COLUMNS, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
-from biomass.table_files import TableFile, read_table
+from biomass.screen import COLUMNS, CONTROLS, NAMED, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
+from biomass.table_files import TableFile, as_text, read_table
 
 REST = "rest"
 """The split that takes every image that no other split takes."""
@@ -128,7 +128,7 @@ def load_manifest(
     _check_kinds(locals())
     root = Path(root_dir)
     file = manifest_path(path, root)
-    manifest = read_table(file, "manifest", advice="path")
+    manifest = read_table(file, "manifest", coded=True, advice="path")
     if not len(manifest):
         raise DataError(f"manifest '{file}' has no rows; name a table with a row for every image", "path")
     stored = _stored_settings(manifest)
@@ -146,21 +146,29 @@ def load_manifest(
     if isinstance(columns.get("well"), Sequence) and not isinstance(columns["well"], str):
         manifest = _join_wells(manifest, columns.pop("well"))
     own = _own_columns(columns, manifest)
-    frame = _frame(manifest, own, image_columns, _columns_of(splits, control, manifest.columns))
+    used = {*own.values(), *_columns_of(splits, control, manifest.columns)}
+    files = [tidy(manifest.arrow[column], folder) for column in image_columns]
+    paths = [column for column in image_columns if column not in own.values()]
+    manifest = replace(manifest, arrow=manifest.arrow.drop_columns(paths))
+    frame = _frame(manifest, own, used & {*manifest.columns})
+    texts = {*used, *manifest.coded} - {*COLUMNS, *NAMED}
+    del manifest  # a large one takes as much memory as the screen
 
-    files = [_tidy(manifest.arrow[column], folder) for column in image_columns]
-    check_unique(files, frame[own["label"]].to_numpy() if "label" in own else np.full(len(frame), ""))
+    check_unique(files, frame[own["label"]] if "label" in own else np.full(len(frame), ""))
     of_wells = {"well", own.get("well")}
     channel_names = list(image) if isinstance(image, Mapping) else channels
     pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names), reading)
     if pixels is None and on_bad_image == "error":
         check_present(folder, files, channel_names)
+    files = files if pixels is None else []  # of a large screen they are half a gigabyte
 
-    table = frame.drop(columns=[column for column in COLUMNS if column in frame])
-    for column in COLUMNS:
-        table[column] = frame[own[column]] if column in own else ""
+    nothing = pd.Categorical([""]).take(np.zeros(len(frame), np.int8))
+    parts: dict[Any, Any] = {column: frame[column] for column in frame if column not in COLUMNS}
+    parts |= {column: frame[own[column]] if column in own else nothing for column in COLUMNS}
+    table = pd.DataFrame(parts, copy=False)
     if control is not None:
         table["control"] = control_kinds(frame, control, of_wells)
+    del frame, parts
     if isinstance(splits, str):
         table["split"], notes = make_splits(table, splits)
         for note in notes:
@@ -170,7 +178,11 @@ def load_manifest(
     for note in check_splits(table):
         log.warning("'%s': %s", file, note)
     table["label"], class_names = _labels(table["label"], classes)
-    return make_screen(table, pixels or open_files(folder, files, channel_names, axes, reading), class_names)
+    for column in texts & {*table}:
+        table[column] = as_text(table[column])
+    pixels = pixels or open_files(folder, files, channel_names, axes, reading)
+    del files
+    return make_screen(table, pixels, class_names)
 
 
 def _stored_settings(manifest: TableFile) -> dict[str, Any]:
@@ -316,13 +328,9 @@ def _columns_of(
     return named | set(found)
 
 
-def _frame(
-    manifest: TableFile, own: Mapping[str, str], image_columns: Sequence[str], named: Iterable[str]
-) -> pd.DataFrame:
-    """The table without the image paths: names in normal form, other columns as numbers where they can be."""
-    keep = [column for column in manifest.columns if column not in image_columns or column in own.values()]
-    used = {*own.values(), *named} & set(keep)
-    frame = replace(manifest, arrow=manifest.arrow.select(keep)).frame(numbers=set(keep) - used)
+def _frame(manifest: TableFile, own: Mapping[str, str], used: Collection[str]) -> pd.DataFrame:
+    """The table without the image paths: names in normal form, as categories; others as numbers where they can be."""
+    frame = manifest.frame(numbers={*manifest.columns} - {*used})
     meaning = {name: column for column, name in own.items()}
     for name in sorted(used):
         column = meaning.get(name, name)
@@ -331,66 +339,57 @@ def _frame(
             value = frame[name][int(np.argmax(listed))]
             raise DataError(f"column '{name}' of '{manifest.path}' holds lists ({list(value)}): write one name a row")
         if column == "well":
-            text = wells(frame[name], place=manifest.place)
-            frame[name] = wells(text, "well", place=manifest.place, needed=bool((text != "").any()))
+            text = coded(frame[name], "well", form=well, place=manifest.place)
+            needed = bool((text != "").any())
+            frame[name] = coded(text, "well", form=well, place=manifest.place, needed=needed)
         else:
-            frame[name] = names(frame[name], column, place=manifest.place, needed=column in PLATE)
+            frame[name] = coded(frame[name], column, place=manifest.place, needed=column in PLATE)
     return frame
 
 
-def _tidy(paths: Any, folder: Path) -> Any:
-    """Paths relative to the folder, as far as they lie in it, one spelling for one file."""
-    if pa.types.is_list(paths.type) or pa.types.is_large_list(paths.type):
-        lists = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
-        lists = lists.cast(pa.large_list(pa.large_string()))
-        return pa.LargeListArray.from_arrays(lists.offsets, _tidy(lists.values, folder))
-    paths = pc.utf8_trim_whitespace(paths.cast(pa.large_string()))
-    paths = pc.replace_substring(paths, "\\", "/")  # a manifest written on Windows
-    paths = pc.replace_substring_regex(paths, r"/(\./|/)+", "/")
-    paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
-    inside = f"{folder.absolute()}/"
-    return pc.if_else(pc.starts_with(paths, inside), pc.utf8_slice_codeunits(paths, len(inside)), paths)
-
-
-def control_kinds(frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]) -> np.ndarray:
+def control_kinds(
+    frame: pd.DataFrame, control: Mapping[str, Any], of_wells: Collection[str | None]
+) -> "pd.Categorical[Any]":
     """``negative``, ``positive`` or empty for every row, by the values of a column; ``of_wells`` are those of wells."""
     column = find(control["column"], frame.columns, "column of the controls", advice="control")[0]
     text, form = frame[column], well if column in of_wells else normal
-    result = np.full(len(text), "", dtype=object)
-    for kind in ("negative", "positive"):
+    result = np.zeros(len(text), np.int8)
+    for number, kind in enumerate(CONTROLS[1:], 1):
         listed = control.get(kind)
         if listed is None:
             continue
         for value in find(listed, text.unique(), f"{kind} control, column '{column}'", form=form, advice="control"):
             rows = (text == value).to_numpy()
-            if (result[rows] != "").any():
+            if result[rows].any():
                 raise ConfigError(f"'{value}' is listed as negative and as positive control: choose one", "control")
-            result[rows] = kind
-    return result
+            result[rows] = number
+    return pd.Categorical(CONTROLS).take(result)
 
 
-def _splits(table: pd.DataFrame, splits: Mapping[str, Any], of_wells: Collection[str | None]) -> np.ndarray:
+def _splits(table: pd.DataFrame, splits: Mapping[str, Any], of_wells: Collection[str | None]) -> "pd.Categorical[Any]":
     """The split of every row; empty for those that no split takes."""
     rules = {name: rule for name, rule in splits.items() if rule is not None}
     rests = [name for name, rule in rules.items() if rule == REST]
     if len(rests) > 1:
         raise ConfigError(f"the rest is given to the splits '{rests[0]}' and '{rests[1]}': choose one", "splits")
-    result = np.full(len(table), "", dtype=object)
-    for name, rule in rules.items():
-        if rule == REST:
+    order = list(rules)
+    result = np.full(len(table), -1, np.int32)
+    for number, name in enumerate(order):
+        if rules[name] == REST:
             continue
-        rows = _select(table, name, rule, of_wells)
-        both = np.flatnonzero(rows & (result != ""))
+        rows = _select(table, name, rules[name], of_wells)
+        both = np.flatnonzero(rows & (result >= 0))
         if len(both):
             where = ", ".join(f"{column} '{table[column][both[0]]}'" for column in PLATE)
-            raise ConfigError(f"{where} is in the splits '{result[both[0]]}' and '{name}': choose one", "splits")
-        result[rows] = name
+            other = order[result[both[0]]]
+            raise ConfigError(f"{where} is in the splits '{other}' and '{name}': choose one", "splits")
+        result[rows] = number
     for name in rests:
-        result[result == ""] = name
-    empty = [name for name in rules if not (result == name).any()]
+        result[result < 0] = order.index(name)
+    empty = [name for number, name in enumerate(order) if not (result == number).any()]
     if empty:
         raise ConfigError(f"split '{empty[0]}' takes no image: change it, or leave it out", "splits")
-    return result
+    return pd.Categorical(np.array([*order, ""], object)).take(result)
 
 
 def _select(table: pd.DataFrame, split: str, rule: Any, of_wells: Collection[str | None]) -> np.ndarray:
@@ -406,7 +405,8 @@ def _select(table: pd.DataFrame, split: str, rule: Any, of_wells: Collection[str
         find(column, table.columns, f"column of split '{split}'", advice="splits")
         known = list(table[str(column)].unique())
         if column == "plate":  # may be given with its experiment
-            known += set(table["experiment"].str.cat(table["plate"], "/"))
+            plates = number_rows([table[one] for one in PLATE])
+            known += map("/".join, table[list(PLATE)].iloc[first_rows(plates, plates.max() + 1)].to_numpy())
         what = f"split '{split}', {column}"
         listed = find(values, known, what, form=well if column in of_wells else normal, advice="splits")
         rows &= np.logical_or.reduce([_says(table, column, value) for value in listed])

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from biomass.grouping import number_rows
 from biomass.pixels.packed import open_packed, read_index
 from biomass.pixels.store_file import ABOUT, INDEX, Store, unusable
 from biomass.screen import COLUMNS, CONTROLS, PLATE, UNLABELLED, Screen
@@ -46,6 +48,6 @@ def _why_no_table(table: pd.DataFrame, classes: tuple[str, ...]) -> str:
         return f"row {outside[0]} has label {table['label'][outside[0]]}, and there are {len(classes)} classes"
     if not set(table["control"].cat.categories) <= set(CONTROLS):
         return "its column 'control' says what no control is"
-    if not table["plate_id"].equals(table.groupby(list(PLATE), sort=True, observed=True).ngroup().astype("int64")):
+    if not np.array_equal(table["plate_id"], number_rows([table[column] for column in PLATE])):
         return "its column 'plate_id' does not number its plates"
     return ""

@@ -358,7 +358,7 @@ def _find_controls(
         )[0]
         text = frame.assign(**{named: names(frame[named], named, place=file.place)})
         lists = {kind: control.get(kind) for kind in ("negative", "positive") if control.get(kind)}
-        kinds = control_kinds(text, {"column": named} | lists, taken.get("well", ()))
+        kinds = np.asarray(control_kinds(text, {"column": named} | lists, taken.get("well", ())))
         return kinds, f"'{named}': " + ", ".join(f"{kind} {_quote(value)}" for kind, value in lists.items())
     if "control" in taken:
         named = taken["control"][0]

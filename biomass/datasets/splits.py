@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from biomass.errors import ConfigError, did_you_mean
+from biomass.grouping import first_rows, number_rows
 from biomass.screen import PLATE
 
 SHARES: Mapping[str, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -77,8 +79,8 @@ def make_splits(table: pd.DataFrame, by: str = "plate", shares: Mapping[str, flo
     if wrong or not shares:
         raise ConfigError(f"the shares of the splits are {dict(shares)}: each must be greater than 0", "splits")
     columns = list(BY[by])
-    group = table.groupby(columns, sort=True).ngroup().to_numpy()
-    names = _names(table[columns].drop_duplicates().sort_values(columns), table)
+    group = number_rows([table[column] for column in columns])
+    names = _names(table[columns].iloc[first_rows(group, int(group.max()) + 1)], table)
     if len(names) < 2:
         raise ConfigError(
             f"there is one {by}, {_list(names)}, and none is divided, as its images are too much alike to test each "
@@ -92,8 +94,8 @@ def make_splits(table: pd.DataFrame, by: str = "plate", shares: Mapping[str, flo
     labels, distinct = pd.factorize(table["label"])
     known = list(distinct)
     labelled = np.array([str(one) not in ("", "-1") for one in known])
-    counts = np.zeros((len(names), len(known)))
-    np.add.at(counts, (group, labels), 1)
+    # few of the labels of a large screen are on a plate
+    counts = csr_array((np.ones(len(group)), (group, labels)), shape=(len(names), len(known)))
     chosen = _choose(counts[:, labelled], sizes, seed)
     split = np.array(order, dtype=object)[chosen[group]]
     said = []
@@ -123,23 +125,29 @@ def check_splits(table: pd.DataFrame) -> list[str]:
     ["train and test share 1 plate ('P'): what is measured on it does not hold for new plates", \
 "1 label of test is not in train, and cannot be learned: 'b'"]
     """
-    splits = [str(name) for name in dict.fromkeys(table["split"]) if name not in ("", "train")]
-    training = table[table["split"] == "train"]
-    if training.empty:
+    split, names = pd.factorize(table["split"])
+    if "train" not in names:
         return []
-    plates = set(training[list(PLATE)].itertuples(index=False, name=None))
-    labels = set(training["label"])
+    plate, (label, labels) = number_rows([table[column] for column in PLATE]), pd.factorize(table["label"])
+
+    def first(name: str, numbers: np.ndarray) -> np.ndarray:
+        """The first row of a split with each of the numbers that rows have; N where it has none."""
+        return first_rows(np.where(split == list(names).index(name), numbers, -1), int(numbers.max()) + 1)
+
+    plates_known, labels_known = (first("train", numbers) < len(table) for numbers in (plate, label))
     notes = []
-    for name in splits:
-        rows = table[table["split"] == name]
-        own = rows[list(PLATE)].drop_duplicates()
-        shared = _names(own[[key in plates for key in own.itertuples(index=False, name=None)]], table)
+    for name in (str(one) for one in names if one not in ("", "train")):
+        own = first(name, plate)
+        rows = np.sort(own[plates_known & (own < len(table))])
+        shared = _names(table[list(PLATE)].iloc[rows], table)
         if shared:
             notes.append(
                 f"train and {name} share {_count(len(shared), 'plate')} ({_list(shared)}): what is measured on "
                 f"{'it' if len(shared) == 1 else 'them'} does not hold for new plates"
             )
-        new = [one for one in dict.fromkeys(rows["label"]) if one not in labels and str(one) not in ("", "-1")]
+        own = first(name, label)
+        rows = np.sort(own[~labels_known & (own < len(table))])
+        new = [one for one in labels[label[rows]] if str(one) not in ("", "-1")]
         if new:
             are = "is" if len(new) == 1 else "are"
             notes.append(
@@ -150,7 +158,7 @@ def check_splits(table: pd.DataFrame) -> list[str]:
 
 def _names(keys: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """What plates or experiments of a table are called; plates with their experiment where there are several."""
-    if keys.shape[1] > 1 and len(set(table[PLATE[0]])) == 1:
+    if keys.shape[1] > 1 and len(table[PLATE[0]].unique()) == 1:
         keys = keys.iloc[:, 1:]
     return ["/".join(filter(None, map(str, key))) for key in keys.itertuples(index=False, name=None)]
 
@@ -166,20 +174,20 @@ def _sizes(number: int, shares: list[float]) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def _choose(counts: np.ndarray, sizes: list[int], seed: int) -> np.ndarray:
+def _choose(counts: csr_array, sizes: list[int], seed: int) -> np.ndarray:
     """The split of every group, (G,), by its numbers of images of each label, (G, L)."""
     rng = np.random.default_rng(seed)
-    ways = math.factorial(len(counts))
+    ways = math.factorial(counts.shape[0])
     for size in sizes:
         ways //= math.factorial(size)
     plain = np.repeat(np.arange(len(sizes)), sizes)
     every = ways <= _ALL
-    drawn = _divisions(len(counts), sizes) if every else (rng.permutation(plain) for _ in range(_ALL // 8))
+    drawn = _divisions(counts.shape[0], sizes) if every else (rng.permutation(plain) for _ in range(_ALL // 8))
     candidates = [np.array(one) for one in drawn]
     best = min(rng.permutation(len(candidates)).tolist(), key=lambda i: _badness(candidates[i], counts, len(sizes)))
     chosen = candidates[best]
     least = _badness(chosen, counts, len(sizes))
-    for a, b in [] if every else rng.integers(0, len(counts), (_SWAPS, 2)):
+    for a, b in [] if every else rng.integers(0, counts.shape[0], (_SWAPS, 2)):
         if chosen[a] == chosen[b]:
             continue
         other = chosen.copy()
@@ -201,7 +209,7 @@ def _divisions(number: int, sizes: list[int]) -> Iterator[list[int]]:
             yield from ([split, *others] for others in _divisions(number - 1, rest))
 
 
-def _badness(chosen: np.ndarray, counts: np.ndarray, splits: int) -> tuple[int, int, float]:
+def _badness(chosen: np.ndarray, counts: csr_array, splits: int) -> tuple[int, int, float]:
     """Labels that the training lacks; labels that splits lack; how unevenly they are shared out."""
     held = (chosen == np.arange(splits)[:, None]).astype(float) @ counts  # (S, L)
     shares = held / np.maximum(held.sum(1, keepdims=True), 1)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError
+from biomass.grouping import first_rows, number_rows
 from biomass.screen import PLATE, Screen
 
 FORMATS = {96: (8, 12), 384: (16, 24), 1536: (32, 48)}
@@ -66,23 +67,27 @@ def well_table(screen: Screen, by: Sequence[str] = PLATE) -> pd.DataFrame:
     >>> well_table(screen)[["plate", "well", "treatment", "images"]].values.tolist()
     [['P1', 'A01', 'taxol', 2]]
     """
-    table = screen.table
-    numbers, classes = pd.factorize(np.array([*screen.classes, ""], dtype=object))
-    label = pd.Categorical.from_codes(numbers[screen.labels], pd.Index(classes))
-    names = [
-        table[[*PLATE, "well", "control"]],
-        screen.keys(by)[[c for c in by if c not in (*PLATE, "well", "control")]],
-    ]
-    rows = pd.concat(names, axis=1).assign(label=label, treatment=label)
-    if "compound" in table:
-        compound = table["compound"].astype(str)
-        dose = table["concentration"].astype(str).radd(" ") if "concentration" in table else ""
-        rows["treatment"] = np.where(compound == "", rows["treatment"], compound + dose)
-    wells = count_wells(rows)  # by the codes of names: texts are made of the wells alone
-    return wells.astype(dict.fromkeys(wells.columns.drop("images"), str))
+    table, places = screen.table, (*PLATE, "well", "control")
+    keys = screen.keys([*places, *(c for c in by if c not in places)])
+    further = [c for c in ("compound", "concentration") if c in table and "compound" in table]
+    rows, images = np.arange(len(table)), np.ones(len(table), np.int64)
+    if (keys["well"] != "").all():  # what rows of a well have in common is written once
+        codes = [pd.Series(pd.factorize(table[c])[0]) for c in further]
+        numbers = number_rows([*(keys[c] for c in keys), table["label"], *codes])
+        images = np.bincount(numbers)
+        first = first_rows(numbers, len(images))
+        order = np.argsort(first)
+        rows, images = first[order], images[order]
+    named = np.array([*screen.classes, ""], dtype=object)[screen.labels[rows]]
+    wells = keys.iloc[rows].astype(str).assign(label=named, treatment=named)
+    if further:
+        compound = table["compound"].iloc[rows].astype(str)
+        dose = table["concentration"].iloc[rows].astype(str).radd(" ") if "concentration" in table else ""
+        wells["treatment"] = np.where(compound == "", wells["treatment"], compound + dose)
+    return count_wells(wells.reset_index(drop=True), images)
 
 
-def count_wells(rows: pd.DataFrame) -> pd.DataFrame:
+def count_wells(rows: pd.DataFrame, images: np.ndarray | int = 1) -> pd.DataFrame:
     """The distinct wells of a table whose rows are images, cells or wells, with ``images``, the number of rows of each.
 
     >>> rows = pd.DataFrame({"plate": ["P1", "P1", "P2"], "well": ["A01", "A01", "A01"]})
@@ -90,9 +95,9 @@ def count_wells(rows: pd.DataFrame) -> pd.DataFrame:
     [['P1', 'A01', 2], ['P2', 'A01', 1]]
     """
     if not (rows["well"] != "").all():
-        return rows.assign(images=1)
+        return rows.assign(images=images)
     columns = list(rows.columns)
-    return rows.groupby(columns, sort=False, observed=True).size().rename("images").reset_index()
+    return rows.assign(images=images).groupby(columns, sort=False, observed=True)["images"].sum().reset_index()
 
 
 def find_references(wells: pd.DataFrame) -> list[str]:

@@ -130,11 +130,11 @@ def image_profiles(
         batches = PlateBatches(rows, groups[rows], batch_size=batch_size, shuffle=False)
         reader = BatchReader(cells, groups, on_bad_image, number[field])
         loader = Loader(reader, batches, num_workers, pin_memory=fabric.device.type == "cuda")
-        skipped = SkippedImages(cells)
+        skipped, fields_of = SkippedImages(cells), members_of(group_of_field)
         outputs = infer(fabric, network.to(fabric.device), loader, selected, statistics, skipped)
         with closing(outputs):  # an error here ends its inference mode, too
             for group, of_group in itertools.groupby(outputs, lambda output: int(output[0].groups[0])):
-                images = first[group_of_field == group]
+                images = first[fields_of[group]]
                 table = _table(cells, images, mean_profiles(of_group, len(images), normalize), statistics)
                 write_profiles(table, files[group], both[group])
         if skipped.rows:

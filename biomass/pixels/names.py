@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import pyarrow.compute as pc
 
 from biomass.errors import BAD_IMAGES, DataError
 from biomass.pixels.decoders import ENDINGS
+
+_PIECE = 1 << 18  # names that are looked at at a time
+_ENDING = f"({'|'.join(map(re.escape, ENDINGS))})$"
+_FIRST, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 PLANES = "\x1f"
 """Stands between the names of files that are the planes of one channel."""
@@ -33,6 +38,46 @@ def string_array(column: Any) -> Any:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def pieces(column: Any) -> Iterator[tuple[int, Any]]:
+    """Where parts of a column of names begin, and the parts: what is made of one takes little memory."""
+    return ((start, column[start : start + _PIECE]) for start in range(0, len(column), _PIECE))
+
+
+def tidy(paths: Any, folder: Path) -> Any:
+    """Paths relative to the folder, as far as they lie in it, one spelling for one file.
+
+    Args:
+        paths: (N,) Arrow array, of texts or of lists of them.
+        folder: where relative ones begin.
+
+    Returns:
+        As many, in pieces: those that are tidy already take no further memory.
+    """
+    if pa.types.is_list(paths.type) or pa.types.is_large_list(paths.type):
+        lists = paths.combine_chunks() if isinstance(paths, pa.ChunkedArray) else paths
+        lists = lists.cast(pa.large_list(pa.large_string()))
+        return pa.LargeListArray.from_arrays(lists.offsets, string_array(tidy(lists.values, folder)))
+    inside = f"{folder.absolute()}/"
+    chunks = paths.chunks if isinstance(paths, pa.ChunkedArray) else [paths]
+    parts = [_tidy(part.cast(pa.large_string()), inside) for chunk in chunks for _, part in pieces(chunk)]
+    return pa.chunked_array(parts, pa.large_string())
+
+
+def _tidy(paths: Any, inside: str) -> Any:
+    text, ends = _bytes_of(paths)
+    first = text[ends[:-1][np.diff(ends) > 0]]
+    odd = np.isin(first, [ord("."), ord(inside[0])]).any()
+    if not odd and text.min(initial=33) > 32 and text.max(initial=33) < 128 and not (text == ord("\\")).any():
+        raw = text.tobytes()
+        if b"//" not in raw and b"/./" not in raw:
+            return paths
+    paths = pc.utf8_trim_whitespace(paths)
+    paths = pc.replace_substring(paths, "\\", "/")  # a manifest written on Windows
+    paths = pc.replace_substring_regex(paths, r"/(\./|/)+", "/")
+    paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
+    return pc.if_else(pc.starts_with(paths, inside), pc.utf8_slice_codeunits(paths, len(inside)), paths)
+
+
 def each_file(column: Any) -> tuple[Any, np.ndarray]:
     """The names of all files of a column (N,), planes one by one, (M,), and the row of each, (M,) int64."""
     column = string_array(column)
@@ -43,17 +88,15 @@ def each_file(column: Any) -> tuple[Any, np.ndarray]:
 
 
 def check_endings(files: Any) -> None:
-    files, rows = each_file(files)
-    known = pc.equal(files, "")
-    lower = pc.utf8_lower(files)
-    for ending in ENDINGS:
-        known = pc.or_(known, pc.ends_with(lower, ending))
-    bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
-    if len(bad):
-        raise DataError(
-            f"image '{files[bad[0]].as_py()}' (row {rows[bad[0]]}, from 0) is of an unknown kind: "
-            f"convert it to one of {', '.join(ENDINGS)}"
-        )
+    for start, piece in pieces(files):
+        part, rows = each_file(piece)
+        known = pc.or_(pc.equal(part, ""), pc.match_substring_regex(part, _ENDING, ignore_case=True))
+        bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
+        if len(bad):
+            raise DataError(
+                f"image '{part[bad[0]].as_py()}' (row {start + rows[bad[0]]}, from 0) is of an unknown kind: "
+                f"convert it to one of {', '.join(ENDINGS)}"
+            )
 
 
 def missing_files(root: str | Path, files: Any) -> np.ndarray:
@@ -115,7 +158,7 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
         raise DataError(f"image '{Path(root) / file}' is missing{more}: {BAD_IMAGES['missing']}", "skip")
 
 
-def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
+def check_unique(files: Sequence[Any], labels: "pd.Series[Any] | np.ndarray") -> None:
     """Make sure that no file is listed twice.
 
     Args:
@@ -125,8 +168,15 @@ def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
     Raises:
         DataError: one is; names both rows, and both labels where they differ.
     """
+    hashes = np.concatenate([_hashes(each_file(part)[0]) for column in files for _, part in pieces(column)])
+    ordered = np.sort(hashes)
+    if (ordered[1:] != ordered[:-1]).all():
+        return
+    # Few names have the hash of another, beside those that are there twice and the empty ones.
+    few = np.flatnonzero(np.isin(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]])))
     split = [each_file(column) for column in files]
     every, rows = pa.concat_arrays([names for names, _ in split]), np.concatenate([rows for _, rows in split])
+    every, rows = every.take(pa.array(few)), rows[few]
     codes = pd.Series(pc.dictionary_encode(every).indices.to_numpy())
     again = codes.duplicated().to_numpy() & pc.not_equal(every, "").to_numpy(zero_copy_only=False)
     if not again.any():
@@ -137,3 +187,28 @@ def check_unique(files: Sequence[Any], labels: np.ndarray) -> None:
     one, other = labels[first], labels[second]
     how = f"twice, with the labels '{one}' and '{other}'" if one != other else "twice"
     raise DataError(f"image '{file}' is listed {how}, in rows {first} and {second} (from 0): remove one of them")
+
+
+def _bytes_of(names: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all names of an Arrow array, one behind the other, and where each begins and ends, (N + 1,)."""
+    names = names.cast(pa.large_string())
+    _, offsets, data = names.buffers()
+    ends = np.frombuffer(offsets, np.int64)[names.offset : names.offset + len(names) + 1]
+    text = np.frombuffer(data or b"", np.uint8)[int(ends[0]) : int(ends[-1])]
+    return text, ends - ends[0]
+
+
+def _hashes(names: Any) -> np.ndarray:
+    """A hash of the bytes of each name of an Arrow array, (N,) uint64: eight bytes of all names at a time."""
+    text, ends = _bytes_of(names)
+    words = np.ndarray(len(text) + 1, "<u8", np.append(text, np.zeros(8, np.uint8)), strides=(1,))  # from every byte on
+    length = np.diff(ends)
+    hashes = length.astype(np.uint64) * _FIRST
+    for start in range(0, int(length.max(initial=0)), 8):
+        left = length - start
+        rows = slice(None) if left.min() > 0 else np.flatnonzero(left > 0)
+        word = words[ends[:-1][rows] + start]
+        over = np.clip(8 - left[rows], 0, 7).astype(np.uint64) * np.uint64(8)  # bits of the next name
+        mixed = (hashes[rows] ^ ((word << over) >> over)) * _ODD
+        hashes[rows] = mixed ^ (mixed >> np.uint64(32))
+    return hashes

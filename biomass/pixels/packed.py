@@ -23,8 +23,10 @@ import os
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from biomass.pixels.opening import open_file
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
 from biomass.pixels.store_file import ABOUT, BELONGS, CRC32, FILES, IMAGES, INDEX, Store, unusable
+from biomass.table_files import as_text, read_parquet
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
@@ -109,8 +112,8 @@ class PackedPixels:
         return np.array(sorted(self.bad), dtype=np.int64)
 
     @cached_property
-    def _names(self) -> Any:
-        return read_part(self.path, FILES, ["file"])["file"].combine_chunks()
+    def _names(self) -> "_Names":
+        return _Names(self.path)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Copy the images of ``rows`` (N,) out of the store into an array (N, C, H, W).
@@ -174,7 +177,7 @@ class PackedPixels:
     def name(self, row: int) -> str:
         """The file that the image was read from when it was packed, relative to the source."""
         place = row if self.rows is None else int(self.rows[row])
-        names = filter(None, str(self._names[place].as_py()).split(SEPARATOR))
+        names = filter(None, self._names[place].split(SEPARATOR))
         return next(names, f"row {place} of {self.path}").partition(PLANES)[0]
 
     def checksum(self) -> str:
@@ -188,12 +191,43 @@ class PackedPixels:
 
     def files(self) -> Any:
         """Arrow array (N,) of the files that the rows were read from."""
-        return self._names if self.rows is None else self._names.take(pa.array(self.rows))
+        names = read_part(self.path, FILES, ["file"])["file"].combine_chunks()
+        return names if self.rows is None else names.take(pa.array(self.rows))
 
     def stamps(self) -> Stamps:
         """What was noted of these files when they were packed."""
         noted = read_stamps(self.path, self.images)
         return noted if self.rows is None else Stamps(noted.sizes[self.rows], noted.times[self.rows])
+
+
+class _Names:
+    """The files that a store's images were read from, of which one part of :data:`FILES` is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        about = read_part_schema(path, FILES)
+        self._ends = np.cumsum([about.row_group(part).num_rows for part in range(about.num_row_groups)])
+        self._there = -1
+        self._part: Any = None
+
+    def __getitem__(self, place: int) -> str:
+        part = int(np.searchsorted(self._ends, place, "right"))
+        if part != self._there:
+            self._part, self._there = self._read(part), part
+        return str(self._part[place - int(self._ends[part])].as_py())  # counted from the part's end
+
+    def _read(self, part: int) -> Any:
+        with _open(self._path, FILES) as file:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            return parquet.read_row_group(part, ["file"])["file"].combine_chunks()
+
+    def differ_from(self, files: Sequence[Any]) -> bool:
+        """Whether the images were read from other files than those of columns (N,) of names, or in another order."""
+        starts = [0, *self._ends.tolist()]
+        return len(files[0]) != starts[-1] or any(
+            not self._read(part).cast(pa.large_string()).equals(join_files([one[start:stop] for one in files]))
+            for part, (start, stop) in enumerate(pairwise(starts))
+        )
 
 
 def _from_memory(file: int, target: memoryview, pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -274,9 +308,20 @@ def read_part(path: Path, name: str, columns: list[str] | None = None) -> pa.Tab
     Raises:
         DataError: it cannot be read.
     """
+    with _open(path, name) as file:
+        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+
+
+@contextmanager
+def _open(path: Path, name: str) -> Iterator[Any]:
+    """The file of a table of a store.
+
+    Raises:
+        DataError: it cannot be read, now or within the block.
+    """
     with os.fdopen(_open_part(path, name), "rb") as file:
         try:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True)
+            yield file
         except Exception as error:  # whatever Arrow makes of bytes that may be anything
             raise unusable(path, f"has no usable {name} ({one_line(error)})") from error
 
@@ -319,11 +364,12 @@ def read_index(path: Path) -> pd.DataFrame:
     Raises:
         DataError: it cannot be read.
     """
-    table = read_part(path, INDEX)
-    try:
-        return table.to_pandas()
-    except Exception as error:
-        raise unusable(path, f"has no usable {INDEX} ({one_line(error)})") from error
+    with _open(path, INDEX) as file:
+        table, texts = read_parquet(file)
+        frame = table.to_pandas(split_blocks=True, self_destruct=True)
+        for name in texts:
+            frame[name] = as_text(frame[name])
+        return frame
 
 
 def packed_beside(source: str | Path) -> Path | None:
@@ -362,10 +408,10 @@ def packed_pixels(
     if channels is not None and len(channels) != len(pixels.channels):
         log.warning("'%s' is not used: it holds %d channels, not %d", path, len(pixels.channels), len(channels))
         return None
-    wanted, stored = join_files(files), pixels.files().cast(pa.large_string())
     rows: np.ndarray | None = None
-    if not wanted.equals(stored):
-        found = pc.index_in(wanted, stored)
+    if pixels._names.differ_from(files):
+        wanted = join_files(files)
+        found = pc.index_in(wanted, pixels.files().cast(pa.large_string()))
         if found.null_count:
             absent = wanted.filter(pc.is_null(found))
             message = "'%s' is not used: it lacks %d of %d images, such as '%s'; delete it and pack them again"

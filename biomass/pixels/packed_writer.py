@@ -69,6 +69,7 @@ BLOCK_BYTES = 16 << 20
 _JOURNAL = "journal.jsonl"
 _ROOM = "room"  # a file that makes sure that there is room for what grows, and is gone at once
 _OTHERS, _LINE = 1 << 14, 64  # bytes for it: of the store's description, and of each block
+_PART = 1 << 18  # rows of a table that can be read by themselves
 _TRIES = 100  # images that may be bad before nobody can say what a good one looks like
 
 log = logging.getLogger(__name__)
@@ -324,7 +325,7 @@ def _write_table(table: pa.Table, file: Path, store: Store | None = None) -> Non
     """Write a table of a store, with checksums, and which store it belongs to."""
     if store is not None:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), BELONGS: store.belongs})
-    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, file, row_group_size=_PART, compression="zstd", write_page_checksum=True)
 
 
 def _look_at_files(screen: Screen, out: Path) -> tuple[Stamps, dict[str, Any] | None]:

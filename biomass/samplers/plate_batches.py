@@ -286,8 +286,9 @@ def _deal(counts: np.ndarray, num_batches: int, rng: np.random.Generator | None)
             line = np.concatenate([free[:after], rng.permutation(rest)])
         lines.append(line)
     batch = np.concatenate(lines)[: len(parts)]
-    stops = np.cumsum(np.bincount(batch, minlength=num_batches))
-    return np.split(parts[batch.argsort(kind="stable")], stops[:-1])
+    ordered = parts[batch.argsort(kind="stable")]
+    stops = np.cumsum(np.bincount(batch, minlength=num_batches)).tolist()
+    return [ordered[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def _check_numbers(grouped: bool, values: dict[str, int | None]) -> None:

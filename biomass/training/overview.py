@@ -92,7 +92,7 @@ def lines_of_run(
 
 
 def _count(screen: Screen, columns: Sequence[str]) -> int:
-    return len(screen.table[list(columns)].drop_duplicates())
+    return int(screen.groups(columns).max()) + 1
 
 
 def number(count: int, noun: str) -> str:

@@ -1,16 +1,19 @@
 """Image files as Pixels: every layout against the array that was written, and every way a file can be wrong."""
 
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tifffile
 from PIL import Image
 
 from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.pixels import names as module
 from biomass.pixels.files import open_files
 from biomass.pixels.names import check_present, check_unique, missing_files
 
@@ -285,3 +288,47 @@ def test_check_unique() -> None:
         check_unique([["a", "b", "b"]], labels)
     with pytest.raises(DataError, match=r"'c' is listed twice, with the labels 'x' and 'y', in rows 0 and 1 "):
         check_unique([["a", "c"], ["c", "d"]], labels[:2])
+
+
+def tidy_one_by_one(path: str, folder: Path) -> str:
+    """What :func:`biomass.pixels.names.tidy` makes of one path."""
+    path = re.sub(r"^(\./)+", "", re.sub(r"/(\./|/)+", "/", path.strip().replace("\\", "/")))
+    return path.removeprefix(f"{folder.absolute()}/")
+
+
+def test_paths_are_tidied_as_one_by_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 3)
+    parts = ["a", "b.png", "é", " ", "\\", "/", "//", "/./", "./", ".", "..", str(tmp_path), f"{tmp_path}/", "\u2003"]
+    rng = np.random.default_rng(0)
+    odd = ["".join(rng.choice(parts, rng.integers(0, 5))) for _ in range(300)]
+    plain = [f"P{n // 5}/{n}.png" for n in range(50)] + ["", "-x"]
+    paths = [*plain, *odd, *plain]
+    found = module.tidy(pa.chunked_array([paths[:70], paths[70:]]), tmp_path)
+    assert found.to_pylist() == [tidy_one_by_one(path, tmp_path) for path in paths]
+    assert module.tidy(pa.array([None, "a"]), tmp_path).to_pylist() == [None, "a"]
+
+
+def test_two_of_the_same_name_are_found_among_names_of_the_same_hash(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_hashes", lambda part: np.zeros(len(part), np.uint64))
+    monkeypatch.setattr(module, "_PIECE", 2)
+    check_unique([["a", "b", "", ""], ["c", "d", "", "e"]], np.array(list("xxxx")))
+    with pytest.raises(DataError, match=r"'c' is listed twice, in rows 1 and 2 "):
+        check_unique([["a", "c", "b"], ["", "", "c"]], np.array(list("xxx")))
+
+
+def test_names_have_the_same_hash_only_if_they_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    names = sorted({"".join(rng.choice(list("ab/\0"), rng.integers(0, 30))) for _ in range(3000)} | {"é", "éa"})
+    array = pa.array(["before", *names, *names[::-1]], pa.large_string())[1:]
+    hashes = module._hashes(array)
+    assert len(np.unique(hashes)) == len(names)
+    assert (hashes[: len(names)] == hashes[len(names) :][::-1]).all()
+    assert (module._hashes(array[7:9]) == hashes[7:9]).all()
+    assert len(module._hashes(array[:0])) == 0
+
+
+def test_a_file_of_an_unknown_kind_is_named_by_its_row_wherever_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 2)
+    module.check_endings(["a.png", "b.TIF", "", "c.npy", "d.Tiff"])
+    with pytest.raises(DataError, match=r"image 'x\.png\.txt' \(row 3, from 0\)"):
+        module.check_endings(["a.png", "b.TIF", "", "x.png.txt", "c.jpg"])

@@ -39,7 +39,7 @@ from biomass.pixels.packed import (
     verify,
 )
 from biomass.pixels.packed_writer import pack
-from biomass.screen import Screen, make_screen
+from biomass.screen import COLUMNS, Screen, VectorPixels, make_screen
 from biomass.simulation.bbbc021 import simulate_bbbc021
 from biomass.simulation.rxrx1 import Design, simulate_rxrx1
 
@@ -930,3 +930,30 @@ def test_a_place_that_cannot_be_written(tmp_path, screen, monkeypatch):
     assert not list(tmp_path.rglob(IMAGES))
     monkeypatch.undo()
     assert isinstance(load_packed(pack(screen, tmp_path / "store")), Screen)
+
+
+def test_the_names_of_files_are_read_in_parts(tmp_path, screen, monkeypatch):
+    monkeypatch.setattr(packing, "_PART", 5)
+    out = packing.pack(screen, tmp_path / "manifest.csv.packed")
+    assert pq.read_metadata(out / FILES).num_row_groups == 5
+    pixels, names = open_packed(out), screen.pixels.files[0].to_pylist()
+    assert [pixels.name(row) for row in (22, 0, 4, 5, 9, 10, 4)] == [names[row] for row in (22, 0, 4, 5, 9, 10, 4)]
+    files = list(screen.pixels.files)
+    assert packed_pixels(tmp_path / "manifest.csv", files).rows is None
+    order = np.array([*range(20), 21, 20, 22])
+    other = packed_pixels(tmp_path / "manifest.csv", [column.take(order) for column in files])
+    assert other.rows.tolist() == order.tolist()
+    assert packed_pixels(tmp_path / "manifest.csv", [column[:7] for column in files]).rows.tolist() == list(range(7))
+
+
+def test_the_table_of_a_store_is_that_of_the_screen_whatever_it_holds(tmp_path):
+    rows = 3000
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * rows) | {"label": np.arange(rows) % 2})
+    table["plate"] = np.array(["P2", "P10", "P1"])[np.arange(rows) % 3]
+    table["compound"] = np.array(["DMSO", "", "taxol"])[np.arange(rows) % 3]
+    table["own"] = np.array(["a", None, "b"], object)[np.arange(rows) % 3]
+    table["note"] = [f"of row {row}" for row in range(rows)]
+    table["dose"] = np.arange(rows) / 7
+    before = make_screen(table, VectorPixels(np.zeros((rows, 1, 1, 1), np.uint8), ("DNA",)), ["a", "b"])
+    packing.pack(before, tmp_path / "store", workers=0)
+    pd.testing.assert_frame_equal(load_packed(tmp_path / "store").table, before.table)
