@@ -94,7 +94,7 @@ def check_target(name: object, own: Sequence[str] = (), place: str = "") -> None
     if module != _TRANSFORMS or _TRANSFORMS not in _rooms(place):
         find_target(name, own, place)
         return
-    known = [one for one in words_in("transforms.__init__.__all__") if one != "Transform"]
+    known = [one for one in words_in(f"{_TRANSFORMS.removeprefix('biomass.')}.__init__.__all__") if one != "Transform"]
     if last not in known:
         where = f"{place}.{TARGET}" if place else TARGET
         raise ConfigError(f"{where} is {shown(name)}; {did_you_mean(last, known)}")

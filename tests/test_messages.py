@@ -12,7 +12,7 @@ from biomass import commands
 from biomass.keys import ADVICE, KEYS, advice_where
 
 PACKAGE = ROOT / "biomass"
-EDGE = {"config.py", "keys.py", "notation.py", "trust.py"}
+EDGE = {"config.py", "early.py", "keys.py", "notation.py", "runs.py", "settings.py", "trust.py"}
 FILES = sorted(
     path.relative_to(PACKAGE)
     for path in PACKAGE.rglob("*.py")

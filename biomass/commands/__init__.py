@@ -9,7 +9,7 @@ Every module of this folder is a tool, unless its name starts with an underscore
   scripts do: its ``main`` is decorated with ``biomass.config.script("<tool>")`` and composed from
   ``configs/<tool>.yaml``, where ``run_name`` is a key.
 
-A tool is imported when it is called, and not before. One that takes overrides may import what it likes on top, since
+A tool is imported when it is called, and not before. One that takes overrides may import what it likes at its top, as
 help and what is wrong on the command line come before that (:func:`biomass.config.look_ahead`). One that takes options
 imports what it works with behind them, in ``main``; and this module imports nothing that takes long.
 """

@@ -165,6 +165,7 @@ def _read_counts(out: Path) -> pd.DataFrame | None:
 def summarize_plates(counts: pd.DataFrame) -> str:
     """The numbers of fields, nuclei and cells by plate, as text.
 
+    >>> import pandas as pd
     >>> counts = pd.DataFrame({"experiment": "", "plate": ["P1", "P1"], "well": ["A01", "A02"], "site": "1"})
     >>> print(summarize_plates(counts.assign(nuclei=[9, None], cells=[5, 0], neighbours=[1, 0])))
     plate  fields  not looked at  wells  nuclei  cells  with neighbours  fewest cells in a well

@@ -153,6 +153,7 @@ def training(one: Judgement) -> str:
 def override(one: Judgement) -> str:
     """What to type for a way of taking statistics, in a script that trains or applies a network.
 
+    >>> from biomass.evaluation.verdict import Judgement
     >>> override(Judgement("controls", ("experiment",), "all", "safe", None, ""))
     'statistics.eval=controls statistics.by=[experiment] statistics.controls=all'
     """

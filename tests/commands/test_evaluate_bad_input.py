@@ -63,7 +63,7 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_meant_is_one_line_before_anything_is_judged(folder, words, said, monkeypatch):
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("judged"))
+    monkeypatch.setattr("biomass.judgement.evaluate.evaluate", lambda *_: pytest.fail("judged"))
     before = sorted(os.walk(folder))
     with pytest.raises(SystemExit, match=f"^error: [^\n]*{said}[^\n]*$"):
         evaluate.main(words)

@@ -529,7 +529,7 @@ def test_the_command_after_ctrl_c(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "stopped: a second call goes on where this one stopped"
     assert not (tmp_path / "m.csv.packed").exists()
     main(arguments)
-    monkeypatch.setattr("biomass.commands.pack.verify", interrupt)
+    monkeypatch.setattr("biomass.pixels.packed.verify", interrupt)
     with pytest.raises(SystemExit) as caught:
         main(["--verify", str(tmp_path / "m.csv.packed")])
     assert caught.value.code == 130
