@@ -157,5 +157,10 @@ def _processes(number: int) -> str:
 def set_up(
     fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False
 ) -> tuple[nn.Module, Any]:
-    """The network and its optimizer on the device, compiled where asked for."""
+    """The network and its optimizer on the device, compiled where asked for.
+
+    On a GPU the weights of a network of 16 bit floats lie channels last, as its fastest convolutions take them.
+    """
+    if fabric.device.type == "cuda" and fabric.strategy.precision.precision != "32-true":
+        network.to(memory_format=torch.channels_last)
     return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[arg-type]
