@@ -92,6 +92,10 @@ class TrainingError(BiomassError):
     """Training cannot go on, for example because the loss is not a number."""
 
 
+class ToldError(BiomassError):
+    """Another process of the run has said why it ends."""
+
+
 class CannotJudgeError(BiomassError):
     """A metric or a correction cannot be told of these profiles: what it would need. Others still can."""
 

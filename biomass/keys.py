@@ -153,7 +153,7 @@ KEYS = {
     "statistics.train": STATISTICS.or_null().means_method(),
     "statistics.eval": STATISTICS.or_null().means_method(),
     "statistics.by": WORDS.or_null().means_method(),
-    "statistics.controls": WORD.of("screen.KINDS").or_null().means_method(),
+    "statistics.controls": WORD.of("vocabulary.KINDS").or_null().means_method(),
     "calibration": NAME.or_null(),
     "statistics_rows": WORD.of("all", "norms.statistics.WORDS")._replace(unset="all").means_method(),
     "use_train_at_eval": FLAG.means_method(),

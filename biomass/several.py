@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from biomass import stopping
-from biomass.errors import BiomassError, TrainingError, one_line
+from biomass.errors import BiomassError, ToldError, TrainingError, one_line
 
 _QUIET = "TORCH_CPP_LOG_LEVEL"  # else a connection that ends is a page of addresses
 _NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -49,10 +49,6 @@ class _Now:
 
 
 _now = _Now()
-
-
-class _ToldError(BiomassError):
-    """Another process has said why the run ends."""
 
 
 def rank() -> int:
@@ -134,7 +130,7 @@ def as_one() -> Iterator[None]:
         by_itself = isinstance(error, BiomassError | stopping.Stopped | SystemExit)
         told = _told(0 if by_itself else _WORD)
         if told is not None:
-            raise _ToldError(told) from None
+            raise ToldError(told) from None
         if by_itself:
             raise
         if _of_others(error):
@@ -150,7 +146,7 @@ def last_line(line: str, error: BaseException) -> str | int:
         line: the error, in one line.
         error: the same.
     """
-    if isinstance(error, _ToldError):
+    if isinstance(error, ToldError):
         line = str(error)
     elif _now.store is not None or _now.children:
         line = _tell(line)

@@ -61,9 +61,10 @@ def _no_power_failures() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
     """A script or a tool that ran in this process does not change what the next test finds in the log."""
-    before = logging.getLogger().level
+    before, disabled = logging.getLogger().level, logging.root.manager.disable
     yield
     logging.getLogger().setLevel(before)
+    logging.disable(disabled)
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def test_a_probe_resumes(run, pretrained):
     [
         ("train_simclr", ["num_views=3"], ConfigError, "hold 2 views of a field, but 3 are expected"),
         ("train_simclr", ["dataloaders.mode=all"], ConfigError, "mode 'all' gives no views"),
-        ("train_simclr", ["dataloaders.sampler=well"], ConfigError, "sampler 'well' is unknown; choose random, plate"),
+        ("train_simclr", ["dataloaders.sampler=well"], ConfigError, 'sampler is "well"; choose random, plate'),
         ("train_simclr", ["temperature=0"], ConfigError, "temperature is 0"),
         ("train_simclr", ["trainer.monitor=val/accuracy"], ConfigError, "is not measured; choose one of: val/loss"),
         ("train_simclr", ["model_path=nothing"], CheckpointError, "neither a checkpoint file nor a run"),
@@ -325,7 +325,7 @@ def test_probes_that_do_not_fit_their_encoder(run, pretrained):
         run("train_classifier", *PROBE, "model_path=encoder", "out_features=3")
     with pytest.raises(ConfigError, match=r"monitor 'val/foo' is not measured; choose one of: val/accuracy"):
         run("train_classifier", *PROBE, "model_path=encoder", "trainer.monitor=val/foo")
-    with pytest.raises(ConfigError, match="pooler 'max' is unknown"):
+    with pytest.raises(ConfigError, match='pooler is "max"; choose mean'):
         run("train_classifier", *PROBE, "model_path=encoder", "pooler=max")
 
 
