@@ -195,7 +195,7 @@ class Shards:
     def say(self, shard: Shard, rows: int, what: str) -> str:
         """The last line of a shard."""
         if not rows:
-            return f"shard {shard} has no plates: there are fewer than {shard.of}"
+            return f"shard {shard} has nothing to do: there are fewer than {shard.of} of what is divided"
         return f"shard {shard} holds {rows} {what}; when all are finished, run the same command with {self.option}{MERGE}"
 
     def again(self, shard: Shard) -> str:
