@@ -717,7 +717,7 @@ def next_commands(job: str, name: str) -> list[list[str]]:
     ]
 
 
-def run_name(name: str | None, job: str) -> str:
+def run_name(name: str | None, job: str, shared: bool = False) -> str:
     """The name that a run's folders share, distinct for every job of a sweep.
 
     Args:
@@ -725,13 +725,16 @@ def run_name(name: str | None, job: str) -> str:
             the job's number is put behind it, and what differs between the jobs, unless it holds the job's overrides
             (``${hydra:job.override_dirname}``).
         job: the script's name.
+        shared: the jobs of a sweep are parts of one run, which must have a name.
 
     Raises:
         ConfigError: the name cannot name a folder, or that folder cannot be made; or this is one of several processes
             that were started apart, which cannot agree on a time.
     """
     settings = HydraConfig.get() if HydraConfig.initialized() else None
-    sweep = settings is not None and settings.mode == RunMode.MULTIRUN
+    sweep = settings is not None and settings.mode == RunMode.MULTIRUN and not shared
+    if name is None and shared:
+        raise ConfigError("shards are parts of one run, and need its name; give one", "run_name")
     if name is None and settings is not None:
         if _rank() > 0 and not sweep and not _is_given(settings, "run"):
             raise ConfigError("several processes of one run need a name for it; give one", "run_name")

@@ -221,7 +221,7 @@ class Shards:
                 f"'{self.folder}' holds shard {other.shard}, and this is about shards of {of}: take shards of "
                 f"{other.shard.of}, or delete '{self.folder}' to begin again"
             )
-        for name in sorted({*other.made, *self.made}):
+        for name in dict.fromkeys([*self.made, *other.made]):  # settings first, what follows from them last
             was, now = other.made.get(name, ""), self.made.get(name, "")
             if was == now:
                 continue

@@ -519,3 +519,28 @@ def test_real_cells_from_end_to_end(run, real_data):
     assert len(cells) == wells["Metadata_Count_Cells"].sum() == 1000
     assert set(wells["Metadata_moa"]) == set(wells["Metadata_label"])
     assert cells["Metadata_Plate"].nunique() == 55
+
+
+def test_shards_of_a_run_make_the_same_files(profile, capsys):
+    options = ("run_name=whole", "compare=[running]", "report=false")
+    profile(*options)
+    Path("checkpoints/encoder").rename("checkpoints/first")  # what was measured on plates stays there
+    Path("checkpoints/encoder").mkdir()
+    Path("checkpoints/encoder/last.pt").symlink_to(Path("checkpoints/first/last.pt").resolve())
+    options = ("run_name=parts", *options[1:])
+    with pytest.raises(DataError, match=r"no shards .*shard=1/2"):
+        profile(*options, "shard=merge")
+    for shard in ("3/3", "1/3"):
+        profile(*options, f"shard={shard}")
+    with pytest.raises(DataError, match="shard 2 of 3 is not finished: .*shard=2/3"):
+        profile(*options, "shard=merge")
+    with pytest.raises(ConfigError, match=r"shard [13]/3 .* normalize=false, .* normalize=true"):
+        profile(*options, "shard=2/3", "normalize=true")
+    profile(*options, "shard=2/3")
+    profile(*options, "shard=merge")
+    names = sorted(file.name for file in Path("runs/whole").glob("*.parquet"))
+    assert names == sorted(file.name for file in Path("runs/parts").glob("*.parquet"))
+    assert len(names) == 5
+    for name in names:
+        assert Path("runs/whole", name).read_bytes() == Path("runs/parts", name).read_bytes(), name
+    assert not Path("runs/parts/shards").exists()
