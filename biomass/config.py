@@ -579,6 +579,8 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this run; of several processes only the first writes there."""
+        if "submitit" in config.hydra.launcher._target_:
+            raise SystemExit("error: a launcher of submitit starts the jobs of a sweep, also one alone: add -m")
         if _rank() == 0:
             config.hydra.run.dir = _own_folder(config, "run")
             return

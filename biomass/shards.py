@@ -171,8 +171,10 @@ class Shards:
         """
         notes = self._notes()
         if not notes:
-            raise DataError(f"there are no shards in '{self.folder}': run the same command with {self.option}1/2 and "
-                            f"{self.option}2/2, or as many as you like, and merge them then")
+            raise DataError(
+                f"there are no shards in '{self.folder}': run the same command with {self.option}1/2 and "
+                f"{self.option}2/2, or as many as you like, and merge them then"
+            )
         of = notes[0].shard.of
         for note in notes:
             self._compare(note, of)
@@ -181,7 +183,9 @@ class Shards:
         if lacking:
             listed = ranges(lacking)
             first = Shard(lacking[0], of)
-            each = f"with {self.option}{first}" if len(lacking) == 1 else f"for each of them, as with {self.option}{first}"
+            each = (
+                f"with {self.option}{first}" if len(lacking) == 1 else f"for each of them, as with {self.option}{first}"
+            )
             raise DataError(
                 f"shard{'s' * (len(lacking) > 1)} {listed} of {of} {'is' if len(lacking) == 1 else 'are'} not finished: "
                 f"run the same command {each} (as a job array: --array={listed}), and merge then"
@@ -196,7 +200,9 @@ class Shards:
         """The last line of a shard."""
         if not rows:
             return f"shard {shard} has nothing to do: there are fewer than {shard.of} of what is divided"
-        return f"shard {shard} holds {rows} {what}; when all are finished, run the same command with {self.option}{MERGE}"
+        return (
+            f"shard {shard} holds {rows} {what}; when all are finished, run the same command with {self.option}{MERGE}"
+        )
 
     def again(self, shard: Shard) -> str:
         """What to do with a shard that is not what it should be, for a message."""

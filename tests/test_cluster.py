@@ -97,7 +97,7 @@ def test_a_job_of_the_local_executor_that_is_taken_away_goes_on_by_its_name(trai
             os.kill(pid, signal.SIGUSR2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    (log,) = tmp_path.glob("outputs/*/*/.submitit/*/*_log.err")
+    (log,) = tmp_path.glob("outputs/*/*/.submitit/*/*_log.out")
     assert log.read_text().count("Requeued job") == 1
     whole = train(*LONG, "run_name=whole", "seed=0")
     assert whole.wait(300) == 0

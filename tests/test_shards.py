@@ -103,8 +103,8 @@ def test_shards_of_another_command_are_refused(commands, tmp_path):
 
 
 def test_given_nuclei_are_those_of_the_whole_screen(commands, fields, tmp_path):
-    commands["crop"](tmp_path / "found")
-    nuclei = ("--nuclei", str(tmp_path / "found.nuclei.parquet"))
+    commands["crop"](tmp_path / "found", "--no-pictures")
+    nuclei = ("--no-pictures", "--nuclei", str(tmp_path / "found.nuclei.parquet"))
     one, parts = tmp_path / "one" / "x", tmp_path / "parts" / "x"
     commands["crop"](one, *nuclei)
     for number in (1, 2):
@@ -165,7 +165,9 @@ def test_images_that_cannot_be_read_are_remembered(fields, tmp_path):
     assert len(json.loads((parts / "store.json").read_text())["bad"]) == 2
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "a/b", "/4", "", "3", "1/0", "-1/4", "1/4/2", "1.0/4", "Merge", "3/16 "])
+@pytest.mark.parametrize(
+    "text", ["0/4", "5/4", "a/b", "/4", "", "3", "1/0", "-1/4", "1/4/2", "1.0/4", "Merge", "3/16 "]
+)
 def test_what_is_no_shard_is_one_line(text, commands, tmp_path):
     assert repr(text)[1:-1] in fails(commands["pack"], tmp_path / "x", f"--shard={text}")
     assert not list(tmp_path.iterdir())

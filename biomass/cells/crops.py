@@ -174,7 +174,9 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48, *, alone: bool =
     if alone and len(cells):
         cells = cells[cells["neighbours"] == 0]
         if cells.empty:
-            raise NoCellsError(f"every crop of {size} pixels holds more than one nucleus: cut smaller crops, or keep them")
+            raise NoCellsError(
+                f"every crop of {size} pixels holds more than one nucleus: cut smaller crops, or keep them"
+            )
     if cells.empty:
         raise NoCellsError(
             f"no crop of {size} pixels around one of the {len(nuclei.table)} nuclei lies inside its field: "

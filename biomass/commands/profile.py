@@ -188,7 +188,9 @@ def _make_shard(
     with training.RunLogger(shards.place(shard), cfg.to_dict(), enabled=first):
         if not all(_make(maker, parts, names, mine) for maker, parts in made) or not first:
             return
-        shards.finish(shard, without=[[names[group] for group in parts.missing() if group in mine] for _, parts in made])
+        shards.finish(
+            shard, without=[[names[group] for group in parts.missing() if group in mine] for _, parts in made]
+        )
         say(shards.say(shard, len(mine), "plates"))
 
 

@@ -72,9 +72,7 @@ def fingerprints(
     ]
 
 
-def pixel_hashes(
-    screen: Screen, members: Iterable[np.ndarray], only: Collection[int] | None = None
-) -> list[str]:
+def pixel_hashes(screen: Screen, members: Iterable[np.ndarray], only: Collection[int] | None = None) -> list[str]:
     """A hash of the pixels of some images of each group: more of them than are in :func:`fingerprints`.
 
     Args:

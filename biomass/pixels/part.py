@@ -166,7 +166,12 @@ class _of_part:  # noqa: N801  a context
 
 
 def merge_parts(
-    parts: Sequence[Part], channels: Sequence[str], shape: tuple[int, int, int], dtype: np.dtype, files: Any, now: Stamps
+    parts: Sequence[Part],
+    channels: Sequence[str],
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    files: Any,
+    now: Stamps,
 ) -> MergedPixels:
     """Open the stores of all parts of a screen, and make sure that they hold its images.
 
