@@ -1,4 +1,4 @@
-"""Shards: one command, run in parts as the jobs of an array (``3/16``), and one more time to put them together (``merge``).
+"""Shards: a command that is run in parts (``3/16``), as the jobs of an array, and once more to join them (``merge``).
 
 A shard is whole plates. Which these are follows from the plates and from how many shards there are, and from nothing
 else: so no shard needs to know of the others, they may run anywhere and in any order, and one that dies is run again.
@@ -181,16 +181,18 @@ class Shards:
         done = {note.shard.number for note in notes if note.done}
         lacking = [number for number in range(1, of + 1) if number not in done]
         if lacking:
-            listed = ranges(lacking)
-            first = Shard(lacking[0], of)
-            each = (
-                f"with {self.option}{first}" if len(lacking) == 1 else f"for each of them, as with {self.option}{first}"
-            )
-            raise DataError(
-                f"shard{'s' * (len(lacking) > 1)} {listed} of {of} {'is' if len(lacking) == 1 else 'are'} not finished: "
-                f"run the same command {each} (as a job array: --array={listed}), and merge then"
-            )
+            raise DataError(self._not_finished(lacking, of))
         return notes
+
+    def _not_finished(self, lacking: Sequence[int], of: int) -> str:
+        listed, example = ranges(lacking), f"{self.option}{Shard(lacking[0], of)}"
+        those, each = (
+            (f"shard {listed} of {of} is", f"with {example}")
+            if len(lacking) == 1
+            else (f"shards {listed} of {of} are", f"for each of them, as with {example}")
+        )
+        again = f"run the same command {each} (as a job array: --array={listed}), and merge then"
+        return f"{those} not finished: {again}"
 
     def remove(self) -> None:
         """Remove all shards, which are merged."""

@@ -1,7 +1,7 @@
-"""Slurm on this machine, as far as submitit and this package use it: ``sbatch``, ``srun``, ``scontrol``, ``scancel``, ``sacct``.
+"""Slurm on this machine, as far as submitit and this package use it: its commands from ``sbatch`` to ``sacct``.
 
-A job is a process group; its tasks are started at once, and so are the jobs of an array. What is queued again is started
-again when it has ended, with ``SLURM_RESTART_COUNT`` one higher. The state of a job is a folder of ``FAKE_SLURM``.
+The tasks of a job are started at once, and so are the jobs of an array. What is queued again is started again when it
+has ended, with ``SLURM_RESTART_COUNT`` one higher. The state of a job is a folder of ``FAKE_SLURM``.
 """
 
 import os

@@ -74,7 +74,7 @@ def test_a_job_of_slurm_that_is_taken_away_goes_on_by_its_name(train, tmp_path, 
     monkeypatch.setenv("FAKE_SLURM", found["FAKE_SLURM"])
     for number in ("TERM", "USR2"):  # as Slurm does
         slurm.scancel("1000_0", "--signal", number)
-    shown, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert len(slurm.place("1000_0").joinpath("requeued").read_text().splitlines()) == 1
     assert not slurm.place("1000_1").joinpath("requeued").exists()

@@ -1,4 +1,4 @@
-"""Shards of pack, crop and index: what they are merged to is what one call makes, byte for byte; and what is refused."""
+"""Shards of pack, crop and index: merged, they are what one call makes, byte for byte; and what is refused."""
 
 import json
 import os
@@ -187,7 +187,7 @@ def test_small_things():
     assert str(parse_shard("3/16")) == "3/16"
     assert Shard(3, 16).name == "3-of-16"
     assert ranges(range(1, 40, 2)).endswith("…")
-    table = pd.DataFrame(dict.fromkeys(COLUMNS, ["a", "b"]) | {"label": 0, "control": ""})
+    table = pd.DataFrame({column: ["a", "b"] for column in COLUMNS} | {"label": 0, "control": ""})
     screen = make_screen(table, VectorPixels(np.arange(2)[:, None]), ["x"])
     other = make_screen(table.assign(well=["a", "c"]), screen.pixels, ["x"])
     assert digest_of(screen) != digest_of(other)

@@ -2,10 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from biomass.cells.crops import NoCellsError
 from biomass.cells.fields import Nuclei, join_nuclei, name_field, read_saved_nuclei
@@ -46,10 +43,10 @@ def join_saved_nuclei(screen: Screen, shards: Shards, notes: list[Note], search:
         nuclei = read_saved_nuclei(screen, nuclei_file(shards.place(note.shard)), search, stamps)
         if nuclei is None:
             raise DataError(f"the nuclei of shard {note.shard} are gone or damaged: {shards.again(note.shard)}")
-        if len(nuclei.fields) != note.more["fields"]:
+        changed = note.more["fields"] - len(nuclei.fields)
+        if changed:
             raise DataError(
-                f"images of {note.more['fields'] - len(nuclei.fields)} fields of shard {note.shard} have changed since: "
-                f"{shards.again(note.shard)}"
+                f"images of {changed} fields of shard {note.shard} have changed since: {shards.again(note.shard)}"
             )
         found.append(nuclei)
     if not found:

@@ -55,8 +55,9 @@ PLACE = 72
 _SHARDS = "shards"
 """The folder of a run for the notes of its shards."""
 
-_FREE = frozenset(
-    "run_name shard device devices own_code report anndata postprocess encode_batch_size num_workers".split()
+_FREE = (
+    *("run_name", "shard", "device", "devices", "own_code", "report", "anndata", "postprocess"),
+    *("encode_batch_size", "num_workers"),
 )
 """What the shards of a run need not have in common."""
 
@@ -207,8 +208,8 @@ def _check_shards(
         if lost:
             shard = Shard(int(shard_of[lost[0]]), of)
             raise DataError(
-                f"shard {shard} has no profile of plate '{names[lost[0]]}' any more ({maker.word}), or one that was made "
-                f"of other images or moments: {shards.again(shard)}"
+                f"shard {shard} has no profile of plate '{names[lost[0]]}' any more ({maker.word}), or one of other "
+                f"images or moments: {shards.again(shard)}"
             )
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 from biomass.atomic import whole_file
 from biomass.datasets.lab_files import COLUMNS, Found, list_files, look_at_files, sort_files
 from biomass.errors import DataError
-from biomass.shards import DATA, Shard, Shards, digest_of_names
+from biomass.shards import Shard, Shards, digest_of_names
 
 
 class Listing:

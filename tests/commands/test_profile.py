@@ -532,7 +532,7 @@ def test_shards_of_a_run_make_the_same_files(profile, capsys):
         profile(*options, "shard=merge")
     for shard in ("3/3", "1/3"):
         profile(*options, f"shard={shard}")
-    with pytest.raises(DataError, match="shard 2 of 3 is not finished: .*shard=2/3"):
+    with pytest.raises(DataError, match=r"shard 2 of 3 is not finished: .*shard=2/3"):
         profile(*options, "shard=merge")
     with pytest.raises(ConfigError, match=r"shard [13]/3 .* normalize=false, .* normalize=true"):
         profile(*options, "shard=2/3", "normalize=true")
