@@ -26,8 +26,16 @@ def train(tmp_path, data_root):
 
     def start(*arguments: str, **more: str) -> "subprocess.Popen[str]":
         words = [sys.executable, str(ROOT / "train_erm.py"), *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(words, cwd=tmp_path, env=environment | more, **pipes))
+        process = subprocess.Popen(
+            words,
+            cwd=tmp_path,
+            env=environment | more,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest may ignore it
+        )
+        started.append(process)
         return started[-1]
 
     yield start
@@ -90,7 +98,7 @@ def test_a_job_of_slurm_that_is_taken_away_goes_on_by_its_name(train, tmp_path, 
 @pytest.mark.slow
 def test_a_job_of_the_local_executor_that_is_taken_away_goes_on_by_its_name(train, tmp_path):
     process = train("-m", "+cluster=local", *LONG, "run_name=s", "seed=0")
-    run = tmp_path / "runs" / "s-0_seed-0"
+    run = tmp_path / "runs" / "s-0"
     wait_for(lambda: has_begun(run), process)
     for pid in children(process.pid):
         if b"submitit.core._submit" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -101,7 +109,7 @@ def test_a_job_of_the_local_executor_that_is_taken_away_goes_on_by_its_name(trai
     assert log.read_text().count("Requeued job") == 1
     whole = train(*LONG, "run_name=whole", "seed=0")
     assert whole.wait(300) == 0
-    assert_same(*(tmp_path / "checkpoints" / name / "last.pt" for name in ("s-0_seed-0", "whole")))
+    assert_same(*(tmp_path / "checkpoints" / name / "last.pt" for name in ("s-0", "whole")))
 
 
 @pytest.mark.slow
