@@ -20,8 +20,8 @@ time.
 
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen
 
-On a network disk, looking at millions of files takes hours: --shard 1/16 to --shard 16/16 look at some of them each,
-and the same command with --shard merge makes the manifest. A shard that dies is run again.
+A network disk is slow to say how large millions of files are: --shard 1/16 to --shard 16/16 ask for some of them each,
+and the same command with --shard merge reads their names and makes the manifest. A shard that dies is run again.
 """
 
 import re

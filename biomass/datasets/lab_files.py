@@ -66,7 +66,7 @@ def list_files(folder: str | Path, *, look: bool = True, without: Path | None = 
     """All files of a folder and below it, a row each as in :class:`Found`; and what is left out, because of its folder.
 
     Args:
-        folder: on a network disk, looking at the files in it takes nearly all of the time.
+        folder: of images.
         look: whether to do that; otherwise sizes and times are 0, see :func:`look_at_files`.
         without: a folder that is passed over.
 
