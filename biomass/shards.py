@@ -4,7 +4,7 @@ A shard is whole plates. Which these are follows from the plates and from how ma
 else: so no shard needs to know of the others, they may run anywhere and in any order, and one that dies is run again.
 Each leaves its part in one folder, and beside it a note of how it was made::
 
-    <folder>/3-of-16.json    {"shard": "3/16", "made": {"--size": "48", "data": "81cc6b…"}, "done": true, …}
+    <folder>/3-of-16.json    {"shard": "3/16", "made": {"size": "48", "data": "81cc6b…"}, "done": true, …}
 
 Shards that were made otherwise do not belong together: the next one says so when it begins, and the merge refuses them.
 """
@@ -141,7 +141,7 @@ class Shards:
 
     folder: Path
     made: Mapping[str, str]
-    option: str = "--shard "
+    option: str
 
     def place(self, shard: Shard) -> Path:
         """Where a shard keeps its part."""

@@ -166,7 +166,7 @@ def _shards(screen: Screen, listed: Path | None, args: Namespace) -> Shards:
     if listed is None:
         check_names(screen)
         made |= {"--channel": args.channel, "--diameter": f"{args.diameter:g}"}
-    return Shards(shards_of(args.out), made | {DATA: digest_of(screen)})
+    return Shards(shards_of(args.out), made | {DATA: digest_of(screen)}, "--shard ")
 
 
 def _cut_shard(screen: Screen, listed: Path | None, shards: Shards, shard: Shard, args: Namespace) -> None:

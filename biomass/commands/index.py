@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found, shards = None, None
         if shard is not None:
             listing = Listing(args.folder, shards_of(out))
-            shards = Shards(shards_of(out), _made(given) | {DATA: listing.digest})
+            shards = Shards(shards_of(out), _made(given) | {DATA: listing.digest}, "--shard ")
             if isinstance(shard, Shard):
                 shards.begin(shard)
                 files = listing.look(shards, shard)

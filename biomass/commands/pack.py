@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _pack_shard(screen: Screen, out: Path, shard: Shard | str, args: Namespace) -> None:
     """Pack some plates, or make one store of those of all shards."""
-    shards = Shards(shards_of(out), {"--set": " ".join(sorted(args.set)), DATA: digest_of(screen)})
+    shards = Shards(shards_of(out), {"--set": " ".join(sorted(args.set)), DATA: digest_of(screen)}, "--shard ")
     if isinstance(shard, Shard):
         shards.begin(shard)
         rows = np.flatnonzero(divide(screen.plate_ids, shard.of) == shard.number)
