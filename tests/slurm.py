@@ -91,7 +91,7 @@ def srun(*arguments: str) -> int:
         out, err = (file.open("a") for file in files)
         started.append(subprocess.Popen(words, env=os.environ | own, stdout=out, stderr=err))
     (place(job) / "tasks").write_text(" ".join(str(one.pid) for one in started))
-    return max(one.wait() for one in started) & 0xFF
+    return max(abs(one.wait()) for one in started)
 
 
 def scancel(job: str, *options: str) -> None:

@@ -96,6 +96,26 @@ def test_a_job_of_slurm_that_is_taken_away_goes_on_by_its_name(train, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_job_of_slurm_on_two_nodes_is_one_run_whose_processes_end_well(train, tmp_path, monkeypatch):
+    found = slurm.install(tmp_path / "slurm")
+    preset = ("+cluster=slurm", "hydra.launcher.gpus_per_node=null", "trainer.devices=1", "trainer.num_nodes=2")
+    process = train("-m", *preset, *TINY_SCREEN, *TINY_RUN, "run_name=s", "num_epochs=1", **found)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    monkeypatch.setenv("FAKE_SLURM", found["FAKE_SLURM"])
+    code, deadline = slurm.place("1000") / "code", time.monotonic() + 60
+    while not code.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert code.read_text() == "0"
+    script = slurm.place("1000").joinpath("script.sh").read_text()
+    assert all(f"#SBATCH --{line}\n" in script for line in ("nodes=2", "ntasks-per-node=1"))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["s-0"]
+    logs = "".join(log.read_text() for log in tmp_path.glob("outputs/*/*/.submitit/*/*_log.err"))
+    assert "Starting with 2 processes" in logs
+    assert "without a word" not in logs
+
+
+@pytest.mark.slow
 def test_a_job_of_the_local_executor_that_is_taken_away_goes_on_by_its_name(train, tmp_path):
     process = train("-m", "+cluster=local", *LONG, "run_name=s", "seed=0")
     run = tmp_path / "runs" / "s-0"
