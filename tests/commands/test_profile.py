@@ -436,7 +436,7 @@ def test_anndata_that_is_not_installed_is_said_before_anything_is_encoded(profil
     ("options", "error", "message"),
     [
         (["model_path=null"], ConfigError, "needs a network"),
-        (["features=deep"], ConfigError, "'deep'"),
+        (["features=deep"], ConfigError, '"deep"'),
         (["rows=nuclei"], ConfigError, "'nuclei'"),
         (["statistics.eval=tent"], ConfigError, "tent"),
         (["statistics.eval=balanced"], ConfigError, "balanced"),
