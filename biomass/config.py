@@ -9,6 +9,7 @@ import functools
 import inspect
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import sys
 import traceback
@@ -313,6 +314,9 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     """
     if not stopping.listens():  # a launcher has started this process
         stopping.listen(goes_on=True, owned=True)
+        # at its end it would wait for the processes that read its images, and these wait for it
+        multiprocessing.util.Finalize(None, stopping.end_program, exitpriority=1000)
+        multiprocessing.util.Finalize(None, several.end, exitpriority=1000)
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's: it starts joblib's own workers only
         multiprocessing.set_start_method(None, force=True)  # and not those that read images
     log_printably()

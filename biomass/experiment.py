@@ -647,16 +647,25 @@ def trained_transform(config: Mapping[str, Any], path: Path) -> Compose:
         ) from error
 
 
-def tool_folder(cfg: Config, tool: str) -> Path:
+def tool_folder(cfg: Config, tool: str, part: str | None = None) -> Path:
     """Where a tool writes: the folder of its run below ``runs/``.
+
+    Args:
+        cfg: of the tool.
+        tool: its name.
+        part: the folder in it that is written by this process, and the rest by others.
 
     Raises:
         ConfigError: it is that of a training run.
     """
-    name = run_name(cfg.run_name, tool)
+    name = run_name(cfg.run_name, tool, shared=part is not None)
     if (Path("checkpoints") / name).exists():
         raise ConfigError(f"'{name}' is a run that was trained; choose another name for that of {tool}", "run_name")
-    return own_run(name)
+    if part is None:
+        return own_run(name)
+    own_run(f"{name}/{part}")
+    stopping.say(then="go on with the same command")
+    return Path("runs") / name
 
 
 def chosen_words(cfg: Config) -> tuple[str | None, str | None, list[str] | None, str | None]:

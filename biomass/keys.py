@@ -78,8 +78,10 @@ TARGET = Kind(dict, "a section with a _target_", target=True)
 TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
 _PATHS = "root_dir root img_dir image_dir summary_file metadata_file nuclei_dir cache_dir store path"
 _NAMES = "image channels cell_type classes splits control"
+PLACES = frozenset([*_PATHS.split(), "download", "on_bad_image"])
+"""Arguments of a reader that say where images lie, and not which they are."""
 READER = TARGET._replace(
-    places=frozenset([*_PATHS.split(), "download", "on_bad_image"]),
+    places=PLACES,
     names=frozenset([*_PATHS.split(), *_NAMES.split()]),
 )
 
@@ -193,6 +195,7 @@ KEYS = {
     "classical.diameter": POSITIVE.or_null(),
     "anndata": FLAG,
     "compare": WORDS,
+    "shard": NAME.or_null().may_change(),
     "report": FLAG.may_change(),
     "postprocess": SECTION,
     "postprocess.how": WORD.of("evaluation.postprocess.CORRECTIONS"),

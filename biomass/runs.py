@@ -47,6 +47,8 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this run; of several processes only the first writes there."""
+        if "submitit" in config.hydra.launcher._target_:
+            raise SystemExit("error: a launcher of submitit starts the jobs of a sweep, also one alone: add -m")
         if several.rank() == 0:
             config.hydra.run.dir = _own_folder(config, "run")
             return
@@ -185,7 +187,7 @@ def next_commands(job: str, name: str) -> list[list[str]]:
     ]
 
 
-def run_name(name: str | None, job: str) -> str:
+def run_name(name: str | None, job: str, shared: bool = False) -> str:
     """The name that a run's folders share, distinct for every job of a sweep.
 
     Args:
@@ -193,13 +195,16 @@ def run_name(name: str | None, job: str) -> str:
             the job's number is put behind it, and what differs between the jobs, unless it holds the job's overrides
             (``${hydra:job.override_dirname}``).
         job: the script's name.
+        shared: the jobs of a sweep are parts of one run, which must have a name.
 
     Raises:
         ConfigError: the name cannot name a folder, or that folder cannot be made; or this is one of several processes
             that were started apart, which cannot agree on a time.
     """
     settings = HydraConfig.get() if HydraConfig.initialized() else None
-    sweep = settings is not None and settings.mode == RunMode.MULTIRUN
+    sweep = settings is not None and settings.mode == RunMode.MULTIRUN and not shared
+    if name is None and shared:
+        raise ConfigError("shards are parts of one run, and need its name; give one", "run_name")
     if name is None and settings is not None:
         if several.started_apart() and not sweep and not _is_given(settings, "run"):
             raise ConfigError("several processes of one run need a name for it; give one", "run_name")

@@ -112,7 +112,8 @@ def meet(share: Callable[[Any], Any], first: bool) -> None:
     port = share(None if store is None else store.port)
     _now.store, _now.error, _now.ended = store or TCPStore(host, port, is_master=False), None, False
     listens = TCPStore(host, port, is_master=False, timeout=_FOREVER)  # a client that waits does nothing else
-    threading.Thread(target=_listen, args=(listens,), daemon=True).start()
+    # which also holds the first one's store: were that gone before its process is, who listens would crash
+    threading.Thread(target=_listen, args=(listens, store), daemon=True).start()
 
 
 @contextmanager
@@ -161,8 +162,13 @@ def ending() -> Iterator[None]:
     try:
         yield
     finally:
-        _now.ended = True
+        end()
         _end_children()
+
+
+def end() -> None:
+    """This process is at its end: that others are, too, is no error any more."""
+    _now.ended = True
 
 
 def _tell(line: str) -> str:
@@ -194,7 +200,7 @@ def _of_others(error: BaseException) -> bool:
     )
 
 
-def _listen(store: Any) -> None:
+def _listen(store: Any, _: Any) -> None:
     """Wait for an error of another process; end this one if it does not end by itself then."""
     try:
         store.wait(["error"], _FOREVER)

@@ -373,7 +373,8 @@ def _end_children() -> None:
     with suppress(Exception):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call it an error
         for child in _children():
-            child.kill()
+            with suppress(OSError):
+                os.kill(child.pid, signal.SIGKILL)  # the method ``kill`` is missing where joblib started it
 
 
 _hooked: list[int] = []

@@ -587,6 +587,13 @@ def test_slurm_that_is_not_there_is_one_line(toy):
     assert (errors[:7], errors.count("\n"), process.returncode) == ("error: ", 1, 1)
 
 
+def test_a_job_that_is_to_be_handed_over_is_a_sweep(toy, tmp_path):
+    _, errors = toy("hydra/launcher=submitit_local", "value=1").communicate()
+    assert errors.startswith("error: a launcher of submitit")
+    assert errors.count("\n") == 1
+    assert names(tmp_path) == ["program"]
+
+
 def test_devices_that_a_launcher_does_not_start_are_refused(toy):
     process = toy("-m", "hydra/launcher=joblib", "value=1", "+trainer.devices=2")
     assert "trainer.devices is 2" in process.communicate()[1]

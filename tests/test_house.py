@@ -24,7 +24,7 @@ LAYERS = (
     "atomic bounds channels differences formulas guarded guarded_process identifiers keys pickles signatures",
     "targets vocabulary",
     "screen table_files run_files run_lock tensor_files",
-    "fingerprint",
+    "fingerprint shards",
     "pixels",
     "cells",
     "simulation",

@@ -128,6 +128,13 @@ def test_what_is_not_there_is_found_without_torch(begun, words, named):
     assert "torch" not in heavy
 
 
+@pytest.mark.parametrize("tool", ["pack", "crop", "index"])
+def test_a_shard_that_is_none_is_found_without_anything_heavy(begun, tool):
+    code, heavy, _ = begun(f"biomass {tool}", "a_file", "--out", "out", "--shard", "0/4")
+    assert code.startswith("error: shard '0/4' is none of 4")
+    assert heavy == []
+
+
 def test_the_early_look_says_what_the_source_says(tmp_path):
     for given in (
         {"_target_": "biomass.datasets.manifest.load_manifest", "root_dir": str(tmp_path)},

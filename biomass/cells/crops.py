@@ -18,6 +18,10 @@ from biomass.pixels.packed_writer import stamps_of
 from biomass.screen import Pixels, Screen, make_screen
 
 
+class NoCellsError(DataError):
+    """There is not one cell: of a whole screen that is an error, of a part of it not."""
+
+
 def _corners(centres: np.ndarray, size: int) -> np.ndarray:
     """The uppermost, leftmost pixel of every crop, (n, 2) int64."""
     return np.rint(centres).astype(np.int64) - size // 2
@@ -156,11 +160,11 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48, *, alone: bool =
 
     Raises:
         ConfigError: the crops are larger than the images.
-        DataError: no crop lies inside its field.
+        NoCellsError: no crop lies inside its field.
     """
     check_crop_size(screen, size)
     if nuclei.table.empty:
-        raise DataError(f"there is not one nucleus in the {len(screen)} fields: check where they come from")
+        raise NoCellsError(f"there is not one nucleus in the {len(screen)} fields: check where they come from")
     cells = nuclei.table.sort_values("image", kind="stable")
     of_field = cells.groupby("image").cumcount().to_numpy(np.int64)
     if "nucleus" not in cells:
@@ -170,9 +174,11 @@ def crop_screen(screen: Screen, nuclei: Nuclei, size: int = 48, *, alone: bool =
     if alone and len(cells):
         cells = cells[cells["neighbours"] == 0]
         if cells.empty:
-            raise DataError(f"every crop of {size} pixels holds more than one nucleus: cut smaller crops, or keep them")
+            raise NoCellsError(
+                f"every crop of {size} pixels holds more than one nucleus: cut smaller crops, or keep them"
+            )
     if cells.empty:
-        raise DataError(
+        raise NoCellsError(
             f"no crop of {size} pixels around one of the {len(nuclei.table)} nuclei lies inside its field: "
             "cut smaller crops, or check the nuclei"
         )

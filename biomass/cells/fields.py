@@ -53,6 +53,19 @@ def join_nuclei(*parts: Nuclei) -> Nuclei:
     return Nuclei(table, np.sort(np.concatenate([part.fields for part in parts])))
 
 
+def some_nuclei(nuclei: Nuclei, rows: np.ndarray) -> Nuclei:
+    """The nuclei of some fields, (n,) ascending, which are numbered from 0 again.
+
+    >>> nuclei = Nuclei(pd.DataFrame({"image": [0, 2, 2], "x": 1.0, "y": 1.0, "area": 9.0}), np.array([0, 1, 2]))
+    >>> some_nuclei(nuclei, np.array([1, 2])).table["image"].tolist()
+    [1, 1]
+    """
+    table = nuclei.table[np.isin(nuclei.table["image"], rows)]
+    fields = nuclei.fields[np.isin(nuclei.fields, rows)]
+    table = table.assign(image=np.searchsorted(rows, table["image"])).reset_index(drop=True)
+    return Nuclei(table, np.searchsorted(rows, fields))
+
+
 def place_nuclei(screen: Screen, fields: pd.DataFrame, nuclei: pd.DataFrame, *, subset: bool = False) -> Nuclei:
     """Match the fields of a table of nuclei with those of a screen, by plate, well and site.
 

@@ -37,13 +37,16 @@ _DEPTH = 3  # folders above a file that may tell it from others of the same name
 log = logging.getLogger(__name__)
 
 
-def read_label_images(path: str | Path, screen: Screen, workers: int | None = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_label_images(
+    path: str | Path, screen: Screen, workers: int | None = 1, *, only: np.ndarray | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure the nuclei of label images; see the module.
 
     Args:
         path: a folder with label images, also in folders below it, or one of them.
         screen: the fields.
         workers: processes; as many as there are cores if left out; with 0 or 1, this one reads.
+        only: the fields (rows of the screen) whose label images are read; all if left out.
 
     Returns:
         The fields that have a label image, and the nuclei: ``field`` (row of the fields), ``x, y`` (centroid, pixels),
@@ -66,6 +69,9 @@ def read_label_images(path: str | Path, screen: Screen, workers: int | None = 1)
         raise DataError(
             f"'{files[first]}' and '{files[second]}' are label images of the same field: remove one of them", "nuclei"
         )
+    if only is not None:
+        wanted = np.isin(rows, only)
+        files, rows = [file for file, one in zip(files, wanted, strict=True) if one], rows[wanted]
     found: list[Any] = [None] * len(files)
     measure = _Measure(files, tuple(screen.pixels.size))
     bar = tqdm(desc="Reading label images", total=len(files), unit="field", disable=None)
@@ -74,7 +80,8 @@ def read_label_images(path: str | Path, screen: Screen, workers: int | None = 1)
             found[number] = measured
             bar.update()
     count = [len(areas) for _, areas, _ in found]
-    centres, areas, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    none = (np.zeros((0, 2)), np.zeros(0), np.zeros(0, np.int64))
+    centres, areas, labels = (np.concatenate(parts) for parts in zip(*(found or [none]), strict=True))
     top = path if path.is_dir() else path.parent
     names = np.array([file.relative_to(top).as_posix() for file in files], dtype=object)
     nuclei = pd.DataFrame({"field": np.repeat(np.arange(len(files)), count), "x": centres[:, 1], "y": centres[:, 0]})

@@ -14,10 +14,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from biomass.atomic import check_writable
+from biomass.cells.crops import NoCellsError
 from biomass.cells.fields import NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
 from biomass.cells.nuclei import DIAMETER, METHOD, find_nuclei
 from biomass.channels import match_channels
-from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.errors import BadImageError, ConfigError
 from biomass.pixels.origin import Stamps
 from biomass.pixels.packed_writer import stamps_of
 from biomass.pixels.processes import as_they_end
@@ -72,7 +73,7 @@ def find_all_nuclei(
     Raises:
         ConfigError: there is no such channel, or ``file`` cannot be written.
         BadImageError: a field cannot be read, or has pixels that are not numbers.
-        DataError: no field can be read.
+        NoCellsError: no field can be read.
 
     Nuclei of a small simulated screen, found once and then read:
 
@@ -212,10 +213,10 @@ def _report_unread(screen: Screen, nuclei: Nuclei) -> None:
     """Say in the log which fields could not be read.
 
     Raises:
-        DataError: none of them could.
+        NoCellsError: none of them could.
     """
     if not len(nuclei.fields):
-        raise DataError(f"none of the {len(screen)} fields can be read: copy or download them again")
+        raise NoCellsError(f"none of the {len(screen)} fields can be read: copy or download them again")
     unread = np.setdiff1d(np.arange(len(screen)), nuclei.fields)
     if len(unread):
         first = screen.pixels.name(int(unread[0]))

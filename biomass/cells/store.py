@@ -10,7 +10,7 @@ and is refused.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from biomass.formulas import read_csv, to_csv
 from biomass.pixels.origin import Stamps
 from biomass.pixels.packed import read_index, read_stamps
 from biomass.pixels.packed_writer import pack, stamps_of
+from biomass.pixels.part import Part
 from biomass.pixels.store_file import ABOUT, Store
 from biomass.screen import FIELD, OnBadImage, Screen
 
@@ -52,6 +53,7 @@ def pack_cells(
     alone: bool = False,
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
+    parts: Callable[[np.ndarray], Sequence[Part]] | None = None,
 ) -> Path:
     """Cut out the cells of a screen and write them to a packed store, a field at a time; see the module.
 
@@ -64,6 +66,7 @@ def pack_cells(
         alone: leave out crops with more than one nucleus.
         workers: processes; as many as there are cores if left out, 0 uses this one alone.
         on_bad_image: what to do with a field that cannot be read, see :func:`biomass.pixels.packed_writer.pack`.
+        parts: from the field of each of N cells (N,) to the stores that these are in already: they are copied.
 
     Returns:
         The store's folder, which :func:`biomass.datasets.packed.load_packed` reads.
@@ -75,7 +78,11 @@ def pack_cells(
     out = Path(out)
     cells = crop_screen(screen, nuclei, size, alone=alone)
     counts = count_cells(screen, nuclei, cells)
-    pack(cells, out, workers=workers, on_bad_image=on_bad_image, held=lambda: _held_cells(cells, out))
+    if parts is None:
+        pack(cells, out, workers=workers, on_bad_image=on_bad_image, held=lambda: _held_cells(cells, out))
+    else:
+        of_fields = cells.table["image"].to_numpy(np.int64)
+        pack(cells, out, workers=workers, on_bad_image=on_bad_image, parts=parts(of_fields))
     with whole_file(fields_file(out)) as part:
         part.write_text(to_csv(counts), encoding="utf-8")
     return out

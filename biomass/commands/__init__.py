@@ -130,6 +130,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the reader")
         self.add_argument("--on-bad-image", choices=("error", "skip"), default="error", help="skip: leave it out")
 
+    def add_shard(self) -> None:
+        """``--shard``, for the jobs of an array, see :mod:`biomass.shards`."""
+        self.add_argument("--shard", metavar="3/16", help="only this part of the plates; then merge puts all together")
+
     def add_out(self, help: str) -> None:
         """Where to write to: the last word, as in the published commands, or ``--out``."""
         self.add_argument("out", type=Path, nargs="?", help=help)

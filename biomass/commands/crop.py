@@ -27,6 +27,10 @@ fields with outlines, and some of its cells. ``--compare`` says how the nuclei c
 A second call goes on where the first was stopped, and adds what is new: plates (and fields) that the source did not
 have then. Fields whose images have changed since, in size or time, are searched and cut again; all others are not.
 A store that has fields or cells which the source no longer has is refused. While a store grows it needs room twice.
+
+Many plates are cut by many machines: ``--shard 1/16`` to ``--shard 16/16`` search and cut some of the plates each, into
+``<out>.shards/``, and the same command with ``--shard merge`` makes the store of them, and the pictures. A shard that
+dies is run again.
 """
 
 from __future__ import annotations
@@ -37,17 +41,21 @@ import re
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from biomass.commands import Parser, parse_settings, run_on_files
 from biomass.errors import ConfigError, say
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from biomass.cells.fields import Nuclei
+    from biomass.pixels.part import Part
     from biomass.screen import Screen
+    from biomass.shards import Shard, Shards
 
 PLACE = 30
 
@@ -71,35 +79,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--within", type=float, default=8.0, help="how far apart the same nucleus may lie, pixels")
     parser.add_argument("--no-pictures", action="store_true", help="draw no plates")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_shard()
     args = parser.parse(arguments, needs_out=True)
-    from biomass.cells.comparison import compare_nuclei
-    from biomass.cells.fields import save_nuclei
-    from biomass.cells.nuclei import DIAMETER
-    from biomass.cells.search import describe_search, find_all_nuclei
-    from biomass.cells.store import check_cells, nuclei_file, pack_cells
-    from biomass.datasets.any_source import open_source
-    from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
-    from biomass.datasets.packed import load_packed
+    from biomass.shards import Shard, divide, parse_shard
 
-    args.diameter = DIAMETER if args.diameter is None else args.diameter
     skip = args.on_bad_image == "skip"
     with run_on_files("a second call goes on where this one stopped", {"skip"} if skip else ()):
+        shard = parse_shard(args.shard)
+        from biomass.cells.comparison import compare_nuclei
+        from biomass.cells.fields import save_nuclei
+        from biomass.cells.nuclei import DIAMETER
+        from biomass.cells.search import describe_search
+        from biomass.cells.shards import join_saved_nuclei
+        from biomass.cells.store import check_cells, nuclei_file, pack_cells
+        from biomass.datasets.any_source import open_source
+        from biomass.datasets.bbbc021 import find_supplement, is_bbbc021
+        from biomass.datasets.packed import load_packed
+        from biomass.pixels.packed_writer import stamps_of
+
+        args.diameter = DIAMETER if args.diameter is None else args.diameter
         screen, _ = open_source(args.source, skip, **parse_settings(args.set))
         published = find_supplement(args.source) if is_bbbc021(args.source) else None
         listed = args.nuclei or published
         search = None if listed is not None else describe_search(screen, args.channel, args.diameter)
         check_cells(screen, args.size, args.out, search)
         kept = nuclei_file(args.out)
+        shards = None if shard is None else _shards(screen, listed, args)
+        if shards is not None and isinstance(shard, Shard):
+            _cut_shard(screen, listed, shards, shard, args)
+            return
+        notes = [] if shards is None else shards.finished()
         if listed is not None:
             nuclei = _read(listed, screen, args)
+        elif shards is not None and search is not None:
+            nuclei = join_saved_nuclei(screen, shards, notes, search)
+            save_nuclei(screen, nuclei, kept, search, stamps_of(screen.pixels, len(screen)))
         else:
-            nuclei = find_all_nuclei(
-                screen, args.channel, args.diameter, on_bad_image=args.on_bad_image, workers=args.workers, file=kept
-            )
+            nuclei = _find(screen, args, kept)
         others = None if args.compare is None else _read(args.compare, screen, args)
         before = _read_counts(args.out)
-        options = {"alone": args.alone, "workers": args.workers, "on_bad_image": args.on_bad_image}
-        out = pack_cells(screen, nuclei, args.out, args.size, **options)
+        parts = None
+        if shards is not None:
+            owner = divide(screen.plate_ids, notes[0].shard.of)
+            parts = partial(_parts, shards, notes[0].shard.of, owner)
+        out = pack_cells(screen, nuclei, args.out, args.size, **_packing(args), parts=parts)
         if listed is not None:
             save_nuclei(screen, nuclei, kept)
         cells, counts = load_packed(out), _read_counts(out)
@@ -118,7 +141,77 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else ""
         )
         say(f"{out} holds {len(cells)} cells of {len(nuclei.fields)} fields{left}")
+        if shards is not None:
+            shards.remove()
+            say(f"{shards.folder} is merged, and gone")
         say(f"to train: python train_simclr.py {stored(args.out)}, or with labels: train_supervised_cell.py")
+
+
+def _packing(args: Namespace) -> dict[str, Any]:
+    return {"alone": args.alone, "workers": args.workers, "on_bad_image": args.on_bad_image}
+
+
+def _find(screen: Screen, args: Namespace, kept: Path) -> Nuclei:
+    from biomass.cells.search import find_all_nuclei
+
+    return find_all_nuclei(
+        screen, args.channel, args.diameter, on_bad_image=args.on_bad_image, workers=args.workers, file=kept
+    )
+
+
+def _shards(screen: Screen, listed: Path | None, args: Namespace) -> Shards:
+    """The shards of this command; what they must have in common are the settings that cells depend on."""
+    from biomass.cells.shards import check_names
+    from biomass.shards import DATA, Shards, digest_of, shards_of
+
+    made = {
+        "--set": " ".join(sorted(args.set)),
+        "--size": str(args.size),
+        "--alone": "yes" if args.alone else "",
+        "--nuclei": str(args.nuclei or ""),
+    }
+    if listed is None:
+        check_names(screen)
+        made |= {"--channel": args.channel, "--diameter": f"{args.diameter:g}"}
+    return Shards(shards_of(args.out), made | {DATA: digest_of(screen)}, "--shard ")
+
+
+def _cut_shard(screen: Screen, listed: Path | None, shards: Shards, shard: Shard, args: Namespace) -> None:
+    """Cut the cells of some plates."""
+    import numpy as np
+
+    from biomass.cells.crops import NoCellsError
+    from biomass.cells.fields import some_nuclei
+    from biomass.cells.store import nuclei_file, pack_cells
+    from biomass.datasets.packed import load_packed
+    from biomass.pixels.packed import drop_damaged
+    from biomass.pixels.part import part_of
+    from biomass.shards import divide
+
+    shards.begin(shard)
+    rows, store = np.flatnonzero(divide(screen.plate_ids, shard.of) == shard.number), shards.place(shard)
+    fields = cells = 0
+    if len(rows):
+        drop_damaged(store)
+        part = part_of(screen, rows)
+        try:
+            if listed is not None:
+                nuclei = some_nuclei(_read(listed, screen, args, rows), rows)
+            else:
+                nuclei = _find(part, args, nuclei_file(store))
+            fields = len(nuclei.fields)
+            cells = len(load_packed(pack_cells(part, nuclei, store, args.size, **_packing(args))))
+        except NoCellsError as error:  # the other shards have some, or the merge says so
+            log.warning("shard %s: %s", shard, error)
+    shards.finish(shard, fields=fields)
+    say(shards.say(shard, len(rows), f"fields with {cells} cells"))
+
+
+def _parts(shards: Shards, of: int, owner: np.ndarray, fields: np.ndarray) -> list[Part]:
+    """Where the cells of some fields are, by the shard that each field belongs to."""
+    from biomass.pixels.part import parts_of
+
+    return parts_of(shards, of, owner[fields])
 
 
 def stored(store: Path) -> str:
@@ -132,8 +225,8 @@ def stored(store: Path) -> str:
     return f"dataloaders=packed {named}"
 
 
-def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
-    """Nuclei that others have found, whatever they are kept in."""
+def _read(path: Path, screen: Screen, args: Namespace, only: np.ndarray | None = None) -> Nuclei:
+    """Nuclei that others have found, whatever they are kept in; of label images those of some fields are enough."""
     from biomass.cells.fields import place_nuclei
     from biomass.cells.label_images import has_label_images, read_label_images
     from biomass.cells.nuclei import SUPPLEMENT_IMAGES
@@ -142,10 +235,10 @@ def _read(path: Path, screen: Screen, args: Namespace) -> Nuclei:
     path = path.expanduser()
     published = (path / SUPPLEMENT_IMAGES).is_file()
     if has_label_images(path) and not (path.is_dir() and (published or find_files(path, TABLES))):
-        found = read_label_images(path, screen, args.workers)
+        found = read_label_images(path, screen, args.workers, only=only)
     else:
         found = read_nuclei_tables(path)
-    return place_nuclei(screen, *found, subset=args.allow_left_over or published)
+    return place_nuclei(screen, *found, subset=args.allow_left_over or published or only is not None)
 
 
 def _read_counts(out: Path) -> pd.DataFrame | None:

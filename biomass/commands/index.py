@@ -19,6 +19,9 @@ given again is as it was the last time for the same folder, and, for another fol
 time.
 
     python train_erm.py dataloaders=manifest dataloaders.root_dir=my_screen
+
+A network disk is slow to say how large millions of files are: --shard 1/16 to --shard 16/16 ask for some of them each,
+and the same command with --shard merge reads their names and makes the manifest. A shard that dies is run again.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from biomass.datasets.index import Index
     from biomass.datasets.indexed import Mapped
+    from biomass.datasets.recipe import Recipe
 
 PLACE = 10
 
@@ -86,14 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--on-bad-image", choices=("error", "skip"), help="skip: leave the field out")
     parser.add_argument("--splits", choices=(*by, *shares, "none"), help="divide by these; or where new plates go")
     parser.add_argument("--replace", action="store_true", help="index plates again that are in the manifest")
+    parser.add_shard()
     args = parser.parse(arguments, needs_out=True)
-    from biomass.datasets.index import try_reading
-    from biomass.datasets.indexed import write_manifest
-    from biomass.datasets.recipe import Recipe, read_recipes
+    from biomass.shards import DATA, Shard, Shards, parse_shard, shards_of
 
     followed = {"skip"} if args.on_bad_image == "skip" else ()
     with run_on_files("nothing was written", followed, _OWN):
-        settings = parse_settings(args.set)
+        shard, settings = parse_shard(args.shard), parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):
                 raise ConfigError(f"--set {key}=… is unknown; {did_you_mean(key, ('columns', 'control'))}")
@@ -103,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"'{out}' is to be the manifest, which is a Parquet file: call it {out.stem}.parquet, or, if it is a "
                 f"folder, {out.name}/manifest.parquet"
             )
+        from biomass.datasets.index import try_reading
+        from biomass.datasets.indexed import write_manifest
+        from biomass.datasets.listing import Listing
+        from biomass.datasets.recipe import Recipe, read_recipes
+
         given = Recipe(
             args.folder,
             args.layout,
@@ -124,10 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.on_bad_image,
             args.splits if args.splits == "none" else None,
         )
+        found, shards = None, None
+        if shard is not None:
+            listing = Listing(args.folder, shards_of(out))
+            shards = Shards(shards_of(out), _made(given) | {DATA: listing.digest}, "--shard ")
+            if isinstance(shard, Shard):
+                shards.begin(shard)
+                files = listing.look(shards, shard)
+                shards.finish(shard)
+                say(shards.say(shard, files, "files"))
+                return
+            found = listing.join(shards, shards.finished()[0].shard.of)
         before = read_recipes(out)
         recipe = given.as_before(before)
         depths, sizes, skip = recipe.depths or "error", recipe.sizes or "error", recipe.on_bad_image == "skip"
-        index = recipe.index()
+        index = recipe.index(found)
         if before and (taken := {k: v for k, v in recipe.said().items() if k not in given.said()}):
             index.notes.insert(0, f"as '{out}' was made: {', '.join(f'{k} {_plainly(v)}' for k, v in taken.items())}")
         mapped = recipe.join(index)
@@ -156,8 +175,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if plates:
                 say(f"{what}: {', '.join(plates[:_SHOWN])}{' …' if len(plates) > _SHOWN else ''}")
         say(f"{out} holds {written.rows} fields; the report is {out.with_suffix('.report.txt')}")
+        if shards is not None:
+            shards.remove()
+            say(f"{shards.folder} is merged, and gone")
         if written.trains:
             say(f"to train: {training(out)}")
+
+
+def _made(given: Recipe) -> dict[str, str]:
+    """What shards of one command must have in common."""
+    named = {"columns": "--set columns", "control": "--set control", "places": "--place"}
+    said = {name: value for name, value in given.said().items() if name != "on_bad_image"}
+    options = {named.get(name, f"--{name.replace('_', '-')}"): _plainly(value) for name, value in said.items()}
+    return {"folder": str(given.folder.absolute()), **options}
 
 
 def _plainly(value: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from biomass.datasets.lab_files import IMAGES, Left, find_files, left_out
+from biomass.datasets.lab_files import IMAGES, Found, Left, find_files, left_out
 from biomass.datasets.layout_tables import HARMONY, TABLES, find_folders, find_tables, read_harmony, read_tables
 from biomass.datasets.layouts import (
     PRESETS,
@@ -138,6 +138,7 @@ def index_folder(
     places: Mapping[str, str] | None = None,
     z: str | int | None = None,
     time: int | None = None,
+    found: Found | None = None,
 ) -> Index:
     """Find the images of a folder, and what each shows.
 
@@ -151,6 +152,7 @@ def index_folder(
         z: what to make of several focal planes: one of :data:`.PROJECTIONS`, or the number of one: as the names of
             files have it where planes are files, from 0 within files.
         time: the number of the time point to take, where there are several, likewise.
+        found: the files of the folder, where it was listed already.
 
     Raises:
         ConfigError: the layout cannot be found out, or a setting does not fit the images.
@@ -158,8 +160,8 @@ def index_folder(
 
     >>> from biomass.simulation.lab_folder import simulate_lab_folder
     >>> lab = simulate_lab_folder(getfixture("tmp_path") / "lab", "imagexpress", sites=1, size=48)
-    >>> found = index_folder(lab.images, channels={"w1": "DNA", "w3": ""})
-    >>> found.layout, len(found.fields), list(found.images), [one.why for one in found.left]
+    >>> index = index_folder(lab.images, channels={"w1": "DNA", "w3": ""})
+    >>> index.layout, len(index.fields), list(index.images), [one.why for one in index.left]
     ('imagexpress', 36, ['DNA', 'w2'], ['files of an operating system', 'thumbnails', 'images of channels left out'])
     """
     if layout is not None and pattern is not None:
@@ -174,7 +176,7 @@ def index_folder(
         root, tables = root.parent, [root.name]
         if named is not None:
             raise ConfigError(f"'{folder}' is a file: name the folder that holds the images")
-    found = find_files(root)
+    found = found or find_files(root)
     left = list(found.left)
     above = "/".join(root.absolute().parts[1:][-_ABOVE:])  # where one plate is indexed, its name is there
     if named is None:

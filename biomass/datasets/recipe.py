@@ -16,6 +16,7 @@ import pyarrow.parquet
 from biomass.bounds import read_json
 from biomass.datasets.index import Index, index_folder
 from biomass.datasets.indexed import MADE, Mapped, find_map, join_map, place_beside, write_manifest
+from biomass.datasets.lab_files import Found
 from biomass.errors import DataError
 
 _OF_ALL = ("layout", "pattern", "channels", "places", "z", "time", "depths", "sizes", "splits")
@@ -51,8 +52,8 @@ class Recipe:
     on_bad_image: str | None = None
     splits: str | None = None  # none, or nothing is kept
 
-    def index(self) -> Index:
-        """What the folder holds now."""
+    def index(self, found: Found | None = None) -> Index:
+        """What the folder holds now; its files need not be listed where they were already."""
         return index_folder(
             self.folder,
             layout=self.layout,
@@ -62,6 +63,7 @@ class Recipe:
             places=self.places,
             z=self.z,
             time=self.time,
+            found=found,
         )
 
     def join(self, index: Index) -> Mapped:

@@ -4,7 +4,7 @@ A run that was stopped goes on with the plates whose files are missing, or were 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,29 +48,47 @@ def members_of(groups: np.ndarray) -> list[np.ndarray]:
     return np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
 
 
-def fingerprints(screen: Screen, groups: np.ndarray, table: pd.DataFrame, *settings: str) -> list[str]:
-    """What the profiles of each group depend on: settings, its rows of a table, and the pixels of a few of them."""
+def fingerprints(
+    screen: Screen, groups: np.ndarray, table: pd.DataFrame, *settings: str, only: Collection[int] | None = None
+) -> list[str]:
+    """What the profiles of each group depend on: settings, its rows of a table, and the pixels of a few of them.
+
+    Args:
+        screen: where the images are.
+        groups: (N,) the group of each row.
+        table: (N rows) what is known of them.
+        settings: of what makes the profiles.
+        only: numbers of groups; that of any other is an empty text.
+    """
     common = "\n".join([*settings, repr((screen.pixels.channels, screen.pixels.size))]).encode()
     hashes = pd.util.hash_pandas_object(table, index=False).to_numpy()
     members = members_of(groups)
     samples = [np.unique(rows[np.linspace(0, len(rows) - 1, 3, dtype=np.int64)]) for rows in members]
     return [
         hashlib.sha256(common + hashes[rows].tobytes() + _pixels(screen, sample)).hexdigest()
-        for rows, sample in zip(members, samples, strict=True)
+        if only is None or group in only
+        else ""
+        for group, (rows, sample) in enumerate(zip(members, samples, strict=True))
     ]
 
 
-def pixel_hashes(screen: Screen, members: Iterable[np.ndarray]) -> list[str]:
+def pixel_hashes(screen: Screen, members: Iterable[np.ndarray], only: Collection[int] | None = None) -> list[str]:
     """A hash of the pixels of some images of each group: more of them than are in :func:`fingerprints`.
 
     Args:
         screen: where the images are.
         members: the rows of each group.
+        only: numbers of groups; that of any other is an empty text.
     """
     keys = image_keys(screen)
-    samples = [plate_fingerprint(screen, rows, keys)["sample"] for rows in members]
+    samples = [
+        plate_fingerprint(screen, rows, keys)["sample"] if only is None or group in only else None
+        for group, rows in enumerate(members)
+    ]
     return [
-        hashlib.sha256(repr([(key, image["pixels"]) for key, image in one.items()]).encode()).hexdigest()
+        ""
+        if one is None
+        else hashlib.sha256(repr([(key, image["pixels"]) for key, image in one.items()]).encode()).hexdigest()
         for one in samples
     ]
 

@@ -37,6 +37,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from biomass.atomic import remove
 from biomass.errors import BadImageError, DataError, RefusedError, one_line, printable
 from biomass.pixels.decoders import npy_header_of
 from biomass.pixels.names import PLANES
@@ -450,6 +451,16 @@ def verify(path: str | Path) -> np.ndarray:
         if zlib.crc32(block.data) != store.crc32[number]:
             raise unusable(path, f"is damaged: images {rows[0]} to {rows[-1]} have changed since they were packed")
     return found
+
+
+def drop_damaged(path: Path) -> None:
+    """Remove a store that is there and not what was packed, so that it is packed again."""
+    if path.exists():
+        try:
+            verify(path)
+        except DataError as error:
+            log.warning("%s", error)
+            remove(path)
 
 
 def _each_block(pixels: PackedPixels, store: Store) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -25,7 +25,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ from biomass.pixels.packed import (
     read_stamps,
     verify,
 )
+from biomass.pixels.part import Part, merge_parts
 from biomass.pixels.planes import Reading
 from biomass.pixels.processes import as_they_end
 from biomass.pixels.store_file import ABOUT, BELONGS, CRC32, FILES, IMAGES, INDEX, TYPES, Store
@@ -82,6 +83,8 @@ def pack(
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     held: Callable[[], np.ndarray] | None = None,
+    like: Screen | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> Path:
     """Write all images of a screen, bit for bit, and its table to a packed store.
 
@@ -99,6 +102,8 @@ def pack(
         held: which row of the store that is there holds the image of each of the screen's rows, (N,) int64; -1 where it
             holds none. It is called when no other process can write to the store. Without it, a store with other
             images is refused.
+        like: the whole screen, where this is a part of it: what an image is like is learned from that.
+        parts: stores of all parts of the screen: the images are copied from these, and not read again.
 
     Returns:
         The store's folder.
@@ -106,14 +111,14 @@ def pack(
     Raises:
         BadImageError: images cannot be read; names the first.
         ConfigError: ``out`` cannot be written, or does not fit on the disk.
-        DataError: ``out`` holds other images.
+        DataError: ``out`` holds other images, or parts are not those of the screen.
     """
     check_on_bad_image(on_bad_image)
     out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
     if os.path.lexists(out) and not (out / ABOUT).exists():
         raise DataError(f"'{out}' is there already, and is not a packed store: choose another place", "store")
     files = _files(screen)
-    plan = _make_plan(screen, files)
+    plan = _make_plan(screen, files, like)
     with writing(out, "store", needed=plan.images * plan.image_bytes):
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(out.with_name(f".{out.name}.lock")):
@@ -131,11 +136,11 @@ def pack(
                 grown = replace(screen, pixels=_Grown(screen.pixels, open_packed(out), rows))
                 _write(grown, files, plan, out, workers, on_bad_image)
             elif changed is not None:
-                _write(changed, files, _make_plan(changed, files), out, workers, on_bad_image)
+                _write(changed, files, _make_plan(changed, files), out, workers, on_bad_image, parts)
             elif out.exists():
                 _update(screen, plan, out, same=rows is not None)
             else:
-                _write(screen, files, plan, out, workers, on_bad_image)
+                _write(screen, files, plan, out, workers, on_bad_image, parts)
     return out
 
 
@@ -219,8 +224,8 @@ def _reading(pixels: Pixels) -> Reading:
     return reading_of(Store.read(pixels.path).origin) if isinstance(pixels, PackedPixels) else Reading()
 
 
-def _make_plan(screen: Screen, files: Any) -> _Plan:
-    example = _example(screen)
+def _make_plan(screen: Screen, files: Any, like: Screen | None = None) -> _Plan:
+    example = _example(like or screen)
     _, c, h, w = example.shape
     if example.dtype.str not in TYPES:
         raise DataError(f"images of type {example.dtype} cannot be packed: make them uint8, uint16 or float32")
@@ -297,10 +302,21 @@ class _Block(NamedTuple):
     bad: dict[int, str]  # row -> why its image cannot be read
 
 
-def _write(screen: Screen, files: Any, plan: _Plan, out: Path, workers: int | None, on_bad_image: OnBadImage) -> None:
+def _write(
+    screen: Screen,
+    files: Any,
+    plan: _Plan,
+    out: Path,
+    workers: int | None,
+    on_bad_image: OnBadImage,
+    parts: Sequence[Part] | None = None,
+) -> None:
     """Write a store from the beginning, or from where an earlier call was stopped."""
     part = out.with_name(f"{out.name}.part")
     stamps, origin = _look_at_files(screen, out)
+    if parts is not None:
+        merged = merge_parts(parts, screen.pixels.channels, plan.shape, plan.dtype, files, stamps)
+        screen = replace(screen, pixels=merged)
     finished = _take_up(part, plan)
     if finished is not None:
         finished, stamps = _without_changed(finished, stamps, part, plan)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -519,3 +520,33 @@ def test_real_cells_from_end_to_end(run, real_data):
     assert len(cells) == wells["Metadata_Count_Cells"].sum() == 1000
     assert set(wells["Metadata_moa"]) == set(wells["Metadata_label"])
     assert cells["Metadata_Plate"].nunique() == 55
+
+
+@pytest.mark.parametrize("compared", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_shards_of_a_run_make_the_same_files(compared, profile):
+    options = ("compare=[running]",) if compared else ("rows=fields",)
+    options = (*options, "report=false")
+    profile(*options, "run_name=whole")
+    Path("checkpoints/encoder").rename("checkpoints/first")  # what was measured on plates stays there
+    Path("checkpoints/encoder").mkdir()
+    Path("checkpoints/encoder/last.pt").symlink_to(Path("checkpoints/first/last.pt").resolve())
+    shard = partial(profile, *options, "run_name=parts")
+    shard("shard=2/2")
+    with pytest.raises(ConfigError, match=r"shard 2/2 .* normalize=false, .* normalize=true"):
+        shard("shard=1/2", "normalize=true")
+    with pytest.raises(DataError, match=r"shard 1 of 2 is not finished: .*shard=1/2"):
+        shard("shard=merge")
+    shard("shard=1/2")
+    shard("shard=merge")
+    one, parts = (sorted(Path("runs", name).glob("*.parquet")) for name in ("whole", "parts"))
+    assert [file.name for file in one] == [file.name for file in parts]
+    assert len(one) == (5 if compared else 2)
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in parts]
+    assert not Path("runs/parts/shards").exists()
+
+
+def test_shards_need_the_name_of_their_run(profile):
+    with pytest.raises(ConfigError, match="need its name"):
+        profile("shard=1/2")
+    with pytest.raises(ConfigError, match="shard '0/4' is none of 4"):
+        profile("run_name=a", "shard=0/4")
