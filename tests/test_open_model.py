@@ -116,7 +116,7 @@ def scaled(images):
         (("model.key=resnet18",), "needs a network", "network"),
         (("model_path=net", RANDOM), "'net' brings .* pretrained", None),
         (("model_path=net", "model.options={bins: 3}"), "'net' brings .* options", None),
-        ((RANDOM, "model.channels=some"), "channels 'some'", "widen"),
+        ((RANDOM, "model.channels=some"), "model.channels is .some.", None),
         ((RANDOM, "model.key=resnet18x"), "'resnet18x' is neither", None),
         ((RANDOM, "model.key=test_resnet", "model.options={depth: 3}"), "'depth'", "own_code"),
         ((RANDOM, "model.key=test_vit"), "no plate-aware batch norm", "statistics"),

@@ -161,9 +161,8 @@ def test_the_discriminator_is_trained_kept_and_resumed(run):
 
 
 def test_a_penalty_that_is_unknown_or_has_no_pairs(run):
-    with pytest.raises(ConfigError, match='"corral"; did you mean .coral.') as caught:
+    with pytest.raises(ConfigError, match=r"objective\.penalty is .*did you mean 'coral'"):
         run("train_erm", *FIELDS, "objective.penalty=corral")
-    assert caught.value.advice == "penalty"
     with pytest.raises(ConfigError, match="is 9, but these rows have only 4 groups"):
         run("train_erm", *FIELDS, "+method=coral", "dataloaders.max_groups=9")
     assert not Path("runs").exists()
