@@ -224,7 +224,8 @@ def _launch(job: Callable[[DictConfig], float | None], folder: Path, config_name
     # Hydra takes its arguments from sys.argv, and prints errors itself unless it is told to raise them
     with _Outside([sys.argv[0], *arguments.for_hydra()], True).restored():
         try:
-            hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(job)()
+            with _stopped_by_its_effects():
+                hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(job)()
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             if outside.tracebacks:
                 raise

@@ -54,8 +54,9 @@ class Config:
         if key.startswith("__"):
             raise AttributeError(key)
         if key not in self._node:
-            hint = did_you_mean(key, self._node, f"add it to the YAML, or take ~{self._path}{key} out of the command")
-            raise ConfigError(f"key '{self._path}{key}' is missing; {hint}")
+            path = f"{self._path}{key}"
+            hint = did_you_mean(key, self._node, "add it to the YAML")
+            raise ConfigError(f"key '{path}' is missing; {f'take ~{path} out' if f'~{path}' in overrides() else hint}")
         value = _value(self._node, key, self._path)
         if isinstance(value, DictConfig) and "_target_" not in value:
             return self._section(value, f"{self._path}{key}.")

@@ -393,11 +393,9 @@ def _before_fork() -> None:
 
 def _in_child() -> None:
     """What is forked leaves signals to its parent, and ends with it."""
-    if not _now.owned:
-        return
-    for number in _now.before:
+    for number in _now.before or ():
         signal.signal(number, signal.SIG_DFL if number in (signal.SIGTERM, signal.SIGALRM) else signal.SIG_IGN)
-    if _hooked[0]:  # the system looks at the thread that forked
+    if _now.owned and _hooked[0]:  # the system looks at the thread that forked
         die_with(_hooked[0])
 
 

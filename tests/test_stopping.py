@@ -114,3 +114,13 @@ def test_too_little_memory_while_modules_are_imported_is_a_line(tmp_path):
     assert ended.stderr.startswith("error: there is too little memory (libtorch.so: failed to map")
     assert len(ended.stderr.splitlines()) == 1
     assert "Traceback" in a_program("raise ImportError('torch')", tmp_path, "").stderr
+
+
+def test_what_is_forked_leaves_signals_to_its_parent():
+    with stopping.listening(goes_on=True), stopping.noted():
+        child = os.fork()
+        if child == 0:
+            known = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+            os._exit(known != [signal.SIG_DFL, signal.SIG_IGN])
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
