@@ -84,6 +84,10 @@ class RefusedError(ValueError):
         self.kind, self.remedy = kind, remedy
 
 
+class NoCellsError(DataError):
+    """There is not one cell: of a whole screen that is an error, of a part of it not."""
+
+
 class CheckpointError(BiomassError):
     """A checkpoint is missing, damaged, or belongs to another architecture."""
 

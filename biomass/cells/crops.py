@@ -12,14 +12,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from biomass.cells.fields import ROW_COLUMNS, Nuclei
-from biomass.errors import BadImageError, ConfigError, DataError
+from biomass.errors import BadImageError, ConfigError, DataError, NoCellsError
 from biomass.pixels.origin import Stamps
 from biomass.pixels.packed_writer import stamps_of
 from biomass.screen import Pixels, Screen, make_screen
-
-
-class NoCellsError(DataError):
-    """There is not one cell: of a whole screen that is an error, of a part of it not."""
 
 
 def _corners(centres: np.ndarray, size: int) -> np.ndarray:

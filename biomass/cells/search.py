@@ -14,11 +14,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from biomass.atomic import check_writable
-from biomass.cells.crops import NoCellsError
 from biomass.cells.fields import NONE, Nuclei, join_nuclei, name_field, read_saved_nuclei, save_nuclei
 from biomass.cells.nuclei import DIAMETER, METHOD, find_nuclei
 from biomass.channels import match_channels
-from biomass.errors import BadImageError, ConfigError
+from biomass.errors import BadImageError, ConfigError, NoCellsError
 from biomass.pixels.origin import Stamps
 from biomass.pixels.packed_writer import stamps_of
 from biomass.pixels.processes import as_they_end

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from biomass.cells.crops import NoCellsError
 from biomass.cells.fields import Nuclei, join_nuclei, name_field, read_saved_nuclei
 from biomass.cells.store import nuclei_file
-from biomass.errors import DataError
+from biomass.errors import DataError, NoCellsError
 from biomass.pixels.packed_writer import stamps_of
 from biomass.screen import FIELD, Screen
 from biomass.shards import Note, Shards

@@ -126,9 +126,10 @@ def of_two(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [
-        multiprocessing.get_context("fork").Process(target=_one_of_two, args=(rank, port, folder)) for rank in range(2)
-    ]
+    # not forked from here, where other tests may have had torch start threads, which a fork has not
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["biomass.training"])
+    started = [context.Process(target=_one_of_two, args=(rank, port, folder)) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:
