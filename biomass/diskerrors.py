@@ -148,12 +148,8 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that Python calls
         """Raise the error that is being handled, in our words."""
-        error = sys.exc_info()[1]
-        found = disk_error(error) if error is not None else None
-        if found is None:
-            super().handleError(record)
-            return
-        raise ConfigError(explain_disk(found, Path(self.baseFilename))) from error
+        if (found := _why_lost(self, record)) is not None:
+            raise ConfigError(explain_disk(found, Path(self.baseFilename))) from found
 
 
 class Terminal(logging.StreamHandler[TextIO]):
@@ -164,15 +160,21 @@ class Terminal(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that Python calls
         """Say in our words what is wrong with the place, and print nothing more to it."""
-        error = sys.exc_info()[1]
-        found = disk_error(error) if error is not None else None
-        if found is None:
-            super().handleError(record)
+        if (found := _why_lost(self, record)) is None:
             return
         self.stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  # until the process ends
         os.dup2(self.stream.fileno(), sys.stdout.fileno())  # else Python tries once more when it ends
         with suppress(OSError):
             print(f"the log is not shown any more: {explain_disk(found, Path('/dev/stdout'))}", file=sys.stderr)
+
+
+def _why_lost(handler: logging.Handler, record: logging.LogRecord) -> OSError | None:
+    """The fault of a disk that a line of the log is lost to, while it is handled; Python says what else it may be."""
+    error = sys.exc_info()[1]
+    found = disk_error(error) if error is not None else None
+    if found is None:
+        logging.Handler.handleError(handler, record)
+    return found
 
 
 def _size(number: int) -> str:
