@@ -49,7 +49,7 @@ def write_page(page: Path = PAGE, cpu: Path = CPU, gpu: Path = GPU) -> None:
             continue
         blocks.append(_table(("", ""), record.about.items()))
         for key, part in record.parts.items():
-            blocks += _part(key, part, page.parent)
+            blocks += _part(key, part, plots=cpu.parent)
     page.write_text("\n\n".join(blocks) + "\n")
 
 
@@ -72,15 +72,15 @@ def _summary(records: dict[str, Record | None]) -> list[str]:
     return [text, "\n".join(missed)] if missed else [text]
 
 
-def _part(key: str, part: Part, folder: Path) -> list[str]:
+def _part(key: str, part: Part, plots: Path) -> list[str]:
     blocks = [f"### {key}", part.title]
     if part.figures:
         head = ("what", "figure", "lowest … highest", "goal", "met", "")
         blocks.append(_table(head, map(_row, part.figures)))
-    plots = [f"![{key}]({path.name})" for path in sorted(folder.glob(f"{key}.*")) if path.suffix in (".svg", ".png")]
+    shown = [f"![{key}]({path.name})" for path in sorted(plots.glob(f"{key}.*")) if path.suffix in (".svg", ".png")]
     left_out = [f"Left out: {reason}." for reason in part.left_out]
     date = [f"*{part.date}, {part.seconds:.0f} s.*"] if part.figures else []
-    return [*blocks, *plots, *left_out, *date]
+    return [*blocks, *shown, *left_out, *date]
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
