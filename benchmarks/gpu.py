@@ -206,7 +206,7 @@ def steps(device: torch.device, quick: bool) -> Iterator[Figure]:
 def _bare_and_whole(case: Case, device: torch.device, compiled: bool) -> tuple[Callable[[], None], Callable[[], None]]:
     plain = case.network_of().to(device).to(memory_format=torch.channels_last)
     network: Any = torch.compile(plain) if compiled else plain
-    optimizer = torch.optim.Adam(plain.parameters(), 1e-3, weight_decay=1e-5, fused=device.type == "cuda" or None)
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-3, weight_decay=1e-5, fused=True)
     objective, augment, statistics = case.objective, case.augment, Statistics("plate")
     shape = (2 * case.images, 3, case.size, case.size)
     held = torch.randint(0, 255, shape, dtype=torch.uint8, device=device)

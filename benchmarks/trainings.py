@@ -85,7 +85,7 @@ class Ours:
         fabric = training.make_fabric(device, precision)
         gpu, plain = fabric.device.type == "cuda", case.network_of()
         plain = plain.to(memory_format=torch.channels_last) if gpu else plain
-        optimizer = training.adam([plain], 1e-3, 1e-5, fused=gpu or None)
+        optimizer = training.adam([plain], 1e-3, 1e-5)
         decay = training.warmup_cosine(optimizer, 0, 10**6)
         return cls(case, data, fabric, *training.set_up(fabric, plain, optimizer, compiled), decay)
 

@@ -249,11 +249,8 @@ class Experiment:
             if self.fabric.world_size > 1:
                 raise ConfigError("this penalty has weights of its own, which are trained on one device", "devices")
             modules.append(objective.to(self.fabric.device))
-        scaled = (
-            self.fabric.strategy.precision.precision == "16-mixed"
-        )  # clips gradients itself, which fused steps refuse
-        fused = True if self.fabric.device.type == "cuda" and not scaled else None
-        optimizer = training.adam(modules, recipe.learning_rate, recipe.weight_decay, fused)
+        scaled = self.fabric.strategy.precision.precision == "16-mixed"  # would leave fused steps to scale gradients
+        optimizer = training.adam(modules, recipe.learning_rate, recipe.weight_decay, fused=not scaled)
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
         return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
 

@@ -27,7 +27,7 @@ def check_weights(network: nn.Module, optimizer: torch.optim.Optimizer, step: in
         TrainingError: names the first weight that is not finite.
     """
     named = list(_floats(network, optimizer))
-    if not named:
+    if nn.utils.get_total_norm([value for _, value in named]).isfinite():  # one pass; of huge numbers it is not finite
         return
     finite = torch.stack([value.isfinite().all() for _, value in named])
     if not finite.all():

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def adam(
-    modules: Iterable[nn.Module], learning_rate: float, weight_decay: float, fused: bool | None = None
+    modules: Iterable[nn.Module], learning_rate: float, weight_decay: float, fused: bool = True
 ) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) with L2 weight decay on all parameters that are trained.
 
@@ -17,8 +17,8 @@ def adam(
         modules: hold the parameters.
         learning_rate: of the steps.
         weight_decay: of the parameters.
-        fused: few kernels for all parameters, which spares the host of a GPU milliseconds a step; None: as PyTorch
-            chooses.
+        fused: one pass over the parameters, where several operators make six: five times as fast on a CPU, and it
+            spares the host of a GPU milliseconds a step. Not with scaled gradients that are clipped.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)

@@ -1,4 +1,5 @@
-"""Every preset gives the numbers that it gave before statistics had words: digests stored at commit 22649e9.
+"""Every preset gives the numbers that it gave before: digests first stored before statistics had words, at commit
+22649e9, and anew when the steps of Adam became fused, which changed their last bits.
 
 On a machine like the one that stored them, weights and profiles are compared to the bit; elsewhere by their metrics.
 """

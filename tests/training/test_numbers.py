@@ -39,6 +39,13 @@ def test_a_weight_a_buffer_or_a_moment_that_is_not_finite_is_named(name, value):
         check_weights(network, optimizer, 7, LAST)
 
 
+def test_numbers_whose_squares_overflow_are_fine():
+    network, optimizer = trained()
+    with torch.no_grad():
+        network[0].weight.fill_(1e30)
+    check_weights(network, optimizer, 7, LAST)
+
+
 def test_gradients_of_16_bits_may_skip_steps_until_their_factor_is_used_up():
     def fabric(scale: float | None) -> SimpleNamespace:
         scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
