@@ -29,6 +29,7 @@ from biomass.transforms import (
     Resize,
     Standardize,
     steps,
+    warps,
 )
 
 LIKELY = 1e-3  # a statistical test with a fixed seed fails below this p value
@@ -309,6 +310,17 @@ def test_boxes_are_distributed_as_in_torchvision(size, options):
     for key, value in derived.items():
         p = stats.ks_2samp(value(ours), value(theirs), method="asymp").pvalue
         assert p > LIKELY, (key, p)
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+def test_products_keep_their_digits_and_leave_settings_as_they_are(permitted, monkeypatch):
+    if not permitted:  # as on a machine that would round
+        monkeypatch.setattr(warps, "_is_exact", lambda *sizes: False)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    images, step = torch.rand(9, 3, 48, 48, generator=seeded()) * 65535, RandomResizedCrop(40)
+    exact = step(images.double(), seeded(1))
+    torch.testing.assert_close(step(images, seeded(1)).double(), exact, rtol=1e-4, atol=1)  # bfloat16: 128
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 def test_a_crop_of_everything_at_its_own_size_is_the_image():
