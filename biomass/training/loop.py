@@ -1,10 +1,8 @@
 """The training loop: one for all objectives."""
 
 import logging
-import math
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from biomass import stopping
-from biomass.errors import ConfigError, TrainingError
+from biomass.errors import ConfigError
 from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
@@ -26,14 +24,13 @@ from biomass.screen import VectorPixels
 from biomass.training.checkpoint import Checkpoints, ranks_of
 from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
-from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
+from biomass.training.numbers import check_gradients, check_metrics, check_weights
+from biomass.training.pace import Pace
 from biomass.training.together import Averages, Together
+from biomass.training.window import Window
 from biomass.transforms import Compose
 
 log = logging.getLogger(__name__)
-
-_LONG = 5.0
-"""Seconds of a first step from which on its time is told at once."""
 
 _WIDTH = 80
 """Characters of metrics that a line of the log may have."""
@@ -272,7 +269,7 @@ def _train_epoch(
     progress: Progress,
     epoch: int,
     seed: int,
-    window: "Window",
+    window: Window,
     together: Together,
     timed: bool,
 ) -> None:
@@ -412,151 +409,6 @@ def _clip(run: Training, clip: float | None, logged: bool) -> Tensor | None:
         return None
     bound = float("inf") if clip is None else clip
     return run.fabric.clip_gradients(run.network, run.optimizer, max_norm=bound, error_if_nonfinite=False)
-
-
-class Pace:
-    """Says how long the first step took, and how long an epoch will by the second, which starts nothing up.
-
-    Args:
-        device: waited for after both.
-        steps: of the epoch.
-    """
-
-    def __init__(self, device: torch.device, steps: int) -> None:
-        self.device, self.steps = device, steps
-        self.times = [time.monotonic()]
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether another step is of interest."""
-        return len(self.times) <= 2
-
-    def stepped(self) -> None:
-        """Call this after a step."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.times.append(time.monotonic())
-        first, *later = np.diff(self.times).tolist()
-        if not later and (self.steps == 1 or first > _LONG):
-            log.info("the first step took %s, start-up included", duration(first))
-        if later:
-            total = first + later[0] * (self.steps - 1)
-            log.info(
-                "the first step took %s, the second %s: an epoch of %s steps will take about %s",
-                *(duration(first), duration(later[0]), f"{self.steps:,}", duration(total)),
-            )
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    >>> duration(0.0421), duration(42.1), duration(600), duration(9000)
-    ('0.042 s', '42 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-class Window:
-    """Collects the loss and the scalars of some steps on the device, and waits for the device once to read them.
-
-    Args:
-        names: of the groups.
-        image: the name of a row's image.
-        steps, losses, scalars, before: what another one held, see :meth:`state`.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str] | None,
-        image: Callable[[int], str],
-        steps: Sequence[tuple[int, Tensor, Tensor]] = (),
-        losses: Sequence[Tensor] = (),
-        scalars: Sequence[dict[str, Tensor]] = (),
-        before: float = math.nan,
-    ) -> None:
-        self.names = names
-        self.image = image
-        self.before = before
-        self.last = ""
-        self.steps = list(steps)
-        self.losses = list(losses)
-        self.scalars = list(scalars)
-
-    def state(self, epoch: int, checkpoints: Checkpoints, together: Together) -> dict[str, Any]:
-        """What those of all processes hold, for a checkpoint.
-
-        Raises:
-            TrainingError: as :meth:`flush`.
-        """
-        losses, scalars = self._of_all(epoch, checkpoints, together)
-        steps = [step for steps in together.gather(self.steps) for step in steps]
-        return {"steps": steps, "losses": losses, "scalars": scalars, "before": self.before}
-
-    def to(self, device: torch.device) -> None:
-        """Go on on a device, if it was read from a checkpoint."""
-        self.losses = [loss.to(device) for loss in self.losses]
-        self.scalars = [{name: value.to(device) for name, value in one.items()} for one in self.scalars]
-
-    def add(self, step: int, batch: Batch, loss: Tensor, scalars: dict[str, Tensor]) -> None:
-        """Remember a step's results without looking at them."""
-        self.steps.append((step, batch.groups, batch.rows))
-        self.losses.append(loss.detach())
-        self.scalars.append(scalars)
-
-    def flush(self, epoch: int, checkpoints: Checkpoints, together: Together) -> dict[str, float]:
-        """Means over the steps of all processes since the last flush, named ``train/<name>``; empty where none were.
-
-        Raises:
-            TrainingError: a loss is not finite; names the first such step, its plates and its images.
-        """
-        losses, scalars = self._of_all(epoch, checkpoints, together)
-        if self.losses:
-            self.before, self.last = float(self.losses[-1]), self._described(-1)
-        self.steps, self.losses, self.scalars = [], [], []
-        if not losses:
-            return {}
-        means = {"train/loss": float(torch.stack(losses).float().cpu().mean())}
-        for name in scalars[0]:
-            means[f"train/{name}"] = float(torch.stack([s[name] for s in scalars]).float().mean())
-        return means
-
-    def _of_all(
-        self, epoch: int, checkpoints: Checkpoints, together: Together
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Losses and scalars of all processes; on the host, where there are several."""
-        wrong = self._wrong(epoch, checkpoints)
-        if not together.several:
-            parts = [(self.losses, self.scalars, wrong)]
-        else:
-            scalars = [{name: value.cpu() for name, value in one.items()} for one in self.scalars]
-            parts = [*together.gather(([loss.cpu() for loss in self.losses], scalars, wrong))]
-        for _, _, wrong in parts:
-            if wrong is not None:
-                raise TrainingError(wrong)
-        return [loss for part in parts for loss in part[0]], [one for part in parts for one in part[1]]
-
-    def _wrong(self, epoch: int, checkpoints: Checkpoints) -> str | None:
-        """What is wrong with the first loss that is not finite."""
-        losses = torch.stack(self.losses).float().cpu() if self.losses else torch.zeros(0)
-        if losses.isfinite().all():
-            return None
-        first = int((~losses.isfinite()).nonzero()[0])
-        before = losses[first - 1].item() if first else self.before
-        grown = "" if before != before else f" (the step before had {before:.4g})"
-        return (
-            f"loss is {losses[first].item()} at step {self.steps[first][0]} of epoch {epoch + 1}{grown}, "
-            f"{self._described(first)}: lower the learning rate, or look at these images ({kept(checkpoints.last)})"
-        )
-
-    def _described(self, place: int) -> str:
-        """The plates and images of one of the steps."""
-        _, groups, of_step = self.steps[place]
-        plates, rows = groups.unique().tolist(), of_step.unique().tolist()
-        shown = ", ".join(self.names[p] if self.names else str(p) for p in plates[:3]) + " …" * (len(plates) > 3)
-        images = ", ".join(f"'{self.image(row)}'" for row in rows[:2]) + " …" * (len(rows) > 2)
-        return f"plate {shown}, images {images}"
 
 
 def _monitored(metrics: dict[str, float], name: str) -> float:

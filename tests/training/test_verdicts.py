@@ -172,7 +172,7 @@ def test_a_block_fits_into_a_terminal_and_its_commands_can_be_copied():
 
 
 def test_times_are_told_in_the_first_epoch_of_a_process(caplog):
-    from biomass.training.loop import Pace
+    from biomass.training.pace import Pace
 
     caplog.set_level(logging.INFO)
     pace = Pace(torch.device("cpu"), 400)
