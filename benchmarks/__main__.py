@@ -1,7 +1,7 @@
 """Run every benchmark, or those that are named: ``python -m benchmarks loop transforms``.
 
 With ``--page`` the figures go into ``benchmarks/cpu.json``, and the page ``benchmarks/RESULTS.md`` is made from it;
-where some are named, those of the others stay as they were.
+where some are named, those of the others stay as they were, if they were measured here.
 """
 
 import argparse
@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def make_page(names: list[str], known: list[str], quick: bool, folder: Path) -> None:
     """Measure the benchmarks of these names, each in a process of its own, and write the page into ``folder``."""
-    record = Record(folder / page.CPU.name, about(torch.device("cpu")))
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder / page.CPU.name, about(torch.device("cpu")), anew=names == known)
     for name in names:
         print(f"\nbench_{name}", flush=True)
         try:

@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("error: no GPU is available here; --quick tries it out without one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     logging.disable(logging.WARNING)
-    start, record = time.perf_counter(), Record(chosen.out, about(device))
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    start, record = time.perf_counter(), Record(chosen.out, about(device), anew=not chosen.parts)
     last = threading.Timer(60 * MINUTES, _end)
     last.daemon = True
     last.start()

@@ -58,14 +58,28 @@ class Record:
     Args:
         path: the file; parts that are in it stay, if they come from such a machine with such versions.
         about: the machine and the versions, see :func:`about`.
+        anew: all parts are measured, so that none needs to stay.
+
+    Raises:
+        SystemExit: the file holds parts of another machine, or of other versions, which would be lost.
     """
 
-    def __init__(self, path: Path, about: dict[str, str]) -> None:
+    def __init__(self, path: Path, about: dict[str, str], anew: bool = False) -> None:
         self.path, self.about = path, about
         self.parts: dict[str, Part] = {}
-        if path.exists():
+        if path.exists() and not anew:
             before = read(path)
-            self.parts = before.parts if before.about == about else {}
+            other = {
+                name for name, value in (before.about | about).items() if before.about.get(name) != about.get(name)
+            }
+            if other:
+                name = min(other, key=[*about, *before.about].index)
+                raise SystemExit(
+                    f"error: the figures in {path.name} come from another machine or other versions ({name} "
+                    f"{before.about.get(name, 'unknown')}, here {about.get(name, 'unknown')}), and do not stand on one "
+                    "page with new ones: measure all of them again, or give another --out"
+                )
+            self.parts = before.parts
 
     def measure(self, name: str, title: str, figures: Iterable[Figure], ends: float = float("inf")) -> None:
         """Take the figures of a part as they come, print and keep each; none is begun after ``ends``.

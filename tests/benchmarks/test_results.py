@@ -44,11 +44,13 @@ def test_figures_are_kept_one_by_one_and_judged_on_the_page(tmp_path: Path) -> N
     assert "Not measured with this version" in text
 
 
-def test_parts_of_another_machine_do_not_stay(tmp_path: Path) -> None:
+def test_parts_of_another_machine_are_neither_mixed_nor_lost(tmp_path: Path) -> None:
     file = tmp_path / "cpu.json"
     Record(file, {"cores": "2"}).measure("first", "", [GOOD])
     assert set(Record(file, {"cores": "2"}).parts) == {"first"}
-    assert not Record(file, {"cores": "4"}).parts
+    with pytest.raises(SystemExit, match=r"cpu.json come from another machine .*cores 2, here 4"):
+        Record(file, {"cores": "4"})
+    assert not Record(file, {"cores": "4"}, anew=True).parts
 
 
 @pytest.mark.parametrize(("goal", "met"), [("<= 2", True), ("< 2 s", False), ("> 1.9", True), ("1 at best", None)])
@@ -76,10 +78,10 @@ def test_a_benchmark_without_figures_or_that_ends_its_process_leaves_a_page(
 
     monkeypatch.setattr(command, "measured_apart", apart)
     monkeypatch.delattr("benchmarks.bench_transforms.measure")
-    command.main(["--page", "--quick", "--out", str(tmp_path), "limits", "transforms", "profile"])
-    parts = read(tmp_path / "cpu.json").parts
+    command.main(["--page", "--quick", "--out", str(tmp_path / "new"), "limits", "transforms", "profile"])
+    parts = read(tmp_path / "new" / "cpu.json").parts
     assert {name: len(part.figures) for name, part in parts.items()} == {"limits": 1, "profile": 0, "transforms": 0}
-    assert "the process ended" in (tmp_path / "RESULTS.md").read_text()
+    assert "the process ended" in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
 def test_tiny_sizes_do_not_come_onto_the_page() -> None:
