@@ -36,7 +36,7 @@ from biomass.diskerrors import escaped, flushed
 from biomass.errors import BiomassError, ConfigError, log_printably, one_line
 from biomass.notation import Arguments
 from biomass.run_lock import letting_go
-from biomass.runs import NOT_BEGUN, OUTCOME, STOPPED, go_on, leave, leave_outcome, own_run, record, run_name
+from biomass.runs import NOT_BEGUN, OUTCOME, STOPPED, go_on, leave, leave_outcome, own_run, record, resolving, run_name
 from biomass.settings import Config, build, explained, overrides
 from biomass.trust import ConfigLoader
 
@@ -173,20 +173,16 @@ class _Ahead(hydra_module.Hydra):
 
     def run(self, config_name: str | None, task_function: Any, overrides: list[str], *_: Any, **__: Any) -> Any:
         config = self.compose_config(config_name, overrides, RunMode.RUN)
-        with open_dict(config.hydra):
+        with resolving(config), open_dict(config.hydra):
             config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
-        known = HydraConfig.instance()
-        known.set_config(config)
-        try:
-            with env_override(config.hydra.job.env_set):
-                task_function(self.get_sanitized_cfg(config, "job"))
-        finally:
-            known.cfg = None
+        with resolving(config), env_override(config.hydra.job.env_set):
+            task_function(self.get_sanitized_cfg(config, "job"))
 
     def multirun(self, config_name: str | None, task_function: Any, overrides: list[str], *_: Any, **__: Any) -> Any:
         config = self.compose_config(config_name, overrides, RunMode.MULTIRUN)
         if "Basic" in config.hydra.sweeper._target_:
-            parsed = OverridesParser.create(self.config_loader).parse_overrides(list(config.hydra.overrides.task))
+            given = cast("list[str]", OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            parsed = OverridesParser.create(self.config_loader).parse_overrides(given)
             values = [BasicSweeper.split_arguments([one], None)[0] for one in parsed]
             for job in range(min(_LOOKED, max(map(len, values), default=0)) if all(values) else 0):
                 self.config_loader.load_sweep_config(config, [one[min(job, len(one) - 1)][0] for one in values])

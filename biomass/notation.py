@@ -206,6 +206,8 @@ class Arguments(NamedTuple):
             if re.fullmatch(r"\d+,\d+", value) and key in KEYS and KEYS[key].types == int | float:
                 either = f"{key}={value.replace(',', '.')}"
             return f"'{key}={value}' holds a comma; write {either}, or sweep with -m"
+        if folder := re.search(r"Additional config directory '(.*)' not found", text, re.DOTALL):
+            return f"there is no folder '{folder[1]}'; correct --config-dir, or leave it out"
         if sweep := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
             return f"'{sweep[1]}' is a sweep; add -m to the command"
         if chosen := re.search(
@@ -303,6 +305,8 @@ def _explain_value(override: str) -> str:
     if match is None or not match["value"]:
         return f"'{override}' is not a setting; write key=value"
     key, value = f"{match['sign'] or ''}{match['key']}", match["value"]
+    if ":" in key:
+        return f"'{override}': a choice stands in one place; write {key.partition('@')[0]}@{key.rpartition(':')[2]}={value}"
     control = re.search(r"[\x00-\x1f\x7f]", value)
     if control:
         return f"{override!r}: a value holds no {control[0]!r}, which cannot be printed; take it out"

@@ -1,5 +1,6 @@
 """Runs, and sweeps of them: their names, their folders, and what the jobs of a sweep leave behind."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -8,10 +9,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -54,8 +56,9 @@ class Folders(Callback):
             return
         config.hydra.output_subdir = None
         config.hydra.job_logging = {"root": None}
-        if not _is_given(config.hydra, "run"):
-            config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
+        with resolving(config):
+            if not _is_given(config.hydra, "run"):
+                config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this sweep, and forget what an earlier one may have left there."""
@@ -96,9 +99,21 @@ class Folders(Callback):
             raise SystemExit(f"error: {failed} of {len(outcomes)} jobs failed; see {folder}/*/{OUTCOME}")
 
 
+@contextmanager
+def resolving(config: DictConfig) -> Iterator[None]:
+    """What Hydra knows of itself is known within, as in a job: interpolations like ``${hydra:job.name}`` ask for it."""
+    known: Any = HydraConfig.instance()
+    before, known.cfg = known.cfg, copy.deepcopy(config)
+    try:
+        yield
+    finally:
+        known.cfg = before
+
+
 def _swept(config: DictConfig) -> list[str]:
     """The keys that a sweep varies: those with several values on the command line, and those of a preset's sweeper."""
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    parsed = OverridesParser.create().parse_overrides(cast("list[str]", given))
     given = [override.get_key_element().lstrip("+") for override in parsed if override.is_sweep_override()]
     preset = OmegaConf.select(config, "hydra.sweeper.params") or {}
     return list(dict.fromkeys([*given, *(str(key).lstrip("+") for key in preset)]))
@@ -112,9 +127,10 @@ def _print_sweep(folder: Path) -> None:
     jobs = []
     for outcome in folder.rglob(OUTCOME):
         file = outcome.with_name(NAMED)
-        named = json.loads(file.read_text()) if file.exists() else {"name": "", "short": "", "differs": {}}
-        name = outcome.parent.name  # the job's number, unless the user named its folder otherwise
-        jobs.append(Job(int(name) if name.isdecimal() else -1, **named, outcome=one_line(outcome.read_text())))
+        folder_number = int(outcome.parent.name) if outcome.parent.name.isdecimal() else -1
+        named = {"number": folder_number, "name": "", "short": "", "differs": {}}
+        named |= json.loads(file.read_text()) if file.exists() else {}
+        jobs.append(Job(**named, outcome=one_line(outcome.read_text())))
     jobs.sort(key=lambda job: (job.number, job.name))
     table = sweep_table(jobs)
     leave(folder / TABLE, to_csv(table))
@@ -123,8 +139,8 @@ def _print_sweep(folder: Path) -> None:
 
 def _own_folder(config: DictConfig, mode: str) -> str:
     """Make the folder of a run or a sweep. Nobody else has it, unless its name was given: a number is put behind it."""
-    folder = str(config.hydra[mode].dir)
-    given = _is_given(config.hydra, mode)
+    with resolving(config):
+        folder, given = str(config.hydra[mode].dir), _is_given(config.hydra, mode)
     names = itertools.chain([folder], (f"{folder}-{number}" for number in itertools.count(2)))
     for name in names:
         try:
@@ -261,7 +277,7 @@ def _name_of_job(name: str, settings: Any) -> str:
 
 def record(settings: Any, name: str = "", short: str = "") -> None:
     """Leave in the folder of a job what differs from the other jobs, and what its run is called where it is known."""
-    record = {"name": name, "short": short, "differs": _differs(settings)}
+    record = {"number": settings.job.num, "name": name, "short": short, "differs": _differs(settings)}
     leave(Path(settings.runtime.output_dir) / NAMED, json.dumps(record))
 
 

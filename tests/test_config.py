@@ -517,6 +517,21 @@ def test_sweeps_of_one_second_have_folders_of_their_own(toy, tmp_path):
     assert all({"0", "1", "multirun.yaml"} <= set(names(folder)) for folder in day.iterdir())
 
 
+def test_references_to_what_hydra_knows_are_taken_on_the_command_line(toy, tmp_path):
+    one = toy("value=3", "hydra.run.dir=out/${hydra:job.name}", "run_name=${hydra:job.override_dirname}")
+    several = toy("-m", "value=1,2", "run_name=x${hydra:job.num}", "hydra.sweep.dir=all/${hydra:job.name}")
+    placed = toy("-m", "value=1,2", "run_name=no/name", "hydra.sweep.subdir=${hydra:job.num}-x")
+    (_, said), (_, of_several), (table, _) = (process.communicate() for process in (one, several, placed))
+    assert (said, of_several) == ("", "")
+    assert names(tmp_path / "runs") == sorted(["value=3", "x0-0_value-1", "x1-1_value-2"])
+    assert (tmp_path / "out" / "toy" / "toy.log").exists()
+    assert {"0", "1"} <= set(names(tmp_path / "all" / "toy"))
+    (day,) = (tmp_path / "outputs").iterdir()
+    (folder,) = day.iterdir()
+    assert {"0-x", "1-x"} <= set(names(folder))
+    assert [f"job {number}" in table for number in (-1, 0, 1)] == [False, True, True]
+
+
 def test_an_error_names_the_key_of_the_script_at_hand(toy):
     process = toy("fail=true")
     assert process.communicate()[1] == "error: no pixels; or set dataloaders.on_bad_image=skip to leave it out\n"
