@@ -306,7 +306,8 @@ def _explain_value(override: str) -> str:
         return f"'{override}' is not a setting; write key=value"
     key, value = f"{match['sign'] or ''}{match['key']}", match["value"]
     if ":" in key:
-        return f"'{override}': a choice stands in one place; write {key.partition('@')[0]}@{key.rpartition(':')[2]}={value}"
+        place = f"{key.partition('@')[0]}@{key.rpartition(':')[2]}"
+        return f"'{override}': a choice stands in one place; write {place}={value}"
     control = re.search(r"[\x00-\x1f\x7f]", value)
     if control:
         return f"{override!r}: a value holds no {control[0]!r}, which cannot be printed; take it out"

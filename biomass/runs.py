@@ -128,7 +128,7 @@ def _print_sweep(folder: Path) -> None:
     for outcome in folder.rglob(OUTCOME):
         file = outcome.with_name(NAMED)
         folder_number = int(outcome.parent.name) if outcome.parent.name.isdecimal() else -1
-        named = {"number": folder_number, "name": "", "short": "", "differs": {}}
+        named: dict[str, Any] = {"number": folder_number, "name": "", "short": "", "differs": {}}
         named |= json.loads(file.read_text()) if file.exists() else {}
         jobs.append(Job(**named, outcome=one_line(outcome.read_text())))
     jobs.sort(key=lambda job: (job.number, job.name))
