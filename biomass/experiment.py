@@ -319,6 +319,7 @@ class Experiment:
         device = f"{devices} x {self.fabric.device.type}" if devices > 1 else str(self.fabric.device)
         together = devices * self.plan.accumulate
         each = f"{together} batches ({devices} devices x {self.plan.accumulate})" if together > 1 else ""
+        each += f", of which an epoch has {batches.num_batches}" if together > batches.num_batches else ""
         kept = f", {self.checkpoints.folder}" if self.checkpoints.enabled else "; no checkpoints"
         lines = [
             *overview.lines_of_run(screen, batches, splits, method, probe),
