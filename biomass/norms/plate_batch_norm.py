@@ -28,6 +28,10 @@ SMALLEST_SPREAD = 0.05
 """The least variance, as a share of a whole plate's, that a composition is taken to have: see Correction."""
 
 
+IN_CACHE = 1 << 19
+"""Bytes of float32, of which a core keeps two copies in its cache."""
+
+
 class Correction(NamedTuple):
     """What is done to the moments of G groups before they normalize; see :meth:`PlateBatchNorm.corrected`.
 
@@ -110,14 +114,23 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     They are computed in two passes in at least float32, which no common offset of the values disturbs.
     """
-    x = at_least_float32(x.unsqueeze(-1) if x.dim() == 2 else x)
-    dims = tuple(range(2, x.dim()))
+    x = x.unsqueeze(-1) if x.dim() == 2 else x
     if x.is_cuda:
-        var, mean = torch.var_mean(x, dims, correction=0)
-    else:  # four times as fast as var_mean there
-        centre = x.mean(dims, keepdim=True)
-        mean, var = centre.flatten(1), (x - centre).square_().mean(dims)
-    return mean.double(), var.double()
+        var, mean = torch.var_mean(at_least_float32(x), tuple(range(2, x.dim())), correction=0)
+        return mean.double(), var.double()
+    if torch.compiler.is_compiling():
+        mean, var = _moments_on_host(x)
+        return mean.double(), var.double()
+    rows = IN_CACHE * torch.get_num_threads() // max(x[:1].numel() * 4, 1)  # so the second pass is not over memory
+    means, variances = zip(*map(_moments_on_host, x.split(max(rows, 1))), strict=True)
+    return torch.cat(means).double(), torch.cat(variances).double()
+
+
+def _moments_on_host(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`row_moments` in a fourth of the time of ``torch.var_mean`` there."""
+    x, dims = at_least_float32(x), tuple(range(2, x.dim()))
+    centre = x.mean(dims, keepdim=True)
+    return centre.flatten(1), (x - centre).square_().mean(dims)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
