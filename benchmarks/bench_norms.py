@@ -22,6 +22,7 @@ from biomass.inference import run_plate
 from biomass.loader import Batch
 from biomass.models import Architecture, build_network
 from biomass.norms import PlateBatchNorm, Statistics, measure_plates, plate_statistics
+from biomass.training import take_large_pages
 from biomass.transforms import Standardize
 
 SHAPES = ((128, 64, 64, 64), (64, 256, 16, 16), (256, 64, 24, 24), (64, 512, 8, 8))
@@ -38,6 +39,7 @@ def main() -> None:
 
 def measure(quick: bool = False) -> list[Figure]:
     """All figures; ``quick``: of one small tensor, for a look at whether they can be had."""
+    take_large_pages()  # as a run does
     return [*layers(quick), *networks(quick), *inference(quick)]
 
 
