@@ -204,17 +204,28 @@ def affine(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: T
 
     ``mean`` and ``rstd`` are (C,), (1, C) or (N, C) float64; so the two coefficients of each channel are rounded once.
     """
+    return scaled(x, *coefficients(x.dtype, mean, rstd, weight, bias))
+
+
+def coefficients(
+    dtype: torch.dtype, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of :func:`affine` for values of a type; each in the shape of ``rstd``."""
     scale = rstd if weight is None else rstd * weight.double()
     shift = -mean * scale if bias is None else bias.double() - mean * scale
-    work = torch.promote_types(x.dtype, torch.float32)
-    scale, shift = scale.to(work), shift.to(work)
+    work = torch.promote_types(dtype, torch.float32)
+    return scale.to(work), shift.to(work)
+
+
+def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x * scale + shift`` in one pass over ``x`` (N, C, *S), in its type; coefficients (C,), (1, C) or (N, C)."""
     if x.device.type == "cpu" and x.dim() > 2 and not torch.compiler.is_compiling():
         if scale.numel() == x.shape[1]:
             return pieces.affine(x, scale.flatten(), shift.flatten())
         if x.is_contiguous():  # the channels of all rows as those of one
             return pieces.affine(x.flatten(0, 1)[None], scale.flatten(), shift.flatten()).view(x.shape)
     shape = (-1, x.shape[1], *(1 for _ in x.shape[2:]))
-    return torch.addcmul(shift.view(shape), x.to(work), scale.view(shape)).to(x.dtype)
+    return torch.addcmul(shift.view(shape), x.to(scale.dtype), scale.view(shape)).to(x.dtype)
 
 
 class PlateBatchNorm(_BatchNorm):
@@ -306,8 +317,15 @@ class PlateBatchNorm(_BatchNorm):
 
     def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """The layer's output for ``x`` (N, C, *S) with given ``mean`` and biased ``var``: (C,), (1, C) or (N, C)."""
-        rstd = (var.double() + self.eps).rsqrt()
-        return self._finish(affine(x, mean.double(), rstd, self.weight, self.bias))
+        return self.scale(x, *self.coefficients(x.dtype, mean, var))
+
+    def coefficients(self, dtype: torch.dtype, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`scale` takes to normalize any values of a type with given ``mean`` and biased ``var``."""
+        return coefficients(dtype, mean.double(), (var.double() + self.eps).rsqrt(), self.weight, self.bias)
+
+    def scale(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The layer's output for ``x`` (N, C, *S) from :meth:`coefficients`."""
+        return self._finish(scaled(x, scale, shift))
 
     def corrected(self, mean: Tensor, var: Tensor, correction: Correction) -> tuple[Tensor, Tensor]:
         """The moments that normalize G groups, from those of their rows that count; (G, C) float64 all of them.

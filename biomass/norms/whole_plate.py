@@ -415,6 +415,7 @@ class _Pool:
         self.values = 0  # a channel, that count
         self.weight = 0.0  # of them
         self.mean = self.var = torch.zeros((), dtype=torch.float64)
+        self.coefficients: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, part: _Part, moments: tuple[Tensor, Tensor] | None = None) -> None:
         """Add the rows of ``x`` (n, C, *S), as they count; ``moments`` are theirs, where they are known already."""
@@ -428,9 +429,11 @@ class _Pool:
         values = x.shape[2:].numel()  # a row and channel
         weight = (rows if part.weights is None else part.total) * values
         share = weight / (self.weight + weight)
-        step = mean - self.mean
-        self.var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
-        self.mean = self.mean + step * share
+        if share < 1:
+            step = mean - self.mean
+            var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
+            mean = self.mean + step * share
+        self.mean, self.var = mean, var
         self.weight += weight
         self.values += rows * values
 
@@ -548,8 +551,10 @@ class WholePlate:
         args, kwargs, slots = self._arguments(node, values)
         result: Any
         if node in self.pools:
-            pool = self.pools[node]
-            result = norm_at(self.network, _path(node)).normalize(args[0], pool.mean, pool.var)
+            pool, norm = self.pools[node], norm_at(self.network, _path(node))
+            if pool.coefficients is None:  # the same for all chunks
+                pool.coefficients = norm.coefficients(args[0].dtype, pool.mean, pool.var)
+            result = norm.scale(args[0], *pool.coefficients)
         elif node.op == "call_module":
             result = self.network.get_submodule(_path(node))(*args, **kwargs)
         elif node.op == "call_method":
