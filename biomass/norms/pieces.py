@@ -226,7 +226,7 @@ def _by_group(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``x``, weight and bias where each group is a run: those of plain batch norm over its rows.
 
-    Values of 16 bits are taken to 32 and back in every operation, which is most of the time: this has two, not four.
+    Values of 16 bits are taken to 32 and back in every operation, which is most of the time: this is one, not four.
     """
     gradient, of_weight, of_bias = torch.empty_like(x), [], []
     for run in runs:
