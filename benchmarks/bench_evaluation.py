@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 
 from benchmarks.timing import Figure, side_by_side
 from biomass import training
@@ -55,7 +54,7 @@ def measure(quick: bool = False) -> list[Figure]:
 
 def _figures(screen: Screen, folder: Path, word: str, fields: int | None, rounds: int) -> list[Figure]:
     """An evaluation by a word over batches of some fields (None: whole plates)."""
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = training.make_fabric("cpu")
     instances = screen.groups(("experiment", "plate", "well", "site"))
     reader = BatchReader(screen, screen.plate_ids, instances=instances)
     view = partial(training.view_loader, fabric, screen, reader, mode="random", num_img=2, by_group=word != "running")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from biomass.errors import ConfigError
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import PlateBatchNorm, Statistics, calibrate, norms_used_once, unwrap, whole_plate_forward
+from biomass.norms.whole_plate import room
 
 Transform = Callable[..., Tensor]
 
@@ -188,23 +189,56 @@ def run_plate(
             raise ConfigError("statistics 'tent' adapt a classifier, which this network is not used as", "statistics")
         return _adapted(network, chunks, transform, statistics, device)
     outputs: list[Tensor] = []
-    for _ in range(statistics.passes(network) if classifies else 1):
+    passes = statistics.passes(network) if classifies else 1
+    images = _Images(chunks, transform, device, keep=passes > 1)
+    for _ in range(passes):
         logits = torch.cat(outputs) if outputs else None
         if len(chunks) == 1 and moments is None:
             with statistics.of(network, chunks[0].groups, chunks[0].controls, logits):
-                outputs = [network(transform(chunks[0].to(device).images))]
+                outputs = [network(images[0])]
             continue
         group = int(chunks[0].groups[0])
         mixture = statistics.mixture(network, torch.cat([chunk.controls for chunk in chunks]), logits)
         outputs = whole_plate_forward(
             network,
-            (transform(chunk.to(device).images) for chunk in chunks),
+            (images[number] for number in range(len(chunks))),
             weights=None if mixture.weights is None else mixture.weights.split([len(chunk) for chunk in chunks]),
             correction=mixture.correction,
             plate=statistics.names[group] if statistics.names else str(group),
             moments=moments,
         )
     return outputs
+
+
+class _Images:
+    """The images of the chunks of a plate as the network takes them; made once for several passes, where there is room.
+
+    Args:
+        chunks: of the plate.
+        transform: applied on the device.
+        device: where to.
+        keep: there are several passes.
+    """
+
+    def __init__(self, chunks: Sequence[Batch], transform: Transform, device: torch.device, keep: bool) -> None:
+        self.chunks, self.transform, self.device, self.keep = chunks, transform, device, keep
+        self._made: dict[int, tuple[Tensor, int]] = {}
+
+    def __getitem__(self, number: int) -> Tensor:
+        images, version = self._made.get(number, (None, 0))
+        if images is not None and images._version == version:  # a network may change its input in place
+            return images
+        if not self.keep:
+            return self.transform(self.chunks[number].to(self.device).images)
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor does not tell when it is changed
+            images = self.transform(self.chunks[number].to(self.device).images)
+            images = images.clone() if images.is_inference() else images
+        if not self._made:
+            of_plate = images.nbytes / len(images) * sum(map(len, self.chunks))
+            self.keep = of_plate <= room(self.device)
+        if self.keep:
+            self._made[number] = images, images._version
+        return images
 
 
 def _adapted(

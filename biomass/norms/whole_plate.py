@@ -314,11 +314,10 @@ class Depot:
         self.free: float
         if store == "host":
             self.free = 0
-        elif store == "device" or (store == "auto" and device.type != "cuda"):
+        elif store == "device":
             self.free = float("inf")
         elif store == "auto":
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self.free = (torch.cuda.mem_get_info(device)[0] + cached) / 2
+            self.free = room(device)
         else:
             raise ConfigError(f"store '{store}' is unknown; {did_you_mean(store, get_args(Store))}")
 
@@ -354,6 +353,14 @@ class Depot:
             slot.tensor = _to_device(slot.host, self.device)
             slot.version = _version(slot.tensor)
         return slot.tensor
+
+
+def room(device: torch.device) -> float:
+    """Bytes that may wait on a device: half of what is free on a GPU."""
+    if device.type != "cuda":
+        return float("inf")
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + cached) / 2
 
 
 def _version(tensor: Tensor) -> int:
@@ -408,6 +415,7 @@ class _Pool:
         self.values = 0  # a channel, that count
         self.weight = 0.0  # of them
         self.mean = self.var = torch.zeros((), dtype=torch.float64)
+        self.coefficients: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, part: _Part, moments: tuple[Tensor, Tensor] | None = None) -> None:
         """Add the rows of ``x`` (n, C, *S), as they count; ``moments`` are theirs, where they are known already."""
@@ -421,9 +429,11 @@ class _Pool:
         values = x.shape[2:].numel()  # a row and channel
         weight = (rows if part.weights is None else part.total) * values
         share = weight / (self.weight + weight)
-        step = mean - self.mean
-        self.var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
-        self.mean = self.mean + step * share
+        if share < 1:
+            step = mean - self.mean
+            var = self.var * (1 - share) + var * share + step.square() * (share * (1 - share))
+            mean = self.mean + step * share
+        self.mean, self.var = mean, var
         self.weight += weight
         self.values += rows * values
 
@@ -522,7 +532,7 @@ class WholePlate:
             pool.add(x, part, rows[-1] if rows else None)
             del x  # or it would not leave the device
             for value in values.values():
-                pytree.tree_map_only(Slot, self.depot.wait, value)
+                _map(Slot, self.depot.wait, value)
         if pool.values == 1:
             raise DataError(
                 f"plate '{self.plate}' has one value a channel at layer '{_path(norm)}' to take statistics from; give "
@@ -541,8 +551,10 @@ class WholePlate:
         args, kwargs, slots = self._arguments(node, values)
         result: Any
         if node in self.pools:
-            pool = self.pools[node]
-            result = norm_at(self.network, _path(node)).normalize(args[0], pool.mean, pool.var)
+            pool, norm = self.pools[node], norm_at(self.network, _path(node))
+            if pool.coefficients is None:  # the same for all chunks
+                pool.coefficients = norm.coefficients(args[0].dtype, pool.mean, pool.var)
+            result = norm.scale(args[0], *pool.coefficients)
         elif node.op == "call_module":
             result = self.network.get_submodule(_path(node))(*args, **kwargs)
         elif node.op == "call_method":
@@ -558,7 +570,7 @@ class WholePlate:
         def slot_of(tensor: Tensor) -> Slot:
             return next((slot for slot in slots if slot.tensor is tensor), None) or Slot(tensor)
 
-        values[node] = pytree.tree_map_only(Tensor, slot_of, result)
+        values[node] = _map(Tensor, slot_of, result)
         for value in self.plan.dead[node]:
             values.pop(value, None)
         return result
@@ -578,7 +590,7 @@ class WholePlate:
         def value_of(other: fx.Node) -> Any:
             if other.op == "get_attr":
                 return self._attribute(str(other.target))
-            return pytree.tree_map_only(Slot, take, values[other])
+            return _map(Slot, take, values[other])
 
         args = list(fx.map_arg(node.args, value_of))
         kwargs = dict(fx.map_arg(node.kwargs, value_of))
@@ -591,6 +603,11 @@ class WholePlate:
             return self.plan.constants[target].to(self.depot.device)
         module, _, name = target.partition(".")[2].rpartition(".")
         return getattr(self.network.get_submodule(module), name)
+
+
+def _map(kind: type[T], function: Callable[[T], Any], value: Any) -> Any:
+    """``value`` with the result of ``function`` in the place of all of a kind in it; mostly it is one itself."""
+    return function(value) if isinstance(value, kind) else pytree.tree_map_only(kind, function, value)
 
 
 def _parts(weights: Sequence[Tensor | None], lengths: list[int], device: torch.device, plate: str) -> list[_Part]:

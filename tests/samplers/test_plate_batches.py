@@ -212,6 +212,18 @@ def test_a_quota_of_controls_rides_along_with_every_part(data, groups, quota, pa
         assert max(of_group) - min(of_group) <= 1
 
 
+@pytest.mark.parametrize("quota", [0, 3])
+def test_rows_of_a_group_come_one_after_the_other_in_a_batch(quota):
+    """Batch norm of several plates then takes its statistics of views of the batch, and copies nothing."""
+    groups = np.random.default_rng(0).integers(0, 6, 300)
+    controls = np.arange(300) % 5 == 0
+    for batch in PlateBatches(
+        np.arange(300), groups, batch_size=64, max_groups=4, controls=controls, num_controls=quota
+    ):
+        met = [group for group, _ in itertools.groupby(groups[batch])]
+        assert len(met) == len(set(met)) > 1
+
+
 def test_a_quota_leaves_out_groups_of_controls_only():
     sampler = serve(6, [0, 0, 7, 7, 9, 9], controls=np.array([1, 0, 1, 1, 1, 0]), num_controls=1)
     assert sorted(sorted(b.tolist()) for b in sampler) == [[1000, 1002], [1008, 1010]]

@@ -1,5 +1,7 @@
 """What is looked at before a run writes anything: splits, labels, channels."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -122,3 +124,12 @@ def test_vectors_have_no_channels_to_look_at():
 def test_no_more_processes_are_started_than_fit():
     with pytest.raises(ConfigError, match="17133 devices"):
         make_fabric("cpu", devices=17133)
+
+
+def test_a_cpu_is_to_hand_out_large_pages_unless_the_user_has_said_something_else(monkeypatch):
+    for said, found in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        if said is not None:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", said)
+        make_fabric("cpu")
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == found
