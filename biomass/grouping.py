@@ -12,6 +12,7 @@ import pandas as pd
 
 _ROOM = 4  # numbers that may be counted for every row, before those that do not occur are left out
 _ALWAYS = 1 << 20  # numbers that may always be counted
+_PART = 1 << 16  # rows that are looked at at a time
 
 
 def first_rows(numbers: np.ndarray, count: int) -> np.ndarray:
@@ -25,8 +26,35 @@ def first_rows(numbers: np.ndarray, count: int) -> np.ndarray:
     array([1, 4, 0, 4])
     """
     first = np.full(count + 1, len(numbers), np.int64)
-    first[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1)  # the last one that is written stays
+    for start in range((len(numbers) - 1) // _PART * _PART, -1, -_PART):
+        part = numbers[start : start + _PART]
+        first[part[::-1]] = np.arange(start + len(part) - 1, start - 1, -1)  # the last one that is written stays
     return first[:count]
+
+
+def factorize(values: Any) -> tuple[np.ndarray, list[Any]]:
+    """The number of every value, (N,), -1 where it is missing, and the distinct values in the order of the rows.
+
+    It is ``factorize`` of pandas; of categories it takes no more memory than their own numbers do.
+
+    Args:
+        values: a column, an array or an index of pandas.
+
+    >>> codes, distinct = factorize(pd.Categorical(["B", "A", "B", None], ["A", "B", "C"]))
+    >>> codes.tolist(), distinct
+    ([0, 1, 0, -1], ['B', 'A'])
+    """
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        codes, distinct = pd.factorize(values)
+        return codes, list(distinct)
+    categories = values.dtype.categories
+    codes = np.asarray(getattr(values, "cat", values).codes)
+    first = first_rows(codes, len(categories))
+    there = np.flatnonzero(first < len(codes))
+    order = there[np.argsort(first[there])]
+    number = np.full(len(categories) + 1, -1, np.min_scalar_type(-len(order) - 1))
+    number[order] = np.arange(len(order))
+    return number[codes], list(categories[order])
 
 
 def number_rows(columns: Sequence["pd.Series[Any]"]) -> np.ndarray:

@@ -109,7 +109,7 @@ class _Known:
     def of(cls, screen: Screen) -> "_Known":
         pixels, table = screen.pixels, screen.table
         if isinstance(pixels, FilePixels):
-            names = pd.DataFrame({str(n): column.to_pandas() for n, column in enumerate(pixels.files)})
+            names = pd.DataFrame({str(n): column.arrow().to_pandas() for n, column in enumerate(pixels.files)})
             return cls(
                 pd.util.hash_pandas_object(names, index=False).to_numpy(), stamp_files(pixels.root, pixels.files)
             )

@@ -35,7 +35,7 @@ def part_of(screen: Screen, rows: np.ndarray) -> Screen:
 def _pixels_of(pixels: Any, rows: np.ndarray) -> Pixels:
     """The images of some rows; they stay files where they are files, which are looked at before they are read."""
     if isinstance(pixels, FilePixels):
-        return replace(pixels, files=tuple(column.take(pa.array(rows)) for column in pixels.files))
+        return replace(pixels, files=tuple(column.take(rows) for column in pixels.files))
     if isinstance(pixels, PackedPixels):
         return replace(pixels, rows=rows if pixels.rows is None else pixels.rows[rows])
     if hasattr(pixels, "take"):
