@@ -307,9 +307,7 @@ def read_table(
         raise DataError(str(error), advice) from error.__cause__
 
 
-def read_parquet(
-    file: Any, columns: Sequence[str] | None = None, repeated: bool = False
-) -> tuple[Any, list[str]]:
+def read_parquet(file: Any, columns: Sequence[str] | None = None, repeated: bool = False) -> tuple[Any, list[str]]:
     """A Parquet file, a column at a time; each distinct text of a column whose texts are repeated is read once.
 
     Args:

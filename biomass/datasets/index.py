@@ -31,6 +31,7 @@ from biomass.datasets.layouts import (
     tidy_parts,
 )
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, did_you_mean, one_line
+from biomass.grouping import unique
 from biomass.identifiers import normal
 from biomass.pixels.decoders import OTHER_FORMAT
 from biomass.pixels.files import none_readable, open_files
@@ -514,7 +515,7 @@ def _find_faults(
             f"two files{what} of {_called(fields, number[row])}: {pair}{more}; remove one of them, or tell them "
             "apart by a part of a pattern"
         )
-        table.faults.append(Fault("doubled", message, np.unique(number[same])))
+        table.faults.append(Fault("doubled", message, unique(number[same])))
     there = np.zeros((len(fields), len(channels)), np.int64)
     present = (files["size"] >= 0).to_numpy()
     np.add.at(there, (number[present & ~same], codes[present & ~same]), 1)

@@ -205,7 +205,9 @@ def check_endings(files: Any) -> None:
         if pc.all(known).as_py():
             continue
         bad = distinct.filter(pc.invert(known))
-        place = start + int(np.argmax(pc.is_in(names.at(np.arange(start, min(start + _PIECE, len(names))), False), bad)))
+        place = start + int(
+            np.argmax(pc.is_in(names.at(np.arange(start, min(start + _PIECE, len(names))), False), bad))
+        )
         raise DataError(
             f"image '{names[place]}' (row {rows[place]}, from 0) is of an unknown kind: convert it to one of "
             f"{', '.join(ENDINGS)}"
@@ -226,7 +228,8 @@ def missing_files(root: str | Path, files: Any) -> np.ndarray:
         inside = order[bounds[code] : bounds[code + 1]]
         listed = pa.array(_listing(Path(root) / folder), pa.large_string())
         there[inside] = pc.is_in(names.at(inside, whole=False), listed).to_numpy(zero_copy_only=False)
-    return np.unique(rows[~there])
+    rows = rows[~there]
+    return rows[np.diff(rows, prepend=-1) > 0]
 
 
 def _listing(folder: Path) -> list[str]:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
+from biomass.grouping import unique
+
 
 class _Batches(Protocol):
     @property
@@ -57,7 +59,7 @@ class ShareOfRank(Sampler[np.ndarray]):
     @property
     def served(self) -> np.ndarray:
         """The rows that its batches are made of."""
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *self]))
+        return unique(np.concatenate([np.zeros(0, np.int64), *self]))
 
     @property
     def num_batches(self) -> int:

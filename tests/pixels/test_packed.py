@@ -943,7 +943,9 @@ def test_the_names_of_files_are_read_in_parts(tmp_path, screen, monkeypatch):
     order = np.array([*range(20), 21, 20, 22])
     other = packed_pixels(tmp_path / "manifest.csv", [column.take(order) for column in files])
     assert other.rows.tolist() == order.tolist()
-    assert packed_pixels(tmp_path / "manifest.csv", [column.take(np.arange(7)) for column in files]).rows.tolist() == list(range(7))
+    assert packed_pixels(
+        tmp_path / "manifest.csv", [column.take(np.arange(7)) for column in files]
+    ).rows.tolist() == list(range(7))
 
 
 def test_the_table_of_a_store_is_that_of_the_screen_whatever_it_holds(tmp_path):
