@@ -539,14 +539,15 @@ def _missing_channels(table: Index, there: np.ndarray, channels: Sequence[str]) 
     if not lacks.any():
         return
     plates = _ranked(fields["experiment"] + "\0" + fields["plate"])
-    for number in np.unique(plates[lacks.any(axis=1)]):
-        rows = plates == number
+    lacking, sizes = np.flatnonzero(lacks.any(axis=1)), np.bincount(plates)
+    lacking = lacking[np.argsort(plates[lacking], kind="stable")]
+    for rows in np.split(lacking, np.flatnonzero(np.diff(plates[lacking])) + 1):
         for c, channel in enumerate(channels):
-            missing = np.flatnonzero(rows & lacks[:, c])
+            missing = rows[lacks[rows, c]]
             if not len(missing):
                 continue
             plate = fields["plate"][missing[0]]
-            if len(missing) == rows.sum():
+            if len(missing) == sizes[plates[missing[0]]]:
                 message = (
                     f"plate '{plate}' has no image of channel '{channel}', which other plates have: copy them, or "
                     "leave the channel out"

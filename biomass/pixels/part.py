@@ -28,7 +28,7 @@ def part_of(screen: Screen, rows: np.ndarray) -> Screen:
     >>> part.plate_ids, part.read(np.array([1]))
     (array([0, 1]), array([[2]]))
     """
-    table = screen.table.drop(columns="plate_id").iloc[rows]
+    table = screen.table.iloc[rows].drop(columns="plate_id")
     return make_screen(table, _pixels_of(screen.pixels, rows), screen.classes)
 
 
