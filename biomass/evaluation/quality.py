@@ -239,7 +239,9 @@ def count_labels(screen: Screen) -> pd.DataFrame:
     kinds = {"plates": PLATE, "wells": (*PLATE, "well")}
     different = {name: _different(screen.labels, _by_label(screen, of), len(images)) for name, of in kinds.items()}
     names = np.array(screen.classes, dtype=object)[there]
-    return pd.DataFrame({"label": names, **{name: of[there] for name, of in different.items()}, "images": images[there]})
+    return pd.DataFrame(
+        {"label": names, **{name: of[there] for name, of in different.items()}, "images": images[there]}
+    )
 
 
 def _by_label(screen: Screen, columns: Sequence[str]) -> np.ndarray:
