@@ -246,7 +246,7 @@ def count_labels(screen: Screen) -> pd.DataFrame:
 
 def _by_label(screen: Screen, columns: Sequence[str]) -> np.ndarray:
     """The number of what columns and the label tell apart, (N,); -1 where a row has no label."""
-    label = pd.Categorical.from_codes(screen.labels, pd.RangeIndex(len(screen.classes)))  # type: ignore[arg-type]
+    label = pd.Categorical.from_codes(screen.labels, pd.RangeIndex(len(screen.classes)))
     return number_rows([*(screen.table[column] for column in columns), pd.Series(label)])
 
 
