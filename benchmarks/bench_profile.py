@@ -31,7 +31,7 @@ from biomass.screen import Screen
 from biomass.training import make_fabric
 from biomass.transforms import Compose, Standardize
 
-DESIGN = {"experiments": 3, "plates": 1, "wells": 10, "treatments": 10, "size": 128}
+DESIGN = {"experiments": 3, "plates": 1, "wells": 6, "treatments": 6, "size": 128}
 KEYS = ("average pixels", "resnet18")
 BATCH = 64
 

@@ -1,8 +1,8 @@
 """Time and memory that the tables of a screen take, from 10^5 to 10^7 rows: Screen, groups, batches, fingerprint.
 
 The screen is as large as JUMP: 3,000 plates of 3,333 images (384 wells of 9 sites), 20,000 compounds. Its table is one
-Parquet file, as a lab has it, and a packed store of it whose images are a sparse file. Every size is measured in a
-process of its own, whose peak memory the system keeps; Python, torch and all libraries are part of it.
+Parquet file, as a lab has it, with a packed store beside it whose images are a sparse file, and without one. Every size
+is measured in processes of its own, whose peak memory the system keeps; Python, torch and all libraries are part of it.
 """
 
 import json
@@ -44,7 +44,12 @@ PLATE_ROWS, SITES, COMPOUNDS = 3333, 9, 20_000
 _CHUNK = 1 << 20  # rows that are written at a time
 _BLOCK = 1 << 20  # images of a store that have one checksum
 _PIXELS = (1, 2, 2)
-VIEWS, ROUNDS = 4, 3
+VIEWS = 4
+ROUNDS = 3
+"""Processes for the largest screen; one is enough to see how smaller ones grow."""
+BARE = "bare"
+"""The folder of a table without a store."""
+
 PICTURE = Path(__file__).with_name("tables.svg")
 
 
@@ -84,6 +89,8 @@ def write(folder: Path, rows: int) -> Path:
             unknown = np.full(len(span), -1)
             checked = {"bytes": unknown, "changed": unknown, CRC32: np.full(len(span), crc, np.uint32)}
             add[2](pa.table({"file": path.cast(pa.large_string()), **checked}), belongs)
+    (folder / BARE).mkdir()
+    (folder / BARE / manifest.name).hardlink_to(manifest)
     return manifest
 
 
@@ -153,11 +160,15 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+KINDS = ("manifest", "files", "packed")
+
+
 def stages(kind: str, folder: Path) -> dict[str, float]:
     """Seconds of the processor that each stage takes from the table to its batches, and the memory at the end of it.
 
     Args:
-        kind: ``manifest``, the lab's table whose images are in the store beside it; or ``packed``, the store alone.
+        kind: ``manifest``, the lab's table whose images are in the store beside it; ``files``, the same table without
+            a store, whose names of files stay in memory; or ``packed``, the store alone.
         folder: see :func:`write`.
     """
     torch.set_num_threads(1)
@@ -171,15 +182,17 @@ def stages(kind: str, folder: Path) -> dict[str, float]:
         return result
 
     store = folder / "manifest.parquet.packed"
-    if kind == "manifest":
+    if kind != "packed":
         control = {"column": "compound", "negative": ["DMSO"]}
         load = partial(load_manifest, root_dir=folder, columns={"label": "compound"}, control=control)
+        if kind == "files":  # of which all but the first are not there
+            load = partial(load, f"{BARE}/manifest.parquet", image_dir=".", on_bad_image="skip")
     else:
         timed("open", lambda: open_packed(store))
         load = partial(load_packed, store)
     screen = timed("Screen", load)
     found |= {"rows": len(screen), "Screen, bytes": _peak()}
-    if kind == "manifest":
+    if kind != "packed":
         return found
     timed("groups", lambda: (screen.plate_names, screen.groups(FIELD)))
     wells, train = screen.groups(WELL), screen.rows("train")
@@ -208,10 +221,12 @@ def _draw(batches: Iterable[np.ndarray]) -> None:
 def grow(quick: bool = False) -> dict[int, dict[str, list[dict[str, float]]]]:
     """Rows → kind → what :func:`stages` found, in several processes."""
     found: dict[int, dict[str, list[dict[str, float]]]] = {}
-    for rows in QUICK if quick else SIZES:
+    sizes = QUICK if quick else SIZES
+    for rows in sizes:
+        rounds = range(ROUNDS if rows == max(sizes) else 1)
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), rows)
-            found[rows] = {kind: [_apart(kind, folder) for _ in range(ROUNDS)] for kind in ("manifest", "packed")}
+            found[rows] = {kind: [_apart(kind, folder) for _ in rounds] for kind in KINDS}
     return found
 
 
@@ -225,7 +240,7 @@ def measure(quick: bool = False) -> list[Figure]:
     """What the largest screen takes, beside the goals."""
     found = grow(quick)
     rows = max(found)
-    manifest, packed = found[rows]["manifest"], found[rows]["packed"]
+    manifest, files, packed = (found[rows][kind] for kind in KINDS)
     gigabyte = 10.0**9
 
     def figure(name: str, values: Iterable[float], goal: str, unit: str, note: str = "") -> Figure:
@@ -234,14 +249,17 @@ def measure(quick: bool = False) -> list[Figure]:
         return Figure(f"{name}, {rows:,} rows", middle, ordered[0], ordered[-1], goal, unit, note)
 
     imports = manifest[0]["imports, bytes"] / gigabyte
+    of_it = f"{imports:.2f} GB of it Python and libraries"
     figures = [
-        figure("Screen from a Parquet table", (one["Screen"] for one in manifest), "<= 8", "s"),
+        figure("Screen from a Parquet table beside its store", (one["Screen"] for one in manifest), "<= 8", "s"),
+        figure("its peak memory", (one["Screen, bytes"] / gigabyte for one in manifest), "<= 2", "GB", of_it),
+        figure("Screen from a Parquet table without a store", (one["Screen"] for one in files), "<= 8", "s"),
         figure(
-            "peak memory of it",
-            (one["Screen, bytes"] / gigabyte for one in manifest),
+            "its peak memory, with names of files",
+            (one["Screen, bytes"] / gigabyte for one in files),
             "<= 2",
             "GB",
-            f"{imports:.2f} GB of it Python and libraries",
+            of_it,
         ),
         figure("packed store opened", (one["open"] for one in packed), "< 1", "s"),
         figure("Screen from a packed store", (one["Screen"] for one in packed), "<= 8", "s"),
@@ -289,7 +307,8 @@ def plot(path: Path, quick: bool = False) -> None:
         left.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds of the processor", title="Time")
         left.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         for label, kind, name in (
-            ("Screen from Parquet", "manifest", "Screen, bytes"),
+            ("Screen from Parquet, beside its store", "manifest", "Screen, bytes"),
+            ("Screen from Parquet, without one", "files", "Screen, bytes"),
             ("packed store: Screen, groups, batches, fingerprint", "packed", "bytes"),
             ("Python and libraries alone", "packed", "imports, bytes"),
         ):

@@ -38,6 +38,7 @@ VALUES = 2**27
 """Pixel values of a screen that are hashed at most, if that leaves 8 images; of a plate an eighth, and 2 images."""
 
 _AT_ONCE = 2**24
+_FEW_ROWS = 8  # a name, below which the names that they have are looked up
 _CHUNK = 2**15
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CELL = "cell"  # the column that tells the cells of a field from each other, where a source has it
@@ -134,6 +135,11 @@ def _named(table: pd.DataFrame) -> np.ndarray:
     return names
 
 
+def _field_of(table: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Some rows (n,) of the columns that say what images are called."""
+    return pd.DataFrame({one: table[one].iloc[rows] for one in (*FIELD, *[_CELL] * (_CELL in table))}, copy=False)
+
+
 def _alike(names: np.ndarray) -> np.ndarray | None:
     """The place of each image among those of the same name, (N,) uint64; None where all have names of their own."""
     ordered = np.sort(names)
@@ -162,7 +168,7 @@ def plate_fingerprint(screen: Screen, rows: np.ndarray, keys: np.ndarray) -> dic
     """
     number = _images(screen, len(rows), PLATE_IMAGES, VALUES // 8, 2)
     chosen = rows[np.argsort(keys[rows], kind="stable")[:number]]
-    names = _named(screen.table.iloc[rows])
+    names = _named(_field_of(screen.table, rows))
     controls = dict(zip(chosen.tolist(), screen.table["control"].iloc[chosen].astype(str), strict=True))
     pixels, dtype = _pixels(screen, chosen)
     return {
@@ -230,7 +236,7 @@ def plate_difference(
         if was is None or now is None:
             continue
         if was != now:  # cells without a number may only stand in another order
-            names = _named(screen.table.iloc[rows]) if names is None else names
+            names = _named(_field_of(screen.table, rows)) if names is None else names
             alike = rows[names == names[rows == row]]
             if len(alike) != sample[f"{keys[row]:016x}"]["alike"]:
                 continue
@@ -259,6 +265,9 @@ def _hashes(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """The number of each value, (N,), and a hash of each number's text, whatever type the column has."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         codes, names = values.cat.codes.to_numpy(), values.cat.categories
+        if len(codes) < _FEW_ROWS * len(names):  # as in a plate of many: most names are those of others
+            used, codes = np.unique(codes, return_inverse=True)
+            names, codes = names[used[used >= 0]], codes - int((used < 0).sum())
     else:
         codes, names = pd.factorize(values)
     texts = (str(name).encode("utf-8", "surrogatepass") for name in names)

@@ -33,6 +33,7 @@ import pandas as pd
 import yaml
 
 from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.grouping import factorize
 
 MISSING_WORDS = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NaT", "NULL", "null", "None")
 """Texts that say that nothing is known, as R, pandas, Excel and databases write it."""
@@ -429,8 +430,7 @@ def _distinct(values: Any) -> tuple[np.ndarray, list[Any]]:
     typed = isinstance(values, pd.Series | pd.Index | pd.api.extensions.ExtensionArray | np.ndarray)
     if not typed or (isinstance(values, np.ndarray) and values.dtype.kind in "SU"):
         values = pd.Series(list(values), dtype=object)
-    codes, distinct = pd.factorize(values)
-    return codes, list(distinct)
+    return factorize(values)
 
 
 def _column(values: object, form: Callable[[object], str], what: str, place: Place, needed: bool) -> np.ndarray:

@@ -19,9 +19,10 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -43,6 +44,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "the sign |"
 _SAMPLE = 1 << 20  # bytes that are looked at to find out the layout
 _RECORDS = 100  # rows of them
 _BLOCK = 1 << 24  # bytes; no row may be longer
+_ROWS = 1 << 16  # of Parquet that are read at a time
 _REPEATED = 4  # bytes a row, in a Parquet file, below which the texts of a column are repeated
 _SHOWN, _MANY = 3, 20  # rows, and columns, that a message lists
 
@@ -92,6 +94,8 @@ class TableFile:
         separator: between the values; empty for Parquet.
         sheet: of a workbook that has several.
         coded: columns of text that are categories here, see :func:`read_parquet`.
+        order: the names of all columns, where some are still in the file;
+        late: and what reads those, in pieces.
     """
 
     path: Path
@@ -100,6 +104,8 @@ class TableFile:
     separator: str
     sheet: str = ""
     coded: Collection[str] = ()
+    order: tuple[str, ...] = ()
+    late: Mapping[str, Callable[[], Iterator[Any]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
@@ -112,7 +118,17 @@ class TableFile:
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        return list(self.arrow.column_names)
+        return list(self.order or self.arrow.column_names)
+
+    def pieces(self, column: str) -> Iterator[Any]:
+        """The values of a column, Arrow arrays, one behind the other."""
+        return self.late[column]() if column in self.late else iter(self.arrow[column].chunks)
+
+    def only(self, columns: Sequence[str]) -> "TableFile":
+        """The same table with some of its columns, in this order, none of which is still in the file."""
+        late = {name: pa.chunked_array([*self.late[name]()], pa.string()) for name in columns if name in self.late}
+        table = pa.table({name: late[name] if name in late else self.arrow[name] for name in columns})
+        return replace(self, arrow=table.replace_schema_metadata(self.arrow.schema.metadata), order=(), late={})
 
     def place(self, row: int) -> str:
         """How to call a row (from 0) in a message: ``row 5 of 'plates.csv'``, as a spreadsheet shows it."""
@@ -140,7 +156,7 @@ class TableFile:
                 hold, is a name: such columns stay text. Where values are not separated by commas, ``0,5`` is a number,
                 and a column of ``1,0`` and ``2,0`` is one of ``1`` and ``2``.
         """
-        table, commas = self.arrow, []
+        table, commas = self.only(self.columns).arrow, []
         for i, name in enumerate(table.column_names):
             if self.rows is None:
                 break
@@ -153,7 +169,7 @@ class TableFile:
             commas += [name] * comma
         if commas:
             log.warning("'%s': numbers are written with decimal commas in %s", self.path, _list(commas))
-        return table.to_pandas(ignore_metadata=True)
+        return table.to_pandas(ignore_metadata=True, split_blocks=True)
 
     def numbers(self, column: str, needed: bool = False) -> np.ndarray:
         """A column that must hold numbers, (N,) float64, NaN where a value is missing.
@@ -165,7 +181,7 @@ class TableFile:
         Raises:
             DataError: a value is not a number, or is missing but needed; names it and its row.
         """
-        values = self.arrow.select([column]).to_pandas(ignore_metadata=True)[column]
+        values = self.only([column]).arrow.to_pandas(ignore_metadata=True)[column]
         text = values.astype("string").str.strip().fillna("")
         written = text
         if self.commas and text.str.contains(",").any():
@@ -259,7 +275,8 @@ def read_table(
         what: what to call it in messages.
         columns: those to read; all if left out.
         sheet: of a workbook; may be left out if only one has values.
-        coded: columns of text of a Parquet file may be categories, see :func:`read_parquet`.
+        coded: columns of text of a Parquet file may be categories, see :func:`read_parquet`, and the others stay in the
+            file until they are asked for.
         advice: of the errors, see :class:`biomass.errors.BiomassError`.
 
     Raises:
@@ -290,12 +307,13 @@ def read_table(
         raise DataError(str(error), advice) from error.__cause__
 
 
-def read_parquet(file: Any, columns: Sequence[str] | None = None) -> tuple[Any, list[str]]:
+def read_parquet(file: Any, columns: Sequence[str] | None = None, repeated: bool = False) -> tuple[Any, list[str]]:
     """A Parquet file, a column at a time; each distinct text of a column whose texts are repeated is read once.
 
     Args:
         file: a path, or an open file.
         columns: those to read; all if left out.
+        repeated: of the columns of text, read those alone whose texts are repeated.
 
     Returns:
         The Arrow table, and which of its columns are text in the file, and a number for each row (Arrow's dictionaries)
@@ -314,7 +332,10 @@ def read_parquet(file: Any, columns: Sequence[str] | None = None) -> tuple[Any, 
     with pyarrow.parquet.ParquetFile(file, **verified) as parquet:
         if not wanted or len(set(schema.names)) < len(schema.names):
             return parquet.read(columns), []
-        found = {name: _narrow(parquet.read([name])[name]) for name in wanted}
+        left_out = texts.difference(coded) if repeated else set()
+        if left_out.issuperset(wanted):  # there is nothing else
+            left_out = set()
+        found = {name: _narrow(parquet.read([name])[name]) for name in wanted if name not in left_out}
     return pa.table(found).replace_schema_metadata(schema.metadata), coded
 
 
@@ -418,21 +439,43 @@ class _Layout(NamedTuple):
 
 
 def _read_parquet(path: Path, name: str, columns: Sequence[str] | None, coded: bool, advice: str | None) -> TableFile:
-    try:
+    with _reading_parquet(name, advice):
         about = pyarrow.parquet.read_metadata(path)
         there = about.schema.to_arrow_schema().names
         _check_names(there, columns, name)
         check_cells(about.num_rows, about.num_columns, path.stat().st_size, name)
-        if coded:
-            table, texts = read_parquet(path, columns)
-            return TableFile(path, table, None, "", coded=texts)
-        return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
+        if not coded:
+            return TableFile(path, pyarrow.parquet.read_table(path, columns=columns), None, "")
+        table, texts = read_parquet(path, columns, repeated=True)
+        order = tuple(there if columns is None else columns)
+        late = {
+            column: partial(_read_pieces, path, column, about.num_rows, name, advice)
+            for column in order
+            if column not in table.column_names
+        }
+        return TableFile(path, table, None, "", coded=texts, order=order, late=late)
+
+
+@contextmanager
+def _reading_parquet(name: str, advice: str | None) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{name} is a damaged Parquet file ({one_line(error)}): write or copy it again", advice
         ) from error
     except DataError as error:
         raise DataError(str(error), advice) from None
+
+
+def _read_pieces(path: Path, column: str, rows: int, name: str, advice: str | None) -> Iterator[Any]:
+    """A column of text of a Parquet file, without the whole of it in memory."""
+    with _reading_parquet(name, advice), pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as parquet:
+        for piece in parquet.iter_batches(_ROWS, columns=[column], use_threads=False):
+            rows -= len(piece)
+            yield piece.column(0).cast(pa.string())
+        if rows:
+            raise DataError(f"{name} has changed while it was read: read it again")
 
 
 def _check_kind(raw: bytes, name: str, advice: str | None) -> None:

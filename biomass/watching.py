@@ -12,12 +12,14 @@ import torch
 
 from biomass.atomic import whole_file
 from biomass.errors import BiomassError, ConfigError, DataError, one_line
+from biomass.evaluation.parts import members_of
 from biomass.evaluation.predictions import write_predictions
 from biomass.formulas import to_csv
 from biomass.loader import SkippedImages
 from biomass.pixels.files import FilePixels
 from biomass.pixels.opening import QUIET
 from biomass.pixels.origin import Stamps, stamp_files
+from biomass.pixels.part import part_of
 from biomass.screen import FIELD, Screen
 from biomass.trained import Model, Reading
 from biomass.training import Calibration
@@ -109,7 +111,7 @@ class _Known:
     def of(cls, screen: Screen) -> "_Known":
         pixels, table = screen.pixels, screen.table
         if isinstance(pixels, FilePixels):
-            names = pd.DataFrame({str(n): column.to_pandas() for n, column in enumerate(pixels.files)})
+            names = pd.DataFrame({str(n): column.arrow().to_pandas() for n, column in enumerate(pixels.files)})
             return cls(
                 pd.util.hash_pandas_object(names, index=False).to_numpy(), stamp_files(pixels.root, pixels.files)
             )
@@ -118,11 +120,12 @@ class _Known:
         known = Stamps(*np.zeros((2, len(table)), np.int64))
         return cls(pd.util.hash_pandas_object(names, index=False).to_numpy(), known)
 
-    def updated(self, newer: "_Known") -> "_Known":
-        """With those of another one, which replace what is known of the same images."""
-        old = self.some(np.flatnonzero(~np.isin(self.keys, newer.keys)))
-        stamps = (np.concatenate(pair) for pair in zip(old.stamps, newer.stamps, strict=True))
-        return _Known(np.concatenate([old.keys, newer.keys]), Stamps(*stamps))
+    def updated(self, newer: Sequence["_Known"]) -> "_Known":
+        """With those of others, which replace what is known of the same images."""
+        keys = np.concatenate([self.keys[:0], *(one.keys for one in newer)])
+        parts = [self.some(np.flatnonzero(~np.isin(self.keys, keys))), *newer]
+        stamps = (np.concatenate(of_all) for of_all in zip(*(one.stamps for one in parts), strict=True))
+        return _Known(np.concatenate([one.keys for one in parts]), Stamps(*stamps))
 
     def same_as(self, other: "_Known") -> np.ndarray:
         """Which images are there in another one, unchanged, (N,) bool."""
@@ -225,14 +228,17 @@ class Watch:
         fresh = np.bincount(groups[ready & ~now.same_as(self._read)], minlength=len(names))
         gone = self._gone(now, groups, names)
         news: list[News] = []
-        for group, new in enumerate(fresh.tolist()):
-            if not new and names[group] not in gone:
+        for group, rows in enumerate(members_of(groups)):
+            new, name, rows = int(fresh[group]), names[group], rows[ready[rows]]
+            if not new and name not in gone:
                 continue
-            rows, name = np.flatnonzero((groups == group) & ready), names[group]
             try:
-                news.append(self._predict(screen, rows, now.some(rows), name, int(new)))
+                if not len(rows):
+                    raise DataError("none of its images is there")
+                news.append(self._predict(part_of(screen, rows), now.some(rows), name, new))
             except DataError as error:
                 self._say_once(f"plate '{name}' cannot be predicted yet: {one_line(error)}")
+        self._read = self._read.updated([self._plates[one.plate].read for one in news])
         for name in gone - set(names):
             self._say_once(f"plate '{name}' is not listed any more: its predictions are taken out")
             del self._plates[name]
@@ -250,25 +256,23 @@ class Watch:
         lost = {name: of_place[places.get_indexer(pd.Index(plate.read.keys))] for name, plate in self._plates.items()}
         return {name for name, found in lost.items() if (found != number.get(name, -2)).any()}
 
-    def _predict(self, screen: Screen, rows: np.ndarray, read: _Known, name: str, new: int) -> News:
-        """Measure and predict what there is of a plate."""
+    def _predict(self, screen: Screen, read: _Known, name: str, new: int) -> News:
+        """Measure and predict what there is of a plate, a screen of its own."""
         before = [member.calibration for member in self.model.members]
         skipped = SkippedImages(screen)
-        found = self.model.predictions(screen, self.reading, skipped, keep=True, again=True, only=rows)
+        every = np.arange(len(screen))
+        found = self.model.predictions(screen, self.reading, skipped, keep=True, again=True, only=every)
         fields, wells = found.of_fields(), found.of_wells()
-        position = np.full(len(screen), -1)
-        position[rows] = np.arange(len(rows))
         first = found.fields.first[found.counts > 0]
-        said = pd.Series(fields["prediction"].to_numpy(), index=read.keys[position[first]])
+        said = pd.Series(fields["prediction"].to_numpy(), index=read.keys[first])
         known = self._plates.get(name)
         both = said.index.intersection(known.said.index) if known else said.index[:0]
         changed = float((said[both] != known.said[both]).mean()) if known and len(both) else float("nan")
         after = [member.calibration for member in self.model.members] if self.model.measures else []
         moved = [movement(*pair, name) for pair in zip(before, after, strict=False)]
         self._plates[name] = _Plate(read, fields, wells, said)
-        self._read = self._read.updated(read)
         self._about = found.about
-        images = len(rows) - len(skipped.rows)
+        images = len(screen) - len(skipped.rows)
         how_far = float(np.mean(moved)) if moved else float("nan")
         news = News(self.looks, name, len(wells), images, new, len(skipped.rows), how_far, changed)
         self.news.append(news)

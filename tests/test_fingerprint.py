@@ -16,7 +16,7 @@ from biomass.errors import BadImageError
 from biomass.fingerprint import fingerprint, image_keys, plate_difference, plate_fingerprint
 from biomass.pixels.packed import PackedPixels
 from biomass.pixels.packed_writer import pack
-from biomass.screen import Screen, VectorPixels, make_screen
+from biomass.screen import COLUMNS, Screen, VectorPixels, make_screen
 
 CLASSES = ["DMSO", "colchicine", "taxol"]
 
@@ -299,3 +299,16 @@ def test_a_fingerprint_does_not_grow_with_the_rows() -> None:
         pixels = VectorPixels(np.zeros((rows, 1, 1, 1), np.uint8), ("DNA",))
         lengths.append(len(json.dumps(fingerprint(make_screen(large_table(rows), pixels, CLASSES), ["dose"]))))
     assert abs(lengths[1] - lengths[0]) < 500  # digits of counts and of the names of rows
+
+
+def test_a_plate_among_many_is_what_it_is_alone():
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, [""] * 300) | {"plate": [f"P{n // 3}" for n in range(300)], "label": 0})
+    table["well"] = [f"A{n % 3 + 1:02d}" for n in range(300)]
+    many = make_screen(table, VectorPixels(np.arange(300)[:, None]), ["a"])
+    rows = np.array([30, 31, 32])
+    alone = make_screen(table.iloc[rows], VectorPixels(rows[:, None]), ["a"])
+    found = plate_fingerprint(many, rows, image_keys(many))
+    expected = plate_fingerprint(alone, np.arange(3), image_keys(alone))
+    for one in (found, expected):
+        one["sample"] = {key: image | {"name": ""} for key, image in one["sample"].items()}  # numbers of rows
+    assert found == expected

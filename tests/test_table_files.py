@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from workbooks import write_workbook
 
+from biomass import table_files as module
 from biomass.errors import DataError
 from biomass.table_files import as_text, read_cells, read_parquet, read_table
 
@@ -328,3 +329,22 @@ def test_parquet_of_no_rows_or_of_texts_that_are_missing(tmp_path) -> None:
     for values in ([], [None] * 3):
         pd.DataFrame({"a": pd.Series(values, dtype="string"), "b": 1.5}).to_parquet(tmp_path / "a.parquet")
         assert read_table(tmp_path / "a.parquet", coded=True).frame()["a"].isna().sum() == len(values)
+
+
+def test_texts_that_all_differ_stay_in_a_parquet_file_until_they_are_asked_for(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 70)
+    rows = np.arange(2000)
+    columns = {"path": [f"P{n // 9}/{n * 7919:09d}.png" for n in rows], "plate": [f"P{n // 900}" for n in rows]}
+    frame = pd.DataFrame(columns | {"note": [None if n % 3 else f"of {n * 104729}" for n in rows], "dose": rows / 2})
+    frame.to_parquet(tmp_path / "a.parquet")
+    table = read_table(tmp_path / "a.parquet", coded=True)
+    assert (table.columns, table.arrow.column_names, len(table)) == (list(frame), ["plate", "dose"], 2000)
+    assert [name for piece in table.pieces("path") for name in piece.to_pylist()] == columns["path"]
+    pd.testing.assert_frame_equal(table.frame().astype({"plate": object}), frame)
+    some = table.only(["note", "plate"])
+    assert (some.columns, some.arrow["note"].to_pylist()) == (["note", "plate"], frame["note"].tolist())
+    frame[:1500].to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet' has changed while it was read"):
+        list(table.pieces("path"))
+    frame[["path"]].to_parquet(tmp_path / "a.parquet")
+    assert len(read_table(tmp_path / "a.parquet", coded=True).frame()) == 2000  # there is nothing else

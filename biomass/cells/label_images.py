@@ -146,7 +146,8 @@ def _names_of_fields(screen: Screen) -> Iterator[tuple[int, str]]:
     pixels = screen.pixels
     columns: list[list[Any]] = []
     if isinstance(pixels, FilePixels):
-        columns = [[str(pixels.root.absolute() / name) for name in column.to_pylist()] for column in pixels.files]
+        root, names = pixels.root.absolute(), (column.arrow().to_pylist() for column in pixels.files)
+        columns = [[str(root / name) for name in column] for column in names]
     elif isinstance(pixels, PackedPixels):
         columns = [pixels.files().to_pylist()]
     for column in columns:

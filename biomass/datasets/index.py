@@ -31,6 +31,7 @@ from biomass.datasets.layouts import (
     tidy_parts,
 )
 from biomass.errors import BadImageError, BiomassError, ConfigError, DataError, did_you_mean, one_line
+from biomass.grouping import unique
 from biomass.identifiers import normal
 from biomass.pixels.decoders import OTHER_FORMAT
 from biomass.pixels.files import none_readable, open_files
@@ -514,7 +515,7 @@ def _find_faults(
             f"two files{what} of {_called(fields, number[row])}: {pair}{more}; remove one of them, or tell them "
             "apart by a part of a pattern"
         )
-        table.faults.append(Fault("doubled", message, np.unique(number[same])))
+        table.faults.append(Fault("doubled", message, unique(number[same])))
     there = np.zeros((len(fields), len(channels)), np.int64)
     present = (files["size"] >= 0).to_numpy()
     np.add.at(there, (number[present & ~same], codes[present & ~same]), 1)
@@ -538,14 +539,15 @@ def _missing_channels(table: Index, there: np.ndarray, channels: Sequence[str]) 
     if not lacks.any():
         return
     plates = _ranked(fields["experiment"] + "\0" + fields["plate"])
-    for number in np.unique(plates[lacks.any(axis=1)]):
-        rows = plates == number
+    lacking, sizes = np.flatnonzero(lacks.any(axis=1)), np.bincount(plates)
+    lacking = lacking[np.argsort(plates[lacking], kind="stable")]
+    for rows in np.split(lacking, np.flatnonzero(np.diff(plates[lacking])) + 1):
         for c, channel in enumerate(channels):
-            missing = np.flatnonzero(rows & lacks[:, c])
+            missing = rows[lacks[rows, c]]
             if not len(missing):
                 continue
             plate = fields["plate"][missing[0]]
-            if len(missing) == rows.sum():
+            if len(missing) == sizes[plates[missing[0]]]:
                 message = (
                     f"plate '{plate}' has no image of channel '{channel}', which other plates have: copy them, or "
                     "leave the channel out"

@@ -19,10 +19,10 @@ import pyarrow as pa
 from biomass.bounds import read_json
 from biomass.datasets.splits import check_splits, make_splits
 from biomass.errors import ConfigError, DataError, did_you_mean
-from biomass.grouping import first_rows, number_rows
+from biomass.grouping import factorize, first_rows, number_rows
 from biomass.identifiers import coded, find, names, normal, readings, well, wells_at
 from biomass.pixels.files import open_files
-from biomass.pixels.names import check_present, check_unique, tidy
+from biomass.pixels.names import FileNames, check_present, check_unique, tidy
 from biomass.pixels.packed import packed_pixels
 from biomass.pixels.planes import Reading
 from biomass.screen import COLUMNS, CONTROLS, NAMED, PLATE, UNLABELLED, Pixels, Screen, check_on_bad_image, make_screen
@@ -147,12 +147,16 @@ def load_manifest(
         manifest = _join_wells(manifest, columns.pop("well"))
     own = _own_columns(columns, manifest)
     used = {*own.values(), *_columns_of(splits, control, manifest.columns)}
-    files = [tidy(manifest.arrow[column], folder) for column in image_columns]
-    paths = [column for column in image_columns if column not in own.values()]
-    manifest = replace(manifest, arrow=manifest.arrow.drop_columns(paths))
-    frame = _frame(manifest, own, used & {*manifest.columns})
+    files = [FileNames(tidy(part, folder) for part in manifest.pieces(column)) for column in image_columns]
+    paths = {*image_columns} - {*own.values()}
+    manifest = manifest.only([column for column in manifest.columns if column not in paths])
+    frame = manifest.frame(numbers={*manifest.columns} - used)
+    manifest = replace(
+        manifest, arrow=manifest.arrow.schema.empty_table()
+    )  # the values of a large one take much memory
+    pa.default_memory_pool().release_unused()
+    _to_names(frame, manifest, own, used & {*manifest.columns})
     texts = {*used, *manifest.coded} - {*COLUMNS, *NAMED}
-    del manifest  # a large one takes as much memory as the screen
 
     check_unique(files, frame[own["label"]] if "label" in own else np.full(len(frame), ""))
     of_wells = {"well", own.get("well")}
@@ -160,7 +164,7 @@ def load_manifest(
     pixels: Pixels | None = packed_pixels(file, files, None if channel_names is None else tuple(channel_names), reading)
     if pixels is None and on_bad_image == "error":
         check_present(folder, files, channel_names)
-    files = files if pixels is None else []  # of a large screen they are half a gigabyte
+    files = files if pixels is None else []  # of a large screen they are a tenth of a gigabyte, or more
 
     nothing = pd.Categorical([""]).take(np.zeros(len(frame), np.int8))
     parts: dict[Any, Any] = {column: frame[column] for column in frame if column not in COLUMNS}
@@ -264,10 +268,12 @@ def _join_wells(manifest: TableFile, pair: Sequence[Any]) -> TableFile:
         raise ConfigError(
             f"'well' is {list(pair)}: name one column, or that of its row and that of its column", "columns"
         )
-    frame = replace(manifest, arrow=manifest.arrow.select(apart)).frame()
+    frame = manifest.only(apart).frame()
     text = pa.array(wells_at(frame[apart[0]], frame[apart[1]], place=manifest.place), pa.string())
-    others = manifest.arrow.select([column for column in manifest.columns if column != "well"])
-    return replace(manifest, arrow=others.append_column("well", text))
+    others = manifest.arrow.select([column for column in manifest.arrow.column_names if column != "well"])
+    order = (*(column for column in manifest.columns if column != "well"), "well")
+    late = {column: read for column, read in manifest.late.items() if column != "well"}
+    return replace(manifest, arrow=others.append_column("well", text), order=order, late=late)
 
 
 def _own_columns(columns: Mapping[str, Any], manifest: TableFile) -> dict[str, str]:
@@ -328,9 +334,8 @@ def _columns_of(
     return named | set(found)
 
 
-def _frame(manifest: TableFile, own: Mapping[str, str], used: Collection[str]) -> pd.DataFrame:
-    """The table without the image paths: names in normal form, as categories; others as numbers where they can be."""
-    frame = manifest.frame(numbers={*manifest.columns} - {*used})
+def _to_names(frame: pd.DataFrame, manifest: TableFile, own: Mapping[str, str], used: Collection[str]) -> None:
+    """Bring the columns that are ``used`` into the normal form of names, as categories."""
     meaning = {name: column for column, name in own.items()}
     for name in sorted(used):
         column = meaning.get(name, name)
@@ -344,7 +349,6 @@ def _frame(manifest: TableFile, own: Mapping[str, str], used: Collection[str]) -
             frame[name] = coded(text, "well", form=well, place=manifest.place, needed=needed)
         else:
             frame[name] = coded(frame[name], column, place=manifest.place, needed=column in PLATE)
-    return frame
 
 
 def control_kinds(
@@ -424,7 +428,7 @@ def _says(table: pd.DataFrame, column: str, value: str) -> np.ndarray:
 
 def _labels(text: pd.Series, classes: Sequence[Any] | None) -> tuple[np.ndarray, list[str]]:
     """The number of every row's label, (N,) int64, and the names of the classes."""
-    codes, found = pd.factorize(text)
+    codes, found = factorize(text)
     known = [value for value in found if value]
     if classes is None:
         whole = all(re.fullmatch(r"-?\d+", value) for value in known)

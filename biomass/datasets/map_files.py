@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from biomass.errors import ConfigError, DataError
+from biomass.grouping import factorize
 from biomass.identifiers import Place, check_once, find, names, normal, well
 from biomass.table_files import TableFile, as_numbers, read_cells, read_table
 
@@ -669,11 +670,12 @@ def _on_plates(
                 lost.append(piece)
                 continue
             keys = np.full(len(piece.frame), name or piece.name, dtype=object)
-        for key in dict.fromkeys(keys):
+        codes_of, distinct = factorize(keys)
+        members = np.split(np.argsort(codes_of, kind="stable"), np.cumsum(np.bincount(codes_of))[:-1])
+        for key, rows in zip(distinct, members, strict=False):
             plates = of_map.get(key, [key])
             on = [plate for plate in plates if there is None or plate in there or key not in of_map]
             absent += [] if on else [key]
-            rows = np.flatnonzero(keys == key)
             part = piece.frame.iloc[rows].reset_index(drop=True)
             for plate in on:
                 frames.append(part.assign(plate=plate))

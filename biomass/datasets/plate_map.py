@@ -15,6 +15,7 @@ import pandas as pd
 from biomass.datasets.manifest import control_kinds
 from biomass.datasets.map_files import USUAL, MapTable, read_map_files, row_and_column, short_name, usual_column
 from biomass.errors import ConfigError, DataError, did_you_mean
+from biomass.grouping import factorize
 from biomass.identifiers import find, names, wells, wells_at
 from biomass.table_files import as_numbers
 
@@ -243,7 +244,7 @@ def _interpret(
         parts[0] = np.where(nameless, _names_of_controls(file, taken["treatment"][0], table["control"]), parts[0])
         called = list(dict.fromkeys(parts[0][nameless]))
         said += f"; without a value in {_said(taken['treatment'][:1])} called {_quote(called)}"
-    table["treatment"] = [" ".join(filter(None, row)) if row[0] else "" for row in zip(*parts, strict=True)]
+    table["treatment"] = _together(parts)
     told |= {column: _said(taken[column]) for column in ("experiment", "plate", "well", "treatment") if column in taken}
     told |= {"plate": file.plate_said} if file.plate is not None else {}
     told["label"] = _said(taken["label"] if "label" in taken else taken["treatment"][:1])
@@ -254,6 +255,17 @@ def _interpret(
             f"no row of '{file.path}' has a treatment, in column {_said(taken['treatment'])}: name it", "columns"
         )
     return table, taken, told
+
+
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The names that the parts of each row make up; empty where the first part is."""
+    codes, distinct = factorize(parts[0])
+    for part in parts[1:]:
+        own, others = factorize(part)
+        pairs, codes = np.unique(codes * len(others) + own, return_inverse=True)
+        both = ((distinct[pair // len(others)], others[pair % len(others)]) for pair in pairs.tolist())
+        distinct = [" ".join(filter(None, pair)) if pair[0] else "" for pair in both]
+    return np.array([*distinct, None], dtype=object)[codes]
 
 
 def _names_of_controls(file: MapTable, column: str, kinds: "pd.Series[str]") -> np.ndarray:
@@ -372,7 +384,8 @@ def _find_controls(
                 "control",
             )
         return said.map(KINDS).to_numpy(), f"'{named}'"
-    negative = np.isin([one.lower() for one in treatments], NEGATIVES)
+    codes, distinct = factorize(treatments)
+    negative = np.isin([one.lower() for one in distinct], NEGATIVES)[codes]
     seen = list(dict.fromkeys(treatments[negative]))
     return np.where(negative, "negative", "").astype(object), (
         f"told by names of treatments, negative {_quote(seen)}" if seen else "unknown: no well is one"

@@ -5,7 +5,7 @@ tested on others, and the test says too much (Lin & Lu 2022; Sypetkowski et al. 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from biomass.errors import ConfigError, did_you_mean
-from biomass.grouping import first_rows, number_rows
+from biomass.grouping import factorize, first_rows, number_rows
 from biomass.screen import PLATE
 
 SHARES: Mapping[str, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -125,35 +125,40 @@ def check_splits(table: pd.DataFrame) -> list[str]:
     ["train and test share 1 plate ('P'): what is measured on it does not hold for new plates", \
 "1 label of test is not in train, and cannot be learned: 'b'"]
     """
-    split, names = pd.factorize(table["split"])
+    split, names = factorize(table["split"])
     if "train" not in names:
         return []
-    plate, (label, labels) = number_rows([table[column] for column in PLATE]), pd.factorize(table["label"])
-
-    def first(name: str, numbers: np.ndarray) -> np.ndarray:
-        """The first row of a split with each of the numbers that rows have; N where it has none."""
-        return first_rows(np.where(split == list(names).index(name), numbers, -1), int(numbers.max()) + 1)
-
-    plates_known, labels_known = (first("train", numbers) < len(table) for numbers in (plate, label))
+    plate, (label, labels) = number_rows([table[column] for column in PLATE]), factorize(table["label"])
     notes = []
-    for name in (str(one) for one in names if one not in ("", "train")):
-        own = first(name, plate)
-        rows = np.sort(own[plates_known & (own < len(table))])
-        shared = _names(table[list(PLATE)].iloc[rows], table)
+    plates_of, labels_of = (_first_in_splits(table, split, columns) for columns in (PLATE, ("label",)))
+    train = names.index("train")
+    for number, name in enumerate(map(str, names)):
+        if name in ("", "train"):
+            continue
+        rows = plates_of[number]
+        shared = _names(table[list(PLATE)].iloc[rows[np.isin(plate[rows], plate[plates_of[train]])]], table)
         if shared:
             notes.append(
                 f"train and {name} share {_count(len(shared), 'plate')} ({_list(shared)}): what is measured on "
                 f"{'it' if len(shared) == 1 else 'them'} does not hold for new plates"
             )
-        own = first(name, label)
-        rows = np.sort(own[~labels_known & (own < len(table))])
-        new = [one for one in labels[label[rows]] if str(one) not in ("", "-1")]
+        rows = labels_of[number]
+        new = label[rows[~np.isin(label[rows], label[labels_of[train]])]].tolist()
+        new = [labels[one] for one in new if str(labels[one]) not in ("", "-1")]
         if new:
             are = "is" if len(new) == 1 else "are"
             notes.append(
                 f"{_count(len(new), 'label')} of {name} {are} not in train, and cannot be learned: {_list(new)}"
             )
     return notes
+
+
+def _first_in_splits(table: pd.DataFrame, split: np.ndarray, columns: Sequence[str]) -> list[np.ndarray]:
+    """For every split the first of its rows, ascending, with each of the values that it has in some columns."""
+    pairs = number_rows([table[column] for column in ("split", *columns)])
+    rows = np.sort(first_rows(pairs, int(pairs.max()) + 1))
+    rows = rows[np.argsort(split[rows], kind="stable")]
+    return np.split(rows, np.searchsorted(split[rows], np.arange(1, int(split.max()) + 1)))
 
 
 def _names(keys: pd.DataFrame, table: pd.DataFrame) -> list[str]:

@@ -138,7 +138,7 @@ def describe(screen: Screen, rows: str | None = None) -> Description:
     if len(nameless):
         raise DataError(f"row {nameless[0]} of the screen has no well, so that it has no well profile; name its well")
     fields, wells = screen.groups(FIELD), screen.groups((*PLATE, "well"))
-    several = len(np.unique(fields)) < len(screen)
+    several = int(fields.max()) + 1 < len(screen)
     row_level = rows or ("cells" if several or screen.fields is not None else "fields")
     if row_level == "fields":  # each by itself, also where sites have no names
         fields = np.arange(len(screen))

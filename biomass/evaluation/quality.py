@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from biomass.errors import BadImageError, BiomassError, DataError
+from biomass.grouping import factorize, first_rows, number_rows
 from biomass.loader import BatchReader
 from biomass.screen import CONTROLS, FIELD, PLATE, UNLABELLED, OnBadImage, Screen
 
@@ -209,43 +210,60 @@ def measure(screen: Screen, samples: Sequence[np.ndarray], on_bad_image: OnBadIm
 
 def count_plates(screen: Screen) -> pd.DataFrame:
     """A row a plate: how many wells, fields, images, controls, classes, and images by split it has."""
-    table = screen.table
-    by = table["plate_id"]
-    well = table.groupby(["plate_id", "well"], observed=True).ngroup()
-    field = screen.groups(FIELD)
-    labelled = table["label"].where(table["label"] != UNLABELLED)
-    counts = pd.DataFrame(
-        {
-            "name": screen.plate_names,
-            "wells": well.groupby(by).nunique(),
-            "fields": pd.Series(field).groupby(by).nunique(),
-            "images": by.groupby(by).size(),
-            **{f"{kind}_wells": well[screen.reference(kind)].groupby(by).nunique() for kind in CONTROLS[1:]},
-            "classes": labelled.groupby(by).nunique(),
-            "unlabelled": labelled.isna().groupby(by).sum(),
-            **{f"split_{split}": (table["split"] == split).groupby(by).sum() for split in screen.splits},
-        }
-    ).fillna(0)
-    names = table.drop_duplicates("plate_id").set_index("plate_id")[list(PLATE)].sort_index().astype(str)
-    whole = counts.drop(columns="name").astype(np.int64)
-    return pd.concat([names, counts[["name"]], whole], axis=1).reset_index(drop=True)
+    plate, count = screen.plate_ids, len(screen.plate_names)
+    well, field = screen.groups((*PLATE, "well")), screen.groups(FIELD)
+    known = screen.labels != UNLABELLED
+    split, splits = factorize(screen.table["split"])
+    in_split = np.bincount(plate * len(splits) + split, minlength=count * len(splits)).reshape(count, len(splits))
+
+    def different(members: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
+        return _different(plate, members if which is None else np.where(which, members, -1), count)
+
+    first = screen.table[list(PLATE)].iloc[first_rows(plate, count)].astype(str)
+    return first.reset_index(drop=True).assign(
+        name=screen.plate_names,
+        wells=different(well),
+        fields=different(field),
+        images=np.bincount(plate, minlength=count),
+        **{f"{kind}_wells": different(well, screen.reference(kind)) for kind in CONTROLS[1:]},
+        classes=different(_by_label(screen, PLATE)),
+        unlabelled=np.bincount(plate[~known], minlength=count),
+        **{f"split_{name}": in_split[:, splits.index(name)] for name in screen.splits},
+    )
 
 
 def count_labels(screen: Screen) -> pd.DataFrame:
     """A row a class that has images: on how many plates, in how many wells and images."""
-    table = screen.table.assign(well_number=screen.groups([*PLATE, "well"]))
-    by = table[table["label"] != UNLABELLED].groupby("label")
-    counts = by.agg(plates=("plate_id", "nunique"), wells=("well_number", "nunique"), images=("plate_id", "size"))
-    counts.insert(0, "label", np.array(screen.classes, dtype=object)[counts.index.to_numpy(np.int64)])
-    return counts.reset_index(drop=True)
+    images = np.bincount(screen.labels[screen.labels != UNLABELLED], minlength=len(screen.classes))
+    there = np.flatnonzero(images)
+    kinds = {"plates": PLATE, "wells": (*PLATE, "well")}
+    different = {name: _different(screen.labels, _by_label(screen, of), len(images)) for name, of in kinds.items()}
+    names = np.array(screen.classes, dtype=object)[there]
+    return pd.DataFrame(
+        {"label": names, **{name: of[there] for name, of in different.items()}, "images": images[there]}
+    )
+
+
+def _by_label(screen: Screen, columns: Sequence[str]) -> np.ndarray:
+    """The number of what columns and the label tell apart, (N,); -1 where a row has no label."""
+    label = pd.Categorical.from_codes(screen.labels, pd.RangeIndex(len(screen.classes)))
+    return number_rows([*(screen.table[column] for column in columns), pd.Series(label)])
+
+
+def _different(groups: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
+    """How many different members each of ``count`` groups has, of numbers (N,) of which none is in two groups."""
+    first = first_rows(members, int(members.max()) + 1)
+    return np.bincount(groups[first[first < len(members)]], minlength=count)
 
 
 def count_pairs(screen: Screen) -> pd.DataFrame:
     """A row a plate and class: how many images."""
-    pairs = screen.table.groupby(["plate_id", "label"]).size().rename("images").reset_index()
-    names = ["" if label == UNLABELLED else screen.classes[label] for label in pairs["label"]]
-    plates = [screen.plate_names[plate] for plate in pairs["plate_id"]]
-    return pd.DataFrame({"plate": plates, "label": names, "images": pairs["images"]})
+    numbers = screen.plate_ids * (len(screen.classes) + 1) + screen.labels + 1  # without a label first
+    pairs = number_rows([pd.Series(numbers)])
+    images = np.bincount(pairs)
+    plate, label = np.divmod(numbers[first_rows(pairs, len(images))], len(screen.classes) + 1)
+    names = np.array(["", *screen.classes], dtype=object)[label]
+    return pd.DataFrame({"plate": np.array(screen.plate_names, dtype=object)[plate], "label": names, "images": images})
 
 
 def summarize(screen: Screen, found: Measured) -> pd.DataFrame:

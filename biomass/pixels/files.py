@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.compute as pc
 
 from biomass.errors import BAD_IMAGES, BadImageError, ConfigError, DataError, RefusedError, one_line
 from biomass.pixels.decoders import MOST_VALUES, decode
 from biomass.pixels.metadata import Axes, has_alpha, image_size, open_tiff, tiff_axes, used_bits
-from biomass.pixels.names import PLANES, check_endings, each_file, no_file, string_array
+from biomass.pixels.names import PLANES, FileNames, check_endings, each_file, no_file
 from biomass.pixels.planes import PROJECTIONS, Reading, canonical, fit, project, to_16_bit
 
 AXES = ("HW", "HWC", "CHW")
@@ -106,9 +105,9 @@ class FilePixels:
 
     Attributes:
         root: the folder that relative file names refer to.
-        files: one column of file names (N,) where a file holds all channels, else one column a channel; Arrow arrays:
-            they take the bytes of their names and nothing else, and worker processes share them. Where a channel has
-            several planes in files of their own, :data:`PLANES` stands between their names.
+        files: one column of file names (N,) where a file holds all channels, else one column a channel; Arrow arrays
+            hold them, which worker processes share. Where a channel has several planes in files of their own,
+            :data:`PLANES` stands between their names.
         channels: names of the C channels.
         size: (H, W) of every image, pixels.
         dtype: of every image: uint8 or uint16.
@@ -120,7 +119,7 @@ class FilePixels:
     """
 
     root: Path
-    files: tuple[Any, ...]
+    files: tuple[FileNames, ...]
     channels: tuple[str, ...]
     size: tuple[int, int]
     dtype: np.dtype
@@ -161,12 +160,12 @@ class FilePixels:
 
     def name(self, row: int) -> str:
         """The path of the image's file; of the first that there is, where there is one a channel or a plane."""
-        names = (column[row].as_py() for column in self.files)
+        names = (column[row] for column in self.files)
         return str(self.root / next(filter(None, names), "").partition(PLANES)[0])
 
     def _fill(self, target: np.ndarray, row: int, column: int) -> None:
         """Read one channel, or all that a file holds, into ``target`` (C, H, W)."""
-        names = self.files[column][row].as_py()
+        names = self.files[column][row]
         if not names:
             raise BadImageError(no_file(row, column, self.channels), row, kind="missing")
         files = names.split(PLANES)
@@ -313,7 +312,7 @@ def open_files(
             "one such as ZHW, ZCHW, TZCHW",
             "axes",
         )
-    columns = tuple(string_array(column) for column in files)
+    columns = tuple(map(FileNames.of, files))
     for column in columns:
         check_endings(column)
     if channels is None and len(columns) > 1:
@@ -340,14 +339,14 @@ def none_readable(first: BadImageError) -> BadImageError:
 
 def _learn(
     root: Path,
-    columns: tuple[Any, ...],
+    columns: tuple[FileNames, ...],
     row: int,
     channels: Sequence[str] | None,
     axes: str | None,
     reading: Reading,
 ) -> FilePixels:
     """The pixels of all rows, laid out as the image of ``row``."""
-    names = columns[0][row].as_py()
+    names = columns[0][row]
     if not names:
         raise BadImageError(no_file(row, 0, channels or ("channel_0",)), row, kind="missing")
     file = names.partition(PLANES)[0]
@@ -381,9 +380,9 @@ def _learn(
     return pixels
 
 
-def _check_choice(reading: Reading, layout: Axes, columns: Sequence[Any], path: Path) -> None:
+def _check_choice(reading: Reading, layout: Axes, columns: Sequence[FileNames], path: Path) -> None:
     """Refuse the number of a plane, or of a point of time, where there is but one."""
-    planes = "Z" in layout.letters or any(pc.any(pc.match_substring(one, PLANES)).as_py() for one in columns)
+    planes = "Z" in layout.letters or any(one.holds(PLANES) for one in columns)
     for what, name, number, several in (
         ("z plane", "z", reading.z, planes),
         ("point of time", "time", reading.time, "T" in layout.letters),
@@ -446,7 +445,7 @@ def _is_color(path: Path) -> bool:
 def _common_size(pixels: FilePixels) -> tuple[int, int]:
     """The size that all images are brought to: the smallest, or the largest."""
     log.info("looking at the sizes of %d files", len(pixels) * len(pixels.files))
-    names = [name for column in pixels.files for name in each_file(column)[0].to_pylist() if name]
+    names = [name for column in pixels.files for name in each_file(column)[0].arrow().to_pylist() if name]
     sizes = [size for name in names if (size := image_size(pixels.root / name, pixels.axes)) is not None]
     heights, widths = np.array([pixels.size, *sizes], np.int64).T
     choose = np.min if pixels.reading.sizes == "crop" else np.max

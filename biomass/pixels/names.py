@@ -3,7 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from biomass.errors import BAD_IMAGES, DataError
 from biomass.pixels.decoders import ENDINGS
 
-_PIECE = 1 << 18  # names that are looked at at a time
+_PIECE = 1 << 16  # names that are looked at at a time: their bytes stay in the processor's cache
 _ENDING = f"({'|'.join(map(re.escape, ENDINGS))})$"
 _FIRST, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
@@ -27,8 +28,117 @@ def no_file(row: int, column: int, channels: Sequence[str]) -> str:
     return f"row {row} (from 0) names no file for channel '{channels[column]}': add it, or remove the row"
 
 
+class FileNames:
+    """A column of N names of files, in little memory: of every piece of it each folder, and each name in one, once.
+
+    Args:
+        parts: Arrow arrays of texts, or of lists of them, one behind the other.
+
+    >>> files = FileNames.of(["P1/A01.png", "P1/A02.png", "P2/A01.png", ""])
+    >>> len(files), files[1], files.at([2, 0]).to_pylist()
+    (4, 'P1/A02.png', ['P2/A01.png', 'P1/A01.png'])
+    """
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self._pieces = [_in_folders(piece) for part in parts for _, piece in pieces(string_array(part))]
+        self._ends: list[int] = np.cumsum([len(piece) // 2 for piece in self._pieces], dtype=np.int64).tolist()
+
+    @classmethod
+    def of(cls, column: Any) -> "FileNames":
+        """The names of a column of any kind: one of these, an Arrow array, a list of texts or of lists of them."""
+        return column if isinstance(column, cls) else cls([column])
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: int) -> str:
+        piece, place = self._pieces[number := bisect_right(self._ends, row)], 2 * (row - self._ends[number])
+        folder, name = (piece.indices[place + one].as_py() for one in (0, 1))  # counted from the piece's end
+        return f"{piece.dictionary[folder]}{piece.dictionary[name]}"
+
+    def pieces(self) -> Iterator[tuple[int, Any]]:
+        """Where parts of the column begin, and the parts, Arrow arrays of texts."""
+        return ((end - len(piece) // 2, _joined(piece)) for end, piece in zip(self._ends, self._pieces, strict=True))
+
+    def arrow(self, start: int = 0, stop: int | None = None) -> Any:
+        """The names of neighbours, as one Arrow array of texts."""
+        stop, parts = len(self) if stop is None else stop, [pa.array([], pa.large_string())]
+        for number in range(bisect_right(self._ends, start), len(self._pieces)):
+            piece = self._pieces[number]
+            first = self._ends[number] - len(piece) // 2
+            if first >= stop:
+                break
+            parts.append(_joined(piece[2 * max(start - first, 0) : 2 * (stop - first)]))
+        return pa.concat_arrays(parts)
+
+    def at(self, rows: Any, whole: bool = True) -> Any:
+        """The names of some rows (n,), an Arrow array of texts; ``whole``: with their folders."""
+        rows = np.asarray(rows, np.int64)
+        number = np.searchsorted(self._ends, rows, "right")
+        order = np.argsort(number, kind="stable")
+        bounds = np.searchsorted(number[order], np.arange(len(self._pieces) + 1))
+        parts = [pa.array([], pa.large_string())]
+        for one in np.unique(number).tolist():
+            piece, mine = self._pieces[one], rows[order[bounds[one] : bounds[one + 1]]]
+            places = 2 * (mine - self._ends[one]) + len(piece)
+            texts = np.stack([places, places + 1], 1).ravel() if whole else places + 1
+            taken = piece.take(pa.array(texts))
+            parts.append(_joined(taken) if whole else taken.dictionary.take(taken.indices))
+        found = pa.concat_arrays(parts)
+        return found if (order[1:] > order[:-1]).all() else found.take(pa.array(np.argsort(order)))
+
+    def take(self, rows: Any) -> "FileNames":
+        """The names of some rows (n,), as a column."""
+        return FileNames(self.at(rows[start : start + _PIECE]) for start in range(0, len(rows), _PIECE))
+
+    def folders(self) -> tuple[np.ndarray, list[str]]:
+        """The number of each name's folder, (N,), and what the folders are called; with a slash at their ends."""
+        known: dict[str, int] = {}
+        codes = np.empty(len(self), np.int32)
+        for end, piece in zip(self._ends, self._pieces, strict=True):
+            of_piece = piece.indices.to_numpy()[::2]
+            number = np.zeros(len(piece.dictionary), np.int32)
+            there = np.unique(of_piece)
+            texts = piece.dictionary.take(pa.array(there)).to_pylist()
+            number[there] = [known.setdefault(text, len(known)) for text in texts]
+            codes[end - len(of_piece) : end] = number[of_piece]
+        return codes, list(known)
+
+    def holds(self, text: str) -> bool:
+        """Whether a text without a slash is in one of the names."""
+        return any(pc.any(pc.match_substring(piece.dictionary, text)).as_py() for piece in self._pieces)
+
+    def distinct(self) -> Iterator[tuple[int, Any]]:
+        """Where parts of the column begin, and each name in a folder that they have, once."""
+        for end, piece in zip(self._ends, self._pieces, strict=True):
+            inside = np.unique(piece.indices.to_numpy()[1::2])
+            yield end - len(piece) // 2, piece.dictionary.take(pa.array(inside))
+
+
+def _in_folders(names: Any) -> Any:
+    """For each of n names its folder and what it is called there, as (2n,) numbers of texts that are there once."""
+    text, ends = _bytes_of(names)
+    slashes = np.append(-1, np.flatnonzero(text == ord("/")))
+    last = slashes[np.searchsorted(slashes, ends[1:]) - 1]
+    bounds = np.empty(2 * len(names) + 1, np.int64)
+    bounds[::2], bounds[1::2] = ends, np.maximum(last + 1, ends[:-1])
+    both = pa.LargeStringArray.from_buffers(2 * len(names), pa.py_buffer(bounds), pa.py_buffer(text))
+    both = pc.dictionary_encode(both)
+    kind = pa.from_numpy_dtype(np.min_scalar_type(len(both.dictionary)))
+    return pa.DictionaryArray.from_arrays(both.indices.cast(kind), both.dictionary)
+
+
+def _joined(both: Any) -> Any:
+    """The inverse of :func:`_in_folders`: folder and name stand one behind the other, and become one."""
+    text, ends = _bytes_of(both.dictionary.take(both.indices))
+    bounds = np.ascontiguousarray(ends[::2])
+    return pa.LargeStringArray.from_buffers(len(both) // 2, pa.py_buffer(bounds), pa.py_buffer(text))
+
+
 def string_array(column: Any) -> Any:
     """An Arrow array of strings without nulls, in one piece; lists become strings, with :data:`PLANES` between them."""
+    if isinstance(column, FileNames):
+        return column.arrow()
     if not isinstance(column, (pa.Array, pa.ChunkedArray)):
         lists = any(not isinstance(one, str | None) for one in column)
         column = pa.array(column, pa.large_list(pa.large_string()) if lists else pa.large_string())
@@ -39,7 +149,7 @@ def string_array(column: Any) -> Any:
 
 
 def pieces(column: Any) -> Iterator[tuple[int, Any]]:
-    """Where parts of a column of names begin, and the parts: what is made of one takes little memory."""
+    """Where parts of an Arrow array begin, and the parts: what is made of one takes little memory."""
     return ((start, column[start : start + _PIECE]) for start in range(0, len(column), _PIECE))
 
 
@@ -78,25 +188,30 @@ def _tidy(paths: Any, inside: str) -> Any:
     return pc.if_else(pc.starts_with(paths, inside), pc.utf8_slice_codeunits(paths, len(inside)), paths)
 
 
-def each_file(column: Any) -> tuple[Any, np.ndarray]:
+def each_file(column: Any) -> tuple[FileNames, np.ndarray]:
     """The names of all files of a column (N,), planes one by one, (M,), and the row of each, (M,) int64."""
-    column = string_array(column)
-    if not pc.any(pc.match_substring(column, PLANES)).as_py():
-        return column, np.arange(len(column))
-    lists = pc.split_pattern(column, PLANES)
-    return pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy().astype(np.int64)
+    names = FileNames.of(column)
+    if not names.holds(PLANES):
+        return names, np.arange(len(names))
+    lists = [(start, pc.split_pattern(part, PLANES)) for start, part in names.pieces()]
+    rows = [start + pc.list_parent_indices(part).to_numpy().astype(np.int64) for start, part in lists]
+    return FileNames(pc.list_flatten(part) for _, part in lists), np.concatenate(rows)
 
 
 def check_endings(files: Any) -> None:
-    for start, piece in pieces(files):
-        part, rows = each_file(piece)
-        known = pc.or_(pc.equal(part, ""), pc.match_substring_regex(part, _ENDING, ignore_case=True))
-        bad = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
-        if len(bad):
-            raise DataError(
-                f"image '{part[bad[0]].as_py()}' (row {start + rows[bad[0]]}, from 0) is of an unknown kind: "
-                f"convert it to one of {', '.join(ENDINGS)}"
-            )
+    names, rows = each_file(files)
+    for start, distinct in names.distinct():
+        known = pc.or_(pc.equal(distinct, ""), pc.match_substring_regex(distinct, _ENDING, ignore_case=True))
+        if pc.all(known).as_py():
+            continue
+        bad = distinct.filter(pc.invert(known))
+        place = start + int(
+            np.argmax(pc.is_in(names.at(np.arange(start, min(start + _PIECE, len(names))), False), bad))
+        )
+        raise DataError(
+            f"image '{names[place]}' (row {rows[place]}, from 0) is of an unknown kind: convert it to one of "
+            f"{', '.join(ENDINGS)}"
+        )
 
 
 def missing_files(root: str | Path, files: Any) -> np.ndarray:
@@ -104,18 +219,17 @@ def missing_files(root: str | Path, files: Any) -> np.ndarray:
 
     Every folder is listed once, which takes a small part of the time of asking for each file.
     """
-    files, rows = each_file(files)
-    folders = pc.dictionary_encode(pc.replace_substring_regex(files, r"[^/]*$", ""))
-    names = pc.replace_substring_regex(files, r"(?s)^.*/", "")
-    codes = folders.indices.to_numpy()
+    names, rows = each_file(files)
+    codes, folders = names.folders()
     order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(len(folders.dictionary) + 1))
-    there = np.zeros(len(files), bool)
-    for code, folder in enumerate(folders.dictionary.to_pylist()):
+    bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1))
+    there = np.zeros(len(names), bool)
+    for code, folder in enumerate(folders):
         inside = order[bounds[code] : bounds[code + 1]]
-        present = pc.is_in(names.take(pa.array(inside)), pa.array(_listing(Path(root) / folder), pa.large_string()))
-        there[inside] = present.to_numpy(zero_copy_only=False)
-    return np.unique(rows[~there])
+        listed = pa.array(_listing(Path(root) / folder), pa.large_string())
+        there[inside] = pc.is_in(names.at(inside, whole=False), listed).to_numpy(zero_copy_only=False)
+    rows = rows[~there]
+    return rows[np.diff(rows, prepend=-1) > 0]
 
 
 def _listing(folder: Path) -> list[str]:
@@ -140,11 +254,11 @@ def check_present(root: str | Path, files: Sequence[Any], channels: Sequence[str
     Raises:
         DataError: some are not; names the first and says how many there are.
     """
-    for c, column in enumerate(map(string_array, files)):
+    for c, column in enumerate(map(FileNames.of, files)):
         missing = missing_files(root, column)
         if not len(missing):
             continue
-        names = column[missing[0]].as_py().split(PLANES)
+        names = column[int(missing[0])].split(PLANES)
         file = next((one for one in names if not _is_file(root, one)), names[0])
         if not file:
             raise DataError(no_file(int(missing[0]), c, channels or ("channel_0",)))
@@ -168,15 +282,18 @@ def check_unique(files: Sequence[Any], labels: "pd.Series[Any] | np.ndarray") ->
     Raises:
         DataError: one is; names both rows, and both labels where they differ.
     """
-    hashes = np.concatenate([_hashes(each_file(part)[0]) for column in files for _, part in pieces(column)])
+    split = [each_file(column) for column in files]
+    hashes = np.concatenate([_hashes(part) for names, _ in split for _, part in names.pieces()])
     ordered = np.sort(hashes)
     if (ordered[1:] != ordered[:-1]).all():
         return
     # Few names have the hash of another, beside those that are there twice and the empty ones.
     few = np.flatnonzero(np.isin(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]])))
-    split = [each_file(column) for column in files]
-    every, rows = pa.concat_arrays([names for names, _ in split]), np.concatenate([rows for _, rows in split])
-    every, rows = every.take(pa.array(few)), rows[few]
+    of_columns = np.split(few, np.searchsorted(few, np.cumsum([len(names) for names, _ in split])))[:-1]
+    begins = np.cumsum([0, *(len(names) for names, _ in split)])
+    places = [few - begin for few, begin in zip(of_columns, begins, strict=False)]
+    every = pa.concat_arrays([names.at(own) for (names, _), own in zip(split, places, strict=True)])
+    rows = np.concatenate([rows[own] for (_, rows), own in zip(split, places, strict=True)])
     codes = pd.Series(pc.dictionary_encode(every).indices.to_numpy())
     again = codes.duplicated().to_numpy() & pc.not_equal(every, "").to_numpy(zero_copy_only=False)
     if not again.any():

@@ -91,7 +91,8 @@ def stamp_files(root: Path, files: Sequence[Any]) -> Stamps:
     with ThreadPoolExecutor(_THREADS) as pool:
         for column in files:
             names, rows = each_file(column)
-            chunks = pool.map(look, (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)))
+            parts = (part[at : at + _CHUNK] for _, part in names.pieces() for at in range(0, len(part), _CHUNK))
+            chunks = pool.map(look, parts)
             found = np.array([stamp for chunk in chunks for stamp in chunk], np.int64).reshape(-1, 2)
             there[rows[found[:, 1] < 0]] = False
             np.add.at(sizes, rows, found[:, 0])
@@ -135,7 +136,7 @@ def describe_origin(store: Path, pixels: FilePixels) -> dict[str, Any]:
     rows = np.unique(np.linspace(0, len(files[0]) - 1, _SAMPLE).astype(np.int64))
     sample = []
     for number, row in enumerate(rows.tolist()):
-        planes = files[number % len(files)][row].as_py().split(PLANES)
+        planes = files[number % len(files)][row].split(PLANES)
         name = planes[number % len(planes)]
         crc32 = _checksum(root / name) if name else None
         if crc32 is not None:

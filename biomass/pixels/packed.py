@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from tqdm import tqdm
 from biomass.atomic import remove
 from biomass.errors import BadImageError, DataError, RefusedError, one_line, printable
 from biomass.pixels.decoders import npy_header_of
-from biomass.pixels.names import PLANES
+from biomass.pixels.names import PLANES, FileNames
 from biomass.pixels.opening import open_file
 from biomass.pixels.origin import SEPARATOR, Stamps, find_changed_file, join_files, reading_of
 from biomass.pixels.planes import Reading
@@ -49,6 +48,8 @@ from biomass.table_files import as_text, read_parquet
 
 SUFFIX = ".packed"
 """What the folder of a store is called that stands beside its source: ``<source>.packed``."""
+
+_ROWS = 1 << 16  # whose files are compared at a time
 
 log = logging.getLogger(__name__)
 
@@ -222,13 +223,19 @@ class _Names:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             return parquet.read_row_group(part, ["file"])["file"].combine_chunks()
 
-    def differ_from(self, files: Sequence[Any]) -> bool:
+    def differ_from(self, files: Sequence[FileNames]) -> bool:
         """Whether the images were read from other files than those of columns (N,) of names, or in another order."""
-        starts = [0, *self._ends.tolist()]
-        return len(files[0]) != starts[-1] or any(
-            not self._read(part).cast(pa.large_string()).equals(join_files([one[start:stop] for one in files]))
-            for part, (start, stop) in enumerate(pairwise(starts))
-        )
+        start, total = 0, len(files[0])
+        if total != (self._ends[-1] if len(self._ends) else 0):
+            return True
+        with _open(self._path, FILES) as file:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            for part in parquet.iter_batches(_ROWS, columns=["file"], use_threads=False):
+                own = join_files([one.arrow(start, start + len(part)) for one in files])
+                if not part.column(0).cast(pa.large_string()).equals(own):
+                    return True
+                start += len(part)
+        return False
 
 
 def _from_memory(file: int, target: memoryview, pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -410,7 +417,7 @@ def packed_pixels(
         log.warning("'%s' is not used: it holds %d channels, not %d", path, len(pixels.channels), len(channels))
         return None
     rows: np.ndarray | None = None
-    if pixels._names.differ_from(files):
+    if pixels._names.differ_from(files := [*map(FileNames.of, files)]):
         wanted = join_files(files)
         found = pc.index_in(wanted, pixels.files().cast(pa.large_string()))
         if found.null_count:

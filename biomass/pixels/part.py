@@ -28,14 +28,14 @@ def part_of(screen: Screen, rows: np.ndarray) -> Screen:
     >>> part.plate_ids, part.read(np.array([1]))
     (array([0, 1]), array([[2]]))
     """
-    table = screen.table.drop(columns="plate_id").iloc[rows]
+    table = screen.table.iloc[rows].drop(columns="plate_id")
     return make_screen(table, _pixels_of(screen.pixels, rows), screen.classes)
 
 
 def _pixels_of(pixels: Any, rows: np.ndarray) -> Pixels:
     """The images of some rows; they stay files where they are files, which are looked at before they are read."""
     if isinstance(pixels, FilePixels):
-        return replace(pixels, files=tuple(column.take(pa.array(rows)) for column in pixels.files))
+        return replace(pixels, files=tuple(column.take(rows) for column in pixels.files))
     if isinstance(pixels, PackedPixels):
         return replace(pixels, rows=rows if pixels.rows is None else pixels.rows[rows])
     if hasattr(pixels, "take"):

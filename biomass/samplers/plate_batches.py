@@ -91,7 +91,8 @@ class PlateBatches(Sampler[np.ndarray]):
         served = np.flatnonzero(~is_control)
         if not len(served):
             raise DataError(f"all {n} rows are controls; batches with a quota of controls need other rows, too")
-        names = np.unique(ids[served])
+        ordered = np.sort(ids[served])  # far faster than what np.unique does for many
+        names = ordered[np.append(True, ordered[1:] != ordered[:-1])]
         if max_groups > len(names):
             raise ConfigError(
                 f"the number of groups in a batch is {max_groups}, but these rows have only {len(names)} groups; "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from biomass.errors import ConfigError
 from biomass.evaluation.pooling import profile_screen
+from biomass.grouping import unique
 from biomass.inference import Transform, infer
 from biomass.loader import Batch, BatchReader, Loader, SkippedImages
 from biomass.models import Network
@@ -128,7 +129,7 @@ class Profiler:
         Args:
             batch_size: fields of view in one, at most.
         """
-        return PlateBatches(np.unique(self.reader.instances[self.cells.rows("train")]), batch_size=batch_size)
+        return PlateBatches(unique(self.reader.instances[self.cells.rows("train")]), batch_size=batch_size)
 
     def _encode(self, splits: list[str], transform: Transform, epoch: int | None) -> Iterator[tuple[Batch, Tensor]]:
         rows = self._rows(splits)

@@ -15,7 +15,7 @@ from PIL import Image
 from biomass.errors import BadImageError, ConfigError, DataError
 from biomass.pixels import names as module
 from biomass.pixels.files import open_files
-from biomass.pixels.names import check_present, check_unique, missing_files
+from biomass.pixels.names import FileNames, check_present, check_unique, missing_files
 
 H, W = 7, 5
 
@@ -306,6 +306,29 @@ def test_paths_are_tidied_as_one_by_one(tmp_path, monkeypatch) -> None:
     found = module.tidy(pa.chunked_array([paths[:70], paths[70:]]), tmp_path)
     assert found.to_pylist() == [tidy_one_by_one(path, tmp_path) for path in paths]
     assert module.tidy(pa.array([None, "a"]), tmp_path).to_pylist() == [None, "a"]
+
+
+def test_a_column_of_names_gives_back_what_it_was_made_of(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 7)
+    rng = np.random.default_rng(0)
+    texts = ["/".join(rng.choice(["P1", "é", "a b", "", "..", "x.png"], rng.integers(0, 4))) for _ in range(60)]
+    texts[3:5] = ["P1/z0.png\x1fP1/z1.png", ""]
+    lists = [[one, *texts[:2]] if n % 3 else [] for n, one in enumerate(texts)]
+    joined = [module.PLANES.join(one) for one in lists]
+    for column, expected in ((texts, texts), (pa.chunked_array([texts[:9], [], texts[9:]]), texts), (lists, joined)):
+        names = FileNames.of(column)
+        assert len(names) == 60
+        assert [names[row] for row in range(60)] == expected == names.arrow().to_pylist()
+        assert [names.arrow(*part).to_pylist() for part in ((5, 20), (7, 7))] == [expected[5:20], []]
+        rows = rng.integers(0, 60, 100)
+        assert names.at(rows).to_pylist() == names.take(rows).arrow().to_pylist() == [expected[row] for row in rows]
+        assert names.at(rows, whole=False).to_pylist() == [expected[row].rpartition("/")[2] for row in rows]
+        codes, folders = names.folders()
+        assert [folders[code] for code in codes] == [one[: one.rfind("/") + 1] for one in expected]
+        every, row = module.each_file(names)
+        assert every.arrow().to_pylist() == [one for text in expected for one in text.split(module.PLANES)]
+        assert row.tolist() == [n for n, text in enumerate(expected) for _ in text.split(module.PLANES)]
+    assert [len(FileNames.of([])), *FileNames.of([]).arrow().to_pylist()] == [0]
 
 
 def test_two_of_the_same_name_are_found_among_names_of_the_same_hash(monkeypatch) -> None:
