@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
+from biomass.cells import search
+from biomass.cells.crops import CropPixels
 from biomass.commands import crop, index, pack
 from biomass.errors import ConfigError
 from biomass.pixels.part import part_of
 from biomass.screen import COLUMNS, VectorPixels, make_screen
 from biomass.shards import Shard, digest_of, divide, parse_shard, ranges
 from biomass.simulation.lab_folder import simulate_lab_folder
-from tests.commands.test_crop import write_screen
+from tests.commands.test_crop import write_field, write_screen
 
 READ = ("--set", "image=path", "--set", "channels=[DAPI]", "--workers", "1")
 CUT = (*READ, "--size", "24", "--diameter", "18")
@@ -77,6 +80,55 @@ def test_shards_are_merged_to_what_one_call_makes(name, commands, tmp_path, caps
     commands[name](parts, "--shard", "merge")
     assert files(tmp_path / "parts") == files(tmp_path / "one")
     assert "no shards" in fails(commands[name], parts, "--shard", "merge")
+
+
+def test_shards_grow_a_store_of_cells(tmp_path, monkeypatch, capsys):
+    screen, kept = tmp_path / "screen", tmp_path / "kept"
+    words = [str(write_screen(screen, 2)), str(screen / "cells"), *CUT]
+    crop.main(words)
+    write_screen(screen, 4)
+    write_field(screen / "P1_s2.tif", [(20, 20), (55, 60)], 99)
+    os.utime(screen / "P1_s2.tif", ns=(1, 10**18))
+    shutil.copytree(screen, kept)
+    crop.main(words)
+    whole = files(screen)
+    shutil.rmtree(screen)
+    kept.rename(screen)
+    searched, cut = [], []
+    find, read = search.find_nuclei, CropPixels.read
+    monkeypatch.setattr(search, "find_nuclei", lambda *given: searched.append(1) or find(*given))
+    monkeypatch.setattr(CropPixels, "read", lambda self, rows: cut.extend(rows.tolist()) or read(self, rows))
+    before = files(screen)
+    for number in (2, 1):
+        crop.main([*words, "--shard", f"{number}/2"])
+    assert len(searched) == 5  # two new plates of two fields, and one that has changed
+    assert len(cut) == 12 + 2  # their cells and an example each, and none of the others
+    assert before.items() <= files(screen).items()
+    crop.main([*words, "--shard", "merge"])
+    assert len(cut) == 12 + 3
+    assert files(screen) == whole
+
+
+def test_a_store_that_cannot_grow_is_refused_by_every_shard_and_stays(tmp_path, capsys):
+    words = [str(write_screen(tmp_path, 2)), str(tmp_path / "cells"), *CUT, "--no-pictures", "--size", "44"]
+    crop.main(words)
+    nuclei = pd.read_parquet(tmp_path / "cells.nuclei.parquet")
+    fewer = nuclei[nuclei["x"] < nuclei["x"].max()]  # of every field of two nuclei or three one is left out
+    fewer.to_csv(tmp_path / "fewer.csv", index=False)
+    write_screen(tmp_path, 4)
+    shutil.copytree(tmp_path, tmp_path / "bytes")
+    for file in (tmp_path / "bytes").glob("*.tif"):
+        tifffile.imwrite(file, tifffile.imread(file).astype(np.uint8))
+    eight = [str(tmp_path / "bytes" / "screen.csv"), *words[1:]]
+    before = files(tmp_path)
+    for shard in (["--shard", "1/2"], ["--shard", "2/2"], ["--shard", "merge"], []):
+        assert "more than one nucleus" in fails(crop.main, [*words, "--alone", *shard])
+        assert "of type uint16, these are uint8" in fails(crop.main, [*eight, *shard])
+    given = [*words, "--nuclei", str(tmp_path / "fewer.csv"), "--allow-left-over"]
+    assert "other cells" in fails(crop.main, given)
+    assert any("other cells" in fails(crop.main, [*given, "--shard", shard]) for shard in ("1/2", "2/2"))
+    assert before.items() <= files(tmp_path).items()
+    assert not (tmp_path / "cells.part").exists()
 
 
 def test_more_shards_than_plates(commands, tmp_path, capsys):

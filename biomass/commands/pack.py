@@ -67,12 +67,13 @@ def _pack_shard(screen: Screen, out: Path, shard: Shard | str, args: Namespace) 
     import numpy as np
 
     from biomass.pixels.packed import drop_damaged
-    from biomass.pixels.packed_writer import pack
+    from biomass.pixels.packed_writer import check_store, pack
     from biomass.pixels.part import part_of, parts_of
     from biomass.shards import DATA, Shard, Shards, digest_of, divide, shards_of
 
     shards = Shards(shards_of(out), {"--set": " ".join(sorted(args.set)), DATA: digest_of(screen)}, "--shard ")
     if isinstance(shard, Shard):
+        screen = check_store(screen, out)
         shards.begin(shard)
         rows = np.flatnonzero(divide(screen.plate_ids, shard.of) == shard.number)
         if len(rows):
