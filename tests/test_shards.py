@@ -131,6 +131,38 @@ def test_a_store_that_cannot_grow_is_refused_by_every_shard_and_stays(tmp_path, 
     assert not (tmp_path / "cells.part").exists()
 
 
+def test_a_store_that_is_there_is_looked_at_by_every_shard(fields, tmp_path, capsys):
+    source = tmp_path / "screen"
+    shutil.copytree(fields.parent, source)
+    words = [str(source / fields.name), *READ, "--shard"]
+    table = pd.read_csv(source / fields.name)
+    table[table["plate"] != "P3"].to_csv(source / fields.name, index=False)
+    pack.main(words[:-1])
+    table.to_csv(source / fields.name, index=False)
+    before = files(tmp_path)
+    (tmp_path / "else").mkdir()
+    for shard in ("1/2", "2/2"):
+        assert "other images" in fails(pack.main, [*words, shard])
+        assert "not a packed store" in fails(pack.main, [*words, shard, "--out", str(tmp_path / "else")])
+    assert files(tmp_path) == before
+    store = source / "screen.csv.packed"
+    shutil.rmtree(store)
+    pack.main(words[:-1])
+    held = files(store)
+    for shard in ("1/2", "2/2", "merge"):  # once more does no harm
+        pack.main([*words, shard])
+    assert files(store) == held
+    write_field(source / "P3_s1.tif", [(20, 20)], 99)
+    os.utime(source / "P3_s1.tif", ns=(1, 10**18))
+    for shard in ("1/2", "2/2", "merge"):
+        pack.main([*words, shard])
+    assert files(store) != held
+    held = files(store)
+    shutil.rmtree(store)
+    pack.main(words[:-1])
+    assert files(store) == held
+
+
 def test_more_shards_than_plates(commands, tmp_path, capsys):
     one, parts = tmp_path / "one" / "x", tmp_path / "parts" / "x"
     commands["pack"](one)
