@@ -163,6 +163,25 @@ def test_a_store_that_is_there_is_looked_at_by_every_shard(fields, tmp_path, cap
     assert files(store) == held
 
 
+def test_a_manifest_that_is_there_grows_or_is_refused_by_every_shard(commands, tmp_path, capsys):
+    out, manifest = tmp_path / "x", tmp_path / "x.parquet"
+    commands["index"](out)
+    before, more = manifest.read_bytes(), ("--experiment", "later")
+    commands["index"](out, *more)
+    whole = files(tmp_path)
+    manifest.write_bytes(before)
+    for shard in ("1/2", "2/2", "merge"):
+        commands["index"](out, *more, "--shard", shard)
+    assert len(pd.read_parquet(manifest)) == 2 * 36
+    assert files(tmp_path) == whole
+    pd.DataFrame({"a": [1]}).to_parquet(manifest)
+    (tmp_path / "text.parquet").write_text("a")
+    for shard in ([], ["--shard", "1/2"], ["--shard", "merge"]):
+        assert "no manifest of indexed images" in fails(commands["index"], out, *shard)
+        assert "no Parquet file" in fails(commands["index"], tmp_path / "text", *shard)
+    assert not list(tmp_path.rglob("*.shards"))
+
+
 def test_more_shards_than_plates(commands, tmp_path, capsys):
     one, parts = tmp_path / "one" / "x", tmp_path / "parts" / "x"
     commands["pack"](one)
