@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
+from biomass.cells import search
+from biomass.cells.crops import CropPixels
 from biomass.commands import crop, index, pack
 from biomass.errors import ConfigError
 from biomass.pixels.part import part_of
 from biomass.screen import COLUMNS, VectorPixels, make_screen
 from biomass.shards import Shard, digest_of, divide, parse_shard, ranges
 from biomass.simulation.lab_folder import simulate_lab_folder
-from tests.commands.test_crop import write_screen
+from tests.commands.test_crop import write_field, write_screen
 
 READ = ("--set", "image=path", "--set", "channels=[DAPI]", "--workers", "1")
 CUT = (*READ, "--size", "24", "--diameter", "18")
@@ -77,6 +80,106 @@ def test_shards_are_merged_to_what_one_call_makes(name, commands, tmp_path, caps
     commands[name](parts, "--shard", "merge")
     assert files(tmp_path / "parts") == files(tmp_path / "one")
     assert "no shards" in fails(commands[name], parts, "--shard", "merge")
+
+
+def test_shards_grow_a_store_of_cells(tmp_path, monkeypatch, capsys):
+    screen, kept = tmp_path / "screen", tmp_path / "kept"
+    words = [str(write_screen(screen, 2)), str(screen / "cells"), *CUT]
+    crop.main(words)
+    write_screen(screen, 4)
+    write_field(screen / "P1_s2.tif", [(20, 20), (55, 60)], 99)
+    os.utime(screen / "P1_s2.tif", ns=(1, 10**18))
+    shutil.copytree(screen, kept)
+    crop.main(words)
+    whole = files(screen)
+    shutil.rmtree(screen)
+    kept.rename(screen)
+    searched, cut = [], []
+    find, read = search.find_nuclei, CropPixels.read
+    monkeypatch.setattr(search, "find_nuclei", lambda *given: searched.append(1) or find(*given))
+    monkeypatch.setattr(CropPixels, "read", lambda self, rows: cut.extend(rows.tolist()) or read(self, rows))
+    before = files(screen)
+    for number in (2, 1):
+        crop.main([*words, "--shard", f"{number}/2"])
+    assert len(searched) == 5  # two new plates of two fields, and one that has changed
+    assert len(cut) == 12 + 2  # their cells and an example each, and none of the others
+    assert before.items() <= files(screen).items()
+    crop.main([*words, "--shard", "merge"])
+    assert len(cut) == 12 + 3
+    assert files(screen) == whole
+
+
+def test_a_store_that_cannot_grow_is_refused_by_every_shard_and_stays(tmp_path, capsys):
+    words = [str(write_screen(tmp_path, 2)), str(tmp_path / "cells"), *CUT, "--no-pictures", "--size", "44"]
+    crop.main(words)
+    nuclei = pd.read_parquet(tmp_path / "cells.nuclei.parquet")
+    fewer = nuclei[nuclei["x"] < nuclei["x"].max()]  # of every field of two nuclei or three one is left out
+    fewer.to_csv(tmp_path / "fewer.csv", index=False)
+    write_screen(tmp_path, 4)
+    shutil.copytree(tmp_path, tmp_path / "bytes")
+    for file in (tmp_path / "bytes").glob("*.tif"):
+        tifffile.imwrite(file, tifffile.imread(file).astype(np.uint8))
+    eight = [str(tmp_path / "bytes" / "screen.csv"), *words[1:]]
+    before = files(tmp_path)
+    for shard in (["--shard", "1/2"], ["--shard", "2/2"], ["--shard", "merge"], []):
+        assert "more than one nucleus" in fails(crop.main, [*words, "--alone", *shard])
+        assert "of type uint16, these are uint8" in fails(crop.main, [*eight, *shard])
+    given = [*words, "--nuclei", str(tmp_path / "fewer.csv"), "--allow-left-over"]
+    assert "other cells" in fails(crop.main, given)
+    assert any("other cells" in fails(crop.main, [*given, "--shard", shard]) for shard in ("1/2", "2/2"))
+    assert before.items() <= files(tmp_path).items()
+    assert not (tmp_path / "cells.part").exists()
+
+
+def test_a_store_that_is_there_is_looked_at_by_every_shard(fields, tmp_path, capsys):
+    source = tmp_path / "screen"
+    shutil.copytree(fields.parent, source)
+    words = [str(source / fields.name), *READ, "--shard"]
+    table = pd.read_csv(source / fields.name)
+    table[table["plate"] != "P3"].to_csv(source / fields.name, index=False)
+    pack.main(words[:-1])
+    table.to_csv(source / fields.name, index=False)
+    before = files(tmp_path)
+    (tmp_path / "else").mkdir()
+    for shard in ("1/2", "2/2"):
+        assert "other images" in fails(pack.main, [*words, shard])
+        assert "not a packed store" in fails(pack.main, [*words, shard, "--out", str(tmp_path / "else")])
+    assert files(tmp_path) == before
+    store = source / "screen.csv.packed"
+    shutil.rmtree(store)
+    pack.main(words[:-1])
+    held = files(store)
+    for shard in ("1/2", "2/2", "merge"):  # once more does no harm
+        pack.main([*words, shard])
+    assert files(store) == held
+    write_field(source / "P3_s1.tif", [(20, 20)], 99)
+    os.utime(source / "P3_s1.tif", ns=(1, 10**18))
+    for shard in ("1/2", "2/2", "merge"):
+        pack.main([*words, shard])
+    assert files(store) != held
+    held = files(store)
+    shutil.rmtree(store)
+    pack.main(words[:-1])
+    assert files(store) == held
+
+
+def test_a_manifest_that_is_there_grows_or_is_refused_by_every_shard(commands, tmp_path, capsys):
+    out, manifest = tmp_path / "x", tmp_path / "x.parquet"
+    commands["index"](out)
+    before, more = manifest.read_bytes(), ("--experiment", "later")
+    commands["index"](out, *more)
+    whole = files(tmp_path)
+    manifest.write_bytes(before)
+    for shard in ("1/2", "2/2", "merge"):
+        commands["index"](out, *more, "--shard", shard)
+    assert len(pd.read_parquet(manifest)) == 2 * 36
+    assert files(tmp_path) == whole
+    pd.DataFrame({"a": [1]}).to_parquet(manifest)
+    (tmp_path / "text.parquet").write_text("a")
+    for shard in ([], ["--shard", "1/2"], ["--shard", "merge"]):
+        assert "no manifest of indexed images" in fails(commands["index"], out, *shard)
+        assert "no Parquet file" in fails(commands["index"], tmp_path / "text", *shard)
+    assert not list(tmp_path.rglob("*.shards"))
 
 
 def test_more_shards_than_plates(commands, tmp_path, capsys):

@@ -46,6 +46,7 @@ def find_all_nuclei(
     workers: int | None = 1,
     file: Path | None = None,
     keep: Literal["always", "if possible"] = "always",
+    known: Path | None = None,
 ) -> Nuclei:
     """Find the nuclei of all fields of a screen, see :func:`biomass.cells.nuclei.find_nuclei`.
 
@@ -65,6 +66,7 @@ def find_all_nuclei(
         file: the table to keep the nuclei in, see :func:`biomass.cells.fields.save_nuclei`; None keeps none.
         keep: what to do where the nuclei cannot be kept: ``always`` is an error; ``if possible`` searches all the same,
             and says in the log that the next call will have to search again.
+        known: another table, which is read and not written: fields that it lists are not searched again.
 
     Returns:
         The nuclei, in the order of the fields.
@@ -94,7 +96,7 @@ def find_all_nuclei(
     search = describe_search(screen, channel, diameter)
     position = screen.pixels.channels.index(search["channel"])
     stamps = Stamps.unknown(len(screen)) if file is None else stamps_of(screen.pixels, len(screen))
-    in_file, in_parts = (NONE, NONE) if file is None else _read_kept(screen, file, search, stamps)
+    in_file, in_parts = (NONE, NONE) if file is None else _read_kept(screen, file, search, stamps, known)
     found = join_nuclei(in_file, in_parts)
     if file is not None and keep == "if possible" and len(in_file.fields) < len(screen) and not _can_be_kept(file):
         file = None
@@ -120,13 +122,15 @@ def _parts(file: Path) -> Path:
     return file.with_name(f"{file.name}.part")
 
 
-def _read_kept(screen: Screen, file: Path, search: Mapping[str, Any], stamps: Stamps) -> tuple[Nuclei, Nuclei]:
-    """What earlier calls have found: the nuclei in the file, and those of the plates that were finished since."""
+def _read_kept(
+    screen: Screen, file: Path, search: Mapping[str, Any], stamps: Stamps, known: Path | None
+) -> tuple[Nuclei, Nuclei]:
+    """What earlier calls have found: the nuclei in the file; those of the plates that were finished since, or known."""
     whole = read_saved_nuclei(screen, file, search, stamps)
     if whole is None and file.is_file():
         log.info("'%s' holds nuclei of another channel, diameter or method: they are searched again", file)
     in_file, in_parts = whole or NONE, NONE
-    for path in sorted(_parts(file).glob("*.parquet")):
+    for path in [*sorted(_parts(file).glob("*.parquet")), *([known] if known is not None else [])]:
         part = read_saved_nuclei(screen, path, search, stamps)
         # Fields are there twice where a call was killed after it had written the file, before it had removed the parts.
         if part is not None and not np.isin(part.fields, [*in_file.fields, *in_parts.fields]).any():

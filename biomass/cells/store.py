@@ -11,6 +11,7 @@ and is refused.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from biomass.errors import DataError
 from biomass.formulas import read_csv, to_csv
 from biomass.pixels.origin import Stamps
 from biomass.pixels.packed import read_index, read_stamps
-from biomass.pixels.packed_writer import pack, stamps_of
+from biomass.pixels.packed_writer import example_of, pack, stamps_of, take_held
 from biomass.pixels.part import Part
 from biomass.pixels.store_file import ABOUT, Store
 from biomass.screen import FIELD, OnBadImage, Screen
@@ -54,6 +55,7 @@ def pack_cells(
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     parts: Callable[[np.ndarray], Sequence[Part]] | None = None,
+    whole: str | Path | None = None,
 ) -> Path:
     """Cut out the cells of a screen and write them to a packed store, a field at a time; see the module.
 
@@ -67,6 +69,7 @@ def pack_cells(
         workers: processes; as many as there are cores if left out, 0 uses this one alone.
         on_bad_image: what to do with a field that cannot be read, see :func:`biomass.pixels.packed_writer.pack`.
         parts: from the field of each of N cells (N,) to the stores that these are in already: they are copied.
+        whole: the store that this one will be a part of, which may be there already: cells that it holds are copied.
 
     Returns:
         The store's folder, which :func:`biomass.datasets.packed.load_packed` reads.
@@ -78,18 +81,22 @@ def pack_cells(
     out = Path(out)
     cells = crop_screen(screen, nuclei, size, alone=alone)
     counts = count_cells(screen, nuclei, cells)
-    if parts is None:
-        pack(cells, out, workers=workers, on_bad_image=on_bad_image, held=lambda: _held_cells(cells, out))
-    else:
-        of_fields = cells.table["image"].to_numpy(np.int64)
-        pack(cells, out, workers=workers, on_bad_image=on_bad_image, parts=parts(of_fields))
+    held = partial(_held_cells, cells, out)
+    of_fields = cells.table["image"].to_numpy(np.int64)
+    if whole is not None and Path(whole).exists():
+        cells = take_held(cells, Path(whole), _held_cells(cells, Path(whole), part=True))
+    there = None if parts is None else parts(of_fields)
+    pack(cells, out, workers=workers, on_bad_image=on_bad_image, held=held, parts=there)
     with whole_file(fields_file(out)) as part:
         part.write_text(to_csv(counts), encoding="utf-8")
     return out
 
 
-def _held_cells(cells: Screen, out: Path) -> np.ndarray:
-    """Which row of the store that is there each cell is, (N,) int64; -1 where it is none, or its field has changed."""
+def _held_cells(cells: Screen, out: Path, part: bool = False) -> np.ndarray:
+    """Which row of the store that is there each cell is, (N,) int64; -1 where it is none, or its field has changed.
+
+    Where the cells are those of a ``part`` of the fields, cells of others are not looked at.
+    """
     assert isinstance(cells.pixels, CropPixels)
     assert cells.fields is not None
     held = read_index(out)
@@ -98,12 +105,13 @@ def _held_cells(cells: Screen, out: Path) -> np.ndarray:
         raise _of_others(out, "no cells")
     fields = cells.fields.table[list(FIELD)].astype(str)
     field = _find_rows(held[list(FIELD)].astype(str), fields)
-    if (field < 0).any():
+    if (field < 0).any() and not part:
         row = held.iloc[int(np.argmax(field < 0))]
         what = f"cells of {len(held.loc[field < 0, list(FIELD)].drop_duplicates())} fields that are not listed here"
         raise _of_others(out, f"{what}, the first: {name_field(row)}")
-    then, now = read_stamps(out, len(held)), stamps_of(cells.fields.pixels, len(cells.fields))
-    changed = Stamps(now.sizes[field], now.times[field]).changed_since(then)
+    own = np.flatnonzero(field >= 0)
+    held, field = held.iloc[own], field[own]
+    changed = _changed_fields(cells.fields, field, out, own)
     places = _find_rows(_centres(field, held), _centres(cells.pixels.field, cells.table))
     lost = (places < 0) & ~changed
     if lost.any():
@@ -116,8 +124,14 @@ def _held_cells(cells: Screen, out: Path) -> np.ndarray:
         log.info("'%s': images of %d fields have changed, their cells are cut again; the first: %s", out, count, first)
     rows = np.full(len(cells), -1, np.int64)
     kept = np.flatnonzero(~changed)
-    rows[places[kept]] = kept
+    rows[places[kept]] = own[kept]
     return rows
+
+
+def _changed_fields(fields: Screen, field: np.ndarray, out: Path, rows: np.ndarray) -> np.ndarray:
+    """Of which rows of a store the field, (n,), has changed since, (n,) bool."""
+    then, now = read_stamps(out, Store.read(out).images), stamps_of(fields.pixels, len(fields))
+    return Stamps(now.sizes[field], now.times[field]).changed_since(Stamps(then.sizes[rows], then.times[rows]))
 
 
 def _centres(field: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +152,12 @@ def _of_others(out: Path, what: str) -> DataError:
 
 
 def check_cells(
-    screen: Screen, size: int, out: str | Path | None = None, search: Mapping[str, Any] | None = None
+    screen: Screen,
+    size: int,
+    out: str | Path | None = None,
+    search: Mapping[str, Any] | None = None,
+    *,
+    alone: bool = False,
 ) -> None:
     """Make sure that :func:`pack_cells` will not refuse, before hours of searching find out.
 
@@ -147,6 +166,7 @@ def check_cells(
         size: height and width of a crop, pixels.
         out: the store's folder; None if cells are only to be cut.
         search: how nuclei are searched, see :func:`biomass.cells.search.describe_search`; None if they are given.
+        alone: crops with more than one nucleus are left out.
 
     Raises:
         ConfigError: the crops are larger than the images, or the store cannot be written.
@@ -168,13 +188,22 @@ def check_cells(
     held = read_index(out)
     if any(column not in held for column in FIELD):
         raise _of_others(out, "no cells")
+    if (dtype := example_of(screen).dtype) != np.dtype(store.dtype):
+        raise _of_others(out, f"of type {np.dtype(store.dtype)}, these are {dtype}")
+    known = screen.table[list(FIELD)].astype(str)
     fields = pd.concat([held[list(FIELD)].astype(str), _listed_fields(out)]).drop_duplicates()
-    absent = _find_rows(fields, screen.table[list(FIELD)].astype(str)) < 0
+    absent = _find_rows(fields, known) < 0
     if absent.any():
         row = fields.iloc[int(np.argmax(absent))]
         raise _of_others(out, f"cells of {absent.sum()} fields that are not listed here, the first: {name_field(row)}")
     if search is not None and not _may_be_of(search, out):
         raise _of_others(out, "cells around nuclei that were found otherwise")
+    if alone and "neighbours" in held and len(crowded := np.flatnonzero(held["neighbours"] > 0)):
+        field = _find_rows(held[list(FIELD)].iloc[crowded].astype(str), known)
+        left = crowded[~_changed_fields(screen, field, out, crowded)]
+        if len(left):
+            what = f"{len(left)} other cells, with more than one nucleus, the first in"
+            raise _of_others(out, f"{what} {name_field(held.iloc[left[0]])}")
 
 
 def _listed_fields(out: Path) -> pd.DataFrame:

@@ -102,18 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         published = find_supplement(args.source) if is_bbbc021(args.source) else None
         listed = args.nuclei or published
         search = None if listed is not None else describe_search(screen, args.channel, args.diameter)
-        check_cells(screen, args.size, args.out, search)
+        check_cells(screen, args.size, args.out, search, alone=args.alone)
         kept = nuclei_file(args.out)
         shards = None if shard is None else _shards(screen, listed, args)
         if shards is not None and isinstance(shard, Shard):
             _cut_shard(screen, listed, shards, shard, args)
             return
         notes = [] if shards is None else shards.finished()
+        stamps = None
         if listed is not None:
             nuclei = _read(listed, screen, args)
         elif shards is not None and search is not None:
             nuclei = join_saved_nuclei(screen, shards, notes, search)
-            save_nuclei(screen, nuclei, kept, search, stamps_of(screen.pixels, len(screen)))
+            stamps = stamps_of(screen.pixels, len(screen))
         else:
             nuclei = _find(screen, args, kept)
         others = None if args.compare is None else _read(args.compare, screen, args)
@@ -123,8 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             owner = divide(screen.plate_ids, notes[0].shard.of)
             parts = partial(_parts, shards, notes[0].shard.of, owner)
         out = pack_cells(screen, nuclei, args.out, args.size, **_packing(args), parts=parts)
-        if listed is not None:
-            save_nuclei(screen, nuclei, kept)
+        if listed is not None or shards is not None:
+            save_nuclei(screen, nuclei, kept, search, stamps)
         cells, counts = load_packed(out), _read_counts(out)
         assert counts is not None
         say(summarize_plates(counts))
@@ -151,12 +152,11 @@ def _packing(args: Namespace) -> dict[str, Any]:
     return {"alone": args.alone, "workers": args.workers, "on_bad_image": args.on_bad_image}
 
 
-def _find(screen: Screen, args: Namespace, kept: Path) -> Nuclei:
+def _find(screen: Screen, args: Namespace, kept: Path, known: Path | None = None) -> Nuclei:
     from biomass.cells.search import find_all_nuclei
 
-    return find_all_nuclei(
-        screen, args.channel, args.diameter, on_bad_image=args.on_bad_image, workers=args.workers, file=kept
-    )
+    reading = {"on_bad_image": args.on_bad_image, "workers": args.workers}
+    return find_all_nuclei(screen, args.channel, args.diameter, file=kept, known=known, **reading)
 
 
 def _shards(screen: Screen, listed: Path | None, args: Namespace) -> Shards:
@@ -198,9 +198,9 @@ def _cut_shard(screen: Screen, listed: Path | None, shards: Shards, shard: Shard
             if listed is not None:
                 nuclei = some_nuclei(_read(listed, screen, args, rows), rows)
             else:
-                nuclei = _find(part, args, nuclei_file(store))
+                nuclei = _find(part, args, nuclei_file(store), nuclei_file(args.out))
             fields = len(nuclei.fields)
-            cells = len(load_packed(pack_cells(part, nuclei, store, args.size, **_packing(args))))
+            cells = len(load_packed(pack_cells(part, nuclei, store, args.size, **_packing(args), whole=args.out)))
         except NoCellsError as error:  # the other shards have some, or the merge says so
             log.warning("shard %s: %s", shard, error)
     shards.finish(shard, fields=fields)

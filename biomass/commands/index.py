@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"folder, {out.name}/manifest.parquet"
             )
         from biomass.datasets.index import try_reading
-        from biomass.datasets.indexed import write_manifest
+        from biomass.datasets.indexed import check_manifest, write_manifest
         from biomass.datasets.listing import Listing
         from biomass.datasets.recipe import Recipe, read_recipes
 
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.splits if args.splits == "none" else None,
         )
         found, shards = None, None
+        check_manifest(out)
         if shard is not None:
             listing = Listing(args.folder, shards_of(out))
             shards = Shards(shards_of(out), _made(given) | {DATA: listing.digest}, "--shard ")

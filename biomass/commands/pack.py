@@ -5,7 +5,7 @@
 ``<source>`` is a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest, whose options are given as in
 the YAML: ``--set columns.label=moa --set image=path``. Left out, ``<out>`` is ``<source>.packed``, where the readers of
 cells, RxRx1-WILDS and manifests find it by themselves. A second call goes on where the first was stopped.
-``--verify <store>`` only checks a store.
+``--verify`` only checks the store: ``<out>``, or of one place this, or the store beside it.
 
 Many plates are packed by many machines: ``--shard 1/16`` to ``--shard 16/16`` pack some of the plates each, into
 ``<out>.shards/``, and the same command with ``--shard merge`` makes the store of them. A shard that dies is run again.
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_source("cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
     parser.add_out("the store; <source>.packed if left out")
     parser.add_argument("--workers", type=int, help="processes that read; all cores if left out")
-    parser.add_argument("--verify", action="store_true", help="source is a store: check it, and write nothing")
+    parser.add_argument("--verify", action="store_true", help="check the store, and write nothing")
     parser.add_shard()
     args = parser.parse(arguments)
     from biomass.shards import parse_shard
@@ -45,13 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shard = parse_shard(args.shard)
         if args.verify and shard is not None:
             raise ConfigError("--verify checks a store that is whole: leave --shard out")
-        from biomass.datasets.any_source import open_source
-        from biomass.pixels.packed import SUFFIX, verify
+        from biomass.datasets.any_source import open_source, stands_beside
+        from biomass.pixels.packed import SUFFIX, packed_beside, verify
         from biomass.pixels.packed_writer import pack
+        from biomass.pixels.store_file import ABOUT
 
         if args.verify:
-            verify(args.source)
-            say(f"{args.source} is complete and unchanged")
+            store = args.out or args.source
+            if args.out is None and not (store / ABOUT).is_file():
+                store = packed_beside(stands_beside(store)) or store
+            verify(store)
+            say(f"{store} is complete and unchanged")
             return
         screen, beside = open_source(args.source, skip, **parse_settings(args.set))
         out = args.out or beside.with_name(beside.name + SUFFIX)
@@ -67,12 +71,13 @@ def _pack_shard(screen: Screen, out: Path, shard: Shard | str, args: Namespace) 
     import numpy as np
 
     from biomass.pixels.packed import drop_damaged
-    from biomass.pixels.packed_writer import pack
+    from biomass.pixels.packed_writer import check_store, pack
     from biomass.pixels.part import part_of, parts_of
     from biomass.shards import DATA, Shard, Shards, digest_of, divide, shards_of
 
     shards = Shards(shards_of(out), {"--set": " ".join(sorted(args.set)), DATA: digest_of(screen)}, "--shard ")
     if isinstance(shard, Shard):
+        screen = check_store(screen, out)
         shards.begin(shard)
         rows = np.flatnonzero(divide(screen.plate_ids, shard.of) == shard.number)
         if len(rows):

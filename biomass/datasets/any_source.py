@@ -37,18 +37,31 @@ def open_source(source: str | Path, skip_bad: bool = False, /, **options: Any) -
     skip: dict[str, Any] = {"on_bad_image": "skip"} if skip_bad else {}
     if (source / ABOUT).is_file():
         return _call(load_packed, source, options), source
-    root = source.parent if source.name == _RXRX1 else source
-    if (root / _RXRX1 / "metadata.csv").is_file():
-        return _call(load_rxrx1, root, skip | options, download=False), root / _RXRX1
+    source = stands_beside(source)
+    if source.name == _RXRX1 and (source / "metadata.csv").is_file():
+        return _call(load_rxrx1, source.parent, skip | options, download=False), source
     if is_bbbc021(source):
         return _call(load_bbbc021, source, skip | options), source
-    if source.is_dir() and (manifest := manifest_path(None, source)).is_file():
-        source = manifest
     if source.is_file():
         return _call(load_manifest, source, skip | options), source
     if source.is_dir():
         return _call(load_rxrx1_cells, source, options, download=False), source
     raise DataError(f"no '{source}': name a folder of cropped cells, a root of RxRx1-WILDS, BBBC021, or a manifest")
+
+
+def stands_beside(source: str | Path) -> Path:
+    """What :func:`open_source` looks for a packed store beside, without reading it.
+
+    >>> stands_beside("cells").name
+    'cells'
+    """
+    source = Path(source).absolute()
+    root = source.parent if source.name == _RXRX1 else source
+    if (root / _RXRX1 / "metadata.csv").is_file():
+        return root / _RXRX1
+    if source.is_dir() and not is_bbbc021(source) and (manifest := manifest_path(None, source)).is_file():
+        return manifest
+    return source
 
 
 def _call(load: Callable[..., Screen], path: Path, options: Mapping[str, Any], **own: Any) -> Screen:

@@ -319,6 +319,30 @@ def _plain(plates: Sequence[tuple[str, ...]]) -> list[str]:
     return ["/".join(filter(None, one)) for one in plates]
 
 
+def check_manifest(out: Path) -> None:
+    """Make sure that what is there is a manifest that may grow, before many files are looked at.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if not out.exists():
+        return
+    try:
+        said = pyarrow.parquet.read_schema(out).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise _no_parquet(out) from error
+    if IMAGES_KEY not in said:
+        raise _no_manifest(out)
+
+
+def _no_parquet(out: Path) -> DataError:
+    return DataError(f"'{out}' is there, and is no Parquet file: choose another place, or remove it")
+
+
+def _no_manifest(out: Path) -> DataError:
+    return DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
+
+
 class _Old(NamedTuple):
     """A manifest that is there: its table, and what it says of images, of plates, and of how it was made."""
 
@@ -335,11 +359,11 @@ def _read_old(out: Path) -> _Old | None:
     try:
         table = pyarrow.parquet.read_table(out)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"'{out}' is there, and is no Parquet file: choose another place, or remove it") from error
+        raise _no_parquet(out) from error
     said = table.schema.metadata or {}
     about = said.get(IMAGES_KEY)
     if about is None:
-        raise DataError(f"'{out}' is there, and is no manifest of indexed images: choose another place, or remove it")
+        raise _no_manifest(out)
     try:
         return _Old(table, read_json(about), read_json(said.get(PLATES, b"{}")), read_json(said.get(MADE, b"[]")))
     except ValueError as error:

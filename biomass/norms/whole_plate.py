@@ -69,6 +69,7 @@ def whole_plate_forward(
         store: where values wait between the norms.
         plate: name of the plate, for error messages.
         moments: takes the mean and biased variance (2, C), float64, that every norm used, by the name of the layer.
+            They are rounded to float32 before they are used, so that what is kept of them in a file gives the same.
 
     Returns:
         The network's output for each chunk, in order, on the network's device.
@@ -88,6 +89,7 @@ def whole_plate_forward(
     network = unwrap(network)
     with evaluating(network):
         run = WholePlate(network, store, plate, correction)
+        run.rounded = moments is not None
         for chunk, weight in itertools.zip_longest(chunks, weights or ()):
             if chunk is None:
                 raise DataError("there are more sets of weights than chunks; give one set a chunk")
@@ -469,6 +471,7 @@ class WholePlate:
             gathered, too.
         strata: of every norm, (2, S, C): sums over the rows of a stratum of the mean and the mean square of their
             values, in units of the plate.
+        rounded: moments are rounded to float32 before they normalize.
     """
 
     def __init__(self, network: nn.Module, store: Store, plate: str, correction: Correction | None = None) -> None:
@@ -478,6 +481,7 @@ class WholePlate:
         self.network, self.plate, self.correction = network, plate, correction
         self.members: Tensor | None = None
         self.strata: dict[str, Tensor] = {}
+        self.rounded = False
         self.plan = _plan(network)
         self.depot = Depot(device_of(network), store)
         self.values: list[dict[fx.Node, Any]] = []  # of each chunk
@@ -545,6 +549,8 @@ class WholePlate:
             layer = norm_at(self.network, _path(norm))
             mean, var = layer.corrected(pool.mean[None], pool.var[None], self.correction)
             pool.mean, pool.var = mean[0], var[0]
+        if self.rounded:
+            pool.mean, pool.var = pool.mean.float().double(), pool.var.float().double()
 
     def _execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """Run one node for one chunk: take its arguments out of ``values``, put its result there, drop what is dead."""

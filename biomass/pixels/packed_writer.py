@@ -103,7 +103,7 @@ def pack(
             holds none. It is called when no other process can write to the store. Without it, a store with other
             images is refused.
         like: the whole screen, where this is a part of it: what an image is like is learned from that.
-        parts: stores of all parts of the screen: the images are copied from these, and not read again.
+        parts: stores of all parts of the screen: all images are copied from these, and not read again.
 
     Returns:
         The store's folder.
@@ -115,8 +115,7 @@ def pack(
     """
     check_on_bad_image(on_bad_image)
     out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
-    if os.path.lexists(out) and not (out / ABOUT).exists():
-        raise DataError(f"'{out}' is there already, and is not a packed store: choose another place", "store")
+    _check_free(out)
     files = _files(screen)
     plan = _make_plan(screen, files, like)
     with writing(out, "store", needed=plan.images * plan.image_bytes):
@@ -133,8 +132,8 @@ def pack(
                         "store",
                     )
                 log.info("'%s' grows: it holds %d of %d images already", out, (rows >= 0).sum(), len(rows))
-                grown = replace(screen, pixels=_Grown(screen.pixels, open_packed(out), rows))
-                _write(grown, files, plan, out, workers, on_bad_image)
+                grown = screen if parts is not None else take_held(screen, out, rows)
+                _write(grown, files, plan, out, workers, on_bad_image, parts)
             elif changed is not None:
                 _write(changed, files, _make_plan(changed, files), out, workers, on_bad_image, parts)
             elif out.exists():
@@ -142,6 +141,36 @@ def pack(
             else:
                 _write(screen, files, plan, out, workers, on_bad_image, parts)
     return out
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a place where something else is than a store."""
+    if os.path.lexists(out) and not (out / ABOUT).exists():
+        raise DataError(f"'{out}' is there already, and is not a packed store: choose another place", "store")
+
+
+def check_store(screen: Screen, out: Path) -> Screen:
+    """Make sure that :func:`pack` will not refuse the store that is there, before parts of the screen are packed.
+
+    Returns:
+        The screen as it is to be packed: out of its files, where those have changed since it was.
+
+    Raises:
+        DataError: ``out`` is something else, or holds other images.
+    """
+    _check_free(out)
+    if not out.exists():
+        return screen
+    files = _files(screen)
+    changed = _changed(screen, files, out)
+    if changed is None:
+        _check_same(Store.read(out), _make_plan(screen, files), out)
+    return changed or screen
+
+
+def take_held(screen: Screen, store: Path, rows: np.ndarray) -> Screen:
+    """The screen with those images out of a store that this holds, see ``held`` of :func:`pack`."""
+    return replace(screen, pixels=_Grown(screen.pixels, open_packed(store), rows))
 
 
 @dataclass(frozen=True)
@@ -225,7 +254,7 @@ def _reading(pixels: Pixels) -> Reading:
 
 
 def _make_plan(screen: Screen, files: Any, like: Screen | None = None) -> _Plan:
-    example = _example(like or screen)
+    example = example_of(like or screen)
     _, c, h, w = example.shape
     if example.dtype.str not in TYPES:
         raise DataError(f"images of type {example.dtype} cannot be packed: make them uint8, uint16 or float32")
@@ -238,7 +267,7 @@ def _make_plan(screen: Screen, files: Any, like: Screen | None = None) -> _Plan:
     return _Plan(len(screen), (c, h, w), example.dtype, digest.hexdigest(), block)
 
 
-def _example(screen: Screen) -> np.ndarray:
+def example_of(screen: Screen) -> np.ndarray:
     """The first image that can be read, (1, C, H, W)."""
     first: BadImageError | None = None
     # All over the screen: the cells of a field that is bad are hundreds of bad images in a row.
@@ -280,11 +309,17 @@ def _changed(screen: Screen, files: Any, out: Path) -> Screen | None:
     return screen
 
 
+def _check_same(store: Store, plan: _Plan, out: Path) -> None:
+    """Refuse a store of other images."""
+    if store.fingerprint != plan.fingerprint:
+        raise DataError(f"'{out}' is a store of other images: delete it, or choose another place", "store")
+
+
 def _update(screen: Screen, plan: _Plan, out: Path, same: bool = False) -> None:
     """Bring the table and the classes of a store that is there up to date; ``same``: its images are known to be."""
     store = Store.read(out)
-    if store.fingerprint != plan.fingerprint and not same:
-        raise DataError(f"'{out}' is a store of other images: delete it, or choose another place", "store")
+    if not same:
+        _check_same(store, plan, out)
     if not read_index(out).equals(screen.table):
         with whole_file(out / INDEX) as part:
             _write_table(pa.Table.from_pandas(screen.table, preserve_index=False), part, store)

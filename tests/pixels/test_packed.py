@@ -423,8 +423,17 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
     assert_same(screen, packed)
     assert packed.classes == ("x", "y", "z")
     assert len(packed_pixels(tmp_path / "m.csv", [packed.pixels.files()])) == 5
-    main(["--verify", str(tmp_path / "m.csv.packed")])
-    assert "complete and unchanged" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    store, source = str(tmp_path / "m.csv.packed"), str(tmp_path / "m.csv")
+    for places in ([store], [source], [source, store], [str(tmp_path / "gone"), "--out", store]):
+        main([*places, "--verify"])
+        assert f"{store} is complete and unchanged" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="packed store '.*other' has no usable"):
+        main([source, str(tmp_path / "other"), "--verify"])
+    (tmp_path / "m.csv").rename(tmp_path / "manifest.csv")
+    (tmp_path / "m.csv.packed").rename(tmp_path / "manifest.csv.packed")
+    main([str(tmp_path), "--verify"])
+    assert "manifest.csv.packed is complete and unchanged" in capsys.readouterr().out
 
 
 def test_the_command_packs_fields_of_view(tmp_path, data_root):
