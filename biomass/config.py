@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -311,7 +312,8 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     """What Hydra calls: the whole of a single run, or one job of a sweep, perhaps in a process of its own.
 
     A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder. One that was stopped, and that a
-    scheduler starts again, goes on.
+    scheduler starts again, goes on. Of several processes the first one does so; those that it has started end with the
+    job, and where others have started them, as torchrun does, an error of a job is the end of all.
     """
     if not stopping.listens():  # a launcher has started this process
         stopping.listen(goes_on=True, owned=True)
@@ -322,7 +324,13 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
         multiprocessing.set_start_method(None, force=True)  # and not those that read images
     log_printably()
     settings = HydraConfig.get()
-    outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
+    sweeps = settings.mode == RunMode.MULTIRUN
+    outcome = Path(settings.runtime.output_dir) / OUTCOME if sweeps and not several.has_one_job() else None
+    mode, failing = ("sweep" if sweeps else "run"), True
+    folder = f'hydra.{mode}.dir="{settings[mode].dir}"', "hydra.output_subdir=null"  # the others write nothing there
+    tell = None if outcome is None else partial(leave_outcome, outcome, settings)
+    if not several.begin(settings.job.num if sweeps else None, folder, tell):
+        return None
     if several.rank() > 0:
         logging.disable(logging.WARNING)
     elif outcome is not None:
@@ -334,14 +342,14 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     try:
         with stopping.raised(), _stopped_by_its_effects(), several.as_one():
             _check_devices(node, settings)
-            folder = [f'hydra.run.dir="{settings.run.dir}"'] if settings.mode == RunMode.RUN else []
-            several.also_give([*folder, "hydra.output_subdir=null"])  # the others write nothing there
             value = main(Config(node, overrides()))
+            failing = False
     except stopping.Stopped:
         if outcome is None:
             raise
         leave_outcome(outcome, settings, f"{STOPPED}: {stopping.said()}")
         stopping.requeue()
+        stopping.request()  # where another process was asked
         return None
     except Exception as error:
         if isinstance(error, BiomassError):
@@ -351,15 +359,23 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
         else:
             message = escaped(error) or ""
         if tracebacks or not message:
+            several.failed(error)
             raise
-        if outcome is None:
-            raise SystemExit(several.last_line(f"error: {message}", error)) from None
-        leave_outcome(outcome, settings, message)
+        line = several.last_line(f"error: {message}", error)
+        if outcome is not None:
+            leave_outcome(outcome, settings, line if isinstance(line, str) else message)
+        if outcome is None or (several.started_apart() and "Basic" in settings.launcher._target_):
+            raise SystemExit(line) from None
         return None
-    if outcome is not None:
-        leave(outcome, f"{value}\n")
-    else:
+    finally:
+        if outcome is not None:
+            several.end_job(failing)
+    if several.has_one_job():
+        raise SystemExit(0)
+    if outcome is None:
         stopping.end_program()
+    elif several.rank() == 0:
+        leave(outcome, f"{value}\n")
     return value
 
 

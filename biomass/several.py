@@ -5,6 +5,7 @@ waits for a process that is gone, and cannot be interrupted, is ended after a mo
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from biomass import stopping
-from biomass.errors import BiomassError, ToldError, TrainingError, one_line
+from biomass.errors import ToldError, TrainingError, one_line, shortened
 
 _QUIET = "TORCH_CPP_LOG_LEVEL"  # else a connection that ends is a page of addresses
 _NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -27,6 +28,11 @@ _MOMENT = 2.0
 """Seconds that a process has to end by itself, once another one has failed."""
 _END = 30.0
 """Seconds that processes which were started here have for their end."""
+_JOB = "BIOMASS_JOB"
+"""Which job of a sweep a process was started for; it runs no other."""
+_STARTED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What tells processes that are started here of each other."""
+_LONG = 200  # characters of what torch says of a connection
 _FOREVER = timedelta(days=365)
 
 
@@ -37,7 +43,9 @@ class _Now:
         children: those that this one has started.
         store: what all can write to, once they have met.
         error: what ended the run, in one line.
-    arguments: what those that are started here have behind the arguments of the command.
+        arguments: what those that are started here have behind the arguments of the command.
+        job: which job of a sweep this is.
+        say: says what ended the run, where this process cannot do so by itself.
         ended: whether this process is at its end.
     """
 
@@ -45,10 +53,13 @@ class _Now:
     store: Any = None
     error: str | None = None
     arguments: Sequence[str] = ()
+    job: int | None = None
+    say: Callable[[str], None] | None = None
     ended: bool = False
 
 
 _now = _Now()
+_leaving = threading.Lock()
 
 
 def rank() -> int:
@@ -65,9 +76,44 @@ def started_apart() -> bool:
     return rank() > 0 or (known and any(size not in (None, "", "1") for size in sizes))
 
 
-def also_give(arguments: Sequence[str]) -> None:
-    """What processes that are started here get behind the arguments of the command."""
-    _now.arguments = arguments
+def has_one_job() -> bool:
+    """Whether this process was started here for one job of a sweep, and ends with it."""
+    return rank() > 0 and _JOB in os.environ
+
+
+def begin(job: int | None, arguments: Sequence[str], say: Callable[[str], None] | None = None) -> bool:
+    """Call this where a run begins, or a job of a sweep.
+
+    Args:
+        job: its number in a sweep, None where there is none.
+        arguments: what processes that are started here get behind the arguments of the command.
+        say: says what ended the run, where this process cannot do so by itself; None: on the terminal.
+
+    Returns:
+        Whether this process is to run it: one that was started for another job is not.
+    """
+    _now.job, _now.arguments, _now.say = job, arguments, say
+    return not has_one_job() or os.environ[_JOB] == str(job)
+
+
+def end_job(failed: bool) -> None:
+    """A job of a sweep is at its end. Processes that were started for it end, too: the next one may need none, or more.
+
+    Args:
+        failed: whether it ended in an error, and the others need not be waited for.
+    """
+    if not _now.children:
+        return
+    end()
+    _end_children(failed)
+    distributed = sys.modules["torch.distributed"]
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if _now.store is not None:
+        _now.store.set("error", "")  # nobody needs to listen any more
+    _now.store = None
+    for name in _STARTED:
+        os.environ.pop(name, None)
 
 
 def start(devices: int) -> None:
@@ -79,18 +125,14 @@ def start(devices: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "NODE_RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": str(devices),
-    }
+    os.environ |= dict(zip(_STARTED, ("127.0.0.1", str(port), "0", "0", str(devices)), strict=True))
     module = getattr(sys.modules["__main__"], "__spec__", None)
     command = [sys.executable, *(["-m", module.name] if module else [str(Path(sys.argv[0]).absolute())]), *sys.argv[1:]]
-    _now.ended = False
+    _now.ended, _now.error = False, None
+    own = {} if _now.job is None else {_JOB: str(_now.job)}
+    environment = {_QUIET: "ERROR"} | os.environ | own
     _now.children = [
-        subprocess.Popen([*command, *_now.arguments], env={_QUIET: "ERROR"} | os.environ | {"LOCAL_RANK": str(number)})
+        subprocess.Popen([*command, *_now.arguments], env=environment | {"LOCAL_RANK": str(number)})
         for number in range(1, devices)
     ]
     threading.Thread(target=_watch_children, args=(_now.children,), daemon=True).start()
@@ -128,16 +170,20 @@ def as_one() -> Iterator[None]:
     except BaseException as error:
         if _now.store is None and not _now.children:
             raise
-        by_itself = isinstance(error, BiomassError | stopping.Stopped | SystemExit)
-        told = _told(0 if by_itself else _WORD)
+        told = _told(_WORD if _of_others(error) else 0)
         if told is not None:
             raise ToldError(told) from None
-        if by_itself:
-            raise
         if _of_others(error):
-            raise TrainingError(f"another process of this run has ended without a word ({one_line(error)})") from error
-        _tell(f"error: process {rank()} of this run has failed: {type(error).__name__}: {one_line(error)}")
+            how = shortened(re.sub(r"^\[\S*\] | This is typically .*", "", one_line(error)), _LONG)
+            raise TrainingError(f"another process of this run has ended without a word ({how}); see its log") from error
         raise
+
+
+def failed(error: BaseException) -> None:
+    """Tell the others of an error that this process shows with a traceback."""
+    if _now.store is not None or _now.children:
+        kind, why = type(error).__name__, one_line(error)
+        _tell(f"error: process {rank()} of this run has failed: {kind}{'' if why == kind else f': {why}'}")
 
 
 def last_line(line: str, error: BaseException) -> str | int:
@@ -163,7 +209,7 @@ def ending() -> Iterator[None]:
         yield
     finally:
         end()
-        _end_children()
+        _end_children(sys.exc_info()[0] is not None)
 
 
 def end() -> None:
@@ -195,9 +241,8 @@ def _told(patience: float) -> str | None:
 
 def _of_others(error: BaseException) -> bool:
     """Whether an error is about the connection to other processes."""
-    return isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("onnection", "gloo", "NCCL", "Socket", "socket", "store")
-    )
+    by_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+    return by_torch or (isinstance(error, RuntimeError) and re.search(r"\bgloo\b|\bNCCL\b", str(error)) is not None)
 
 
 def _listen(store: Any, _: Any) -> None:
@@ -207,16 +252,17 @@ def _listen(store: Any, _: Any) -> None:
         line, says = store.get("error").decode(), rank() == 0
     except Exception:
         line, says = "error: the first process of this run has ended without a word", True
-    _leave_soon(line, says)
+    if line:
+        _leave_soon(line, says)
 
 
 def _watch_children(children: list[subprocess.Popen[bytes]]) -> None:
     """Look whether a process that was started here is killed, or ends in an error that nobody told."""
-    while not _now.ended:
+    while not _now.ended and children is _now.children:
         time.sleep(0.2)
         codes = [child.poll() for child in children]
         bad = next((number for number, code in enumerate(codes, 1) if code not in (None, 0, stopping.AGAIN)), None)
-        if bad is not None and not _now.ended:
+        if bad is not None and not _now.ended and children is _now.children:
             code = codes[bad - 1] or 0
             how = f"was killed (signal {-code}): look whether there is memory for all of them" if code < 0 else ""
             told = _told(_WORD / 3)
@@ -236,19 +282,26 @@ def _leave_soon(line: str, says: bool = True) -> None:
         if _now.ended:
             return
         time.sleep(0.05)
-    if says:
-        with suppress(OSError):
-            os.write(2, f"{_now.error}\n".encode(errors="replace"))
-    for child in _now.children:
-        child.kill()
-    stopping.end_program()
-    os._exit(1)
+    with _leaving:  # of two threads that know of it one ends the process
+        try:
+            if says:
+                (_now.say or _write)(_now.error)
+            for child in _now.children:
+                child.kill()
+            stopping.end_program()
+        finally:
+            os._exit(1)
 
 
-def _end_children() -> None:
-    """Wait for the processes that were started here; one that does not end is stopped."""
+def _write(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))
+
+
+def _end_children(failed: bool) -> None:
+    """Wait for the processes that were started here; one that does not end is stopped, and all after an error are."""
     children, _now.children = _now.children, []
-    if stopping.requested() or sys.exc_info()[0] is not None:
+    if failed or stopping.requested():
         for child in children:
             with suppress(OSError):
                 child.terminate()

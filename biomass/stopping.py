@@ -89,6 +89,11 @@ def requested() -> bool:
     return _now.signal is not None
 
 
+def request() -> None:
+    """Another process of this run was asked to stop, and this one is with it."""
+    _now.signal = _now.signal or signal.SIGTERM
+
+
 def listens() -> bool:
     """Whether this process hears signals already."""
     return _now.process == os.getpid()
@@ -287,8 +292,9 @@ def _end(error: BaseException) -> None:
 def end_program() -> None:
     """The process is at its end: signals do not matter any more, and what waits for work from it is killed."""
     if _now.owned and listens():
-        for number in _now.before:
-            signal.signal(number, signal.SIG_IGN)
+        if threading.current_thread() is threading.main_thread():  # only this one may say what signals do
+            for number in _now.before:
+                signal.signal(number, signal.SIG_IGN)
         _end_children()
 
 
@@ -370,8 +376,9 @@ def _children() -> list[Any]:
 
 
 def _end_children() -> None:
-    with suppress(Exception):
+    with suppress(ValueError):  # in a thread
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call it an error
+    with suppress(Exception):
         for child in _children():
             with suppress(OSError):
                 os.kill(child.pid, signal.SIGKILL)  # the method ``kill`` is missing where joblib started it
