@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import multiprocessing.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from yaml import YAMLError
 
 from biomass import several, stopping
 from biomass.diskerrors import escaped, flushed
-from biomass.errors import BiomassError, ConfigError, log_printably, one_line
+from biomass.errors import BiomassError, ConfigError, log_printably, one_line, shortened
 from biomass.notation import Arguments
 from biomass.run_lock import letting_go
 from biomass.runs import NOT_BEGUN, OUTCOME, STOPPED, go_on, leave, leave_outcome, own_run, record, run_name
@@ -148,6 +149,7 @@ def look_ahead(file: Path, program: str | None = None, arguments: Sequence[str] 
             return
         try:
             config = Config(node, overrides())
+            _check_devices(node, HydraConfig.get())
             import_module("biomass.early").check_early(config)  # with what needs pandas
         except BiomassError as error:
             if tracebacks:
@@ -232,6 +234,8 @@ def _launch(job: Callable[[DictConfig], float | None], folder: Path, config_name
                 raise
             raise ConfigError(arguments.explain(error)) from error
         except RuntimeError as error:
+            if type(error).__module__.startswith("submitit") and not outside.tracebacks:
+                raise ConfigError(_lost(str(error))) from error
             if "srun" in str(error) and not outside.tracebacks:
                 raise ConfigError(
                     "there is no Slurm here; start this where srun is, or take another launcher"
@@ -251,6 +255,19 @@ def _launch(job: Callable[[DictConfig], float | None], folder: Path, config_name
             if outside.tracebacks or not _of_hydra(error) or isinstance(error.__cause__, OSError):
                 raise
             raise ConfigError(arguments.explain(error)) from error
+
+
+def _lost(said: str) -> str:
+    """The line for a job of submitit that has left no result, or that was not taken, of which this is what it says."""
+    lines = [line.strip() for line in said.splitlines()]
+    why = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+    found = re.search(r"(Job \S+).*?(\S+)_result\.pkl", said, re.DOTALL)
+    if found is None:
+        return f"the jobs were not taken: {shortened(one_line(said), 300)}"
+    how = f"({why})" if why else "and without a word: it was killed, or its machine is gone"
+    return (
+        f"{found[1].lower()} has ended without a result {how}: see {found[2]}_log.err; other jobs go on by themselves"
+    )
 
 
 def _of_hydra(error: Exception) -> bool:
@@ -317,6 +334,7 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     """
     if not stopping.listens():  # a launcher has started this process
         stopping.listen(goes_on=True, owned=True)
+        several.join_tasks()
         # at its end it would wait for the processes that read its images, and these wait for it
         multiprocessing.util.Finalize(None, stopping.end_program, exitpriority=1000)
         multiprocessing.util.Finalize(None, several.end, exitpriority=1000)
@@ -329,7 +347,7 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     mode, failing = ("sweep" if sweeps else "run"), True
     folder = f'hydra.{mode}.dir="{settings[mode].dir}"', "hydra.output_subdir=null"  # the others write nothing there
     tell = None if outcome is None else partial(leave_outcome, outcome, settings)
-    if not several.begin(settings.job.num if sweeps else None, folder, tell):
+    if not several.begin(overrides(), settings.job.num if sweeps else None, folder, tell):
         return None
     if several.rank() > 0:
         logging.disable(logging.WARNING)
@@ -368,7 +386,7 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
             raise SystemExit(line) from None
         return None
     finally:
-        if outcome is not None:
+        if sweeps:
             several.end_job(failing)
     if several.has_one_job():
         raise SystemExit(0)
@@ -393,12 +411,18 @@ def _stopped_by_its_effects() -> Iterator[None]:
 
 
 def _check_devices(node: DictConfig, settings: Any) -> None:
-    """Lightning starts the other processes of a run by its command line, which is not that of a launcher's job."""
+    """What has no key for devices takes one process; and the jobs of a launcher start no others.
+
+    Their command line is not that of a job.
+    """
     key = "devices" if "devices" in node else "trainer.devices"
-    devices, tasks = OmegaConf.select(node, key), os.environ.get("SLURM_NTASKS", "1")
+    devices = OmegaConf.select(node, key)
+    tasks = os.environ.get("SLURM_NTASKS" if several.is_task_of_slurm() else "WORLD_SIZE", "1")
+    if devices is None:
+        several.check_alone(settings.job.name)
     alone = settings.mode == RunMode.MULTIRUN and "Basic" not in settings.launcher._target_
     if alone and isinstance(devices, int) and devices > int(tasks):
         raise ConfigError(
             f"{key} is {devices}, and the jobs of this launcher have {tasks} process each; sweep with "
-            "hydra/launcher=basic, or give hydra.launcher.tasks_per_node of submitit_slurm as many"
+            "hydra/launcher=basic, or give hydra.launcher.tasks_per_node of submitit as many"
         )

@@ -58,7 +58,7 @@ class Folders(Callback):
             config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Take a folder for this sweep, and forget what an earlier one may have left there; see :meth:`on_run_start`."""
+        """Take a folder for this sweep, and forget what an earlier one may have left there, as the first process."""
         first, folder = several.rank() == 0, str(config.hydra.sweep.dir)
         if first:
             folder = _own_folder(config, "sweep")

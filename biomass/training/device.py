@@ -17,6 +17,7 @@ from biomass.errors import ConfigError, did_you_mean
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 STRATEGIES = ("auto", "ddp")
+_HERE = "submitit"  # which starts processes on this machine
 _ON_A_CORE = 4  # processes that may share a core of the CPU: more are a slip of the pen
 _SYNC = next(
     name
@@ -79,7 +80,9 @@ def make_fabric(
         devices=devices,
         num_nodes=num_nodes,
         strategy=DDPStrategy(**options) if parallel else "auto",
-        plugins=LightningEnvironment() if started is None else None,  # else it would wait for tasks of Slurm
+        plugins=LightningEnvironment()
+        if started is None or started.by == _HERE
+        else None,  # else it would wait for tasks of Slurm
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
     fabric.launch()
@@ -97,16 +100,18 @@ class Started(NamedTuple):
 
 
 def started_processes() -> Started | None:
-    """The processes of which torchrun or Slurm has started this one; None where neither has.
+    """The processes of which torchrun, Slurm or submitit has started this one; None where none of them has.
 
     In a job of Slurm srun starts them; what the job's own script calls is one process.
     """
     if TorchElasticEnvironment.detect():
         world, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return Started("torchrun", here, world // here)
-    if SLURMEnvironment.detect() and {"SLURM_STEP_ID", "SLURM_STEPID"} & os.environ.keys():
+    if SLURMEnvironment.detect() and several.is_task_of_slurm():
         tasks, nodes = (int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
         return Started("Slurm", tasks // nodes, nodes)
+    if {"RANK", "SUBMITIT_LOCAL_NTASKS"} <= os.environ.keys():
+        return Started(_HERE, int(os.environ["WORLD_SIZE"]), 1)
     return None
 
 

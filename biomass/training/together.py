@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biomass import stopping
+from biomass import several, stopping
 from biomass.errors import ConfigError
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Together:
     def __init__(self, fabric: Fabric) -> None:
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.there = [True] * self.world
-        self._group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._group = several.group()
         self._flags = torch.zeros(self.world + 1)
         self._waiting: Any = None
 
