@@ -261,13 +261,11 @@ def _lost(said: str) -> str:
     """The line for a job of submitit that has left no result, or that was not taken, of which this is what it says."""
     lines = [line.strip() for line in said.splitlines()]
     why = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
-    found = re.search(r"(Job \S+).*?(\S+)_result\.pkl", said, re.DOTALL)
+    found = re.search(r"Job (\S+).*?(\S+)_result\.pkl", said, re.DOTALL)
     if found is None:
         return f"the jobs were not taken: {shortened(one_line(said), 300)}"
     how = f"({why})" if why else "and without a word: it was killed, or its machine is gone"
-    return (
-        f"{found[1].lower()} has ended without a result {how}: see {found[2]}_log.err; other jobs go on by themselves"
-    )
+    return f"job {found[1]} has ended without a result {how}: see {found[2]}_log.err; other jobs go on by themselves"
 
 
 def _of_hydra(error: Exception) -> bool:
@@ -344,8 +342,8 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     settings = HydraConfig.get()
     sweeps = settings.mode == RunMode.MULTIRUN
     outcome = Path(settings.runtime.output_dir) / OUTCOME if sweeps and not several.has_one_job() else None
-    mode, failing = ("sweep" if sweeps else "run"), True
-    folder = f'hydra.{mode}.dir="{settings[mode].dir}"', "hydra.output_subdir=null"  # the others write nothing there
+    where = f'hydra.sweep.dir="{settings.sweep.dir}"' if sweeps else f'hydra.run.dir="{settings.run.dir}"'
+    folder, failing = (where, "hydra.output_subdir=null"), True  # other processes write nothing there
     tell = None if outcome is None else partial(leave_outcome, outcome, settings)
     if not several.begin(overrides(), settings.job.num if sweeps else None, folder, tell):
         return None

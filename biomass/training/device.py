@@ -75,14 +75,13 @@ def make_fabric(
     if patience is not None:
         options["timeout"] = patience
     parallel = devices * num_nodes > 1 or strategy == "ddp"
+    here = started is None or started.by == _HERE
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=devices,
         num_nodes=num_nodes,
         strategy=DDPStrategy(**options) if parallel else "auto",
-        plugins=LightningEnvironment()
-        if started is None or started.by == _HERE
-        else None,  # else it would wait for tasks of Slurm
+        plugins=LightningEnvironment() if here else None,  # else it would wait for tasks of Slurm
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
     fabric.launch()
