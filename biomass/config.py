@@ -381,7 +381,7 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
         if outcome is not None:
             leave_outcome(outcome, settings, line if isinstance(line, str) else message)
         if outcome is None or (several.started_apart() and "Basic" in settings.launcher._target_):
-            raise SystemExit(line) from None
+            raise SystemExit(line if outcome is None else 1) from None  # it is said
         return None
     finally:
         if sweeps:

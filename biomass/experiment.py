@@ -254,8 +254,9 @@ class Experiment:
         )  # clips gradients itself, which fused steps refuse
         fused = True if self.fabric.device.type == "cuda" and not scaled else None
         optimizer = training.adam(modules, recipe.learning_rate, recipe.weight_decay, fused)
+        idle = is_own_code(self.cfg.model.key or "")
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
-        return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
+        return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled, idle), decay)
 
     def settle(
         self,

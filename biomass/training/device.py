@@ -159,12 +159,20 @@ def _processes(number: int) -> str:
 
 
 def set_up(
-    fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False
+    fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False, idle: bool = False
 ) -> tuple[nn.Module, Any]:
     """The network and its optimizer on the device, compiled where asked for.
 
     On a GPU the weights of a network of 16 bit floats lie channels last, as its fastest convolutions take them.
+
+    Args:
+        fabric: device and precision.
+        network, optimizer: on the host.
+        compiled: whether the network is compiled.
+        idle: whether some of its weights may take no part in a step, which several devices must look for then.
     """
+    if idle and isinstance(fabric.strategy, DDPStrategy):
+        fabric.strategy._ddp_kwargs["find_unused_parameters"] = True
     if fabric.device.type == "cuda" and fabric.strategy.precision.precision != "32-true":
         network.to(memory_format=torch.channels_last)
     return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from biomass.training.checkpoint import Checkpoints, ranks_of
 from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights, kept
-from biomass.training.together import Averages, Together
+from biomass.training.together import Averages, Together, all_take_part
 from biomass.transforms import Compose
 
 log = logging.getLogger(__name__)
@@ -377,7 +377,7 @@ def _with_others(
     """
     together.has_batch(mine)
     averages.begin()
-    with run.fabric.no_backward_sync(run.network, enabled=not last):  # type: ignore[arg-type]
+    with all_take_part(run.network), run.fabric.no_backward_sync(run.network, enabled=not last):  # type: ignore[arg-type]
         loss, scalars = _forward(run, batch, generator) if mine else (_idle(run, batch, generator), {})
         averages.share(together.hear(), together.rank)
         run.fabric.backward(loss)
