@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from biomass import stopping
 from biomass.errors import ConfigError, TrainingError
+from biomass.evaluation.pooling import Bags
 from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
@@ -386,10 +387,12 @@ def _with_others(
 
 
 def _idle(run: Training, batch: Batch, generator: torch.Generator) -> Tensor:
-    """A loss without a gradient, of black images that went through the whole network."""
-    pixels = run.skipped.screen.pixels
-    vectors = isinstance(pixels, VectorPixels)
-    shape = pixels.array.shape[1:] if vectors else (len(pixels.channels), *pixels.size)  # type: ignore[attr-defined]
+    """A loss without a gradient, of black images (or of vectors) that went through the whole network."""
+    pixels = run.loader.pixels
+    if isinstance(pixels, VectorPixels):
+        shape = pixels.array.shape[1:]
+    else:
+        shape = pixels.size if isinstance(pixels, Bags) else (len(pixels.channels), *pixels.size)
     black = torch.zeros(2, *shape, device=run.fabric.device)
     images = run.transform(black, generator)
     with run.fabric.autocast():

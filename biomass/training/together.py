@@ -103,8 +103,8 @@ def all_take_part(network: nn.Module) -> Iterator[None]:
         trained = [name for name, one in unwrap(network).named_parameters() if one.requires_grad]
         idle = [trained[int(number)] for number in found[1].split()]
         raise ConfigError(
-            f"{len(idle)} weights of this network took no part in a step, such as '{idle[0]}', and several devices wait "
-            "for all of them: take another network, or one device",
+            f"{len(idle)} weights of this network took no part in a step, such as '{idle[0]}', and several devices "
+            "wait for all of them: take another network, or one device",
             "devices",
         ) from error
 
