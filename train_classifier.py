@@ -14,7 +14,6 @@ from biomass.loader import BatchReader
 from biomass.models import digest
 from biomass.norms import Method, Statistics
 from biomass.objectives import Classification
-from biomass.samplers import PlateBatches
 from biomass.screen import PLATE
 
 
@@ -76,7 +75,7 @@ def main(cfg: Config) -> float | None:
     fields = profiler.profiles(splits, standardize)
 
     # profiles → batches; from here on the run writes
-    batches = PlateBatches(fields.rows("train"), batch_size=batch_size, seed=cfg.seed)
+    batches = profiler.batches(fields.rows("train"), batch_size)
     again = None if augment == standardize else partial(profiler.profiles, ["train"], augment)
     loader = training.profile_loader(fields, batches, again)
     reader = BatchReader(fields, fields.plate_ids)

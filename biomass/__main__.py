@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FileNotFoundError:
         raise SystemExit("error: the folder that this was started in is gone: go to another one") from None
     program = f"biomass {name}"
-    with stopping.listening(goes_on=False):
-        tool = next(one for one in tools if one.name == name)
+    tool = next(one for one in tools if one.name == name)
+    with stopping.listening(goes_on=False, silent=tool.composed and stopping.rank() > 0):
         if not tool.composed:
             importlib.import_module(f"biomass.commands.{name}").main(rest)
             return

@@ -11,10 +11,12 @@ import logging
 import multiprocessing
 import multiprocessing.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -33,7 +35,7 @@ from yaml import YAMLError
 
 from biomass import several, stopping
 from biomass.diskerrors import escaped, flushed
-from biomass.errors import BiomassError, ConfigError, log_printably, one_line
+from biomass.errors import BiomassError, ConfigError, log_printably, one_line, shortened
 from biomass.notation import Arguments
 from biomass.run_lock import letting_go
 from biomass.runs import NOT_BEGUN, OUTCOME, STOPPED, go_on, leave, leave_outcome, own_run, record, resolving, run_name
@@ -147,6 +149,7 @@ def look_ahead(file: Path, program: str | None = None, arguments: Sequence[str] 
             return
         try:
             config = Config(node, overrides())
+            _check_devices(node, HydraConfig.get())
             import_module("biomass.early").check_early(config)  # with what needs pandas
         except BiomassError as error:
             if tracebacks:
@@ -227,6 +230,8 @@ def _launch(job: Callable[[DictConfig], float | None], folder: Path, config_name
                 raise
             raise ConfigError(arguments.explain(error)) from error
         except RuntimeError as error:
+            if type(error).__module__.startswith("submitit") and not outside.tracebacks:
+                raise ConfigError(_lost(str(error))) from error
             if "srun" in str(error) and not outside.tracebacks:
                 raise ConfigError(
                     "there is no Slurm here; start this where srun is, or take another launcher"
@@ -246,6 +251,17 @@ def _launch(job: Callable[[DictConfig], float | None], folder: Path, config_name
             if outside.tracebacks or not _of_hydra(error) or isinstance(error.__cause__, OSError):
                 raise
             raise ConfigError(arguments.explain(error)) from error
+
+
+def _lost(said: str) -> str:
+    """The line for a job of submitit that has left no result, or that was not taken, of which this is what it says."""
+    lines = [line.strip() for line in said.splitlines()]
+    why = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+    found = re.search(r"Job (\S+).*?(\S+)_result\.pkl", said, re.DOTALL)
+    if found is None:
+        return f"the jobs were not taken: {shortened(one_line(said), 300)}"
+    how = f"({why})" if why else "and without a word: it was killed, or its machine is gone"
+    return f"job {found[1]} has ended without a result {how}: see {found[2]}_log.err; other jobs go on by themselves"
 
 
 def _of_hydra(error: Exception) -> bool:
@@ -307,10 +323,12 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     """What Hydra calls: the whole of a single run, or one job of a sweep, perhaps in a process of its own.
 
     A job of a sweep leaves its value, or its error, in ``outcome.txt`` in its folder. One that was stopped, and that a
-    scheduler starts again, goes on.
+    scheduler starts again, goes on. Of several processes the first one does so; those that it has started end with the
+    job, and where others have started them, as torchrun does, an error of a job is the end of all.
     """
     if not stopping.listens():  # a launcher has started this process
         stopping.listen(goes_on=True, owned=True)
+        several.join_tasks()
         # at its end it would wait for the processes that read its images, and these wait for it
         multiprocessing.util.Finalize(None, stopping.end_program, exitpriority=1000)
         multiprocessing.util.Finalize(None, several.end, exitpriority=1000)
@@ -318,7 +336,13 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
         multiprocessing.set_start_method(None, force=True)  # and not those that read images
     log_printably()
     settings = HydraConfig.get()
-    outcome = Path(settings.runtime.output_dir) / OUTCOME if settings.mode == RunMode.MULTIRUN else None
+    sweeps = settings.mode == RunMode.MULTIRUN
+    outcome = Path(settings.runtime.output_dir) / OUTCOME if sweeps and not several.has_one_job() else None
+    where = f'hydra.sweep.dir="{settings.sweep.dir}"' if sweeps else f'hydra.run.dir="{settings.run.dir}"'
+    folder, failing = (where, "hydra.output_subdir=null"), True  # other processes write nothing there
+    tell = None if outcome is None else partial(leave_outcome, outcome, settings)
+    if not several.begin(overrides(), settings.job.num if sweeps else None, folder, tell):
+        return None
     if several.rank() > 0:
         logging.disable(logging.WARNING)
     elif outcome is not None:
@@ -330,14 +354,14 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
     try:
         with stopping.raised(), _stopped_by_its_effects(), several.as_one():
             _check_devices(node, settings)
-            folder = [f'hydra.run.dir="{settings.run.dir}"'] if settings.mode == RunMode.RUN else []
-            several.also_give([*folder, "hydra.output_subdir=null"])  # the others write nothing there
             value = main(Config(node, overrides()))
+            failing = False
     except stopping.Stopped:
         if outcome is None:
             raise
         leave_outcome(outcome, settings, f"{STOPPED}: {stopping.said()}")
         stopping.requeue()
+        stopping.request()  # where another process was asked
         return None
     except Exception as error:
         if isinstance(error, BiomassError):
@@ -347,15 +371,23 @@ def _job(main: Main, node: DictConfig, arguments: Arguments, tracebacks: bool) -
         else:
             message = escaped(error) or ""
         if tracebacks or not message:
+            several.failed(error)
             raise
-        if outcome is None:
-            raise SystemExit(several.last_line(f"error: {message}", error)) from None
-        leave_outcome(outcome, settings, message)
+        line = several.last_line(f"error: {message}", error)
+        if outcome is not None:
+            leave_outcome(outcome, settings, line if isinstance(line, str) else message)
+        if outcome is None or (several.started_apart() and "Basic" in settings.launcher._target_):
+            raise SystemExit(line if outcome is None else 1) from None  # it is said
         return None
-    if outcome is not None:
-        leave(outcome, f"{value}\n")
-    else:
+    finally:
+        if sweeps:
+            several.end_job(failing)
+    if several.has_one_job():
+        raise SystemExit(0)
+    if outcome is None:
         stopping.end_program()
+    elif several.rank() == 0:
+        leave(outcome, f"{value}\n")
     return value
 
 
@@ -373,12 +405,18 @@ def _stopped_by_its_effects() -> Iterator[None]:
 
 
 def _check_devices(node: DictConfig, settings: Any) -> None:
-    """Lightning starts the other processes of a run by its command line, which is not that of a launcher's job."""
+    """What has no key for devices takes one process; and the jobs of a launcher start no others.
+
+    Their command line is not that of a job.
+    """
     key = "devices" if "devices" in node else "trainer.devices"
-    devices, tasks = OmegaConf.select(node, key), os.environ.get("SLURM_NTASKS", "1")
+    devices = OmegaConf.select(node, key)
+    tasks = os.environ.get("SLURM_NTASKS" if several.is_task_of_slurm() else "WORLD_SIZE", "1")
+    if devices is None:
+        several.check_alone(settings.job.name)
     alone = settings.mode == RunMode.MULTIRUN and "Basic" not in settings.launcher._target_
     if alone and isinstance(devices, int) and devices > int(tasks):
         raise ConfigError(
             f"{key} is {devices}, and the jobs of this launcher have {tasks} process each; sweep with "
-            "hydra/launcher=basic, or give hydra.launcher.tasks_per_node of submitit_slurm as many"
+            "hydra/launcher=basic, or give hydra.launcher.tasks_per_node of submitit as many"
         )

@@ -171,18 +171,23 @@ def _format_warning(*about: Any, **more: Any) -> str:
 _NO_MEMORY = re.compile(
     r"failed to map segment|[Cc]annot allocate memory|can't allocate memory|bad_alloc|Unable to allocate"
 )
+_NO_MEMORY_OF_GPU = re.compile(r"CUDA out of memory|CUDA error: out of memory|CU(?:DNN|BLAS)_STATUS_ALLOC_FAILED")
 
 
 def too_little_memory(error: BaseException) -> str | None:
-    """The line for an error that says that the memory of this machine does not suffice; else None.
+    """The line for an error that says that the memory of this machine, or of its GPU, does not suffice; else None.
 
     >>> too_little_memory(ImportError("libtorch.so: failed to map segment from shared object"))[:26]
     'there is too little memory'
+    >>> too_little_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))[:37]
+    'there is too little memory on the GPU'
     >>> too_little_memory(ImportError("No module named 'torch'"))
     """
+    why = shortened(one_line(error))
+    if _NO_MEMORY_OF_GPU.search(str(error)):
+        return f"there is too little memory on the GPU ({why}): take smaller batches, or a GPU that nobody else uses"
     if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
         return None
-    why = shortened(one_line(error))
     return f"there is too little memory ({why}): take fewer rows, batches or workers, or allow more (ulimit -v)"
 
 

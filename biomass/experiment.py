@@ -251,8 +251,9 @@ class Experiment:
             modules.append(objective.to(self.fabric.device))
         scaled = self.fabric.strategy.precision.precision == "16-mixed"  # would leave fused steps to scale gradients
         optimizer = training.adam(modules, recipe.learning_rate, recipe.weight_decay, fused=not scaled)
+        idle = is_own_code(self.cfg.model.key or "")
         decay = training.warmup_cosine(optimizer, recipe.num_warmup_epochs * steps, self.plan.num_epochs * steps)
-        return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled), decay)
+        return Optimized(*training.set_up(self.fabric, network, optimizer, recipe.compiled, idle), decay)
 
     def settle(
         self,

@@ -73,6 +73,7 @@ WORDS = Kind(list, "a list of words", item=WORD)
 WIDTHS = Kind(list, "a list of whole numbers of at least 1", item=COUNT)
 PRECISION = Kind(int | str, "32, bf16 or 16")
 SECTION = Kind(dict, "a section of keys")
+SHARD = NAME.or_null().may_change()
 SEVERAL = Kind(str | list, "a name or path, or a list of them", item=NAME, text=True)
 TARGET = Kind(dict, "a section with a _target_", target=True)
 TARGETS = Kind(list, "a list of sections with a _target_", item=TARGET)
@@ -195,7 +196,7 @@ KEYS = {
     "classical.diameter": POSITIVE.or_null(),
     "anndata": FLAG,
     "compare": WORDS,
-    "shard": NAME.or_null().may_change(),
+    "shard": SHARD,
     "report": FLAG.may_change(),
     "postprocess": SECTION,
     "postprocess.how": WORD.of("evaluation.postprocess.CORRECTIONS"),

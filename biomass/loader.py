@@ -310,6 +310,11 @@ class Loader:
         self._reader.hold(rows, device)
         self._loader = self._make(0, False)
 
+    @property
+    def pixels(self) -> "Pixels | ResidentPixels":
+        """Where images are read from."""
+        return self._reader.pixels
+
     def __len__(self) -> int:
         return len(self._loader)
 

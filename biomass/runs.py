@@ -61,17 +61,23 @@ class Folders(Callback):
                 config.hydra.run.dir = str(Path(config.hydra.run.dir).parent)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Take a folder for this sweep, and forget what an earlier one may have left there."""
-        if several.rank() > 0:
+        """Take a folder for this sweep, and forget what an earlier one may have left there, as the first process."""
+        first, folder = several.rank() == 0, str(config.hydra.sweep.dir)
+        if first:
+            folder = _own_folder(config, "sweep")
+        else:
             logging.disable(logging.WARNING)
             config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra/job_logging=none"]
-        folder = config.hydra.sweep.dir = _own_folder(config, "sweep")
+            if not _is_given(config.hydra, "sweep"):
+                folder = str(Path(folder).parent)
+                config.hydra.overrides.hydra.append("hydra.sweep.subdir=.")
+        config.hydra.sweep.dir = folder
         self.swept = _swept(config)
         config.hydra.overrides.hydra += [  # every job is composed again
             f'hydra.sweep.dir="{folder}"',
             f"++hydra.callbacks.folders.swept={json.dumps(self.swept, separators=(',', ':'))}",
         ]
-        for left in itertools.chain(Path(folder).rglob(OUTCOME), Path(folder).rglob(NAMED)):
+        for left in itertools.chain(Path(folder).rglob(OUTCOME), Path(folder).rglob(NAMED)) if first else ():
             left.unlink()
         if "submitit" in config.hydra.launcher._target_:
             stopping.say("the jobs that were handed over go on by themselves", f"see {folder}")
@@ -80,9 +86,9 @@ class Folders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep, and count the jobs that ended in an error: the exit code is 1 if any did."""
-        folder = Path(config.hydra.sweep.dir)
-        outcomes = [path.read_text() for path in folder.rglob(OUTCOME)]
-        if several.rank() == 0 and len(outcomes) > 1:
+        folder, first = Path(config.hydra.sweep.dir), several.rank() == 0
+        outcomes = [path.read_text() for path in folder.rglob(OUTCOME)] if first else []
+        if len(outcomes) > 1:
             _print_sweep(folder)
         stopped, waits = (sum(text.startswith(f"error: {why}") for text in outcomes) for why in (STOPPED, NOT_BEGUN))
         if stopped or waits or stopping.requested():
@@ -90,7 +96,7 @@ class Folders(Callback):
             which = f"{stopped} of {len(outcomes)} jobs within their runs, and {waits} before they began"
             stopping.say(which, _again(name, "resume" in config))
             raise stopping.Stopped
-        if not outcomes and several.rank() == 0:
+        if not outcomes and first:
             raise SystemExit(
                 f"error: the sweep of {', '.join(self.swept) or 'no key'} has no value, and no job; name some"
             )
@@ -162,7 +168,10 @@ def _is_given(settings: Any, mode: str) -> bool:
 
 
 def leave_outcome(outcome: Path, settings: Any, message: str) -> None:
-    """Say why a job of a sweep has no value, here and in its folder."""
+    """Say why a job of a sweep has no value, here and in its folder; of several processes the first one does."""
+    if several.rank() > 0:
+        return
+    message = message.removeprefix("error: ")
     leave(outcome, f"error: {message}\n")
     print(f"error: job {settings.job.num}: {message}", file=sys.stderr, flush=True)
 
@@ -222,7 +231,7 @@ def run_name(name: str | None, job: str, shared: bool = False) -> str:
     if name is None and shared:
         raise ConfigError("shards are parts of one run, and need its name; give one", "run_name")
     if name is None and settings is not None:
-        if several.started_apart() and not sweep and not _is_given(settings, "run"):
+        if several.started_apart() and not _is_given(settings, "sweep" if sweep else "run"):
             raise ConfigError("several processes of one run need a name for it; give one", "run_name")
         name = "-".join([job, *Path(settings.sweep.dir if sweep else settings.run.dir).parts[-2:]])
     elif name is None:

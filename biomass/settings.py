@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from biomass.diskerrors import explain_disk
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, one_line, shown
-from biomass.keys import KEYS, SECTION, Kind, advice_where
+from biomass.keys import KEYS, SECTION, SHARD, Kind, advice_where
+from biomass.shards import parse_shard
 from biomass.targets import TARGET, Node, check_target, make
 from biomass.words import words_in
 
@@ -125,6 +126,8 @@ def _check_values(node: DictConfig, path: str) -> None:
         value = _value(node, key, path, plain=True)
         if kind.text and not (key == "resume" and isinstance(value, bool)) and value != (text := _as_text(value)):
             value = node[key] = text
+        if kind is SHARD:
+            parse_shard(value)
         if not _fits(value, kind):
             hint = f"; write [{value}]" if kind.types is list and _fits([value], kind) else ""
             raise ConfigError(f"{path}{key} is {shown(value)}; it must be {kind.what}{hint}")

@@ -38,6 +38,7 @@ _PATIENCE = 60
 """Seconds that cleaning up may take; what hangs then is ended."""
 _ONCE_MORE = 0.02
 """Seconds after which what was lost within a callback is raised again."""
+_NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _PARENT_DEATH = 1
 """PR_SET_PDEATHSIG of Linux."""
 
@@ -84,9 +85,20 @@ class _Now:
 _now = _Now()
 
 
+def rank() -> int:
+    """Which of the processes of one run this is, as torchrun, Lightning and Slurm number them."""
+    known = (os.environ.get(name) for name in _NUMBERS)
+    return int(next((number for number in known if number), 0))
+
+
 def requested() -> bool:
     """Whether a signal asked this process to stop."""
     return _now.signal is not None
+
+
+def request() -> None:
+    """Another process of this run was asked to stop, and this one is with it."""
+    _now.signal = _now.signal or signal.SIGTERM
 
 
 def listens() -> bool:
@@ -159,7 +171,7 @@ def start_program() -> Path | None:
     if script is None or threading.current_thread() is not threading.main_thread():
         return None
     listen(script)
-    _now.owned, _now.phase = True, "starting"
+    _now.owned, _now.phase, _now.silent = True, "starting", rank() > 0
     runs = getattr(sys.modules["__main__"], "__file__", None)
     return Path(runs).resolve() if script and runs and Path(runs).resolve() == Path(sys.argv[0]).resolve() else None
 
@@ -253,7 +265,7 @@ def listening(goes_on: bool, silent: bool = False) -> Iterator[None]:
         return
     if not listens():
         listen(goes_on)
-    _now.silent |= silent
+    _now.silent = silent or (_now.silent and _now.depth > 0)
     _now.depth += 1
     if _now.phase == "starting":
         _now.goes_on = goes_on
@@ -287,8 +299,9 @@ def _end(error: BaseException) -> None:
 def end_program() -> None:
     """The process is at its end: signals do not matter any more, and what waits for work from it is killed."""
     if _now.owned and listens():
-        for number in _now.before:
-            signal.signal(number, signal.SIG_IGN)
+        if threading.current_thread() is threading.main_thread():  # only this one may say what signals do
+            for number in _now.before:
+                signal.signal(number, signal.SIG_IGN)
         _end_children()
 
 
@@ -370,8 +383,9 @@ def _children() -> list[Any]:
 
 
 def _end_children() -> None:
-    with suppress(Exception):
+    with suppress(ValueError):  # in a thread
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call it an error
+    with suppress(Exception):
         for child in _children():
             with suppress(OSError):
                 os.kill(child.pid, signal.SIGKILL)  # the method ``kill`` is missing where joblib started it

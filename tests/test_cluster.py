@@ -133,6 +133,20 @@ def test_a_job_of_the_local_executor_that_is_taken_away_goes_on_by_its_name(trai
 
 
 @pytest.mark.slow
+def test_several_tasks_of_the_local_executor_are_one_run(train, tmp_path):
+    words = (*TINY_SCREEN, *TINY_RUN, "num_epochs=1", "report=false")
+    process = train("-m", "+cluster=local", *words, "run_name=s", "trainer.devices=2")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    whole = train(*words, "run_name=whole", "trainer.accumulate=2")
+    assert whole.wait(300) == 0
+    found, right = (load_checkpoint(tmp_path / "checkpoints" / name / "last.pt") for name in ("s-0", "whole"))
+    assert found["progress"]["ranks"] == 2
+    for name, tensor in right["network"].items():
+        torch.testing.assert_close(found["network"][name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_sweep_of_joblib_that_is_stopped_saves_all_jobs_and_leaves_no_process(train, tmp_path, number):
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")

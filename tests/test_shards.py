@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from omegaconf import OmegaConf
 
 from biomass.cells import search
 from biomass.cells.crops import CropPixels
@@ -17,6 +18,7 @@ from biomass.commands import crop, index, pack
 from biomass.errors import ConfigError
 from biomass.pixels.part import part_of
 from biomass.screen import COLUMNS, VectorPixels, make_screen
+from biomass.settings import Config
 from biomass.shards import Shard, digest_of, divide, parse_shard, ranges
 from biomass.simulation.lab_folder import simulate_lab_folder
 from tests.commands.test_crop import write_field, write_screen
@@ -274,6 +276,12 @@ def test_images_that_cannot_be_read_are_remembered(fields, tmp_path):
 def test_what_is_no_shard_is_one_line(text, commands, tmp_path):
     assert repr(text)[1:-1] in fails(commands["pack"], tmp_path / "x", f"--shard={text}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "x", "1/0", ""])
+def test_what_is_no_shard_is_known_from_the_settings_alone(text):
+    with pytest.raises(ConfigError, match="none"):
+        Config(OmegaConf.create({"shard": text}))
 
 
 def test_plates_stay_whole_and_shards_are_about_as_large():

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biomass import stopping
+from biomass import several, stopping
 from biomass.diskerrors import escaped, flushed
 from biomass.errors import BiomassError, ConfigError, did_you_mean, explain, log_printably, one_line, shortened
 from biomass.run_lock import letting_go
@@ -193,18 +193,25 @@ def plain(docstring: str) -> str:
 
 
 @contextmanager
-def run_on_files(stopped: str, followed: Collection[str] = (), own: Mapping[str, str] | None = None) -> Iterator[None]:
+def run_on_files(
+    stopped: str, followed: Collection[str] = (), own: Mapping[str, str] | None = None, shard: str | None = None
+) -> Iterator[None]:
     """Run a tool on files: the log is printed; an error that a user can mend is one line, and the exit code 1.
 
     Args:
         stopped: what to say after a signal, which is one line and an exit code of :mod:`biomass.stopping`.
         followed: advice that the user follows already, see :data:`ADVICE`.
         own: what advice means in this tool, where it is something else than in others.
+        shard: the part that this process makes; others may make other parts.
     """
     log_printably()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with stopping.listening(goes_on=False), letting_go(), _one_line_errors(followed, own or {}):
+    alone = shard in (None, "merge")
+    silent = alone and several.rank() > 0
+    with stopping.listening(goes_on=False, silent=silent), letting_go(), _one_line_errors(followed, own or {}):
         stopping.say(stopped, "")
+        if alone:
+            several.check_alone("this tool")
         with stopping.raised():
             yield
 

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from biomass.shards import Shard, divide, parse_shard
 
     skip = args.on_bad_image == "skip"
-    with run_on_files("a second call goes on where this one stopped", {"skip"} if skip else ()):
+    with run_on_files("a second call goes on where this one stopped", {"skip"} if skip else (), shard=args.shard):
         shard = parse_shard(args.shard)
         from biomass.cells.comparison import compare_nuclei
         from biomass.cells.fields import save_nuclei

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from biomass.shards import DATA, Shard, Shards, parse_shard, shards_of
 
     followed = {"skip"} if args.on_bad_image == "skip" else ()
-    with run_on_files("nothing was written", followed, _OWN):
+    with run_on_files("nothing was written", followed, _OWN, args.shard):
         shard, settings = parse_shard(args.shard), parse_settings(args.set)
         for key in settings:
             if key not in ("columns", "control"):

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     skip = args.on_bad_image == "skip"
     stopped = "nothing was changed" if args.verify else "a second call goes on where this one stopped"
-    with run_on_files(stopped, {"skip"} if skip else ()):
+    with run_on_files(stopped, {"skip"} if skip else (), shard=args.shard):
         shard = parse_shard(args.shard)
         if args.verify and shard is not None:
             raise ConfigError("--verify checks a store that is whole: leave --shard out")

@@ -18,6 +18,7 @@ from biomass.errors import ConfigError, did_you_mean
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 STRATEGIES = ("auto", "ddp")
 _LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # a variable of PyTorch; other systems than Linux do not heed it
+_HERE = "submitit"  # which starts processes on this machine
 _ON_A_CORE = 4  # processes that may share a core of the CPU: more are a slip of the pen
 _SYNC = next(
     name
@@ -77,12 +78,13 @@ def make_fabric(
     if patience is not None:
         options["timeout"] = patience
     parallel = devices * num_nodes > 1 or strategy == "ddp"
+    here = started is None or started.by == _HERE
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=devices,
         num_nodes=num_nodes,
         strategy=DDPStrategy(**options) if parallel else "auto",
-        plugins=LightningEnvironment() if started is None else None,  # else it would wait for tasks of Slurm
+        plugins=LightningEnvironment() if here else None,  # else it would wait for tasks of Slurm
         precision=PRECISIONS[str(precision)],  # type: ignore[arg-type]
     )
     fabric.launch()
@@ -109,16 +111,18 @@ class Started(NamedTuple):
 
 
 def started_processes() -> Started | None:
-    """The processes of which torchrun or Slurm has started this one; None where neither has.
+    """The processes of which torchrun, Slurm or submitit has started this one; None where none of them has.
 
     In a job of Slurm srun starts them; what the job's own script calls is one process.
     """
     if TorchElasticEnvironment.detect():
         world, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return Started("torchrun", here, world // here)
-    if SLURMEnvironment.detect() and {"SLURM_STEP_ID", "SLURM_STEPID"} & os.environ.keys():
+    if SLURMEnvironment.detect() and several.is_task_of_slurm():
         tasks, nodes = (int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
         return Started("Slurm", tasks // nodes, nodes)
+    if {"RANK", "SUBMITIT_LOCAL_NTASKS"} <= os.environ.keys():
+        return Started(_HERE, int(os.environ["WORLD_SIZE"]), 1)
     return None
 
 
@@ -167,12 +171,20 @@ def _processes(number: int) -> str:
 
 
 def set_up(
-    fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False
+    fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool = False, idle: bool = False
 ) -> tuple[nn.Module, Any]:
     """The network and its optimizer on the device, compiled where asked for.
 
     On a GPU the weights of a network of 16 bit floats lie channels last, as its fastest convolutions take them.
+
+    Args:
+        fabric: device and precision.
+        network, optimizer: on the host.
+        compiled: whether the network is compiled.
+        idle: whether some of its weights may take no part in a step, which several devices must look for then.
     """
+    if idle and isinstance(fabric.strategy, DDPStrategy):
+        fabric.strategy._ddp_kwargs["find_unused_parameters"] = True
     if fabric.device.type == "cuda" and fabric.strategy.precision.precision != "32-true":
         network.to(memory_format=torch.channels_last)
     return fabric.setup(torch.compile(network) if compiled else network, optimizer)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from biomass import stopping
 from biomass.errors import ConfigError
+from biomass.evaluation.pooling import Bags
 from biomass.inference import Transform
 from biomass.loader import Batch, Loader, SkippedImages
 from biomass.norms import Statistics, unwrap
@@ -26,7 +27,7 @@ from biomass.training.fits import check_fits
 from biomass.training.logger import RunLogger
 from biomass.training.numbers import check_gradients, check_metrics, check_weights
 from biomass.training.pace import Pace
-from biomass.training.together import Averages, Together
+from biomass.training.together import Averages, Together, all_take_part
 from biomass.training.window import Window
 from biomass.transforms import Compose
 
@@ -374,7 +375,7 @@ def _with_others(
     """
     together.has_batch(mine)
     averages.begin()
-    with run.fabric.no_backward_sync(run.network, enabled=not last):  # type: ignore[arg-type]
+    with all_take_part(run.network), run.fabric.no_backward_sync(run.network, enabled=not last):  # type: ignore[arg-type]
         loss, scalars = _forward(run, batch, generator) if mine else (_idle(run, batch, generator), {})
         averages.share(together.hear(), together.rank)
         run.fabric.backward(loss)
@@ -383,10 +384,12 @@ def _with_others(
 
 
 def _idle(run: Training, batch: Batch, generator: torch.Generator) -> Tensor:
-    """A loss without a gradient, of black images that went through the whole network."""
-    pixels = run.skipped.screen.pixels
-    vectors = isinstance(pixels, VectorPixels)
-    shape = pixels.array.shape[1:] if vectors else (len(pixels.channels), *pixels.size)  # type: ignore[attr-defined]
+    """A loss without a gradient, of black images (or of vectors) that went through the whole network."""
+    pixels = run.loader.pixels
+    if isinstance(pixels, VectorPixels):
+        shape = pixels.array.shape[1:]
+    else:
+        shape = pixels.size if isinstance(pixels, Bags) else (len(pixels.channels), *pixels.size)
     black = torch.zeros(2, *shape, device=run.fabric.device)
     images = run.transform(black, generator)
     with run.fabric.autocast():

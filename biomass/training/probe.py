@@ -129,7 +129,17 @@ class Profiler:
         Args:
             batch_size: fields of view in one, at most.
         """
-        return PlateBatches(unique(self.reader.instances[self.cells.rows("train")]), batch_size=batch_size)
+        return self.batches(unique(self.reader.instances[self.cells.rows("train")]), batch_size)
+
+    def batches(self, rows: np.ndarray, batch_size: int | None) -> PlateBatches:
+        """Mixed batches of profiles, of which each process takes others.
+
+        Args:
+            rows: (n,) of their screen.
+            batch_size: most rows in a batch.
+        """
+        rank, world_size = self.fabric.global_rank, self.fabric.world_size
+        return PlateBatches(rows, batch_size=batch_size, seed=self.seed, rank=rank, world_size=world_size)
 
     def _encode(self, splits: list[str], transform: Transform, epoch: int | None) -> Iterator[tuple[Batch, Tensor]]:
         rows = self._rows(splits)

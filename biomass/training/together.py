@@ -1,6 +1,8 @@
 """What the processes of a run tell each other: when to stop, which of them have a batch, and their running averages."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -9,8 +11,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from biomass import stopping
+from biomass import several, stopping
 from biomass.errors import ConfigError
+from biomass.norms import unwrap
 
 T = TypeVar("T")
 
@@ -27,7 +30,7 @@ class Together:
     def __init__(self, fabric: Fabric) -> None:
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.there = [True] * self.world
-        self._group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._group = several.group()
         self._flags = torch.zeros(self.world + 1)
         self._waiting: Any = None
 
@@ -82,6 +85,28 @@ def _gathered(own: T, world: int, group: Any) -> Sequence[T]:
     found: list[Any] = [None] * world
     dist.all_gather_object(found, own, group=group)
     return found
+
+
+@contextmanager
+def all_take_part(network: nn.Module) -> Iterator[None]:
+    """Within the block, a step of several devices, weights without a gradient are a line that names them.
+
+    Raises:
+        ConfigError: the others wait for gradients that a loss did not give.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if found is None:
+            raise
+        trained = [name for name, one in unwrap(network).named_parameters() if one.requires_grad]
+        idle = [trained[int(number)] for number in found[1].split()]
+        raise ConfigError(
+            f"{len(idle)} weights of this network took no part in a step, such as '{idle[0]}', and several devices "
+            "wait for all of them: take another network, or one device",
+            "devices",
+        ) from error
 
 
 class Averages:

@@ -428,7 +428,7 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
     for places in ([store], [source], [source, store], [str(tmp_path / "gone"), "--out", store]):
         main([*places, "--verify"])
         assert f"{store} is complete and unchanged" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="packed store '.*other' has no usable"):
+    with pytest.raises(SystemExit, match=r"packed store '.*other' has no usable"):
         main([source, str(tmp_path / "other"), "--verify"])
     (tmp_path / "m.csv").rename(tmp_path / "manifest.csv")
     (tmp_path / "m.csv.packed").rename(tmp_path / "manifest.csv.packed")

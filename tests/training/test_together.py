@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, TINY_CELLS, TINY_RUN, TINY_SCREEN
 from torch import nn
 
+from biomass import several
 from biomass.errors import BadImageError, CheckpointError, ConfigError
 from biomass.loader import BatchReader, Loader, SkippedImages
 from biomass.norms import Statistics, convert, measure_plates
@@ -39,6 +40,7 @@ from biomass.training import (
     warmup_cosine,
 )
 from biomass.training.device import Started, check_started, started_processes
+from biomass.training.together import all_take_part
 
 SIZE = 4  # rows a batch
 
@@ -210,6 +212,39 @@ def test_tasks_of_slurm_are_those_that_srun_has_started(monkeypatch):
     assert started_processes() == Started("Slurm", 3, 2)
 
 
+@pytest.mark.parametrize(
+    ("variables", "apart"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, False),  # the first of those that were started here
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, False),  # the script of a job
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "4294967290"}, False),  # a shell, by salloc
+    ],
+)
+def test_what_takes_one_process_knows_when_others_were_started(variables, apart, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM", "RANK", "LOCAL_RANK", "WORLD_SIZE"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert several.started_apart() == apart
+    if apart:
+        with pytest.raises(ConfigError, match="started 2 of it"):
+            several.check_alone("tune")
+    else:
+        several.check_alone("tune")
+
+
+def test_weights_that_take_no_part_are_named():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    said = "Parameter indices which did not receive grad for rank 0: 2 3\n In addition, …"
+    with pytest.raises(ConfigError, match=r"^2 weights .*'1\.weight'"), all_take_part(network):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="other"), all_take_part(network):
+        raise RuntimeError("other")
+
+
 def test_a_strategy_of_others_is_refused():
     with pytest.raises(ConfigError, match="'fsdp'"):
         make_fabric("cpu", strategy="fsdp")
@@ -341,3 +376,129 @@ def test_an_error_of_another_process_is_said_once(tmp_path, data_root):
     lines = [line for line in err.splitlines() if "INFO" not in line and line.startswith(("error", "Traceback"))]
     assert (process.returncode, len(lines)) == (1, 1)
     assert "'nope'" in lines[0]
+
+
+def assert_same(folder, one, two, atol=1e-6):
+    one, two = (torch.load(folder / f"checkpoints/{name}/last.pt")["network"] for name in (one, two))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0, atol=atol)
+
+
+def by_rank(process):
+    """The processes of a run below one, by their number."""
+    found = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        of = dict(one.split("=", 1) for one in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in one)
+        if "RANK" in of:
+            found[int(of["RANK"])] = int(child)
+    return found
+
+
+@pytest.mark.slow
+def test_two_machines_of_two_devices_are_one_run_that_goes_on_on_one(tmp_path, data_root):
+    words = (*ERM, f"dataloaders.root_dir={data_root}")
+
+    def machines(*more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        by = ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1")
+        by = (*by, f"--master-port={port}")
+        own = (*words, "trainer.devices=2", "trainer.num_nodes=2", *more)
+        return [start(tmp_path, *by, f"--node-rank={node}", ROOT / "train_erm.py", *own) for node in range(2)]
+
+    for process in machines("run_name=four"):
+        done(process)
+    assert [len([*folder.iterdir()]) for folder in (tmp_path / "runs", *(tmp_path / "outputs").iterdir())] == [1, 1]
+    done(start(tmp_path, ROOT / "train_erm.py", *words, "run_name=one", "trainer.accumulate=4"))
+    assert_same(tmp_path, "one", "four")
+    for line, expected in zip(logged(tmp_path / "runs/four"), logged(tmp_path / "runs/one"), strict=True):
+        assert line == pytest.approx(expected, abs=2e-6)
+
+    long = ("num_epochs=500", "trainer.evaluate_every=500")
+    first, second = machines(*long, "run_name=stopped")
+    begun(first, tmp_path / "runs/stopped")
+    os.kill(by_rank(second)[3], signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in (first, second)]
+    assert all("exitcode  : 75" in text for text in said)
+    assert [line[:14] for text in said for line in text.splitlines() if line.startswith("stopped")] == [
+        "stopped: after"
+    ]
+    step = torch.load(tmp_path / "checkpoints/stopped/last.pt")["progress"]["step"] + 1
+    own = (*words, *long, f"trainer.max_steps={step}", "trainer.accumulate=4")
+    done(start(tmp_path, ROOT / "train_erm.py", *own, "run_name=stopped", "resume=auto"))
+    done(start(tmp_path, ROOT / "train_erm.py", *own, "run_name=whole"))
+    assert_same(tmp_path, "whole", "stopped", atol=1e-3)  # steps make differences larger
+
+
+FAULTS = """
+import os, signal
+from biomass import several
+from biomass.datasets.simulated import load_simulated
+from biomass.errors import BadImageError
+
+def load(fault="", **more):
+    screen = load_simulated(**more)
+    read = type(screen.pixels).read
+    class Faulty(type(screen.pixels)):
+        def read(self, rows):
+            if fault and several.rank() == 1:
+                if fault == "torn":
+                    raise BadImageError("it is torn", int(rows[0]))
+                if fault == "own":
+                    raise ValueError("own code")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(self, rows)
+    object.__setattr__(screen.pixels, "__class__", Faulty)
+    return screen
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_a_job_of_which_one_process_fails(tmp_path, data_root):
+    (tmp_path / "faults.py").write_text(FAULTS)
+    source = ("own_code=[faults]", "dataloaders.source._target_=faults.load", f"dataloaders.root_dir={data_root}")
+    sweep = ("-m", "+dataloaders.source.fault='',torn,killed,own,''", "trainer.devices=2", "num_epochs=1")
+    process = start(tmp_path, ROOT / "train_erm.py", *ERM, *source, *sweep, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    others = set()
+    while process.poll() is None:
+        others |= {*Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()}
+        time.sleep(0.1)
+    _, err = process.communicate()
+    assert process.returncode == 1, err
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    found = [(folder / str(job) / "outcome.txt").read_text() for job in range(5)]
+    assert [text.startswith("error") for text in found] == [False, True, True, True, False]
+    assert [word in text for word, text in zip(("torn", "killed", "own code"), found[1:4], strict=True)] == [True] * 3
+    assert "3 of 5 jobs failed" in err
+    assert len(others) == 5
+    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_a_probe_is_trained_the_same_on_two_devices(tmp_path, data_root):
+    words = (f"dataloaders.root_dir={data_root}", "num_epochs=1")
+    done(start(tmp_path, ROOT / "train_simclr.py", *CELLS, *words, "run_name=encoder"))
+    cells = (*(one for one in TINY_CELLS if "warmup" not in one), *words, "model_path=encoder", "report=false")
+    for name, how in (("one", "trainer.accumulate=2"), ("two", "trainer.devices=2")):
+        own = (*cells, "train_batch_size=9", "trainer.log_every=1", how, f"run_name={name}")
+        done(start(tmp_path, ROOT / "train_classifier.py", *own))
+    assert_same(tmp_path, "one", "two")
+    assert logged(tmp_path / "runs/two")[0] == pytest.approx(logged(tmp_path / "runs/one")[0], abs=2e-6)
+
+
+@pytest.mark.slow
+def test_processes_of_one_run_that_were_given_different_settings_are_refused(tmp_path, data_root):
+    words = (*ERM, f"dataloaders.root_dir={data_root}", "run_name=r")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "x", "SLURM_NODEID": "0"}
+    own |= {"SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_JOB_ID": "1"}
+    processes = [
+        start(tmp_path, ROOT / "train_erm.py", *words, f"seed={n}", SLURM_PROCID=str(n), SLURM_LOCALID=str(n), **own)
+        for n in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert "seed=1" in said[0].splitlines()[-1]
