@@ -137,7 +137,8 @@ def _read_kept(
             in_parts = join_nuclei(in_parts, part)
     found = len(in_file.fields) + len(in_parts.fields)
     if found:
-        log.info("'%s' holds the nuclei of %d of %d fields already", file, found, len(screen))
+        place = file if known is None or len(in_file.fields) else known
+        log.info("'%s' holds the nuclei of %d of %d fields already", place, found, len(screen))
     return in_file, in_parts
 
 

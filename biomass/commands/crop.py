@@ -30,7 +30,7 @@ A store that has fields or cells which the source no longer has is refused. Whil
 
 Many plates are cut by many machines: ``--shard 1/16`` to ``--shard 16/16`` search and cut some of the plates each, into
 ``<out>.shards/``, and the same command with ``--shard merge`` makes the store of them, and the pictures. A shard that
-dies is run again.
+dies is run again. A store that is there already grows: each shard searches and cuts what is new, and copies the rest.
 """
 
 from __future__ import annotations

@@ -424,6 +424,8 @@ def test_the_command_packs_a_manifest_with_the_options_of_its_reader(tmp_path, c
     assert packed.classes == ("x", "y", "z")
     assert len(packed_pixels(tmp_path / "m.csv", [packed.pixels.files()])) == 5
     (tmp_path / "other").mkdir()
+    with pytest.raises(SystemExit, match=r"no packed store '.*other.csv'"):
+        main([str(tmp_path / "other.csv"), "--verify"])
     store, source = str(tmp_path / "m.csv.packed"), str(tmp_path / "m.csv")
     for places in ([store], [source], [source, store], [str(tmp_path / "gone"), "--out", store]):
         main([*places, "--verify"])
