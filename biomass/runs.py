@@ -62,13 +62,15 @@ class Folders(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take a folder for this sweep, and forget what an earlier one may have left there, as the first process."""
-        first, folder = several.rank() == 0, str(config.hydra.sweep.dir)
+        first = several.rank() == 0
         if first:
             folder = _own_folder(config, "sweep")
         else:
             logging.disable(logging.WARNING)
+            with resolving(config):
+                folder, given = str(config.hydra.sweep.dir), _is_given(config.hydra, "sweep")
             config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra/job_logging=none"]
-            if not _is_given(config.hydra, "sweep"):
+            if not given:
                 folder = str(Path(folder).parent)
                 config.hydra.overrides.hydra.append("hydra.sweep.subdir=.")
         config.hydra.sweep.dir = folder
