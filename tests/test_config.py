@@ -562,7 +562,7 @@ def test_only_the_first_of_several_processes_writes_lines(toy, tmp_path):
     (day,) = (tmp_path / "outputs").iterdir()
     (folder,) = day.iterdir()
     assert "hello" in (folder / "toy.log").read_text()
-    _, errors = toy(RANK="0", WORLD_SIZE="2").communicate()
+    _, errors = toy("+devices=1", RANK="0", WORLD_SIZE="2").communicate()
     assert "run_name" in errors  # started apart, processes do not know of one name
     assert "hello" not in toy("-m", "value=1,2", "run_name=c", RANK="1").communicate()[0]
 
