@@ -53,7 +53,7 @@ def make_page(names: list[str], known: list[str], quick: bool, folder: Path) -> 
             continue
         title = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         if hasattr(module, "measure"):
-            record.measure(name, title, measured_apart(module.__name__, quick))
+            record.measure(name, title, measured_apart(module.__name__, quick, folder))
         else:
             record.leave_out(name, title, f"it only prints: `python -m benchmarks {name}`")
     record.parts = {name: record.parts[name] for name in known if name in record.parts}

@@ -25,7 +25,7 @@ from biomass.pixels.packed_writer import pack
 from biomass.samplers import PlateBatches
 from biomass.transforms import Compose, RandomHorizontalFlip, RandomRotate90, Standardize
 
-STEPS, BATCH = 8, 64
+STEPS, BATCH = 12, 64
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def measure(quick: bool = False) -> list[Figure]:
                 torch.cuda.synchronize()
 
         clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-        found = side_by_side(bare_steps, whole_loop, rounds=1 if quick else 5, clock=clock)
+        found = side_by_side(bare_steps, whole_loop, rounds=1 if quick else 15, clock=clock)
     return [
         Figure(
             f"bare step / loop, resnet18, {screen.pixels.size[0]} px, {sum(sizes) / steps:.0f} images a step, {device}",

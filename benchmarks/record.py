@@ -144,14 +144,23 @@ def _as_json(figure: Figure) -> dict[str, Any]:
     }
 
 
-def measured_apart(module: str, quick: bool) -> Iterator[Figure]:
-    """The figures of a benchmark, measured in a fresh process: none sees what another has set or filled."""
+def measured_apart(module: str, quick: bool, pictures: Path) -> Iterator[Figure]:
+    """The figures of a benchmark, measured in a fresh process: none sees what another has set or filled.
+
+    Args:
+        module: of the benchmark.
+        quick: at a tiny size.
+        pictures: the folder of what it draws.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.submit(_measure, module, quick).result()
+        yield from pool.submit(_measure, module, quick, pictures).result()
 
 
-def _measure(module: str, quick: bool) -> list[Figure]:
-    found: list[Figure] = importlib.import_module(module).measure(quick)
+def _measure(name: str, quick: bool, pictures: Path) -> list[Figure]:
+    module = importlib.import_module(name)
+    found: list[Figure] = module.measure(quick)
+    if hasattr(module, "plot"):  # what has been measured is not measured again
+        module.plot(pictures / module.PICTURE.name, quick)
     return found
 
 
