@@ -3,7 +3,8 @@
     python -m benchmarks norms
 
 Layers run forward and backward on the same tensor, in turn; a figure is the median over rounds of plate-aware / plain,
-of the seconds that the processor worked for this process, as other programs have little part in these.
+of the seconds that the processor worked for this process, as other programs have little part in these. PyTorch takes
+memory as it does by itself; runs have it take larger pages, which makes all of them faster, and large maps most.
 """
 
 import statistics
@@ -22,7 +23,6 @@ from biomass.inference import run_plate
 from biomass.loader import Batch
 from biomass.models import Architecture, build_network
 from biomass.norms import PlateBatchNorm, Statistics, measure_plates, plate_statistics
-from biomass.training import take_large_pages
 from biomass.transforms import Standardize
 
 SHAPES = ((128, 64, 64, 64), (64, 256, 16, 16), (256, 64, 24, 24), (64, 512, 8, 8))
@@ -39,7 +39,6 @@ def main() -> None:
 
 def measure(quick: bool = False) -> list[Figure]:
     """All figures; ``quick``: of one small tensor, for a look at whether they can be had."""
-    take_large_pages()  # as a run does
     return [*layers(quick), *networks(quick), *inference(quick)]
 
 

@@ -96,6 +96,7 @@ def measure(quick: bool = False) -> list[Figure]:
         note = f"{1e3 * found.second:.1f} ms for {len(images)} images"
         figures.append(Figure(f"{title}, one by one / batched", *found[2:], goal="> 1", note=note))
         if title in chains:
+            batched(images[:2], generator)  # what is looked at once on a CPU
             with Launches() as launches:
                 batched(images[:2], generator)
             n = launches.count

@@ -18,7 +18,7 @@ from biomass.training.checks import (
     choose_splits,
     constant_channels,
 )
-from biomass.training.device import make_fabric, set_up, take_large_pages
+from biomass.training.device import make_fabric, set_up
 from biomass.training.evaluations import LossEvaluation, SplitEvaluation
 from biomass.training.loaders import evaluation_loaders, sampler_columns, share, view_loader
 from biomass.training.logger import RunLogger
@@ -78,7 +78,6 @@ __all__ = [
     "save_checkpoint",
     "set_up",
     "share",
-    "take_large_pages",
     "tune",
     "use_calibration",
     "view_loader",

@@ -68,7 +68,7 @@ def make_fabric(
     started = started_processes()
     devices, num_nodes = check_started(started, devices, num_nodes)
     if not on_gpu:
-        take_large_pages()
+        _take_large_pages()
     most = torch.cuda.device_count() if on_gpu else _ON_A_CORE * (os.cpu_count() or 1)
     if devices > most:
         raise ConfigError(f"{devices} devices are more than there are here; use from 1 to {most}")
@@ -93,7 +93,7 @@ def make_fabric(
     return fabric
 
 
-def take_large_pages() -> None:
+def _take_large_pages() -> None:
     """Let PyTorch ask for memory in pages of 2 MB, where the system has them, if it has not asked for any yet.
 
     On a CPU it keeps none of what it frees, and the system clears and hands out each page of 4 kB again: up to a fifth
