@@ -44,6 +44,7 @@ class _Now:
         children: those that this one has started.
         store: what all can write to, once they have met.
         group: by which they talk.
+        listener: hears what ended the run.
         error: what ended the run, in one line.
         given: the settings of this run as they were typed.
         arguments: what those that are started here have behind the arguments of the command.
@@ -56,6 +57,7 @@ class _Now:
     children: list[subprocess.Popen[bytes]] = []  # noqa: RUF012  replaced, never changed
     store: Any = None
     group: Any = None
+    listener: threading.Thread | None = None
     error: str | None = None
     given: Sequence[str] = ()
     arguments: Sequence[str] = ()
@@ -203,7 +205,8 @@ def meet(share: Callable[[Any], Any], first: bool) -> None:
     _now.store, _now.error, _now.ended = store or TCPStore(host, port, is_master=False), None, False
     listens = TCPStore(host, port, is_master=False, timeout=_FOREVER)  # a client that waits does nothing else
     # which also holds the first one's store: were that gone before its process is, who listens would crash
-    threading.Thread(target=_listen, args=(listens, store), daemon=True).start()
+    _now.listener = threading.Thread(target=_listen, args=(listens, store), daemon=True)
+    _now.listener.start()
     other = [one for one in _now.given if one not in given] or [f"no {one}" for one in given if one not in _now.given]
     if other:
         raise ConfigError(
@@ -280,8 +283,18 @@ def ending() -> Iterator[None]:
 
 
 def end() -> None:
-    """This process is at its end: that others are, too, is no error any more."""
+    """This process is at its end: that others are, too, is no error any more.
+
+    The first one says so, and the others wait for it: who still listened while Python ends would crash.
+    """
     _now.ended = True
+    if _now.listener is None or _now.listener is threading.current_thread():
+        return
+    if rank() == 0 and _now.error is None:
+        with suppress(Exception):
+            _now.store.set("error", "")
+    _now.listener.join(_END)
+    _now.listener = None
 
 
 def _tell(line: str) -> str:
