@@ -153,8 +153,6 @@ def end_job(failed: bool) -> None:
         distributed.destroy_process_group()  # so that those who wait for this process hear that it is gone
     if apart:
         return
-    if _now.store is not None:
-        _now.store.set("error", "")  # nobody needs to listen any more
     _now.store = _now.group = None
     sys.excepthook = _now.hook
     for name in _STARTED:

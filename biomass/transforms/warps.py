@@ -112,24 +112,24 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     On a processor with AVX-512 that is not Intel's, oneDNN multiplies twice as fast as MKL. torch asks it for float32
     only where it may round to bfloat16, so that is permitted where it does not round all the same.
     """
-    if left.device.type != "cpu" or left.dtype != torch.float32 or not _is_exact(*left.shape[1:], right.shape[2]):
+    if left.device.type != "cpu" or left.dtype != torch.float32 or not _is_exact(*left.shape, right.shape[2]):
         return torch.bmm(left, right)
     with _rounding_permitted():
         return torch.bmm(left, right)
 
 
-@lru_cache(maxsize=64)
-def _is_exact(height: int, inner: int, width: int) -> bool:
-    """Whether products of such matrices keep all 24 binary digits of float32 where rounding is permitted.
+@lru_cache(maxsize=1024)
+def _is_exact(number: int, height: int, inner: int, width: int) -> bool:
+    """Whether so many products of such matrices, (n, A, B) and (n, B, C), keep all 24 binary digits of float32 where rounding is permitted.
 
     A matrix with a single 1 in every column picks columns of the other; nothing else is left to rounding.
     """
     if _SETTINGS is None:
         return False
-    left = 1 + torch.arange(height * inner).float().mul_(2**-23).view(1, height, inner)
+    left = (1 + torch.arange(height * inner).float().mul_(2**-23)).view(1, height, inner).repeat(number, 1, 1)
     picked = torch.arange(width) % inner
     with _rounding_permitted():
-        return torch.equal(torch.bmm(left, torch.eye(inner)[None, :, picked]), left[:, :, picked])
+        return torch.equal(torch.bmm(left, torch.eye(inner)[:, picked].repeat(number, 1, 1)), left[:, :, picked])
 
 
 @contextmanager
