@@ -224,8 +224,9 @@ def _pooled(parts: Sequence[Tensor], pieces: Pieces, fixed: _Fixed) -> tuple[Ten
 def _by_group(
     grad: Tensor, x: Tensor, runs: Sequence[Run], weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``x`` (N, C, *S), weight and bias (C,) where each of G groups is a run: those of plain batch norm
-    over its rows, with the moments (G, C) that normalized them.
+    """The gradients of ``x`` (N, C, *S), weight and bias (C,) where each of G groups is a run.
+
+    They are those of plain batch norm over its rows, with the moments (G, C) that normalized them.
 
     Values of 16 bits are taken to 32 and back in every operation, which is most of the time: this is one, not four.
     """

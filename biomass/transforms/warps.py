@@ -120,7 +120,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _is_exact(number: int, height: int, inner: int, width: int) -> bool:
-    """Whether so many products of such matrices, (n, A, B) and (n, B, C), keep all 24 binary digits of float32 where rounding is permitted.
+    """Whether so many products of such matrices keep all 24 binary digits of float32 where rounding is permitted.
 
     A matrix with a single 1 in every column picks columns of the other; nothing else is left to rounding.
     """
