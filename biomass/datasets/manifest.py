@@ -151,9 +151,8 @@ def load_manifest(
     paths = {*image_columns} - {*own.values()}
     manifest = manifest.only([column for column in manifest.columns if column not in paths])
     frame = manifest.frame(numbers={*manifest.columns} - used)
-    manifest = replace(
-        manifest, arrow=manifest.arrow.schema.empty_table()
-    )  # the values of a large one take much memory
+    # the values of a large one take much memory
+    manifest = replace(manifest, arrow=manifest.arrow.schema.empty_table())
     pa.default_memory_pool().release_unused()
     _to_names(frame, manifest, own, used & {*manifest.columns})
     texts = {*used, *manifest.coded} - {*COLUMNS, *NAMED}
