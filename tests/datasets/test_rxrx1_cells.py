@@ -672,7 +672,7 @@ def test_a_wrong_checksum_is_refused_and_fetched_again(tmp_path):
     assert len(list((tmp_path / "cells").rglob("*.png"))) == 6
 
 
-@pytest.mark.parametrize("name", ["../../escaped.png", "/tmp/escaped.png"])
+@pytest.mark.parametrize("name", ["../../escaped.png", "/escaped.png"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_an_archive_that_would_write_outside_is_refused(tmp_path, kind, name):
     file = "cells.zip" if kind == "zip" else "cells.tar.gz"
